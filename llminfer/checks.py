@@ -1,0 +1,123 @@
+"""What is wrong, in one line: the errors, and the checks that raise them."""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Collection, Mapping
+from dataclasses import MISSING, fields
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+
+class ConfigError(ValueError):
+    """A setting that cannot be run: names the field, the value and what would do."""
+
+
+class TraceError(ValueError):
+    """A workload or trace that cannot be read: names the place and what is wrong."""
+
+
+class OverloadWarning(UserWarning):
+    """More work arrives than the server can carry: the queue grows for ever."""
+
+
+def fail(name: str, value: object, must: str) -> ConfigError:
+    """The error for one field: ``name=value: must be ...``."""
+    shown = repr(value)
+    shown = shown if len(shown) <= 80 else shown[:77] + "..."
+    return ConfigError(f"{name}={shown}: must be {must}")
+
+
+def whole(name: str, value: object, least: int) -> int:
+    """``value`` as an int of at least ``least``; True and 2.5 are no whole numbers.
+
+    Raises:
+        ConfigError: It is not.
+    """
+    must = f"a whole number of at least {least}"
+    if isinstance(value, bool) or not hasattr(value, "__index__"):
+        raise fail(name, value, must)
+    if (result := value.__index__()) < least:
+        raise fail(name, value, must)
+    return int(result)
+
+
+def number(
+    name: str,
+    value: object,
+    least: float = -math.inf,
+    above: float = -math.inf,
+    most: float = math.inf,
+) -> float:
+    """``value`` as a finite float in [least, most] and greater than ``above``.
+
+    Raises:
+        ConfigError: It is not.
+    """
+    must = "a finite number"
+    if above > -math.inf:
+        must += f" above {above:g}"
+    elif least > -math.inf:
+        must += f" of at least {least:g}"
+    if most < math.inf:
+        must += f" and at most {most:g}"
+    if isinstance(value, (bool, str, bytes)) or not hasattr(value, "__float__"):
+        raise fail(name, value, must)
+    try:
+        result = float(value)
+    except (TypeError, ValueError, OverflowError):
+        raise fail(name, value, must) from None
+    if not (math.isfinite(result) and result >= least and result > above):
+        raise fail(name, value, must)
+    if result > most:
+        raise fail(name, value, must)
+    return result
+
+
+def choice(name: str, value: object, known: Collection[str]) -> str:
+    """``value`` if it is one of ``known``.
+
+    Raises:
+        ConfigError: It is not; the message has the nearest known name.
+    """
+    if isinstance(value, str) and value in known:
+        return value
+    raise fail(
+        name, value, "one of " + ", ".join(sorted(known)) + nearest(value, known)
+    )
+
+
+def build(cls: type[T], owner: str, params: Mapping[str, Any], field: str) -> T:
+    """``cls(**params)`` of a dataclass, with messages that name ``field``.
+
+    Args:
+        cls: A dataclass whose fields are the parameters.
+        owner: What the reader calls it.
+        params: Its parameters by name.
+        field: The configuration's field that holds them.
+
+    Raises:
+        ConfigError: An unknown or missing parameter, or a value ``cls`` refuses.
+    """
+    needed = {f.name: f.default is MISSING for f in fields(cls) if f.init}  # type: ignore[arg-type]
+    for name, value in params.items():
+        if name not in needed:
+            takes = ", ".join(needed) or "no parameters"
+            hint = nearest(name, needed)
+            raise ConfigError(f"{field}.{name}={value!r}: {owner} takes {takes}{hint}")
+    for name, required in needed.items():
+        if required and name not in params:
+            raise ConfigError(f"{field}.{name}=None: must be given for {owner}")
+    try:
+        return cls(**params)
+    except ConfigError as error:
+        raise ConfigError(f"{field}.{error}") from None
+
+
+def nearest(value: object, known: Collection[str]) -> str:
+    """`` (did you mean X?)`` for the known name most like ``value``, or nothing."""
+    folded = {name.lower(): name for name in known}
+    close = difflib.get_close_matches(str(value).lower(), list(folded), n=1, cutoff=0.5)
+    return f" (did you mean {folded[close[0]]}?)" if close else ""

@@ -1,0 +1,282 @@
+"""One frozen description of a run, checked when it is made."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+from collections.abc import Mapping
+from dataclasses import MISSING, dataclass, field, fields
+from pathlib import Path
+from typing import Any, Self
+
+from llminfer.arrivals import ArrivalRate, arrival_law
+from llminfer.checks import ConfigError, choice, fail, nearest, number, whole
+from llminfer.lengths import LengthLaw, length_law
+from llminfer.policies import POLICIES, SchedulingPolicy, get_policy
+from llminfer.timing import PRESETS, BatchProcessor, StepTime
+
+
+class Params(dict[str, Any]):
+    """Parameters by name that cannot be changed, and can be hashed."""
+
+    def _refuse(self, *_: Any, **__: Any) -> None:
+        raise TypeError("a configuration is frozen: use config.replace(...)")
+
+    __setitem__ = __delitem__ = clear = update = _refuse
+    pop = popitem = setdefault = __ior__ = _refuse  # type: ignore[assignment]
+
+    def __hash__(self) -> int:  # type: ignore[override]
+        return hash(tuple(sorted((k, _hashable(v)) for k, v in self.items())))
+
+    def __reduce__(self) -> tuple[type[Params], tuple[dict[str, Any]]]:
+        return Params, (dict(self),)
+
+
+def _hashable(value: Any) -> Any:
+    return tuple(map(_hashable, value)) if isinstance(value, (list, tuple)) else value
+
+
+def _params(**values: Any) -> Any:
+    return field(default_factory=lambda: Params(values))
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class SimulationConfig:
+    """What a run simulates. Everything is checked here, before anything runs.
+
+    Args:
+        arrival_rate: Base arrival rate, requests a second.
+        arrival_pattern: How the rate varies: constant, step, sinusoidal or ramp.
+        arrival_pattern_params: The pattern's parameters.
+        arrival_cv: Coefficient of variation of the gaps; 1 is Poisson.
+        prompt_length_dist: Law of prompt lengths.
+        prompt_dist_params: Its parameters, tokens.
+        output_length_dist: Law of output lengths.
+        output_dist_params: Its parameters, tokens.
+        batch_size: Most requests in a batch.
+        batch_timeout: Longest wait for a batch to fill, seconds; 0 goes at once with
+            what is there, None waits for a full batch.
+        scheduling_policy: A policy's name, or a policy of your own.
+        scheduling_policy_params: The policy's parameters.
+        alpha: Prefill, seconds a prompt token.
+        beta: Prefill, seconds a batch.
+        gamma: Decode, seconds a step.
+        delta: Decode, seconds a sequence and step.
+        kappa: Decode, seconds a KV token and step.
+        num_requests: Measured and warm-up requests together.
+        warmup_requests: The first so many by arrival are not measured.
+        random_seed: One seed for all streams; None draws a fresh one.
+
+    Raises:
+        ConfigError: A field cannot be run; names it, its value and what would do.
+    """
+
+    arrival_rate: float = 10.0
+    arrival_pattern: str = "constant"
+    arrival_pattern_params: Mapping[str, Any] = _params()
+    arrival_cv: float = 1.0
+    prompt_length_dist: str = "lognormal"
+    prompt_dist_params: Mapping[str, Any] = _params(mu=4, sigma=1.5)
+    output_length_dist: str = "truncated_normal"
+    output_dist_params: Mapping[str, Any] = _params(mu=100, sigma=30, min=10, max=500)
+    batch_size: int = 32
+    batch_timeout: float | None = None
+    scheduling_policy: str | SchedulingPolicy = "FCFS"
+    scheduling_policy_params: Mapping[str, Any] = _params()
+    alpha: float = 0.001
+    beta: float = 0.05
+    gamma: float = 0.0005
+    delta: float = 0.0
+    kappa: float = 0.0
+    num_requests: int = 10000
+    warmup_requests: int = 500
+    random_seed: int | None = None
+
+    def __post_init__(self) -> None:
+        for f in fields(self):
+            if f.name.endswith("_params"):
+                self._freeze(f.name)
+        self._set("batch_size", whole("batch_size", self.batch_size, 1))
+        if self.batch_timeout is not None:
+            number("batch_timeout", self.batch_timeout, least=0.0)
+        number("arrival_cv", self.arrival_cv, least=0.0, most=100.0)
+        StepTime(self.alpha, self.beta, self.gamma, self.delta, self.kappa)
+        self._set("num_requests", whole("num_requests", self.num_requests, 1))
+        warmup = whole("warmup_requests", self.warmup_requests, 0)
+        if warmup >= self.num_requests:
+            must = f"below num_requests={self.num_requests}, which counts warm-up too"
+            raise fail("warmup_requests", self.warmup_requests, must)
+        self._set("warmup_requests", warmup)
+        if self.random_seed is not None:
+            self._set("random_seed", whole("random_seed", self.random_seed, 0))
+        self.arrivals, self.prompts, self.outputs, self.policy()
+
+    def _set(self, name: str, value: Any) -> None:
+        object.__setattr__(self, name, value)
+
+    def _freeze(self, name: str) -> None:
+        params = getattr(self, name)
+        if not isinstance(params, Mapping) or not all(
+            isinstance(k, str) for k in params
+        ):
+            raise fail(name, params, "a dict of parameters by name")
+        self._set(name, Params({k: _plain(v) for k, v in params.items()}))
+
+    @property
+    def arrivals(self) -> ArrivalRate:
+        """lambda(t)."""
+        params = self.arrival_pattern_params
+        return arrival_law(self.arrival_pattern, self.arrival_rate, params)
+
+    @property
+    def prompts(self) -> LengthLaw:
+        """The law of prompt lengths."""
+        return length_law("prompt", self.prompt_length_dist, self.prompt_dist_params)
+
+    @property
+    def outputs(self) -> LengthLaw:
+        """The law of output lengths."""
+        return length_law("output", self.output_length_dist, self.output_dist_params)
+
+    @property
+    def step_time(self) -> StepTime:
+        """The five coefficients as a law of step times."""
+        return StepTime(self.alpha, self.beta, self.gamma, self.delta, self.kappa)
+
+    def processor(self) -> BatchProcessor:
+        """A fresh ``BatchProcessor`` with this configuration's coefficients."""
+        return BatchProcessor(self.alpha, self.beta, self.gamma, self.delta, self.kappa)
+
+    def policy(self) -> SchedulingPolicy:
+        """A fresh policy that knows this configuration's coefficients and seed."""
+        params = self.scheduling_policy_params
+        if isinstance(self.scheduling_policy, SchedulingPolicy):
+            if params:
+                must = "empty when scheduling_policy is an object"
+                raise fail("scheduling_policy_params", dict(params), must)
+            return self.scheduling_policy
+        choice("scheduling_policy", self.scheduling_policy, POLICIES)
+        takes = getattr(POLICIES[self.scheduling_policy], "__dataclass_fields__", {})
+        shared = ("alpha", "beta", "gamma", "random_seed")
+        own = {name: getattr(self, name) for name in shared if name in takes}
+        return get_policy(self.scheduling_policy, **{**own, **params})
+
+    @property
+    def max_stable_rate(self) -> float:
+        """lambda*(B) = B/E[T_B], requests a second: more overloads the server."""
+        time = self.step_time.mean_batch_time(
+            self.prompts, self.outputs, self.batch_size
+        )
+        return self.batch_size / time if time > 0.0 else float("inf")
+
+    @property
+    def offered_load(self) -> float:
+        """Mean arrival rate of the run over lambda*(B); stable below 1."""
+        return self.arrivals.mean(self.num_requests) / self.max_stable_rate
+
+    @property
+    def peak_load(self) -> float:
+        """Greatest arrival rate of the run over lambda*(B)."""
+        horizon = self.num_requests / self.arrivals.mean(self.num_requests)
+        return self.arrivals.peak(horizon) / self.max_stable_rate
+
+    @classmethod
+    def from_preset(cls, preset: str, **changes: Any) -> Self:
+        """A configuration with the coefficients of one of ``PRESETS``.
+
+        Raises:
+            ConfigError: Unknown preset or field, or a bad value.
+        """
+        choice("preset", preset, PRESETS)
+        return cls(**{**PRESETS[preset].coefficients, **changes})
+
+    def replace(self, **changes: Any) -> Self:
+        """A copy with ``changes``; ``prompt_dist_params.sigma`` names a parameter.
+
+        Raises:
+            ConfigError: Unknown field, or a bad value.
+        """
+        whole_fields = {k: v for k, v in changes.items() if "." not in k}
+        _check_fields(whole_fields)
+        for dotted in (k for k in changes if "." in k):
+            owner, _, name = dotted.partition(".")
+            if not owner.endswith("_params"):
+                raise fail(dotted, changes[dotted], "a field or a parameter of one")
+            _check_fields({owner: None})
+            old = whole_fields.get(owner, getattr(self, owner))
+            whole_fields[owner] = {**old, name: changes[dotted]}
+        return dataclasses.replace(self, **whole_fields)
+
+    def to_dict(self) -> dict[str, Any]:
+        """All fields by name, as plain values.
+
+        Raises:
+            ConfigError: The policy is an object, which has no name to write down.
+        """
+        if isinstance(self.scheduling_policy, SchedulingPolicy):
+            raise fail(
+                "scheduling_policy", self.scheduling_policy, "a name to be written"
+            )
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        return {k: dict(v) if isinstance(v, dict) else v for k, v in values.items()}
+
+    def to_json(self, path: str | Path | None = None) -> str:
+        """This configuration as JSON, also written to ``path`` if given."""
+        text = json.dumps(self.to_dict(), indent=2) + "\n"
+        if path is not None:
+            Path(path).write_text(text)
+        return text
+
+    @classmethod
+    def from_json(cls, source: str | Path) -> Self:
+        """The configuration in a JSON file or in a string that starts with ``{``.
+
+        Raises:
+            ConfigError: It is no JSON object, or a field is unknown or bad.
+        """
+        inline = isinstance(source, str) and source.lstrip().startswith("{")
+        text = str(source) if inline else Path(source).read_text()
+        try:
+            values = json.loads(text)
+        except ValueError as error:
+            raise ConfigError(f"configuration: not JSON: {error}") from None
+        if not isinstance(values, dict):
+            raise fail("configuration", values, "a JSON object of fields")
+        return cls(**values)
+
+    def __repr__(self) -> str:
+        """The call that makes this configuration, without what is default."""
+        shown = []
+        for f in fields(self):
+            value = getattr(self, f.name)
+            fresh = f.default_factory
+            default = f.default if fresh is MISSING else fresh()
+            if value != default:
+                shown.append(f"{f.name}={value!r}")
+        return f"{type(self).__name__}({', '.join(shown)})"
+
+
+def _plain(value: Any) -> Any:
+    """Lists and arrays as lists of plain numbers, numpy scalars as Python's."""
+    return value.tolist() if hasattr(value, "tolist") else value
+
+
+def _check_fields(given: Mapping[str, Any]) -> None:
+    names = [f.name for f in fields(SimulationConfig)]
+    for name, value in given.items():
+        if name not in names:
+            hint = nearest(name, names) or ": help(SimulationConfig) lists them"
+            raise ConfigError(f"{name}={value!r}: no such field{hint}")
+
+
+_made = SimulationConfig.__init__
+
+
+@functools.wraps(_made)
+def _named(self: SimulationConfig, *args: Any, **given: Any) -> None:
+    _check_fields(given)
+    _made(self, *args, **given)
+
+
+SimulationConfig.__init__ = _named  # type: ignore[method-assign]

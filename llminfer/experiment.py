@@ -1,0 +1,313 @@
+"""Runs, replications and sweeps."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import simpy
+from joblib import Parallel, delayed
+from tqdm.auto import tqdm
+
+from llminfer.checks import ConfigError, OverloadWarning, fail, whole
+from llminfer.config import SimulationConfig
+from llminfer.metrics import MetricsCollector
+from llminfer.record import RunRecord
+from llminfer.static import LLMInferenceServer
+from llminfer.stats import compute_confidence_interval
+from llminfer.store import RunStore
+from llminfer.workload import Workload
+
+Metrics = dict[str, float]
+
+
+class SimulationRunner:
+    """One run of one configuration.
+
+    Args:
+        config: What to simulate.
+        workload: Requests to serve instead of the configuration's own; they decide
+            the number of requests and the arrival rate.
+    """
+
+    def __init__(
+        self, config: SimulationConfig, workload: Workload | None = None
+    ) -> None:
+        self.config = config
+        self.workload = workload
+        self._record: RunRecord | None = None
+
+    def run(self) -> Metrics:
+        """Simulate, and return the metrics by name; times in seconds.
+
+        Raises:
+            ConfigError: The workload has no request beyond the warm-up.
+
+        Warns:
+            OverloadWarning: The offered load is 1 or more.
+        """
+        if self.workload is None:
+            warn_of_overload([self.config])
+        self._record = simulate(self.config, self.workload)
+        return _measure(self.config, self._record)
+
+    @property
+    def record(self) -> RunRecord:
+        """Everything that happened, as columns.
+
+        Raises:
+            RuntimeError: Before ``run()``.
+        """
+        if self._record is None:
+            raise RuntimeError("nothing has run yet: call run() first")
+        return self._record
+
+    @property
+    def requests(self) -> pd.DataFrame:
+        """One row a request, warm-up too."""
+        return self.record.to_frame()
+
+
+def simulate(config: SimulationConfig, workload: Workload | None = None) -> RunRecord:
+    """The record of one run."""
+    env = simpy.Environment()
+    requests = Workload.generate(config) if workload is None else workload
+    if config.warmup_requests >= len(requests):
+        must = f"below the workload's {len(requests)} requests"
+        raise fail("warmup_requests", config.warmup_requests, must)
+    server = LLMInferenceServer(env, config, requests)
+    env.process(server.run())
+    env.run()
+    return server.record
+
+
+def _measure(config: SimulationConfig, record: RunRecord) -> Metrics:
+    return MetricsCollector.compute_metrics(
+        record, config.warmup_requests, config.step_time
+    )
+
+
+def _run_quietly(config: SimulationConfig) -> Metrics:
+    return _measure(config, simulate(config))
+
+
+def warn_of_overload(configs: Sequence[SimulationConfig]) -> None:
+    """Warn once, with the numbers, if some configurations are overloaded."""
+    over = [config for config in configs if config.offered_load >= 1.0]
+    if not over:
+        return
+    worst = max(over, key=lambda config: config.offered_load)
+    rate = worst.arrivals.mean(worst.num_requests)
+    head = (
+        "overloaded"
+        if len(configs) == 1
+        else f"{len(over)} of {len(configs)} overloaded"
+    )
+    warnings.warn(
+        f"{head}: {rate:.3g} requests/s arrive where batch_size={worst.batch_size} "
+        f"carries at most {worst.max_stable_rate:.3g} (load {worst.offered_load:.2f}): "
+        "waits grow with the length of the run",
+        OverloadWarning,
+        stacklevel=3,
+    )
+
+
+@dataclass(frozen=True)
+class ExperimentConfig:
+    """A configuration to be run several times, under consecutive seeds."""
+
+    name: str
+    description: str
+    base_config: SimulationConfig
+    num_replications: int = 30
+    random_seed_start: int = 42
+
+    def __post_init__(self) -> None:
+        whole("num_replications", self.num_replications, 1)
+        whole("random_seed_start", self.random_seed_start, 0)
+
+    def get_replication_configs(self) -> list[SimulationConfig]:
+        """One configuration a replication, with its seed."""
+        first = self.random_seed_start
+        seeds = range(first, first + self.num_replications)
+        return [self.base_config.replace(random_seed=seed) for seed in seeds]
+
+
+class ExperimentRunner:
+    """Runs a list of configurations, or the replications of an experiment.
+
+    Args:
+        configs: Configurations to run, or one ``ExperimentConfig``.
+        n_jobs: Processes; None takes one a core.
+    """
+
+    def __init__(
+        self,
+        configs: Sequence[SimulationConfig] | ExperimentConfig,
+        n_jobs: int | None = None,
+    ) -> None:
+        if isinstance(configs, ExperimentConfig):
+            configs = configs.get_replication_configs()
+        self.configs = list(configs)
+        self.n_jobs = n_jobs
+
+    def run_all(self) -> list[Metrics]:
+        """The metrics of every run, in the order of the configurations."""
+        return run_many(self.configs, self.n_jobs)
+
+    @staticmethod
+    def aggregate_results(results: Sequence[Metrics]) -> dict[str, dict[str, float]]:
+        """Metric -> ``{"mean", "ci_lower", "ci_upper"}`` (95%, Student t)."""
+        frame = pd.DataFrame(list(results))
+        return {
+            name: compute_confidence_interval(frame[name].to_numpy(dtype=float))
+            for name in frame.columns
+        }
+
+
+def run_many(
+    configs: Sequence[SimulationConfig],
+    n_jobs: int | None = None,
+    description: str = "runs",
+) -> list[Metrics]:
+    """The metrics of every configuration, in order; finished runs are remembered.
+
+    Args:
+        configs: What to run.
+        n_jobs: Processes; None takes one a core. The numbers do not depend on it.
+        description: What the progress bar says.
+
+    Warns:
+        OverloadWarning: Once, if any offered load is 1 or more.
+    """
+    workers = (os.cpu_count() or 1) if n_jobs is None else whole("n_jobs", n_jobs, 1)
+    distinct = {config.replace(random_seed=None): config for config in configs}
+    warn_of_overload(list(distinct.values()))
+    store = RunStore()
+    try:
+        done = {i: known for i, c in enumerate(configs) if (known := store.get(c))}
+        open_runs = [i for i in range(len(configs)) if i not in done]
+        fresh = _in_parallel([configs[i] for i in open_runs], workers)
+        progress = tqdm(fresh, description, len(open_runs), leave=False, unit="run")
+        for i, metrics in zip(open_runs, progress, strict=True):
+            store.put(configs[i], metrics)  # at once: an interrupted sweep resumes
+            done[i] = metrics
+    finally:
+        store.close()
+    return [done[i] for i in range(len(configs))]
+
+
+def _in_parallel(
+    configs: Sequence[SimulationConfig], workers: int
+) -> Iterator[Metrics]:
+    if workers == 1 or len(configs) < 2:
+        return map(_run_quietly, configs)
+    parallel = Parallel(n_jobs=workers, return_as="generator")
+    return iter(parallel(delayed(_run_quietly)(config) for config in configs))
+
+
+Axis = Sequence[Any] | Mapping[str, Any]
+
+
+def sweep(
+    base: SimulationConfig,
+    over: Mapping[str, Axis],
+    replications: int = 30,
+    n_jobs: int | None = None,
+    random_seed_start: int = 42,
+) -> pd.DataFrame:
+    """Every combination of the swept values, each replicated: a row a run.
+
+    Args:
+        base: What does not change.
+        over: For each field its values: ``{"batch_size": [1, 2, 4]}``. A dotted name,
+            ``prompt_dist_params.sigma``, is one parameter. A mapping gives labelled
+            alternatives, each a configuration or a dict of changes to ``base``:
+            ``{"server": {"report": {}, "rtx4090": PRESETS[...].coefficients}}``.
+        replications: Runs a combination, under seeds ``random_seed_start`` and on;
+            all combinations face the same seeds.
+        n_jobs: Processes; None takes one a core. The numbers do not depend on it.
+        random_seed_start: First seed.
+
+    Returns:
+        A tidy table: the swept fields, ``replication``, ``seed``, then the metrics.
+
+    Raises:
+        ConfigError: A field or value is unknown or bad; nothing has run then.
+    """
+    plan = ExperimentConfig("sweep", "", base, replications, random_seed_start)
+    rows: list[dict[str, Any]] = []
+    configs: list[SimulationConfig] = []
+    for labels, config in _combinations(base, over):
+        seeds = range(plan.random_seed_start, plan.random_seed_start + replications)
+        for replication, seed in enumerate(seeds):
+            rows.append({**labels, "replication": replication, "seed": seed})
+            configs.append(config.replace(random_seed=seed))
+    results = run_many(configs, n_jobs, description=" x ".join(over) or "runs")
+    return pd.DataFrame([row | m for row, m in zip(rows, results, strict=True)])
+
+
+def _combinations(
+    base: SimulationConfig, over: Mapping[str, Axis]
+) -> Iterator[tuple[dict[str, Any], SimulationConfig]]:
+    """The labels of each combination, and its configuration."""
+    axes: list[list[tuple[str, Any, Any]]] = []
+    for name, values in over.items():
+        if isinstance(values, (str, bytes)) or not len(values):
+            raise fail(name, values, "a list of at least one value")
+        named = values.items() if isinstance(values, Mapping) else zip(values, values)  # noqa: B905
+        axes.append([(name, label, value) for label, value in named])
+    labelled = {name for name, values in over.items() if isinstance(values, Mapping)}
+    for combination in itertools.product(*axes):
+        config = base
+        for name, label, value in sorted(
+            combination, key=lambda c: c[0] not in labelled
+        ):
+            config = _changed(config, name, label, value, name in labelled)
+        yield {name: label for name, label, _ in combination}, config
+
+
+def _changed(
+    config: SimulationConfig, name: str, label: str, value: Any, labelled: bool
+) -> SimulationConfig:
+    if not labelled:
+        return config.replace(**{name: value})
+    if isinstance(value, SimulationConfig):
+        return value
+    if isinstance(value, Mapping):
+        return config.replace(**value)
+    raise ConfigError(
+        f"{name}[{label!r}]={value!r}: must be a SimulationConfig or a dict of changes"
+    )
+
+
+def save_results(
+    results: pd.DataFrame | Sequence[Metrics] | Mapping[str, Any], path: str | Path
+) -> Path:
+    """Write results as JSON or CSV, by the ending of ``path``, and return the path.
+
+    Args:
+        results: A sweep's table, a list of metrics, or one run's metrics.
+        path: Ends in ``.json`` or ``.csv``.
+
+    Raises:
+        ConfigError: Another ending.
+    """
+    target = Path(path)
+    if target.suffix not in (".json", ".csv"):
+        raise fail("path", str(path), "a name that ends in .json or .csv")
+    rows = [dict(results)] if isinstance(results, Mapping) else results
+    frame = rows if isinstance(rows, pd.DataFrame) else pd.DataFrame(list(rows))
+    if target.suffix == ".csv":
+        frame.to_csv(target, index=False)
+    else:
+        records = json.loads(frame.to_json(orient="records", double_precision=15))
+        target.write_text(json.dumps(records, indent=1) + "\n")
+    return target

@@ -1,0 +1,74 @@
+"""One request: what it asks, and when each thing happened to it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+_FIXED = frozenset(
+    {"id", "arrival_time", "prompt_length", "expected_output_length", "request_class"}
+)
+
+
+@dataclass(slots=True, eq=False)
+class Request:
+    """A request and its times, in seconds; None means not yet, and 0.0 is a time.
+
+    What it asks is fixed when made; the times are set while it is served. Requests
+    compare (``<``) in order of arrival.
+    """
+
+    id: int
+    arrival_time: float
+    prompt_length: int
+    expected_output_length: int
+    request_class: int = 0
+    queue_entry_time: float | None = None
+    processing_start_time: float | None = None
+    first_token_time: float | None = None
+    processing_end_time: float | None = None
+    actual_output_length: int | None = None
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in _FIXED and hasattr(self, name):
+            raise AttributeError(f"{name}: a request's {name} is fixed when it is made")
+        object.__setattr__(self, name, value)
+
+    def __lt__(self, other: Request) -> bool:
+        return (self.arrival_time, self.id) < (other.arrival_time, other.id)
+
+    @property
+    def queue_wait_time(self) -> float | None:
+        """Seconds from entering the queue to the start of processing."""
+        return _between(self.queue_entry_time, self.processing_start_time)
+
+    @property
+    def processing_time(self) -> float | None:
+        """Seconds from the start of processing to the end."""
+        return _between(self.processing_start_time, self.processing_end_time)
+
+    @property
+    def total_latency(self) -> float | None:
+        """Seconds from arrival to the end."""
+        return _between(self.arrival_time, self.processing_end_time)
+
+    @property
+    def total_tokens(self) -> int:
+        """Prompt tokens plus the output tokens made so far."""
+        return self.prompt_length + (self.actual_output_length or 0)
+
+    @property
+    def ttft(self) -> float | None:
+        """Time to first token, seconds from arrival."""
+        return _between(self.arrival_time, self.first_token_time)
+
+    @property
+    def tpot(self) -> float | None:
+        """Seconds an output token after the first; None for a single token."""
+        outputs = self.actual_output_length or 0
+        decode = _between(self.first_token_time, self.processing_end_time)
+        return None if decode is None or outputs < 2 else decode / (outputs - 1)
+
+
+def _between(start: float | None, end: float | None) -> float | None:
+    return None if start is None or end is None else end - start

@@ -1,0 +1,356 @@
+"""Static batching: request-level batches that run to completion."""
+
+from __future__ import annotations
+
+import heapq
+import math
+from array import array
+from collections.abc import Generator, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+import simpy
+
+from llminfer.config import SimulationConfig
+from llminfer.lengths import FloatArray, IntArray
+from llminfer.policies import FCFSPolicy, KeyedPolicy, SchedulingPolicy, Waiting
+from llminfer.record import RunRecord
+from llminfer.request import Request
+from llminfer.workload import Workload
+
+Process = Generator[simpy.Event, Any, None]
+_LAST = simpy.events.EventPriority(simpy.events.NORMAL + 1)
+
+
+class LLMInferenceServer:
+    """A server that forms batches from a queue and runs each to completion.
+
+    With a workload, ``run`` reads its columns, and SimPy sees one event a batch.
+    Without one, a process of the reader's own calls ``enqueue_request``, and the
+    same rules give the same results, a SimPy event for everything that happens.
+
+    Args:
+        env: The SimPy environment; ``env.process(server.run())`` starts the server.
+        config: Coefficients, batch limit, timeout and policy.
+        workload: Requests to serve, or None to be driven by hand.
+    """
+
+    def __init__(
+        self,
+        env: simpy.Environment,
+        config: SimulationConfig,
+        workload: Workload | None = None,
+    ) -> None:
+        self.env = env
+        self.config = config
+        self.workload = workload
+        self.policy: SchedulingPolicy = config.policy()
+        self.processor = config.processor()
+        self.queue: list[Request] = []
+        self.completed: list[Request] = []
+        self._longest_queue = 0
+        self._closed = False
+        self._news = env.event()
+        self._record: RunRecord | None = None
+
+    def run(self) -> Process:
+        """SimPy process: serve until nothing is left, or for ever by hand."""
+        if self.workload is not None:
+            return self._serve_workload(self.workload)
+        return self._serve_by_hand()
+
+    # A workload, read as columns
+
+    def _serve_workload(self, workload: Workload) -> Process:
+        arrival = array("d", workload.arrival_time.tobytes())
+        prompt_of = array("q", workload.prompt_length.tobytes()).__getitem__
+        output_of = array("q", workload.output_length.tobytes()).__getitem__
+        waiting = waiting_line(self.policy, workload)
+        join, take = waiting.add, waiting.take
+        order, starts, sizes = array("q"), array("d"), array("q")
+        prefill, decode = (
+            self.processor.step_time.prefill,
+            self.processor.step_time.decode,
+        )
+        limit, timeout = self.config.batch_size, self.config.batch_timeout
+        env, timer, n = self.env, self.env.timeout, len(arrival)
+        arrived = served = 0
+        free = env.now  # when the server is next without work
+        while served < n:
+            # A full batch is there with the arrival of request served + limit, under
+            # any policy; if there is no such request, the last one ends the wait.
+            full = served + limit
+            start = arrival[full - 1 if full < n else -1]
+            if timeout is not None and start > free:
+                oldest = arrival[waiting.oldest() if arrived > served else arrived]
+                start = min(start, oldest + timeout)
+            if start < free:
+                start = free
+            while arrived < n and arrival[arrived] <= start:
+                join(arrived)
+                arrived += 1
+            batch = take(limit, start)
+            size = len(batch)
+            tokens = sum(map(prompt_of, batch))
+            steps = max(map(output_of, batch))
+            free = start + prefill(tokens) + decode(size, tokens, steps)
+            order.extend(batch)
+            starts.append(start)
+            sizes.append(size)
+            served += size
+            yield timer(free - env.now if free > env.now else 0.0)
+        self._record = self._write_up(workload, order, starts, sizes)
+
+    def _write_up(
+        self,
+        workload: Workload,
+        order: array[int],
+        starts: array[float],
+        sizes: array[int],
+    ) -> RunRecord:
+        """The record of a run, from who was in each batch and when it began."""
+        members: IntArray = np.frombuffer(order, dtype=np.int64)
+        size: IntArray = np.frombuffer(sizes, dtype=np.int64)
+        start: FloatArray = np.frombuffer(starts)
+        heads = np.cumsum(size) - size
+        tokens = np.add.reduceat(workload.prompt_length[members], heads)
+        steps = np.maximum.reduceat(workload.output_length[members], heads)
+        first = start + self.processor.step_time.prefill(tokens)
+        end = first + self.processor.step_time.decode(size, tokens, steps)
+
+        def each(column: FloatArray) -> FloatArray:
+            times = np.empty(len(members))
+            times[members] = np.repeat(column, size)
+            return times
+
+        return RunRecord(
+            arrival_time=workload.arrival_time,
+            prompt_length=workload.prompt_length,
+            output_length=workload.output_length,
+            queue_entry_time=workload.arrival_time,
+            processing_start_time=each(start),
+            first_token_time=each(first),
+            processing_end_time=each(end),
+            batch_start=start,
+            batch_end=end,
+            batch_size=size,
+        )
+
+    # Driven by hand
+
+    def enqueue_request(self, request: Request) -> None:
+        """Put ``request`` into the queue, now.
+
+        Raises:
+            RuntimeError: The server reads a workload, or was closed.
+        """
+        if self.workload is not None or self._closed:
+            why = "was closed" if self._closed else "serves a workload of its own"
+            raise RuntimeError(f"request {request.id} refused: the server {why}")
+        request.queue_entry_time = self.env.now
+        self.queue.append(request)
+        self._longest_queue = max(self._longest_queue, len(self.queue))
+        self._tell()
+
+    def close(self) -> None:
+        """Say that no request will arrive any more, so that no batch waits for one.
+
+        A server alone in its environment also notices when nothing is left there
+        that could bring a request.
+        """
+        self._closed = True
+        self._tell()
+
+    def collect_batch(self) -> list[Request]:
+        """Take the next batch out of the whole queue, in the policy's order."""
+        ranked = self.policy.sort_requests(list(self.queue), self.env.now)
+        batch = ranked[: self.config.batch_size]
+        chosen = {id(request) for request in batch}
+        self.queue = [r for r in self.queue if id(r) not in chosen]
+        return batch
+
+    def _serve_by_hand(self) -> Process:
+        while True:
+            yield _LastOfInstant(
+                self.env
+            )  # who arrives right now is in the queue first
+            if not self._must_dispatch():
+                yield self._news | self._alarm()
+                continue
+            batch = self.collect_batch()
+            yield from self.processor.process_batch(self.env, batch)
+            self.completed += batch
+
+    def _deadline(self) -> float:
+        """When the oldest waiting request has waited long enough, seconds."""
+        if self.config.batch_timeout is None or not self.queue:
+            return math.inf
+        entered = self.queue[0].queue_entry_time
+        return (
+            self.env.now if entered is None else entered
+        ) + self.config.batch_timeout
+
+    def _must_dispatch(self) -> bool:
+        if not self.queue:
+            return False
+        if len(self.queue) >= self.config.batch_size:
+            return True
+        if self.env.now >= self._deadline():
+            return True
+        return self._closed or self.env.peek() == math.inf
+
+    def _alarm(self) -> simpy.Event:
+        deadline, now = self._deadline(), self.env.now
+        if deadline == math.inf:
+            return self.env.event()
+        delay = deadline - now
+        while now + delay < deadline:  # the clock must not stop a bit short of it
+            delay = math.nextafter(delay, math.inf)
+        return self.env.timeout(delay)
+
+    def _tell(self) -> None:
+        news, self._news = self._news, self.env.event()
+        news.succeed()
+
+    # Results
+
+    @property
+    def record(self) -> RunRecord:
+        """What has happened so far, by hand; of the whole run, from a workload.
+
+        Raises:
+            RuntimeError: A workload's run has not ended yet.
+        """
+        if self.workload is None:
+            return RunRecord.from_requests(self.completed)
+        if self._record is None:
+            raise RuntimeError("the run has not ended: call env.run() first")
+        return self._record
+
+    def get_statistics(self) -> dict[str, float]:
+        """Counts and times so far: batches, requests, busy seconds, queue."""
+        if self.workload is None:
+            return {
+                **self.processor.get_statistics(),
+                "waiting_requests": len(self.queue),
+                "max_queue_length": self._longest_queue,
+            }
+        record = self.record
+        return {
+            "total_batches": len(record.batch_size),
+            "total_requests": len(record.arrival_time),
+            "avg_batch_size": float(record.batch_size.mean()),
+            "busy_time": float((record.batch_end - record.batch_start).sum()),
+            "waiting_requests": 0,
+            "max_queue_length": record.max_queue_length,
+        }
+
+
+class _LastOfInstant(simpy.Event):
+    """An event now, after all others of this instant."""
+
+    def __init__(self, env: simpy.Environment) -> None:
+        super().__init__(env)
+        self._ok, self._value = True, None
+        env.schedule(self, priority=_LAST)
+
+
+class WaitingLine(Protocol):
+    """Waiting requests by their numbers in the workload."""
+
+    def add(self, i: int) -> None:
+        """Request ``i`` joins."""
+
+    def take(self, most: int, now: float) -> Sequence[int]:
+        """The next requests to serve, at most ``most``, leave."""
+
+    def oldest(self) -> int:
+        """The earliest to arrive of those that wait."""
+
+
+def waiting_line(policy: SchedulingPolicy, workload: Workload) -> WaitingLine:
+    """The cheapest line that keeps ``policy``'s order."""
+    if isinstance(policy, FCFSPolicy):
+        return _ArrivalLine()
+    if isinstance(policy, KeyedPolicy):
+        return _KeyedLine(policy, workload)
+    return _SortedLine(policy, workload)
+
+
+class _ArrivalLine:
+    """Requests in order of arrival: two counters."""
+
+    def __init__(self) -> None:
+        self.head = self.tail = 0
+
+    def add(self, i: int) -> None:
+        self.tail = i + 1
+
+    def take(self, most: int, now: float) -> Sequence[int]:
+        head, end = self.head, self.head + most
+        self.head = end = end if end < self.tail else self.tail
+        return range(head, end)
+
+    def oldest(self) -> int:
+        return self.head
+
+
+class _KeyedLine:
+    """Requests under a fixed key: a heap of their ranks."""
+
+    def __init__(self, policy: KeyedPolicy, workload: Workload) -> None:
+        numbers = np.arange(len(workload))
+        columns = Waiting(
+            numbers,
+            workload.arrival_time,
+            workload.prompt_length,
+            workload.output_length,
+            workload.request_class,
+        )
+        order = np.argsort(policy.keys(columns), kind="stable")
+        rank = np.empty_like(order)
+        rank[order] = numbers
+        self.order = array("q", order.tobytes())
+        self.rank = array("q", rank.tobytes())
+        self.heap: list[int] = []
+        self.gone = bytearray(len(workload))
+        self.first = 0
+
+    def add(self, i: int) -> None:
+        heapq.heappush(self.heap, self.rank[i])
+
+    def take(self, most: int, now: float) -> Sequence[int]:
+        heap, order = self.heap, self.order
+        pop = heapq.heappop
+        batch = [order[pop(heap)] for _ in range(min(most, len(heap)))]
+        for i in batch:
+            self.gone[i] = 1
+        return batch
+
+    def oldest(self) -> int:
+        while self.gone[self.first]:
+            self.first += 1
+        return self.first
+
+
+class _SortedLine:
+    """Requests under an order that may change: sorted anew at every dispatch."""
+
+    def __init__(self, policy: SchedulingPolicy, workload: Workload) -> None:
+        self.policy = policy
+        self.requests = list(workload.requests())
+        self.waiting: list[Request] = []
+
+    def add(self, i: int) -> None:
+        request = self.requests[i]
+        request.queue_entry_time = request.arrival_time
+        self.waiting.append(request)
+
+    def take(self, most: int, now: float) -> Sequence[int]:
+        batch = self.policy.sort_requests(list(self.waiting), now)[:most]
+        chosen = {request.id for request in batch}
+        self.waiting = [r for r in self.waiting if r.id not in chosen]
+        return [request.id for request in batch]
+
+    def oldest(self) -> int:
+        return self.waiting[0].id

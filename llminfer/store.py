@@ -1,0 +1,89 @@
+"""Finished runs on disk, so that nothing is simulated twice.
+
+A run's key is its configuration, its seed and the source of everything that can
+change its numbers: an edit to the model is never answered from an old result.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import os
+import sqlite3
+from pathlib import Path
+
+import numpy as np
+import scipy
+
+from llminfer.config import SimulationConfig
+from llminfer.policies import SchedulingPolicy
+
+_DISPLAY_ONLY = {"figures.py", "widgets.py", "report.py", "store.py"}
+
+
+class RunStore:
+    """Metrics of finished runs in one SQLite file, shared by notebooks and workers.
+
+    The file is ``runs.sqlite`` in the folder that ``LLMINFER_CACHE`` names, or else
+    in ``~/.cache/llminfer``. Where none can be written, nothing is remembered.
+    """
+
+    def __init__(self, folder: str | Path | None = None) -> None:
+        home = Path.home() / ".cache" / "llminfer"
+        self.folder = Path(folder or os.environ.get("LLMINFER_CACHE") or home)
+        self._file: sqlite3.Connection | None = None
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._file = sqlite3.connect(self.folder / "runs.sqlite", timeout=60.0)
+            self._file.execute("PRAGMA journal_mode=WAL")
+            self._file.execute("PRAGMA synchronous=OFF")
+            with self._file:
+                table = "runs (key TEXT PRIMARY KEY, metrics TEXT)"
+                self._file.execute(f"CREATE TABLE IF NOT EXISTS {table}")
+        except (OSError, sqlite3.Error):
+            self.close()
+
+    def get(self, config: SimulationConfig) -> dict[str, float] | None:
+        """The metrics of an earlier run of ``config``, or None."""
+        key = run_key(config)
+        if key is None or self._file is None:
+            return None
+        row = self._file.execute("SELECT metrics FROM runs WHERE key = ?", (key,))
+        found = row.fetchone()
+        return dict(json.loads(found[0])) if found else None
+
+    def put(self, config: SimulationConfig, metrics: dict[str, float]) -> None:
+        """Remember the metrics of a run of ``config``."""
+        key = run_key(config)
+        if key is not None and self._file is not None:
+            row = (key, json.dumps(metrics))
+            with self._file:
+                self._file.execute("INSERT OR REPLACE INTO runs VALUES (?, ?)", row)
+
+    def close(self) -> None:
+        """Let the file go."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+
+def run_key(config: SimulationConfig) -> str | None:
+    """The key of a run; None if it has no seed or runs a policy from elsewhere."""
+    by_object = isinstance(config.scheduling_policy, SchedulingPolicy)
+    if config.random_seed is None or by_object:
+        return None
+    if not type(config.policy()).__module__.startswith("llminfer."):
+        return None
+    text = json.dumps(config.to_dict(), sort_keys=True)
+    return hashlib.sha256((source_digest() + text).encode()).hexdigest()
+
+
+@functools.cache
+def source_digest() -> str:
+    """Digest of the package's source and of the libraries its numbers come from."""
+    digest = hashlib.sha256(f"{np.__version__} {scipy.__version__}".encode())
+    for path in sorted(Path(__file__).parent.glob("*.py")):
+        if path.name not in _DISPLAY_ONLY:
+            digest.update(path.name.encode() + path.read_bytes())
+    return digest.hexdigest()

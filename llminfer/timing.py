@@ -1,0 +1,173 @@
+"""The time a step takes: the five-coefficient law, its presets, and E[T_B]."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Mapping, Sequence
+from dataclasses import astuple, dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from llminfer.checks import number
+from llminfer.lengths import FloatArray, LengthLaw
+from llminfer.request import Request
+
+if TYPE_CHECKING:
+    import simpy
+
+Quantity = Any  # a number, or an array of them
+
+COEFFICIENTS = ("alpha", "beta", "gamma", "delta", "kappa")
+
+
+class Preset(NamedTuple):
+    """A published or fitted set of coefficients, and where it comes from."""
+
+    alpha: float  # s per prompt token
+    beta: float  # s per prefill
+    gamma: float  # s per decode step
+    delta: float  # s per sequence and decode step
+    kappa: float  # s per KV token and decode step
+    source: str
+
+    @property
+    def coefficients(self) -> dict[str, float]:
+        """The five numbers by name."""
+        return dict(zip(COEFFICIENTS, self[:5], strict=True))
+
+
+PRESETS: Mapping[str, Preset] = {
+    "report": Preset(1e-3, 5e-2, 5e-4, 0.0, 0.0, "the course report"),
+    "opt-13b-a100": Preset(
+        1.02e-4, 1.81e-2, 1.99e-2, 3.85e-5, 6.3e-7, "DistServe's fitted profile"
+    ),
+    "llama-3.1-8b-rtx4090": Preset(
+        9.1e-5,
+        4.2e-3,
+        1.70e-2,
+        4.1e-5,
+        1.42e-7,
+        "fit to LLMServingSim's kernel profile",
+    ),
+    "llama-2-70b-dgx-h100": Preset(
+        9.9e-5, 1.8e-3, 2.98e-2, 2.1e-4, 1.73e-7, "fit to splitwise-sim, 8 GPUs"
+    ),
+}
+
+
+@dataclass(frozen=True)
+class StepTime:
+    """T_prefill(P) = alpha P + beta and T_decode(b, K) = gamma + delta b + kappa K.
+
+    Args:
+        alpha: Seconds a prompt token.
+        beta: Seconds a prefill.
+        gamma: Seconds a decode step.
+        delta: Seconds a sequence in a decode step.
+        kappa: Seconds a KV token in a decode step.
+    """
+
+    alpha: float
+    beta: float
+    gamma: float
+    delta: float = 0.0
+    kappa: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name, value in zip(COEFFICIENTS, astuple(self), strict=True):
+            number(name, value, least=0.0)
+
+    def prefill(self, prompt_tokens: Quantity) -> Quantity:
+        """Seconds to prefill so many tokens in one step."""
+        return self.alpha * prompt_tokens + self.beta
+
+    def decode(
+        self, sequences: Quantity, kv_tokens: Quantity, steps: Quantity
+    ) -> Quantity:
+        """Seconds for ``steps`` decode steps of ``sequences`` sequences.
+
+        Args:
+            sequences: b, the same in every step.
+            kv_tokens: K of the first step; it grows by b a step.
+            steps: How many.
+        """
+        step = self.gamma + self.delta * sequences + self.kappa * kv_tokens
+        return steps * step + self.kappa * sequences * steps * (steps - 1) / 2.0
+
+    def alone(self, prompt: FloatArray, output: FloatArray) -> FloatArray:
+        """Seconds requests would take alone on an idle static server, same shape."""
+        step = self.gamma + self.delta + self.kappa * prompt
+        growth = self.kappa * output * (output - 1.0) / 2.0
+        return self.alpha * prompt + self.beta + output * step + growth
+
+    def mean_batch_time(self, prompts: LengthLaw, outputs: LengthLaw, b: int) -> float:
+        """E[T_b], seconds: a static batch of ``b`` requests (THEORY 7)."""
+        prompt_tokens = b * prompts.expectation()
+        steps = outputs.expectation(b)
+        decode = steps * (self.gamma + self.delta * b + self.kappa * prompt_tokens)
+        growth = self.kappa * b * outputs.pairs(b) if self.kappa else 0.0
+        return self.alpha * prompt_tokens + self.beta + decode + growth
+
+
+class BatchProcessor:
+    """Times static batches, and serves them as a SimPy process.
+
+    Args:
+        alpha: Seconds a prompt token.
+        beta: Seconds a prefill.
+        gamma: Seconds a decode step.
+        delta: Seconds a sequence in a decode step.
+        kappa: Seconds a KV token in a decode step.
+
+    Raises:
+        ConfigError: A coefficient is negative or not finite.
+    """
+
+    def __init__(
+        self,
+        alpha: float,
+        beta: float,
+        gamma: float,
+        delta: float = 0.0,
+        kappa: float = 0.0,
+    ) -> None:
+        self.step_time = StepTime(alpha, beta, gamma, delta, kappa)
+        self._batches = 0
+        self._requests = 0
+        self._busy_time = 0.0
+
+    def compute_prefill_time(self, batch: Sequence[Request]) -> float:
+        """Seconds to prefill all prompts of ``batch`` together."""
+        return float(self.step_time.prefill(sum(r.prompt_length for r in batch)))
+
+    def compute_decode_time(self, batch: Sequence[Request]) -> float:
+        """Seconds to decode ``batch``, padded to its longest output."""
+        prompt_tokens = sum(r.prompt_length for r in batch)
+        steps = max(r.expected_output_length for r in batch)
+        return float(self.step_time.decode(len(batch), prompt_tokens, steps))
+
+    def process_batch(
+        self, env: simpy.Environment, batch: Sequence[Request]
+    ) -> Generator[Any, Any, None]:
+        """SimPy process: prefill, then decode; stamps the requests as it goes."""
+        prefill_time = self.compute_prefill_time(batch)
+        decode_time = self.compute_decode_time(batch)
+        for request in batch:
+            request.processing_start_time = env.now
+        yield env.timeout(prefill_time)
+        for request in batch:
+            request.first_token_time = env.now
+        yield env.timeout(decode_time)
+        for request in batch:
+            request.processing_end_time = env.now
+            request.actual_output_length = request.expected_output_length
+        self._batches += 1
+        self._requests += len(batch)
+        self._busy_time += prefill_time + decode_time
+
+    def get_statistics(self) -> dict[str, float]:
+        """Batches and requests processed so far, and the seconds they took."""
+        return {
+            "total_batches": self._batches,
+            "total_requests": self._requests,
+            "avg_batch_size": self._requests / max(self._batches, 1),
+            "busy_time": self._busy_time,
+        }
