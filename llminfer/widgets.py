@@ -1,0 +1,195 @@
+"""Panels: sliders beside a picture that answers at once."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import ipywidgets as w
+
+from llminfer.config import SimulationConfig
+from llminfer.panels import Picture
+from llminfer.timing import COEFFICIENTS, PRESETS
+
+Readings = Mapping[str, str]
+
+
+class Control(NamedTuple):
+    """How one field of a configuration is set by hand."""
+
+    label: str
+    make: Callable[..., w.ValueWidget]
+    options: Mapping[str, Any]
+
+
+def _log(low: float, high: float, step: float) -> dict[str, Any]:
+    """Options of a slider from 10^low to 10^high, ``step`` a key press in log10."""
+    return {"min": low, "max": high, "step": step, "readout_format": ".3g"}
+
+
+_SIZES = [2**k for k in range(10)]
+_TIMEOUTS: list[tuple[str, float | None]] = [
+    ("none: go at once", 0.0),
+    *((f"{s:g} s", s) for s in (0.1, 0.3, 1.0, 3.0, 10.0)),
+    ("until full", None),
+]
+
+CONTROLS: Mapping[str, Control] = {
+    "arrival_rate": Control("λ (requests/s)", w.FloatLogSlider, _log(-1, 2, 0.02)),
+    "alpha": Control("α (s/prompt token)", w.FloatLogSlider, _log(-5, -2, 0.05)),
+    "beta": Control("β (s/prefill)", w.FloatLogSlider, _log(-4, 0, 0.05)),
+    "gamma": Control("γ (s/decode step)", w.FloatLogSlider, _log(-5, -1, 0.05)),
+    "delta": Control("δ (s/sequence)", w.FloatLogSlider, _log(-7, -2, 0.05)),
+    "kappa": Control("κ (s/KV token)", w.FloatLogSlider, _log(-9, -4, 0.05)),
+    "batch_size": Control("batch size B", w.SelectionSlider, {"options": _SIZES}),
+    "batch_timeout": Control("wait to fill", w.SelectionSlider, {"options": _TIMEOUTS}),
+}
+_SLIDER = w.Layout(width="400px", flex="0 0 auto")
+_LABEL = {"description_width": "130px"}
+
+
+class Panel(w.VBox):  # type: ignore[misc]
+    """Sliders for a configuration, a picture of it, and its numbers.
+
+    Args:
+        base: Where the sliders start, and what they do not set.
+        picture: Draws a configuration.
+        controls: Fields with a slider, of ``CONTROLS``.
+
+    Attributes:
+        controls: The sliders by field.
+        config: The configuration now shown.
+    """
+
+    def __init__(
+        self,
+        base: SimulationConfig,
+        picture: Picture,
+        controls: Sequence[str] = ("arrival_rate", "alpha", "beta", "gamma"),
+    ) -> None:
+        self.base = self.config = base
+        self.picture = picture
+        self.controls = {name: _slider(name, base) for name in controls}
+        self.preset = w.Dropdown(
+            options=["as given", *PRESETS],
+            description="coefficients",
+            layout=_SLIDER,
+            style=_LABEL,
+        )
+        self.reset = w.Button(description="Reset", tooltip="Back to the start")
+        self.keep = w.Button(description="Keep", tooltip="Keep these curves in grey")
+        self.image = w.Image(format="png", layout=w.Layout(max_width="100%"))
+        self.image.alt = "curves of the configuration set by the sliders"
+        self.load = w.HTML()
+        self.readings = w.HTML()
+        self.code = w.HTML()
+        self._quiet = False
+        for control in self.controls.values():
+            control.observe(self._moved, "value")
+        self.preset.observe(self._preset_chosen, "value")
+        self.reset.on_click(lambda _: self._start_again())
+        self.keep.on_click(lambda _: self._keep_curves())
+        hand = w.VBox(
+            [
+                self.preset,
+                *self.controls.values(),
+                w.HBox([self.reset, self.keep]),
+                self.readings,
+            ],
+            layout=w.Layout(flex="0 0 auto", width="420px"),
+        )
+        picture_box = w.Box([self.image], layout=w.Layout(flex="1 1 480px"))
+        row = w.Layout(display="flex", flex_flow="row wrap", align_items="flex-start")
+        super().__init__([self.load, w.Box([hand, picture_box], layout=row), self.code])
+        self._show()
+        self.picture.keep()
+        self._show()
+
+    def _moved(self, _: Any) -> None:
+        if not self._quiet:
+            self._show()
+
+    def _preset_chosen(self, change: Mapping[str, Any]) -> None:
+        name = change["new"]
+        given = {field: getattr(self.base, field) for field in COEFFICIENTS}
+        self._set(given if name not in PRESETS else PRESETS[name].coefficients)
+
+    def _start_again(self) -> None:
+        self.preset.value = "as given"
+        self._set({name: getattr(self.base, name) for name in self.controls})
+
+    def _keep_curves(self) -> None:
+        self.picture.keep()
+        self._show()
+
+    def _set(self, values: Mapping[str, Any]) -> None:
+        """Move the sliders to ``values`` and draw once."""
+        self._quiet = True
+        try:
+            self.config = self.config.replace(**values)
+            for name in values.keys() & self.controls.keys():
+                _put(self.controls[name], values[name])
+        finally:
+            self._quiet = False
+        self._show()
+
+    def _show(self) -> None:
+        """Draw the configuration that the sliders say; an error is said in words."""
+        values = {name: control.value for name, control in self.controls.items()}
+        try:
+            self.config = self.config.replace(**values)
+            readings = self.picture.update(self.config)
+            self.image.value = self.picture.png()
+        except Exception as error:  # whatever it is, the reader must see it here
+            self.load.value = _banner(f"{type(error).__name__}: {error}", bad=True)
+            return
+        self.load.value = _load(self.config)
+        self.readings.value = _table(readings)
+        self.code.value = f"<code>{html.escape(repr(self.config))}</code>"
+
+
+def _slider(name: str, base: SimulationConfig) -> w.ValueWidget:
+    control = CONTROLS[name]
+    slider = control.make(
+        description=control.label,
+        continuous_update=False,
+        layout=_SLIDER,
+        style=_LABEL,
+        **control.options,
+    )
+    _put(slider, getattr(base, name))
+    return slider
+
+
+def _put(slider: w.ValueWidget, value: Any) -> None:
+    """Move a slider; a value outside its range goes to the end, an odd one is added."""
+    if isinstance(slider, w.FloatLogSlider):
+        low, high = slider.base**slider.min, slider.base**slider.max
+        slider.value = min(max(value, low), high)
+    else:
+        slider.value = value
+
+
+def _load(config: SimulationConfig) -> str:
+    load, most = config.offered_load, config.max_stable_rate
+    said = f"load ρ = λ/λ* = {load:.2f}, λ* = {most:.3g} requests/s"
+    if load < 1.0:
+        return _banner(said)
+    return _banner(
+        f"Overloaded: {said}. Waits measure the length of the run.", bad=True
+    )
+
+
+def _banner(text: str, bad: bool = False) -> str:
+    color, mark = ("#b00020", "⚠ ") if bad else ("#333333", "")
+    return f'<div style="color:{color};font-weight:600">{mark}{html.escape(text)}</div>'
+
+
+def _table(readings: Readings) -> str:
+    rows = "".join(
+        f"<tr><td>{html.escape(name)}</td>"
+        f'<td style="text-align:right;padding-left:1em">{html.escape(value)}</td></tr>'
+        for name, value in readings.items()
+    )
+    return f'<table style="line-height:1.4">{rows}</table>'
