@@ -13,6 +13,7 @@ import pandas as pd
 from cycler import cycler
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 
 from llminfer.record import RunRecord
 
@@ -40,6 +41,7 @@ STYLE: Any = {
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.grid": True,
+    "axes.axisbelow": True,
     "grid.color": "#dddddd",
     "grid.linewidth": 0.5,
     "lines.linewidth": 1.3,
@@ -132,7 +134,23 @@ def timeline(ax: Axes, record: RunRecord, limit: int = 40) -> None:
     ax.invert_yaxis()
     ax.grid(axis="y", visible=False)
     ax.set(xlabel="time, seconds", ylabel="request, by arrival")
+    ax.yaxis.set_major_locator(MaxNLocator(integer=True))
+    ax.set_xlim(left=0.0)
     ax.legend(loc="lower left")
+
+
+def log_axis(ax: Axes, low: float, high: float) -> None:
+    """A log axis in y from ``low`` to ``high``, labelled 0.1, 1, 10 and so on."""
+    ax.set(yscale="log", ylim=(low, high))
+    ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    ax.yaxis.set_minor_formatter(NullFormatter())
+
+
+def legend_above(fig: Figure, ax: Axes, columns: int = 4) -> None:
+    """One legend for all axes of a figure, above them: the curves of ``ax``."""
+    fig.legend(
+        *ax.get_legend_handles_labels(), loc="outside upper center", ncols=columns
+    )
 
 
 def powers_of_two(ax: Axes, values: list[int]) -> None:

@@ -17,7 +17,7 @@ from matplotlib.lines import Line2D
 
 from llminfer.config import SimulationConfig
 from llminfer.experiment import simulate
-from llminfer.figures import COLORS, DASHES, GHOST, STYLE, powers_of_two
+from llminfer.figures import COLORS, DASHES, GHOST, STYLE, log_axis, powers_of_two
 from llminfer.lengths import FloatArray
 from llminfer.metrics import MetricsCollector
 from llminfer.workload import Workload
@@ -106,11 +106,13 @@ class LatencyPicture(Picture):
     def compose(self) -> None:
         left, right = self.figure.subplots(1, 2)
         left.set(xscale="log", xlim=(0.01, 1000.0), ylim=(0.0, 1.02))
+        left.xaxis.set_major_formatter("{x:g}")
         left.set(xlabel="seconds from arrival", ylabel="share of requests")
         self.add(left, "latency", 0, "all done (latency)")
         self.add(left, "ttft", 1, "first token (TTFT)")
         left.legend(loc="upper left")
-        right.set(yscale="log", xlim=(0.0, 1.2), ylim=(0.01, 1000.0))
+        log_axis(right, 0.01, 1000.0)
+        right.set_xlim(0.0, 1.2)
         right.set(xlabel="offered load ρ = λ/λ*", ylabel="latency, seconds")
         self.add(right, "p99", 1, "p99")
         self.add(right, "mean", 0, "mean")
@@ -162,7 +164,8 @@ class BatchSizePicture(Picture):
     def compose(self) -> None:
         left, right = self.figure.subplots(1, 2)
         powers_of_two(left, list(self.sizes))
-        left.set(yscale="log", xlim=(0.9, 142.0), ylim=(0.05, 1000.0))
+        log_axis(left, 0.05, 1000.0)
+        left.set_xlim(0.9, 142.0)
         left.set(xlabel="batch limit B", ylabel="latency, seconds")
         self.add(left, "greedy p99", 1, "at once, p99")
         self.add(left, "greedy mean", 0, "at once, mean")
@@ -170,7 +173,8 @@ class BatchSizePicture(Picture):
         self.add(left, "full mean", 2, "until full, mean")
         left.legend(loc="upper right", ncols=2)
         powers_of_two(right, list(self.sizes))
-        right.set(yscale="log", xlim=(0.9, 142.0), ylim=(0.1, 100.0))
+        log_axis(right, 0.1, 100.0)
+        right.set_xlim(0.9, 142.0)
         right.set(xlabel="batch limit B", ylabel="requests/s")
         self.add(right, "capacity", 0, "most it can carry, λ*(B)")
         self.add(right, "arriving", 1, "arriving, λ")
@@ -208,7 +212,7 @@ class BatchSizePicture(Picture):
 
 
 def _canvas(figure: Figure) -> Any:
-    return FigureCanvasAgg(figure)  # type: ignore[no-untyped-call]
+    return FigureCanvasAgg(figure)
 
 
 def _mean_and_p99(config: SimulationConfig, requests: Workload) -> tuple[float, float]:

@@ -45,8 +45,8 @@ CONTROLS: Mapping[str, Control] = {
     "batch_size": Control("batch size B", w.SelectionSlider, {"options": _SIZES}),
     "batch_timeout": Control("wait to fill", w.SelectionSlider, {"options": _TIMEOUTS}),
 }
-_SLIDER = w.Layout(width="400px", flex="0 0 auto")
-_LABEL = {"description_width": "130px"}
+_SLIDER = w.Layout(width="340px", flex="0 0 auto")
+_LABEL = {"description_width": "120px"}
 
 
 class Panel(w.VBox):  # type: ignore[misc]
@@ -90,18 +90,11 @@ class Panel(w.VBox):  # type: ignore[misc]
         self.preset.observe(self._preset_chosen, "value")
         self.reset.on_click(lambda _: self._start_again())
         self.keep.on_click(lambda _: self._keep_curves())
-        hand = w.VBox(
-            [
-                self.preset,
-                *self.controls.values(),
-                w.HBox([self.reset, self.keep]),
-                self.readings,
-            ],
-            layout=w.Layout(flex="0 0 auto", width="420px"),
+        flow = w.Layout(display="flex", flex_flow="row wrap", width="100%")
+        hand = [self.preset, *self.controls.values(), self.reset, self.keep]
+        super().__init__(
+            [self.load, self.image, w.Box(hand, layout=flow), self.readings, self.code]
         )
-        picture_box = w.Box([self.image], layout=w.Layout(flex="1 1 480px"))
-        row = w.Layout(display="flex", flex_flow="row wrap", align_items="flex-start")
-        super().__init__([self.load, w.Box([hand, picture_box], layout=row), self.code])
         self._show()
         self.picture.keep()
         self._show()
@@ -145,7 +138,7 @@ class Panel(w.VBox):  # type: ignore[misc]
             self.load.value = _banner(f"{type(error).__name__}: {error}", bad=True)
             return
         self.load.value = _load(self.config)
-        self.readings.value = _table(readings)
+        self.readings.value = _said(readings)
         self.code.value = f"<code>{html.escape(repr(self.config))}</code>"
 
 
@@ -186,10 +179,9 @@ def _banner(text: str, bad: bool = False) -> str:
     return f'<div style="color:{color};font-weight:600">{mark}{html.escape(text)}</div>'
 
 
-def _table(readings: Readings) -> str:
-    rows = "".join(
-        f"<tr><td>{html.escape(name)}</td>"
-        f'<td style="text-align:right;padding-left:1em">{html.escape(value)}</td></tr>'
+def _said(readings: Readings) -> str:
+    return "".join(
+        '<span style="display:inline-block;margin-right:2em;line-height:1.6">'
+        f"{html.escape(name)} <b>{html.escape(value)}</b></span>"
         for name, value in readings.items()
     )
-    return f'<table style="line-height:1.4">{rows}</table>'
