@@ -37,7 +37,7 @@ _TIMEOUTS: list[tuple[str, float | None]] = [
 
 CONTROLS: Mapping[str, Control] = {
     "arrival_rate": Control("λ (requests/s)", w.FloatLogSlider, _log(-1, 2, 0.02)),
-    "alpha": Control("α (s/prompt token)", w.FloatLogSlider, _log(-5, -2, 0.05)),
+    "alpha": Control("α (s/token)", w.FloatLogSlider, _log(-5, -2, 0.05)),
     "beta": Control("β (s/prefill)", w.FloatLogSlider, _log(-4, 0, 0.05)),
     "gamma": Control("γ (s/decode step)", w.FloatLogSlider, _log(-5, -1, 0.05)),
     "delta": Control("δ (s/sequence)", w.FloatLogSlider, _log(-7, -2, 0.05)),
@@ -129,7 +129,7 @@ class Panel(w.VBox):  # type: ignore[misc]
 
     def _show(self) -> None:
         """Draw the configuration that the sliders say; an error is said in words."""
-        values = {name: control.value for name, control in self.controls.items()}
+        values = {name: _told(control) for name, control in self.controls.items()}
         try:
             self.config = self.config.replace(**values)
             readings = self.picture.update(self.config)
@@ -162,6 +162,13 @@ def _put(slider: w.ValueWidget, value: Any) -> None:
         slider.value = min(max(value, low), high)
     else:
         slider.value = value
+
+
+def _told(slider: w.ValueWidget) -> Any:
+    """What a slider says, to four digits: nobody sets more by hand."""
+    if isinstance(slider, w.FloatLogSlider):
+        return float(f"{slider.value:.4g}")
+    return slider.value
 
 
 def _load(config: SimulationConfig) -> str:
