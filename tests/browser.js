@@ -60,7 +60,7 @@ window.workbook = {
   // own overflow tells.
   clipped(panel) {
     const found = new Set();
-    const said = (e) => `'${(e.innerText ?? "").trim().split("\n")[0]}'`;
+    const said = (e) => (e.innerText ?? "").trim().split("\n")[0] || "picture";
     const edge = panel.getBoundingClientRect().right + 1;
     for (const e of panel.querySelectorAll(
         ".jp-OutputArea .jupyter-widgets, .jp-OutputArea .jupyter-widgets *")) {

@@ -1,39 +1,22 @@
-"""A notebook as a reader meets it: JupyterLab in a headless Chromium, by keyboard."""
+"""A notebook as a reader meets it: in JupyterLab, by keyboard, at two widths."""
 
 from __future__ import annotations
 
-import os
 import re
-import secrets
-import shutil
-import signal
-import socket
-import subprocess
-import sys
 import time
-import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import nbformat
-from playwright.sync_api import Browser, Locator, Page, TimeoutError, sync_playwright
+from playwright.sync_api import Browser, Locator, Page, TimeoutError
+
+from tests.lab import Lab
 
 WIDTHS = (1280, 900)  # CSS pixels
 PRESSES = 3
 RUN_LIMIT, PATIENCE, POLL = 300.0, 2.0, 0.1  # seconds, wall-clock
-_FLAGS = """--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-sync
-    --disable-background-networking --disable-component-update""".split()
-_LAB = """--no-browser --allow-root --ip=127.0.0.1 --ServerApp.port_retries=0
-    --LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate
-    --LabApp.expose_app_in_browser=True""".split()
-_SETTINGS = {
-    # A toast would lie over the pictures, and a cell out of sight must be drawn too.
-    "apputils-extension/notification": '{"fetchNews": "false", "doNotDisturbMode": true}',
-    "notebook-extension/tracker": '{"windowingMode": "none"}',
-}
-_SCRIPTS = (Path(__file__).with_name("browser.js")).read_text()
+_SCRIPT = Path(__file__).with_name("browser.js").read_text()
 _RAISED = re.compile(r"\b[A-Z]\w*(?:Error|Exception): .*")
 
 
@@ -42,95 +25,6 @@ class Fault(NamedTuple):
 
     panel: int
     text: str
-
-
-class Lab(NamedTuple):
-    """A running JupyterLab, and the folder that it shows."""
-
-    url: str
-    token: str
-    root: Path
-
-
-def find_chromium() -> str | None:
-    """Path of an installed Chromium or Chrome, or None."""
-    names = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-    return next((path for name in names if (path := shutil.which(name))), None)
-
-
-@contextmanager
-def running_lab(scratch: Path) -> Iterator[Lab]:
-    """JupyterLab on a free port, with settings, kernels and files of its own."""
-    root = scratch / "notebooks"
-    root.mkdir()
-    for name, text in _SETTINGS.items():
-        file = scratch / f"settings/@jupyterlab/{name}.jupyterlab-settings"
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(text)
-    folders = {
-        name: str(scratch / name.lower())
-        for name in ("JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR")
-    } | {
-        "JUPYTERLAB_SETTINGS_DIR": str(scratch / "settings"),
-        "JUPYTERLAB_WORKSPACES_DIR": str(scratch / "workspaces"),
-        "IPYTHONDIR": str(scratch / "ipython"),
-        "LLMINFER_FIGURES": str(scratch / "figures"),
-    }
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    lab = Lab(f"http://127.0.0.1:{port}", secrets.token_hex(16), root)
-    own = [
-        f"--port={port}",
-        f"--IdentityProvider.token={lab.token}",
-        f"--ServerApp.root_dir={root}",
-    ]
-    with (scratch / "lab.log").open("w") as log:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "jupyterlab", *_LAB, *own],
-            env=os.environ | folders,
-            stdout=log,
-            stderr=log,
-            start_new_session=True,
-        )
-        try:
-            _wait_for(process, lab, scratch / "lab.log")
-            yield lab
-        finally:
-            _stop(process)
-
-
-def _wait_for(process: subprocess.Popen[bytes], lab: Lab, log: Path) -> None:
-    deadline = time.monotonic() + 60.0
-    while time.monotonic() < deadline:
-        if process.poll() is not None:
-            break
-        try:
-            urllib.request.urlopen(f"{lab.url}/api?token={lab.token}", timeout=2).read()
-            return
-        except OSError:
-            time.sleep(0.2)
-    raise RuntimeError(f"JupyterLab does not answer:\n{log.read_text()[-3000:]}")
-
-
-def _stop(process: subprocess.Popen[bytes]) -> None:
-    """End our own process group, kindly first, so that Lab can end its kernels."""
-    for sign in (signal.SIGTERM, signal.SIGKILL):
-        if process.poll() is None:
-            os.killpg(process.pid, sign)
-            try:
-                process.wait(15)
-            except subprocess.TimeoutExpired:
-                continue
-
-
-@contextmanager
-def running_chromium(executable: str) -> Iterator[Browser]:
-    """A headless browser with an empty profile."""
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=executable, args=_FLAGS)
-        yield browser
-        browser.close()
 
 
 def panels_in(path: Path) -> int:
@@ -172,7 +66,7 @@ def _call(page: Page, function: str) -> Any:
 
 
 def _open(page: Page, lab: Lab, name: str) -> None:
-    page.add_init_script(_SCRIPTS)
+    page.add_init_script(_SCRIPT)
     page.goto(f"{lab.url}/lab/tree/{name}?token={lab.token}&reset")
     page.wait_for_selector("#jupyterlab-splash", state="detached", timeout=60_000)
     page.wait_for_selector(".jp-Notebook .jp-Cell", timeout=60_000)

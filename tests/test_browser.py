@@ -1,4 +1,4 @@
-"""Sliders in a real browser: each moves its readout and its picture, and is in sight."""
+"""Sliders in a real browser: each is in sight, and moves its readout and picture."""
 
 import os
 from collections.abc import Iterator
@@ -9,15 +9,8 @@ import pytest
 from nbformat.v4 import new_code_cell, new_notebook
 from playwright.sync_api import Browser
 
-from tests.browser import (
-    WIDTHS,
-    Lab,
-    find_chromium,
-    find_faults,
-    panels_in,
-    running_chromium,
-    running_lab,
-)
+from tests.browser import WIDTHS, find_faults, panels_in
+from tests.lab import Lab, find_chromium, running_chromium, running_lab
 
 NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
 
@@ -85,11 +78,12 @@ def with_output(two):
 
 panel(png, hold=with_output)
 """
+SQUEEZED = "panel(png, step=1, hold=lambda two: w.HBox(two, layout={'width': '200px'}))"
 FAULTY = {
     "panel(lambda x: 1 / 0)": "ZeroDivisionError",
     CAUGHT: "it says 'ZeroDivisionError",
-    "panel(png, max=200, value=100, step=1, readout_format='.0e')": "readout does not move",
-    "panel(png, step=1, hold=lambda two: w.HBox(two, layout={'width': '200px'}))": "clipped",
+    "panel(png, max=200, value=100, step=1, readout_format='.0e')": "readout does not",
+    SQUEEZED: "clipped",
     "panel(lambda x: png(0))": "the picture stays",
 }
 
