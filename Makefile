@@ -1,0 +1,60 @@
+PYTHON ?= python3
+VENV := .venv
+PY := $(VENV)/bin/python
+READY := $(VENV)/.ready
+NOTEBOOKS := $(sort $(wildcard notebooks/*.ipynb))
+# JupyterLab refuses to start as root, as in a container, unless it is told to.
+AS_ROOT := $(if $(filter 0,$(shell id -u)),--allow-root)
+
+.PHONY: help report test lab bench lint clean
+.DEFAULT_GOAL := help
+
+help:
+	@echo 'make report   run every notebook and draw every figure, into figures/'
+	@echo 'make test     unit, property, doc and browser tests, then every notebook'
+	@echo 'make lab      open the notebooks in JupyterLab, on this machine only'
+	@echo 'make bench    measure the speed, beside a brute-force twin'
+	@echo 'make lint     check format, style and types'
+	@echo 'make clean    remove the environment and all caches; figures stay'
+
+report: $(READY)
+	@$(PY) notebooks/execute.py $(NOTEBOOKS)
+	@echo 'Done: look at figures/, and at the notebooks with `make lab`.'
+
+# Every step finds the runs of the one before in one cache, gone at the end; figures
+# drawn by a test go the same way.
+test: $(READY)
+	@set -e; \
+	scratch=$$(mktemp -d); \
+	trap 'rm -rf "$$scratch"' EXIT INT TERM; \
+	export LLMINFER_CACHE="$${LLMINFER_CACHE:-$$scratch/cache}"; \
+	export LLMINFER_FIGURES="$${LLMINFER_FIGURES:-$$scratch/figures}"; \
+	$(PY) -m pytest --doctest-modules llminfer tests; \
+	TQDM_DISABLE=1 $(PY) -m pytest --nbval-lax --nbval-current-env \
+		--nbval-cell-timeout 300 notebooks/
+
+lab: $(READY)
+	@$(PY) -m jupyterlab --ip=127.0.0.1 $(AS_ROOT) --notebook-dir=notebooks
+
+bench: $(READY)
+	@$(PY) -m tests.bench
+
+lint: $(READY)
+	@$(PY) -m ruff format --check .
+	@$(PY) -m ruff check .
+	@$(PY) -m mypy
+
+clean:
+	rm -rf $(VENV) *.egg-info build .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find llminfer notebooks tests -name __pycache__ -prune -exec rm -rf {} +
+
+$(READY): requirements.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+		2>/dev/null || { echo '$(PYTHON): Python 3.11 or newer is needed; name one: make PYTHON=python3.12 ...' >&2; \
+		exit 1; }
+	@echo 'Installing the pinned packages into $(VENV)/ (once)'
+	@$(PYTHON) -m venv $(VENV)
+	@$(PY) -m pip install -qq --disable-pip-version-check -r requirements.txt
+	@$(PY) -m pip install -qq --disable-pip-version-check \
+		--no-build-isolation --no-deps --editable .
+	@touch $@

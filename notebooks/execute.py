@@ -1,0 +1,105 @@
+"""Execute notebooks in place: ``python notebooks/execute.py [NOTEBOOK ...]``.
+
+What is written is the same, byte for byte, as long as the results are: times,
+versions and widgets, which show nothing without a kernel, are left out.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import nbformat
+from nbclient import NotebookClient
+from nbclient.exceptions import CellExecutionError
+from nbformat import NotebookNode
+
+_KERNEL = {"display_name": "Python 3", "language": "python", "name": "python3"}
+_WIDGET = "application/vnd.jupyter.widget-view+json"
+_WARNING = re.compile(r"^\S+:\d+: (\w*Warning: .*)$", re.MULTILINE)
+
+
+class CallbackError(Exception):
+    """A widget's callback raised; the cell that shows the widget did not."""
+
+
+def execute(path: Path) -> None:
+    """Run the notebook at ``path`` and store its outputs in it.
+
+    Raises:
+        CellExecutionError: A cell failed; the file is left as it was.
+        CallbackError: A callback failed; the file is left as it was.
+    """
+    notebook = nbformat.read(path, as_version=4)
+    client = NotebookClient(
+        notebook,
+        timeout=None,
+        kernel_name=_KERNEL["name"],
+        extra_arguments=["--log-level=40"],  # errors; warnings break up our lines
+        resources={"metadata": {"path": str(path.parent)}},
+        coalesce_streams=True,
+        record_timing=False,
+    )
+    client.execute()
+    if tracebacks := list(_callback_errors(notebook)):
+        raise CallbackError(tracebacks[0])
+    tidy(notebook)
+    nbformat.write(notebook, path)
+
+
+def tidy(notebook: NotebookNode) -> None:
+    """Leave out what differs from run to run or shows nothing without a kernel."""
+    notebook.metadata.kernelspec = _KERNEL
+    notebook.metadata.pop("widgets", None)
+    notebook.metadata.get("language_info", {}).pop("version", None)
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            cell.metadata.pop("execution", None)
+            is_panel = "widget" in cell.metadata.get("tags", [])
+            cell.outputs = [] if is_panel else list(_kept(cell.outputs))
+
+
+def _kept(outputs: Sequence[NotebookNode]) -> Iterator[NotebookNode]:
+    """No progress bars; of stderr the warnings, without the path they came from."""
+    for output in outputs:
+        if _WIDGET in output.get("data", {}):
+            continue
+        if output.get("name") != "stderr":
+            yield output
+        elif warnings := _WARNING.findall(output.text):
+            output.text = "".join(f"{warning}\n" for warning in warnings)
+            yield output
+
+
+def _callback_errors(notebook: NotebookNode) -> Iterator[str]:
+    """Tracebacks that widgets have caught."""
+    for widgets in notebook.metadata.get("widgets", {}).values():
+        for widget in widgets["state"].values():
+            for output in widget["state"].get("outputs", []):
+                if output["output_type"] == "error":
+                    yield "\n".join(output["traceback"])
+
+
+def main(names: Sequence[str]) -> int:
+    """Execute the named notebooks, or all, in order; 1 if one fails."""
+    here = Path(__file__).parent
+    paths = [Path(name) for name in names] or sorted(here.glob("*.ipynb"))
+    for number, path in enumerate(paths, 1):
+        print(f"[{number}/{len(paths)}] {path} ... ", end="", flush=True)
+        start = time.perf_counter()
+        try:
+            execute(path)
+        except (CellExecutionError, CallbackError) as error:
+            print(f"failed\n{error}", file=sys.stderr)
+            return 1
+        print(f"{time.perf_counter() - start:.1f} s", flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    os.environ["TQDM_DISABLE"] = "1"
+    sys.exit(main(sys.argv[1:]))

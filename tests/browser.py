@@ -1,0 +1,146 @@
+"""A notebook as a reader meets it: in JupyterLab, by keyboard, at two widths."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import nbformat
+from playwright.sync_api import Browser, Locator, Page, TimeoutError
+
+from tests.lab import Lab
+
+WIDTHS = (1280, 900)  # CSS pixels
+PRESSES = 3
+RUN_LIMIT, PATIENCE, POLL = 300.0, 2.0, 0.1  # seconds, wall-clock
+_SCRIPT = Path(__file__).with_name("browser.js").read_text()
+_RAISED = re.compile(r"\b[A-Z]\w*(?:Error|Exception): .*")
+
+
+class Fault(NamedTuple):
+    """What a reader would stumble over; panels count from 1, 0 is the notebook."""
+
+    panel: int
+    text: str
+
+
+def panels_in(path: Path) -> int:
+    """How many cells of a notebook are tagged ``widget``."""
+    cells = nbformat.read(path, as_version=4).cells
+    return sum("widget" in cell.metadata.get("tags", []) for cell in cells)
+
+
+def find_faults(
+    lab: Lab, browser: Browser, path: Path, shots: Path | None = None
+) -> list[Fault]:
+    """Run a copy of a notebook, move every slider at every width, and look.
+
+    Args:
+        lab: Where to open it.
+        browser: What to open it in.
+        path: The notebook; it is not changed.
+        shots: A folder for pictures of each panel, if wanted.
+    """
+    blank = nbformat.read(path, as_version=4)
+    blank.metadata.kernelspec = {"name": "python3", "display_name": "Python 3"}
+    for cell in blank.cells:
+        if cell.cell_type == "code":
+            cell.outputs, cell.execution_count = [], None
+    nbformat.write(blank, lab.root / path.name)
+    page = browser.new_page(viewport={"width": WIDTHS[0], "height": 1400})
+    try:
+        _open(page, lab, path.name)
+        if faults := _run_all(page):
+            return faults
+        return list(_walk(page, path.stem, shots))
+    finally:
+        _call(page, "shutDown")
+        page.close()
+
+
+def _call(page: Page, function: str) -> Any:
+    return page.evaluate(f"async () => await workbook.{function}()")
+
+
+def _open(page: Page, lab: Lab, name: str) -> None:
+    page.add_init_script(_SCRIPT)
+    page.goto(f"{lab.url}/lab/tree/{name}?token={lab.token}&reset")
+    page.wait_for_selector("#jupyterlab-splash", state="detached", timeout=60_000)
+    page.wait_for_selector(".jp-Notebook .jp-Cell", timeout=60_000)
+    page.wait_for_function("async () => await workbook.ready()", timeout=60_000)
+
+
+def _run_all(page: Page) -> list[Fault]:
+    _call(page, "runAll")
+    try:
+        page.wait_for_function("workbook.finished()", timeout=RUN_LIMIT * 1000)
+    except TimeoutError:
+        return [Fault(0, f"still running after {RUN_LIMIT:g} s")]
+    return [Fault(0, error) for error in _call(page, "takeErrors")]
+
+
+def _walk(page: Page, stem: str, shots: Path | None) -> Iterator[Fault]:
+    """Every slider of every panel at every width, there and back again."""
+    panels = [page.locator(f"[data-panel='{i}']") for i in _call(page, "markPanels")]
+    for width, keys in zip(WIDTHS, (("Right", "Left"), ("Left", "Right")), strict=True):
+        page.set_viewport_size({"width": width, "height": 1400})
+        for number, panel in enumerate(panels, 1):
+            for text in _try_panel(page, panel, keys):
+                yield Fault(number, f"at {width} px {text}")
+            if shots is not None:
+                panel.screenshot(path=shots / f"{stem}_{number}_{width}.png")
+
+
+def _try_panel(page: Page, panel: Locator, keys: tuple[str, str]) -> Iterator[str]:
+    picture = _next_picture(page, panel, before="")
+    if not picture:
+        yield "there is no picture"
+    sliders = panel.locator(".widget-slider").all()
+    if not sliders:
+        yield "there is no slider"
+    for slider in sliders:
+        name = f"slider {slider.locator('.widget-label').inner_text()!r}"
+        if not slider.is_visible():
+            yield f"{name} is out of sight"
+            continue
+        if not _press(slider, keys):
+            yield f"{name}: its readout does not move"
+        before, picture = picture, _next_picture(page, panel, picture)
+        if picture == before:
+            yield f"{name}: the picture stays"
+        yield from (f"{name}: {error}" for error in set(_call(page, "takeErrors")))
+    yield from panel.evaluate("panel => workbook.clipped(panel)")
+    if said := _RAISED.search(panel.locator(".jp-OutputArea").first.inner_text()):
+        yield f"it says {said[0]!r}"
+
+
+def _press(slider: Locator, keys: tuple[str, str]) -> bool:
+    """Press the first arrow a few times, or at the end of the range the other."""
+    # Not aria-valuenow: it is rounded to one decimal.
+    readout = slider.locator(".widget-readout")
+    before = readout.inner_text()
+    for key in keys:
+        for _ in range(PRESSES):
+            slider.locator(".noUi-handle").press(f"Arrow{key}")
+        if readout.inner_text() != before:
+            return True
+    return False
+
+
+def _next_picture(page: Page, panel: Locator, before: str) -> str:
+    """A digest of the panel's pixels, once they have changed and come to rest.
+
+    That of ``before`` if they do not change although the kernel has long been idle.
+    """
+    last, now, idle_since = before, before, time.monotonic()
+    while now == before or now != last:
+        page.wait_for_timeout(POLL * 1000)
+        if not _call(page, "idle"):
+            idle_since = time.monotonic()
+        last, now = now, panel.evaluate("panel => workbook.pixels(panel)")
+        if time.monotonic() - idle_since > PATIENCE:
+            break
+    return now

@@ -1,0 +1,142 @@
+"""JupyterLab and a headless Chromium, started for the tests and ended after them."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+from playwright.sync_api import Browser, sync_playwright
+
+_CHROMIUM_FLAGS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-sync",
+    "--disable-background-networking",
+    "--disable-component-update",
+]
+_LAB_FLAGS = [
+    "--no-browser",
+    "--allow-root",
+    "--ip=127.0.0.1",
+    "--ServerApp.port_retries=0",
+    "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate",
+    "--LabApp.expose_app_in_browser=True",
+]
+_SETTINGS = {
+    # A toast would lie over the pictures, and a cell out of sight must be drawn too.
+    "apputils-extension/notification": '{"fetchNews": "false"}',
+    "notebook-extension/tracker": '{"windowingMode": "none"}',
+}
+
+
+class Lab(NamedTuple):
+    """A running JupyterLab, and the folder that it shows."""
+
+    url: str
+    token: str
+    root: Path
+
+
+def find_chromium() -> str | None:
+    """Path of an installed Chromium or Chrome, or None."""
+    names = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+    return next((path for name in names if (path := shutil.which(name))), None)
+
+
+@contextmanager
+def running_lab(scratch: Path) -> Iterator[Lab]:
+    """JupyterLab on a free port, with settings, kernels and files of its own."""
+    root = scratch / "notebooks"
+    root.mkdir()
+    for name, text in _SETTINGS.items():
+        file = scratch / f"settings/@jupyterlab/{name}.jupyterlab-settings"
+        file.parent.mkdir(parents=True)
+        file.write_text(text)
+    port = _free_port()
+    lab = Lab(f"http://127.0.0.1:{port}", secrets.token_hex(16), root)
+    own = [
+        f"--port={port}",
+        f"--IdentityProvider.token={lab.token}",
+        f"--ServerApp.root_dir={root}",
+    ]
+    with (scratch / "lab.log").open("w") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "jupyterlab", *_LAB_FLAGS, *own],
+            env=os.environ | _folders(scratch),
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
+        try:
+            _wait_for(process, lab, scratch / "lab.log")
+            yield lab
+        finally:
+            _stop(process)
+
+
+def _folders(scratch: Path) -> dict[str, str]:
+    """Environment variables that keep everything Lab writes under ``scratch``."""
+    names = {
+        "JUPYTER_CONFIG_DIR": "config",
+        "JUPYTER_DATA_DIR": "data",
+        "JUPYTER_RUNTIME_DIR": "runtime",
+        "JUPYTERLAB_SETTINGS_DIR": "settings",
+        "JUPYTERLAB_WORKSPACES_DIR": "workspaces",
+        "IPYTHONDIR": "ipython",
+        "LLMINFER_FIGURES": "figures",
+    }
+    return {variable: str(scratch / folder) for variable, folder in names.items()}
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _wait_for(process: subprocess.Popen[bytes], lab: Lab, log: Path) -> None:
+    deadline = time.monotonic() + 60.0
+    while time.monotonic() < deadline:
+        if process.poll() is not None:
+            break
+        try:
+            urllib.request.urlopen(f"{lab.url}/api?token={lab.token}", timeout=2).read()
+            return
+        except OSError:
+            time.sleep(0.2)
+    raise RuntimeError(f"JupyterLab does not answer:\n{log.read_text()[-3000:]}")
+
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    """End our own process group, kindly first, so that Lab can end its kernels."""
+    for sign in (signal.SIGTERM, signal.SIGKILL):
+        if process.poll() is None:
+            os.killpg(process.pid, sign)
+            try:
+                process.wait(15)
+            except subprocess.TimeoutExpired:
+                continue
+
+
+@contextmanager
+def running_chromium(executable: str) -> Iterator[Browser]:
+    """A headless browser with an empty profile."""
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(
+            executable_path=executable, args=_CHROMIUM_FLAGS
+        )
+        yield browser
+        browser.close()

@@ -1,0 +1,112 @@
+"""Sliders in a real browser: each is in sight, and moves its readout and picture."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import nbformat
+import pytest
+from nbformat.v4 import new_code_cell, new_notebook
+from playwright.sync_api import Browser
+
+from tests.browser import WIDTHS, find_faults, panels_in
+from tests.lab import Lab, find_chromium, running_chromium, running_lab
+
+NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Browser]:
+    executable = find_chromium()
+    if executable is None:
+        say = pytest.fail if os.environ.get("CI") else pytest.skip
+        say("no chromium on the PATH: on Debian, apt-get install chromium")
+    with running_chromium(executable) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def lab(browser: Browser, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
+    with running_lab(tmp_path_factory.mktemp("lab")) as running:
+        yield running
+
+
+@pytest.fixture
+def shots() -> Path | None:
+    if not (named := os.environ.get("LLMINFER_SHOTS")):
+        return None
+    Path(named).mkdir(parents=True, exist_ok=True)
+    return Path(named)
+
+
+@pytest.mark.parametrize(
+    "path", [path for path in NOTEBOOKS if panels_in(path)], ids=lambda path: path.stem
+)
+def test_panels_answer_their_sliders(
+    path: Path, lab: Lab, browser: Browser, shots: Path | None
+) -> None:
+    assert find_faults(lab, browser, path, shots) == []
+
+
+SETUP = """\
+import io
+import ipywidgets as w
+from PIL import Image
+
+def png(grey):
+    file = io.BytesIO()
+    Image.new("L", (300, 100), int(grey)).save(file, "png", comment=str(grey))
+    return file.getvalue()
+
+def panel(draw, kind=w.FloatSlider, hold=w.VBox, **options):
+    picture = w.Image(value=png(0), layout={"max_width": "100%"})
+    slider = kind(description="grey", continuous_update=False, **options)
+    show = lambda x: setattr(picture, "value", draw(x))
+    slider.observe(lambda change: show(change["new"]), "value")
+    return hold([slider, picture])
+"""
+GOOD = [
+    "panel(png, step=1)",
+    "panel(png, w.IntSlider, max=200, value=200)",
+    "panel(png, w.FloatLogSlider, min=0, max=2, step=0.5)",
+    "panel(png, w.SelectionSlider, options=[10, 20, 30, 40, 50])",
+]
+CAUGHT = """\
+def with_output(two):
+    out = w.interactive_output(lambda x: 1 / (x == 0), {"x": two[0]})
+    return w.VBox([*two, out])
+
+panel(png, hold=with_output)
+"""
+SQUEEZED = "panel(png, step=1, hold=lambda two: w.HBox(two, layout={'width': '200px'}))"
+FAULTY = {
+    "panel(lambda x: 1 / 0)": "ZeroDivisionError",
+    CAUGHT: "it says 'ZeroDivisionError",
+    "panel(png, max=200, value=100, step=1, readout_format='.0e')": "readout does not",
+    SQUEEZED: "clipped",
+    "panel(lambda x: png(0))": "the picture stays",
+}
+
+
+def test_a_reader_would_stumble_over_each_planted_fault(
+    tmp_path: Path, lab: Lab, browser: Browser
+) -> None:
+    shown = [*GOOD, *FAULTY]
+    panels = [new_code_cell(cell, metadata={"tags": ["widget"]}) for cell in shown]
+    path = tmp_path / "faulty.ipynb"
+    nbformat.write(new_notebook(cells=[new_code_cell(SETUP), *panels]), path)
+    faults = find_faults(lab, browser, path)
+    print(*faults, sep="\n")
+    for number, (cell, fault) in enumerate(FAULTY.items(), len(GOOD) + 1):
+        told = [text for panel, text in faults if panel == number]
+        for width in WIDTHS:
+            assert any(f"{width} px" in text and fault in text for text in told), cell
+    assert {panel for panel, _ in faults} == set(range(5, 10))
+
+
+def test_a_failing_cell_is_told(tmp_path: Path, lab: Lab, browser: Browser) -> None:
+    path = tmp_path / "failing.ipynb"
+    nbformat.write(new_notebook(cells=[new_code_cell("1 / 0")]), path)
+    assert find_faults(lab, browser, path) == [
+        (0, "ZeroDivisionError: division by zero")
+    ]

@@ -1,0 +1,64 @@
+"""Executing notebooks in place."""
+
+from pathlib import Path
+
+import nbformat
+import pytest
+from nbformat.v4 import new_code_cell, new_notebook
+
+from notebooks.execute import main
+
+CHATTY = """\
+import os, sys, warnings
+from tqdm.auto import tqdm
+for i in tqdm(range(3)):
+    print(f"{os.getpid()} on its way", file=sys.stderr)
+warnings.warn("take care")
+print("one", flush=True)
+print("two", flush=True)
+"""
+PANEL = """\
+import ipywidgets as w
+slider = w.FloatSlider(value={value}, min=0.0)
+w.VBox([slider, w.interactive_output(lambda x: print(1.0 / x), {{"x": slider}})])
+"""
+
+
+def write(path: Path, *cells: tuple[str, list[str]]) -> Path:
+    made = [new_code_cell(source, metadata={"tags": tags}) for source, tags in cells]
+    nbformat.write(new_notebook(cells=made), path)
+    return path
+
+
+def test_two_runs_write_the_same_bytes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    panel = (PANEL.format(value=1.0), ["widget"])
+    path = write(tmp_path / "00_good.ipynb", (CHATTY, []), panel)
+    assert main([str(path)]) == 0
+    once = path.read_bytes()
+    assert main([str(path)]) == 0
+    assert path.read_bytes() == once
+    assert capsys.readouterr().out.startswith(f"[1/1] {path} ... ")
+    chatty, shown = nbformat.read(path, as_version=4).cells
+    texts = sorted((out.name, out.text) for out in chatty.outputs)
+    assert texts == [("stderr", "UserWarning: take care\n"), ("stdout", "one\ntwo\n")]
+    assert shown.outputs == []
+
+
+@pytest.mark.parametrize("source", ["1 / 0", PANEL.format(value=0.0)])
+def test_failure_is_told_and_the_notebook_left_as_it_was(
+    source: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bad = write(tmp_path / "01_bad.ipynb", ("x = 1", []), (source, []))
+    later = write(tmp_path / "02_later.ipynb", ("x = 1", []))
+    before = bad.read_bytes(), later.read_bytes()
+    assert main([str(bad), str(later)]) == 1
+    assert "ZeroDivisionError" in capsys.readouterr().err
+    assert (bad.read_bytes(), later.read_bytes()) == before
+
+
+def test_cells_run_in_the_folder_of_their_notebook(tmp_path: Path) -> None:
+    path = write(tmp_path / "00_here.ipynb", ("open('made', 'w').close()", []))
+    assert main([str(path)]) == 0
+    assert (tmp_path / "made").exists()
