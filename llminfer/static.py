@@ -200,11 +200,16 @@ class LLMInferenceServer:
         return self._closed or self.env.peek() == math.inf
 
     def _alarm(self) -> simpy.Event:
-        deadline, now = self._deadline(), self.env.now
-        if deadline == math.inf:
+        """The deadline, or what comes before: nothing may be left after that.
+
+        So an alarm is never still to come when the server looks what is.
+        """
+        now, upcoming = self.env.now, self.env.peek()
+        wake = min(self._deadline(), upcoming if upcoming > now else math.inf)
+        if not self.queue or wake == math.inf:
             return self.env.event()
-        delay = deadline - now
-        while now + delay < deadline:  # the clock must not stop a bit short of it
+        delay = wake - now
+        while now + delay < wake:  # the clock must not stop a bit short of it
             delay = math.nextafter(delay, math.inf)
         return self.env.timeout(delay)
 
