@@ -6,6 +6,7 @@ import difflib
 import math
 from collections.abc import Collection, Mapping
 from dataclasses import MISSING, fields
+from numbers import Real
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -63,7 +64,7 @@ def number(
         must += f" of at least {least:g}"
     if most < math.inf:
         must += f" and at most {most:g}"
-    if isinstance(value, (bool, str, bytes)) or not hasattr(value, "__float__"):
+    if isinstance(value, bool) or not isinstance(value, Real):
         raise fail(name, value, must)
     try:
         result = float(value)
