@@ -6,7 +6,7 @@ import difflib
 import math
 from collections.abc import Collection, Mapping
 from dataclasses import MISSING, fields
-from numbers import Real
+from numbers import Integral, Real
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -38,11 +38,9 @@ def whole(name: str, value: object, least: int) -> int:
         ConfigError: It is not.
     """
     must = f"a whole number of at least {least}"
-    if isinstance(value, bool) or not hasattr(value, "__index__"):
+    if isinstance(value, bool) or not isinstance(value, Integral) or value < least:
         raise fail(name, value, must)
-    if (result := value.__index__()) < least:
-        raise fail(name, value, must)
-    return int(result)
+    return int(value)
 
 
 def number(
