@@ -147,6 +147,12 @@ class SinusoidalRate(ArrivalRate):
             )
         return periods * self.period + time
 
+    def peak(self, horizon: float) -> float:
+        crest = (0.25 - self.phase / (2.0 * math.pi)) % 1.0 * self.period
+        if crest <= horizon:
+            return self.rate + self.amplitude
+        return float(self._rate_at(np.array([0.0, horizon])).max())
+
 
 @dataclass(frozen=True)
 class RampRate(ArrivalRate):

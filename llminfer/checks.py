@@ -6,6 +6,7 @@ import difflib
 import math
 from collections.abc import Collection, Mapping
 from dataclasses import MISSING, fields
+from numbers import Integral, Real
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -37,11 +38,9 @@ def whole(name: str, value: object, least: int) -> int:
         ConfigError: It is not.
     """
     must = f"a whole number of at least {least}"
-    if isinstance(value, bool) or not hasattr(value, "__index__"):
+    if isinstance(value, bool) or not isinstance(value, Integral) or value < least:
         raise fail(name, value, must)
-    if (result := value.__index__()) < least:
-        raise fail(name, value, must)
-    return int(result)
+    return int(value)
 
 
 def number(
@@ -63,7 +62,7 @@ def number(
         must += f" of at least {least:g}"
     if most < math.inf:
         must += f" and at most {most:g}"
-    if isinstance(value, (bool, str, bytes)) or not hasattr(value, "__float__"):
+    if isinstance(value, bool) or not isinstance(value, Real):
         raise fail(name, value, must)
     try:
         result = float(value)

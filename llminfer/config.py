@@ -14,7 +14,7 @@ from llminfer.arrivals import ArrivalRate, arrival_law
 from llminfer.checks import ConfigError, choice, fail, nearest, number, whole
 from llminfer.lengths import LengthLaw, length_law
 from llminfer.policies import POLICIES, SchedulingPolicy, get_policy
-from llminfer.timing import PRESETS, BatchProcessor, StepTime
+from llminfer.timing import COEFFICIENTS, PRESETS, BatchProcessor, StepTime
 
 
 class Params(dict[str, Any]):
@@ -27,14 +27,10 @@ class Params(dict[str, Any]):
     pop = popitem = setdefault = __ior__ = _refuse  # type: ignore[assignment]
 
     def __hash__(self) -> int:  # type: ignore[override]
-        return hash(tuple(sorted((k, _hashable(v)) for k, v in self.items())))
+        return hash(tuple(sorted(self.items())))
 
     def __reduce__(self) -> tuple[type[Params], tuple[dict[str, Any]]]:
         return Params, (dict(self),)
-
-
-def _hashable(value: Any) -> Any:
-    return tuple(map(_hashable, value)) if isinstance(value, (list, tuple)) else value
 
 
 def _params(**values: Any) -> Any:
@@ -97,11 +93,15 @@ class SimulationConfig:
         for f in fields(self):
             if f.name.endswith("_params"):
                 self._freeze(f.name)
+        self._set("arrival_rate", number("arrival_rate", self.arrival_rate, above=0.0))
         self._set("batch_size", whole("batch_size", self.batch_size, 1))
         if self.batch_timeout is not None:
-            number("batch_timeout", self.batch_timeout, least=0.0)
-        number("arrival_cv", self.arrival_cv, least=0.0, most=100.0)
-        StepTime(self.alpha, self.beta, self.gamma, self.delta, self.kappa)
+            timeout = number("batch_timeout", self.batch_timeout, least=0.0)
+            self._set("batch_timeout", timeout)
+        cv = number("arrival_cv", self.arrival_cv, least=0.0, most=100.0)
+        self._set("arrival_cv", cv)
+        for name in COEFFICIENTS:
+            self._set(name, number(name, getattr(self, name), least=0.0))
         self._set("num_requests", whole("num_requests", self.num_requests, 1))
         warmup = whole("warmup_requests", self.warmup_requests, 0)
         if warmup >= self.num_requests:
@@ -258,8 +258,10 @@ class SimulationConfig:
 
 
 def _plain(value: Any) -> Any:
-    """Lists and arrays as lists of plain numbers, numpy scalars as Python's."""
-    return value.tolist() if hasattr(value, "tolist") else value
+    """Numbers as Python's own, lists and arrays as tuples, which cannot change."""
+    if hasattr(value, "tolist"):
+        value = value.tolist()
+    return tuple(map(_plain, value)) if isinstance(value, (list, tuple)) else value
 
 
 def _check_fields(given: Mapping[str, Any]) -> None:

@@ -260,7 +260,8 @@ def _combinations(
     """The labels of each combination, and its configuration."""
     axes: list[list[tuple[str, Any, Any]]] = []
     for name, values in over.items():
-        if isinstance(values, (str, bytes)) or not len(values):
+        listed = hasattr(values, "__len__") and not isinstance(values, (str, bytes))
+        if not listed or not len(values):
             raise fail(name, values, "a list of at least one value")
         named = values.items() if isinstance(values, Mapping) else zip(values, values)  # noqa: B905
         axes.append([(name, label, value) for label, value in named])
@@ -294,7 +295,8 @@ def save_results(
     """Write results as JSON or CSV, by the ending of ``path``, and return the path.
 
     Args:
-        results: A sweep's table, a list of metrics, or one run's metrics.
+        results: A sweep's table, a list of metrics, one run's metrics, or what
+            ``aggregate_results`` gives (a row a metric).
         path: Ends in ``.json`` or ``.csv``.
 
     Raises:
@@ -303,11 +305,24 @@ def save_results(
     target = Path(path)
     if target.suffix not in (".json", ".csv"):
         raise fail("path", str(path), "a name that ends in .json or .csv")
-    rows = [dict(results)] if isinstance(results, Mapping) else results
-    frame = rows if isinstance(rows, pd.DataFrame) else pd.DataFrame(list(rows))
+    frame = _as_table(results)
     if target.suffix == ".csv":
         frame.to_csv(target, index=False)
     else:
-        records = json.loads(frame.to_json(orient="records", double_precision=15))
-        target.write_text(json.dumps(records, indent=1) + "\n")
+        known = frame.astype(object).where(frame.notna(), None)  # JSON has no NaN
+        records = known.to_dict(orient="records")
+        target.write_text(json.dumps(records, indent=1, default=str) + "\n")
     return target
+
+
+def _as_table(
+    results: pd.DataFrame | Sequence[Metrics] | Mapping[str, Any],
+) -> pd.DataFrame:
+    if isinstance(results, pd.DataFrame):
+        return results
+    if not isinstance(results, Mapping):
+        return pd.DataFrame(list(results))
+    if any(isinstance(value, Mapping) for value in results.values()):
+        rows = [{"metric": name, **interval} for name, interval in results.items()]
+        return pd.DataFrame(rows)
+    return pd.DataFrame([dict(results)])

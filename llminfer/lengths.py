@@ -24,7 +24,8 @@ FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
 
 MOST_TOKENS = 2**40  # far above any context; keeps sums of tokens exact in a float
-_SUMMED = 2**15  # survival is summed token by token up to here, then integrated
+_SUMMED = 2**15  # an endless law's survival is summed up to here, then integrated
+_SUMMED_WHOLE = 2**20  # a law with a greatest token is summed to that, up to here
 
 
 @dataclass(frozen=True)
@@ -96,8 +97,9 @@ def _summed(law: LengthLaw, copies: int, power: int) -> float:
             return -np.expm1(copies * np.log1p(-some)) * k**power  # type: ignore[no-any-return]
 
     high = law.support[1]
-    total = float(term(np.arange(min(high, _SUMMED), dtype=np.float64)).sum())
-    if high > _SUMMED:  # the sum's tail by its midpoint integral, on a log scale
+    summed = high if high <= _SUMMED_WHOLE else _SUMMED
+    total = float(term(np.arange(summed, dtype=np.float64)).sum())
+    if high > summed:  # the sum's tail by its midpoint integral, on a log scale
         far = min(high, float(law.tokens(np.array([1.0 - 2.0**-53]))[0]) * 8.0)
         edges = np.linspace(math.log(_SUMMED - 0.5), math.log(far - 0.5), 65)
         nodes, weights = np.polynomial.legendre.leggauss(16)
@@ -130,7 +132,10 @@ class LogNormal(LengthLaw):
 
     @property
     def support(self) -> tuple[int, float]:
-        return self.min, math.inf if self.max is None else self.max
+        most = math.inf if self.max is None else self.max
+        if self.sigma == 0.0:
+            most = min(most, max(self.min, math.floor(math.exp(self.mu))))
+        return self.min, most
 
     def _quantile(self, u: FloatArray) -> FloatArray:
         if self.sigma == 0.0:

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 import simpy
 
+from llminfer.checks import fail
 from llminfer.config import SimulationConfig
 from llminfer.lengths import FloatArray, IntArray
 from llminfer.policies import FCFSPolicy, KeyedPolicy, SchedulingPolicy, Waiting
@@ -163,10 +164,9 @@ class LLMInferenceServer:
 
     def collect_batch(self) -> list[Request]:
         """Take the next batch out of the whole queue, in the policy's order."""
-        ranked = self.policy.sort_requests(list(self.queue), self.env.now)
-        batch = ranked[: self.config.batch_size]
-        chosen = {id(request) for request in batch}
-        self.queue = [r for r in self.queue if id(r) not in chosen]
+        batch, self.queue = _split(
+            self.policy, self.queue, self.config.batch_size, self.env.now
+        )
         return batch
 
     def _serve_by_hand(self) -> Process:
@@ -200,11 +200,16 @@ class LLMInferenceServer:
         return self._closed or self.env.peek() == math.inf
 
     def _alarm(self) -> simpy.Event:
-        deadline, now = self._deadline(), self.env.now
-        if deadline == math.inf:
+        """The deadline, or what comes before: nothing may be left after that.
+
+        So an alarm is never still to come when the server looks what is.
+        """
+        now, upcoming = self.env.now, self.env.peek()
+        wake = min(self._deadline(), upcoming if upcoming > now else math.inf)
+        if not self.queue or wake == math.inf:
             return self.env.event()
-        delay = deadline - now
-        while now + delay < deadline:  # the clock must not stop a bit short of it
+        delay = wake - now
+        while now + delay < wake:  # the clock must not stop a bit short of it
             delay = math.nextafter(delay, math.inf)
         return self.env.timeout(delay)
 
@@ -347,10 +352,27 @@ class _SortedLine:
         self.waiting.append(request)
 
     def take(self, most: int, now: float) -> Sequence[int]:
-        batch = self.policy.sort_requests(list(self.waiting), now)[:most]
-        chosen = {request.id for request in batch}
-        self.waiting = [r for r in self.waiting if r.id not in chosen]
+        batch, self.waiting = _split(self.policy, self.waiting, most, now)
         return [request.id for request in batch]
 
     def oldest(self) -> int:
         return self.waiting[0].id
+
+
+def _split(
+    policy: SchedulingPolicy, waiting: Sequence[Request], most: int, now: float
+) -> tuple[list[Request], list[Request]]:
+    """The first ``most`` in the policy's order, and the others in order of arrival.
+
+    Raises:
+        ConfigError: A policy of the reader's loses, repeats or makes up requests.
+    """
+    ranked: Any = policy.sort_requests(list(waiting), now)
+    batch = list(ranked or ())[:most]
+    chosen = {id(request) for request in batch}
+    rest = [request for request in waiting if id(request) not in chosen]
+    taken = min(most, len(waiting))
+    if len(batch) != taken or len(rest) != len(waiting) - taken:
+        must = "one whose sort_requests returns each of the waiting requests once"
+        raise fail("scheduling_policy", policy.name, must)
+    return batch, rest

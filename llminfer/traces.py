@@ -43,6 +43,7 @@ def read_csv(
     except csv.Error as error:
         raise TraceError(f"{name}, row 1: {error}") from None
     columns, dated = _layout(name, header)
+    at: list[int] = []  # the row of each request: blank rows count too
     times: list[str] = []
     tokens: tuple[list[int], list[int]] = ([], [])
     number = 1
@@ -55,6 +56,7 @@ def read_csv(
             if len(row) != len(header):
                 what = f"{len(row)} fields: must have {len(header)}, as the header has"
                 raise TraceError(f"{name}, row {number}: {what}")
+            at.append(number)
             times.append(row[columns[0]])
             for column, into in zip(columns[1:], tokens, strict=True):
                 into.append(_tokens(row[column], name, number, header[column]))
@@ -62,14 +64,12 @@ def read_csv(
         raise TraceError(f"{name}, row {number + 1}: {error}") from None
     if not times:
         raise TraceError(f"{name}: no requests: must have at least one row")
-    arrival = _dates(times, name) if dated else _seconds(times, name)
+    arrival = _dates(times, at, name) if dated else _seconds(times, at, name)
     backwards = np.flatnonzero(np.diff(arrival) < 0.0)
     if len(backwards):
-        at = int(backwards[0]) + 1
-        what = (
-            f"{header[columns[0]]}={times[at][:40]}: must not be before the row above"
-        )
-        raise TraceError(f"{name}, row {at + 2}, {what}")
+        i = int(backwards[0]) + 1
+        what = f"{header[columns[0]]}={times[i][:40]!r}: must not be before the last"
+        raise TraceError(f"{name}, row {at[i]}, {what}")
     return arrival, np.array(tokens[0]), np.array(tokens[1])
 
 
@@ -113,7 +113,7 @@ def _tokens(text: str, name: str, row: int, column: str) -> int:
     return value
 
 
-def _seconds(times: list[str], name: str) -> FloatArray:
+def _seconds(times: list[str], at: list[int], name: str) -> FloatArray:
     result = np.empty(len(times))
     for i, text in enumerate(times):
         try:
@@ -122,20 +122,20 @@ def _seconds(times: list[str], name: str) -> FloatArray:
             result[i] = math.nan
         if not 0.0 <= result[i] < math.inf:
             must = "must be seconds, a finite number of at least 0"
-            raise TraceError(f"{name}, row {i + 2}, arrival_time={text[:40]!r}: {must}")
+            raise TraceError(f"{name}, row {at[i]}, arrival_time={text[:40]!r}: {must}")
     return result
 
 
-def _dates(times: list[str], name: str) -> FloatArray:
+def _dates(times: list[str], at: list[int], name: str) -> FloatArray:
     try:
         stamps = np.array(times, dtype="datetime64[ns]")
         bad = np.flatnonzero(np.isnat(stamps))
     except ValueError:
         bad = np.array([i for i, text in enumerate(times) if not _is_date(text)])
     if len(bad):
-        text = times[bad[0]][:40]
+        text, row = times[bad[0]][:40], at[bad[0]]
         must = "must be a date and time such as 2023-11-16 18:15:46.68"
-        raise TraceError(f"{name}, row {bad[0] + 2}, TIMESTAMP={text!r}: {must}")
+        raise TraceError(f"{name}, row {row}, TIMESTAMP={text!r}: {must}")
     return np.asarray((stamps - stamps[0]) / np.timedelta64(1, "s"), dtype=np.float64)
 
 

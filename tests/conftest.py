@@ -1,0 +1,33 @@
+"""What all tests share: a store of their own, and the data or a word on it."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+
+# The same examples in every run, and no deadline: a slow machine is no failure.
+settings.register_profile("steady", deadline=None, derandomize=True)
+settings.load_profile("steady")
+
+
+@pytest.fixture(autouse=True)
+def store_folder(tmp_path, monkeypatch):
+    """An empty store of runs, so that no test sees another's results."""
+    folder = tmp_path / "store"
+    monkeypatch.setenv("LLMINFER_CACHE", str(folder))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def data() -> Path:
+    """The folder of measured traces; without it a skip, and in CI a failure."""
+    folder = os.environ.get("LLMINFER_DATA")
+    if folder and Path(folder).is_dir():
+        return Path(folder)
+    missing = f"LLMINFER_DATA={folder!r} names no folder with the measured traces"
+    if os.environ.get("CI"):
+        pytest.fail(missing)
+    pytest.skip(missing)

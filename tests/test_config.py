@@ -1,0 +1,272 @@
+"""A configuration is one fixed value: written, read, compared, changed by copy."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import pickle
+import warnings
+
+import numpy as np
+import pytest
+from cases import LENGTHS, PATTERNS, POLICIES
+from hypothesis import given
+from hypothesis import strategies as st
+
+from llminfer import (
+    PRESETS,
+    ConfigError,
+    FCFSPolicy,
+    OverloadWarning,
+    SimulationConfig,
+    SimulationRunner,
+    Workload,
+    get_policy,
+)
+
+PRESETS_OF_THE_DESIGN = {
+    "report": (1e-3, 5e-2, 5e-4, 0, 0),
+    "opt-13b-a100": (1.02e-4, 1.81e-2, 1.99e-2, 3.85e-5, 6.3e-7),
+    "llama-3.1-8b-rtx4090": (9.1e-5, 4.2e-3, 1.70e-2, 4.1e-5, 1.42e-7),
+    "llama-2-70b-dgx-h100": (9.9e-5, 1.8e-3, 2.98e-2, 2.1e-4, 1.73e-7),
+}
+WARMUP = {"num_requests": 300, "warmup_requests": 30, "random_seed": 3}
+
+
+@st.composite
+def configs(draw):
+    named = POLICIES.filter(lambda policy: isinstance(policy[0], str))
+    policy, policy_params = draw(named)
+    prompts, prompt_params = draw(LENGTHS)
+    outputs, output_params = draw(LENGTHS)
+    pattern, pattern_params = draw(PATTERNS)
+    return SimulationConfig(
+        arrival_rate=draw(st.floats(6.0, 1e3)),
+        arrival_pattern=pattern,
+        arrival_pattern_params=pattern_params,
+        prompt_length_dist=prompts,
+        prompt_dist_params=prompt_params,
+        output_length_dist=outputs,
+        output_dist_params=output_params,
+        batch_size=draw(st.integers(1, 10**6)),
+        batch_timeout=draw(st.none() | st.floats(0.0, 1e6)),
+        scheduling_policy=policy,
+        scheduling_policy_params=policy_params,
+        alpha=draw(st.floats(0.0, 1.0)),
+        kappa=draw(st.sampled_from([0.0, 1e-7, 5e-324])),
+        random_seed=draw(st.none() | st.integers(0, 2**70)),
+    )
+
+
+@given(configs())
+def test_a_configuration_survives_json_repr_and_pickle(config):
+    ways = [
+        SimulationConfig.from_json(config.to_json()),
+        eval(repr(config), {"SimulationConfig": SimulationConfig}),
+        pickle.loads(pickle.dumps(config)),
+        SimulationConfig(**config.to_dict()),
+        config.replace(),
+    ]
+    for back in ways:
+        assert back == config
+        assert hash(back) == hash(config)
+        assert repr(back) == repr(config)
+
+
+def test_json_goes_through_a_file(tmp_path):
+    config = SimulationConfig(batch_size=7, prompt_dist_params={"mu": 3, "sigma": 1})
+    config.to_json(tmp_path / "run.json")
+    assert SimulationConfig.from_json(tmp_path / "run.json") == config
+    assert SimulationConfig.from_json(str(tmp_path / "run.json")) == config
+
+
+def test_repr_shows_what_is_not_default():
+    assert repr(SimulationConfig()) == "SimulationConfig()"
+    assert repr(SimulationConfig(batch_size=4)) == "SimulationConfig(batch_size=4)"
+
+
+@pytest.mark.parametrize("number", [np.float32(2.5), np.float64(2.5), np.int64(2)])
+def test_numbers_from_numpy_become_plain(number):
+    config = SimulationConfig(
+        arrival_rate=number,
+        batch_timeout=number,
+        prompt_dist_params={"mu": number, "sigma": number},
+        num_requests=np.int32(600),
+    )
+    assert SimulationConfig.from_json(config.to_json()) == config
+    assert "np." not in repr(config)
+
+
+def test_defaults_are_those_of_the_source_design():
+    expected = {
+        "arrival_rate": 10.0,
+        "arrival_pattern": "constant",
+        "arrival_pattern_params": {},
+        "arrival_cv": 1.0,
+        "prompt_length_dist": "lognormal",
+        "prompt_dist_params": {"mu": 4, "sigma": 1.5},
+        "output_length_dist": "truncated_normal",
+        "output_dist_params": {"mu": 100, "sigma": 30, "min": 10, "max": 500},
+        "batch_size": 32,
+        "batch_timeout": None,
+        "scheduling_policy": "FCFS",
+        "scheduling_policy_params": {},
+        "alpha": 0.001,
+        "beta": 0.05,
+        "gamma": 0.0005,
+        "delta": 0.0,
+        "kappa": 0.0,
+        "num_requests": 10000,
+        "warmup_requests": 500,
+        "random_seed": None,
+    }
+    made = SimulationConfig().to_dict()
+    assert {name: made[name] for name in expected} == expected
+
+
+def test_nothing_in_a_configuration_can_be_changed():
+    values = [10, 20]
+    config = SimulationConfig(
+        prompt_length_dist="empirical", prompt_dist_params={"values": values}
+    )
+    kept = hash(config)
+    values.append(30)
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        config.batch_size = 4
+    for change in (
+        lambda p: p.__setitem__("values", [1]),
+        lambda p: p.update(values=[1]),
+        lambda p: p.pop("values"),
+        lambda p: p.clear(),
+        lambda p: p["values"].append(30),
+    ):
+        with pytest.raises((TypeError, AttributeError)):
+            change(config.prompt_dist_params)
+    assert hash(config) == kept
+    assert list(config.prompt_dist_params["values"]) == [10, 20]
+
+
+def test_replace_takes_dotted_names_and_leaves_the_rest():
+    base = SimulationConfig(batch_size=8)
+    changed = base.replace(**{"prompt_dist_params.sigma": 0.5, "arrival_rate": 2})
+    assert changed.prompt_dist_params == {"mu": 4, "sigma": 0.5}
+    assert (changed.arrival_rate, changed.batch_size) == (2.0, 8)
+    assert base.prompt_dist_params["sigma"] == 1.5
+    other_law = base.replace(
+        prompt_length_dist="uniform",
+        prompt_dist_params={"min": 1, "max": 9},
+        **{"prompt_dist_params.max": 5},
+    )
+    assert other_law.prompt_dist_params == {"min": 1, "max": 5}
+
+
+@pytest.mark.parametrize("name", PRESETS_OF_THE_DESIGN)
+def test_presets_are_the_published_ones(name):
+    config = SimulationConfig.from_preset(name, batch_size=4)
+    made = (config.alpha, config.beta, config.gamma, config.delta, config.kappa)
+    assert made == PRESETS_OF_THE_DESIGN[name]
+    assert config.batch_size == 4
+    assert PRESETS[name].source
+
+
+def test_an_unknown_preset_brings_the_nearest():
+    with pytest.raises(ConfigError, match=r"did you mean opt-13b-a100\?"):
+        SimulationConfig.from_preset("opt13b-a100")
+
+
+def expected_batch_time(config):
+    """E[T_B] from the laws' own tables (THEORY 7)."""
+    b = config.batch_size
+    chance = config.outputs.pmf()
+    greatest = np.diff(np.cumsum(chance) ** b, prepend=0.0)
+    m = np.arange(len(chance))
+    prompts = config.prompts.pmf()
+    tokens = b * (np.arange(len(prompts)) * prompts).sum()
+    decode = (config.gamma + config.delta * b) * m
+    cache = config.kappa * (tokens * m + b * m * (m - 1) / 2)
+    return config.alpha * tokens + config.beta + (greatest * (decode + cache)).sum()
+
+
+@pytest.mark.parametrize("preset", PRESETS_OF_THE_DESIGN)
+@pytest.mark.parametrize("batch_size", [1, 8, 256])
+def test_the_stable_rate_is_the_batch_over_its_expected_time(preset, batch_size):
+    config = SimulationConfig.from_preset(
+        preset, batch_size=batch_size, **{"prompt_dist_params": {"mu": 4, "sigma": 1}}
+    )
+    assert config.max_stable_rate == pytest.approx(
+        batch_size / expected_batch_time(config), rel=1e-8
+    )
+    load = config.arrival_rate / config.max_stable_rate
+    assert config.offered_load == pytest.approx(load)
+    assert config.peak_load == pytest.approx(load)
+
+
+def test_a_varying_rate_has_a_mean_load_and_a_peak_load():
+    wave = SimulationConfig(
+        arrival_pattern="sinusoidal",
+        arrival_pattern_params={"amplitude": 8, "period": 36},
+        num_requests=3_600,  # ten periods
+    )
+    assert wave.offered_load == pytest.approx(10 / wave.max_stable_rate)
+    assert wave.peak_load == pytest.approx(18 / wave.max_stable_rate)
+    step = SimulationConfig(
+        arrival_rate=1,
+        arrival_pattern="step",
+        arrival_pattern_params={"step_time": 100, "step_rate": 3},
+        num_requests=400,  # a hundred at 1/s, then three hundred at 3/s
+        warmup_requests=0,
+    )
+    assert step.offered_load == pytest.approx(2 / step.max_stable_rate)
+    assert step.peak_load == pytest.approx(3 / step.max_stable_rate)
+
+
+def test_work_that_takes_no_time_never_overloads():
+    config = SimulationConfig(alpha=0, beta=0, gamma=0)
+    assert config.max_stable_rate == math.inf
+    assert config.offered_load == 0.0
+
+
+@pytest.mark.parametrize("batch_size", [1, 8, 32, 128, 4096])
+def test_the_planned_rate_overloads_every_batch_size(batch_size):
+    config = SimulationConfig(batch_size=batch_size)
+    assert config.offered_load > 1.0
+    assert config.max_stable_rate < 1 / (0.001 * config.prompts.expectation()) < 5.97
+
+
+def test_running_an_overloaded_configuration_warns_with_the_numbers():
+    config = SimulationConfig(**WARMUP)
+    with pytest.warns(OverloadWarning) as caught:
+        SimulationRunner(config).run()
+    assert len(caught) == 1
+    message = str(caught[0].message)
+    assert "10 requests/s" in message
+    assert "batch_size=32" in message
+    assert f"{config.max_stable_rate:.3g}" in message
+    assert f"{config.offered_load:.2f}" in message
+    assert caught[0].filename == __file__
+
+
+def test_a_stable_run_and_a_given_workload_do_not_warn():
+    config = SimulationConfig(**WARMUP)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        SimulationRunner(config.replace(arrival_rate=2)).run()
+        SimulationRunner(config, Workload.generate(config)).run()
+
+
+def test_a_policy_object_works_wherever_a_name_does():
+    policy = FCFSPolicy()
+    config = SimulationConfig(scheduling_policy=policy)
+    assert config.policy() is policy
+    assert pickle.loads(pickle.dumps(config)).batch_size == 32
+    with pytest.raises(ConfigError, match=r"scheduling_policy=.*a name"):
+        config.to_json()
+
+
+def test_a_policy_knows_the_coefficients_of_its_configuration():
+    config = SimulationConfig(
+        alpha=0.5, beta=0.25, gamma=2.0, scheduling_policy="Priority"
+    )
+    policy = config.policy()
+    assert (policy.alpha, policy.beta, policy.gamma) == (0.5, 0.25, 2.0)
+    assert get_policy("Priority", aging_rate=3.0).aging_rate == 3.0

@@ -1,0 +1,53 @@
+"""What the documentation shows is run as it stands."""
+
+from __future__ import annotations
+
+import doctest
+import importlib
+import os
+import pkgutil
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import llminfer
+
+ROOT = Path(__file__).parent.parent
+MODULES = ["llminfer"] + [
+    f"llminfer.{module.name}" for module in pkgutil.iter_modules(llminfer.__path__)
+]
+README = ROOT / "README.md"
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_examples_in_docstrings_come_out_as_shown(name):
+    assert doctest.testmod(importlib.import_module(name)).failed == 0
+
+
+def test_importing_the_module_loads_no_drawing_and_no_widgets():
+    code = "import sys, llminfer; print(*sys.modules)"
+    ran = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    assert not {"matplotlib", "ipywidgets", "IPython"} & set(ran.stdout.split())
+
+
+@pytest.mark.skipif(not README.exists(), reason="README.md is not written yet")
+def test_the_readmes_python_runs(request, tmp_path, monkeypatch):
+    blocks = re.findall(r"^```python\n(.*?)^```", README.read_text(), re.M | re.S)
+    assert blocks
+    if any("LLMINFER_DATA" in block for block in blocks):
+        request.getfixturevalue("data")
+    env = os.environ | {"PYTHONPATH": str(ROOT), "MPLBACKEND": "Agg"}
+    ran = subprocess.run(
+        [sys.executable, "-c", "\n".join(blocks)],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env=env,
+        check=False,
+    )
+    assert ran.returncode == 0, ran.stderr

@@ -1,0 +1,354 @@
+"""Replications and sweeps: tidy, repeatable, resumable, never from a stale store."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from cases import LongestFirst
+
+import llminfer.experiment
+import llminfer.store
+from llminfer import (
+    PRESETS,
+    ConfigError,
+    ExperimentConfig,
+    ExperimentRunner,
+    OverloadWarning,
+    SimulationConfig,
+    SimulationRunner,
+    save_results,
+    sweep,
+)
+from llminfer.store import RunStore, run_key, source_digest
+
+BASE = SimulationConfig(
+    arrival_rate=2,
+    num_requests=150,
+    warmup_requests=20,
+    prompt_dist_params={"mu": 4, "sigma": 1},
+    output_length_dist="constant",  # no time between tokens: NaN must come through
+    output_dist_params={"value": 1},
+)
+OVER = {"batch_size": [1, 4], "scheduling_policy": ["FCFS", "SJF"]}
+
+
+@pytest.fixture
+def runs(monkeypatch):
+    """The configurations that are really simulated, in order."""
+    simulated = []
+    run = llminfer.experiment._run_quietly
+
+    def counted(config):
+        simulated.append(config)
+        return run(config)
+
+    monkeypatch.setattr(llminfer.experiment, "_run_quietly", counted)
+    return simulated
+
+
+def assert_same_table(one, two):
+    pd.testing.assert_frame_equal(one, two, check_exact=True)
+
+
+def test_a_sweep_is_tidy():
+    table = sweep(BASE, OVER, replications=3, n_jobs=1, random_seed_start=7)
+    assert list(table)[:4] == ["batch_size", "scheduling_policy", "replication", "seed"]
+    assert len(table) == 2 * 2 * 3
+    assert table["replication"].tolist() == [0, 1, 2] * 4
+    assert (table["seed"] == table["replication"] + 7).all()
+    assert table["batch_size"].tolist() == [1] * 6 + [4] * 6
+    for row in table.to_dict("records"):
+        config = BASE.replace(
+            batch_size=row["batch_size"],
+            scheduling_policy=row["scheduling_policy"],
+            random_seed=row["seed"],
+        )
+        metrics = SimulationRunner(config).run()
+        np.testing.assert_equal({name: row[name] for name in metrics}, metrics)
+
+
+def test_a_sweep_is_the_same_to_the_last_bit_for_any_number_of_processes(
+    monkeypatch, tmp_path, runs
+):
+    tables = {}
+    for n_jobs in (1, 2):
+        monkeypatch.setenv("LLMINFER_CACHE", str(tmp_path / f"jobs{n_jobs}"))
+        tables[n_jobs] = sweep(BASE, OVER, replications=3, n_jobs=n_jobs)
+    assert_same_table(tables[1], tables[2])
+    runs.clear()
+    assert_same_table(sweep(BASE, OVER, replications=3, n_jobs=1), tables[2])
+    assert runs == []  # all of it came from the store
+
+
+def test_dotted_names_sweep_one_parameter():
+    table = sweep(BASE, {"prompt_dist_params.sigma": [0.0, 1.5]}, 2, 1)
+    assert table["prompt_dist_params.sigma"].tolist() == [0.0, 0.0, 1.5, 1.5]
+    narrow, wide = table.groupby("prompt_dist_params.sigma")["p99_latency"].mean()
+    assert narrow < wide
+
+
+def test_labelled_alternatives_are_configurations_or_changes():
+    servers = {
+        "as it is": {},
+        "rtx4090": PRESETS["llama-3.1-8b-rtx4090"].coefficients,
+        "small batch": BASE.replace(batch_size=2),
+    }
+    table = sweep(BASE, {"batch_size": [8], "server": servers}, 1, 1)
+    assert table["server"].tolist() == list(servers)
+    expected = [
+        BASE.replace(batch_size=8, random_seed=42),
+        BASE.replace(batch_size=8, random_seed=42, **servers["rtx4090"]),
+        BASE.replace(batch_size=8, random_seed=42),  # the plain axis has the last word
+    ]
+    latencies = [SimulationRunner(config).run()["avg_latency"] for config in expected]
+    assert table["avg_latency"].tolist() == latencies
+
+
+def test_axes_can_be_arrays_and_ranges():
+    table = sweep(
+        BASE, {"arrival_rate": np.arange(1, 3), "batch_size": range(1, 3)}, 1, 1
+    )
+    assert table["arrival_rate"].tolist() == [1, 1, 2, 2]
+    assert table["batch_size"].tolist() == [1, 2, 1, 2]
+
+
+def test_a_bad_value_stops_a_sweep_before_anything_runs(runs):
+    with pytest.raises(ConfigError, match=r"^batch_size=0"):
+        sweep(BASE, {"batch_size": [1, 2, 0]}, replications=2, n_jobs=1)
+    assert runs == []
+
+
+def test_a_sweep_warns_once_of_what_is_overloaded():
+    with pytest.warns(
+        OverloadWarning, match="1 of 2 overloaded: 40 requests/s"
+    ) as seen:
+        sweep(BASE, {"arrival_rate": [1, 40]}, replications=3, n_jobs=1)
+    assert len(seen) == 1
+
+
+def test_an_interrupted_sweep_resumes_where_it_stopped(monkeypatch, runs):
+    counted = llminfer.experiment._run_quietly
+
+    def fails_in_the_middle(config):
+        if len(runs) == 5:
+            raise KeyboardInterrupt
+        return counted(config)
+
+    monkeypatch.setattr(llminfer.experiment, "_run_quietly", fails_in_the_middle)
+    with pytest.raises(KeyboardInterrupt):
+        sweep(BASE, OVER, replications=3, n_jobs=1)
+    assert len(runs) == 5
+    monkeypatch.setattr(llminfer.experiment, "_run_quietly", counted)
+    resumed = sweep(BASE, OVER, replications=3, n_jobs=1)
+    assert len(runs) == 12
+    assert len(set(runs)) == 12
+    monkeypatch.setenv("LLMINFER_CACHE", "/dev/null/nowhere")
+    assert_same_table(resumed, sweep(BASE, OVER, replications=3, n_jobs=1))
+
+
+def test_replications_differ_in_their_seed_alone():
+    plan = ExperimentConfig("plan", "five runs", BASE, num_replications=5)
+    configs = plan.get_replication_configs()
+    assert [config.random_seed for config in configs] == [42, 43, 44, 45, 46]
+    assert {config.replace(random_seed=None) for config in configs} == {BASE}
+
+
+def test_run_all_gives_metrics_in_order_and_an_interval_for_each():
+    plan = ExperimentConfig("plan", "", BASE, num_replications=4)
+    results = ExperimentRunner(plan, n_jobs=1).run_all()
+    alone = [SimulationRunner(c).run() for c in plan.get_replication_configs()]
+    np.testing.assert_equal(results, alone)
+    assert ExperimentRunner(plan.get_replication_configs(), n_jobs=1).run_all()
+    interval = ExperimentRunner.aggregate_results(results)["avg_latency"]
+    values = [metrics["avg_latency"] for metrics in results]
+    assert interval["mean"] == pytest.approx(np.mean(values))
+    assert interval["ci_lower"] < np.mean(values) < interval["ci_upper"]
+
+
+# The store
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        BASE,
+        BASE.replace(random_seed=1, scheduling_policy=LongestFirst()),
+    ],
+    ids=["no seed", "a policy of one's own"],
+)
+def test_what_cannot_be_repeated_is_never_stored(config, runs):
+    for _ in range(2):
+        ExperimentRunner([config, config], n_jobs=1).run_all()
+    assert len(runs) == 4
+    assert run_key(config) is None
+
+
+CHANGES = {
+    "arrival_rate": 3,
+    "arrival_pattern": "ramp",
+    "arrival_pattern_params": {"end_rate": 3, "duration": 9},
+    "arrival_cv": 2,
+    "prompt_length_dist": "constant",
+    "prompt_dist_params": {"mu": 4, "sigma": 1.1},
+    "output_length_dist": "geometric",
+    "output_dist_params": {"value": 2},
+    "batch_size": 3,
+    "batch_timeout": 0,
+    "scheduling_policy": "Priority",
+    "scheduling_policy_params": {"aging_rate": 3},
+    "alpha": 1,
+    "beta": 1,
+    "gamma": 1,
+    "delta": 1,
+    "kappa": 1,
+    "num_requests": 151,
+    "warmup_requests": 21,
+    "random_seed": 2,
+}
+GO_TOGETHER = {
+    "arrival_pattern": ["arrival_pattern_params"],
+    "arrival_pattern_params": ["arrival_pattern"],
+    "scheduling_policy_params": ["scheduling_policy"],
+}
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_every_field_is_part_of_the_key(name):
+    config = BASE.replace(random_seed=1)
+    changed = {name: CHANGES[name]}
+    changed |= {other: CHANGES[other] for other in GO_TOGETHER.get(name, [])}
+    if name == "prompt_length_dist":
+        changed["prompt_dist_params"] = {"value": 9}
+    if name == "output_length_dist":
+        changed["output_dist_params"] = {"mean": 9}
+    assert run_key(config.replace(**changed)) != run_key(config)
+    assert run_key(config.replace()) == run_key(config)
+
+
+def test_an_edit_of_the_model_makes_old_results_unknown(monkeypatch, tmp_path):
+    package = tmp_path / "llminfer"
+    shutil.copytree(Path(llminfer.store.__file__).parent, package)
+    monkeypatch.setattr(llminfer.store, "__file__", str(package / "store.py"))
+
+    def digest():
+        source_digest.cache_clear()
+        return source_digest()
+
+    original = digest()
+    try:
+        assert digest() == original
+        for name in ("static.py", "lengths.py", "metrics.py"):
+            before = digest()
+            with (package / name).open("a") as file:
+                file.write("\n# changed\n")
+            assert digest() != before
+        before = digest()
+        (package / "widgets.py").write_text("# only a picture\n")
+        assert digest() == before
+        (package / "new_model.py").write_text("")
+        assert digest() != before
+    finally:
+        source_digest.cache_clear()
+
+
+def test_a_key_follows_the_source(monkeypatch):
+    config = BASE.replace(random_seed=1)
+    key = run_key(config)
+    monkeypatch.setattr(llminfer.store, "source_digest", lambda: "another")
+    assert run_key(config) != key
+
+
+def test_the_store_gives_back_exactly_what_was_put(store_folder):
+    metrics = {"a": 0.1 + 0.2, "b": float("nan"), "c": 7, "d": 5e-324}
+    config = BASE.replace(random_seed=1)
+    store = RunStore()
+    assert store.get(config) is None
+    store.put(config, metrics)
+    store.close()
+    again = RunStore(store_folder)
+    np.testing.assert_equal(again.get(config), metrics)
+    assert again.get(config.replace(batch_size=9)) is None
+    again.close()
+    assert (store_folder / "runs.sqlite").exists()
+
+
+@pytest.mark.parametrize("obstacle", ["a file", "no database"])
+def test_without_a_store_runs_are_made_all_the_same(
+    obstacle, monkeypatch, tmp_path, runs
+):
+    folder = tmp_path / "cache"
+    if obstacle == "a file":
+        folder.write_text("in the way")
+    else:
+        folder.mkdir()
+        (folder / "runs.sqlite").write_text("this is no database " * 100)
+    monkeypatch.setenv("LLMINFER_CACHE", str(folder))
+    first = sweep(BASE, {"batch_size": [2]}, replications=2, n_jobs=1)
+    assert_same_table(first, sweep(BASE, {"batch_size": [2]}, replications=2, n_jobs=1))
+    assert len(runs) == 4
+
+
+# Results on disk
+
+
+def read_csv(path):
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def read_json(path):
+    return json.loads(path.read_text(), parse_constant=pytest.fail)  # NaN is no JSON
+
+
+def test_a_table_survives_csv_and_json_to_the_last_digit(tmp_path):
+    table = sweep(BASE, OVER, replications=2, n_jobs=1)
+    for rows in (
+        read_csv(save_results(table, tmp_path / "sweep.csv")),
+        read_json(save_results(table, tmp_path / "sweep.json")),
+    ):
+        policies = table["scheduling_policy"].tolist()
+        assert [row["scheduling_policy"] for row in rows] == policies
+        assert list(rows[0]) == list(table)
+        for name in set(table) - {"scheduling_policy"}:
+            blank = ("", None)  # in CSV and in JSON
+            column = [np.nan if row[name] in blank else row[name] for row in rows]
+            column = np.array(column, dtype=np.float64)
+            np.testing.assert_array_equal(column, table[name], err_msg=name)
+
+
+def test_metrics_of_runs_survive_csv_and_json(tmp_path):
+    results = ExperimentRunner(ExperimentConfig("e", "", BASE, 2), n_jobs=1).run_all()
+    latencies = [metrics["p99_latency"] for metrics in results]
+    for rows in (
+        read_csv(save_results(results, tmp_path / "runs.csv")),
+        read_json(save_results(results, tmp_path / "runs.json")),
+    ):
+        assert [float(row["p99_latency"]) for row in rows] == latencies
+        assert not rows[0]["avg_tpot"]
+    one = read_json(save_results(results[0], tmp_path / "run.json"))
+    assert one == read_json(tmp_path / "runs.json")[:1]
+
+
+def test_intervals_are_written_a_row_a_metric(tmp_path):
+    intervals = ExperimentRunner.aggregate_results(
+        [{"a": 1.0, "b": 3}, {"a": 2.0, "b": 4}]
+    )
+    rows = read_csv(save_results(intervals, tmp_path / "x.csv"))
+    assert list(rows[0]) == ["metric", "mean", "ci_lower", "ci_upper"]
+    assert [(row["metric"], row["mean"]) for row in rows] == [
+        ("a", "1.5"),
+        ("b", "3.5"),
+    ]
+
+
+def test_a_run_is_a_pure_function_of_its_configuration():
+    config = BASE.replace(random_seed=5)
+    once = SimulationRunner(config).run()
+    SimulationRunner(config.replace(random_seed=6)).run()
+    np.testing.assert_equal(SimulationRunner(config).run(), once)

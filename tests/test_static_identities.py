@@ -1,0 +1,120 @@
+"""What holds on every run of the static server, whatever its configuration."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+from bench import CountingEnvironment
+from cases import RUNS, serve_columns
+from hypothesis import given, settings
+
+from llminfer import LLMInferenceServer, MetricsCollector
+
+
+def area_between(ups, downs):
+    """The area under the path that rises at ``ups`` and falls at ``downs``."""
+    times = np.concatenate([ups, downs])
+    steps = np.concatenate([np.ones(len(ups)), -np.ones(len(downs))])
+    order = np.argsort(times, kind="stable")
+    level = np.cumsum(steps[order])[:-1]
+    return float((level * np.diff(times[order])).sum())
+
+
+@given(RUNS)
+def test_every_request_is_served_once_and_in_order_of_time(run):
+    config, workload = run
+    record = serve_columns(config, workload)
+    n = len(workload)
+    times = [
+        workload.arrival_time,
+        record.queue_entry_time,
+        record.processing_start_time,
+        record.first_token_time,
+        record.processing_end_time,
+    ]
+    assert all(len(column) == n and np.isfinite(column).all() for column in times)
+    for earlier, later in itertools.pairwise(times):
+        assert (earlier <= later).all()
+    assert record.batch_size.sum() == n
+    each = np.sort(np.repeat(record.batch_start, record.batch_size))
+    np.testing.assert_array_equal(each, np.sort(record.processing_start_time))
+    each = np.sort(np.repeat(record.batch_end, record.batch_size))
+    np.testing.assert_array_equal(each, np.sort(record.processing_end_time))
+
+
+@given(RUNS)
+def test_littles_law_holds_on_the_path(run):
+    """The path is of the batches, the sojourns are of the requests."""
+    config, workload = run
+    record = serve_columns(config, workload)
+    entered, served = workload.arrival_time, record.batch_size
+    sojourns = (record.processing_end_time - record.arrival_time).sum()
+    in_system = area_between(entered, np.repeat(record.batch_end, served))
+    assert in_system == pytest.approx(sojourns, rel=1e-9, abs=1e-12)
+    waits = (record.processing_start_time - record.queue_entry_time).sum()
+    in_queue = area_between(entered, np.repeat(record.batch_start, served))
+    assert in_queue == pytest.approx(waits, rel=1e-9, abs=1e-12)
+
+
+@given(RUNS)
+def test_busy_time_is_the_sum_of_the_times_of_the_batches(run):
+    config, workload = run
+    config = config.replace(beta=config.beta or 0.0625)  # so that starts differ
+    record = serve_columns(config, workload)
+    assert (record.batch_start[1:] >= record.batch_end[:-1]).all()
+    needed = 0.0
+    for start in np.unique(record.processing_start_time):
+        members = record.processing_start_time == start
+        b, steps = members.sum(), record.output_length[members].max()
+        kv_tokens = record.prompt_length[members].sum() + b * np.arange(steps)
+        decode = config.gamma + config.delta * b + config.kappa * kv_tokens
+        prefill = config.alpha * record.prompt_length[members].sum() + config.beta
+        needed += prefill + decode.sum()
+    busy = (record.batch_end - record.batch_start).sum()
+    assert busy == pytest.approx(needed, rel=1e-9)
+
+
+@settings(max_examples=200)
+@given(RUNS)
+def test_a_batch_leaves_when_full_or_overdue_or_when_no_more_will_come(run):
+    config, workload = run
+    record = serve_columns(config, workload)
+    timeout = np.inf if config.batch_timeout is None else config.batch_timeout
+    assert record.batch_size.max() <= config.batch_size
+    free, last_arrival = -np.inf, workload.arrival_time[-1]
+    for start, end, size in zip(
+        record.batch_start, record.batch_end, record.batch_size, strict=True
+    ):
+        oldest = record.arrival_time[record.processing_start_time >= start].min()
+        due = min(oldest + timeout, last_arrival)
+        if size < config.batch_size:
+            assert start >= due
+        assert start <= max(free, due)
+        free = end
+
+
+@given(RUNS)
+def test_the_longest_queue_is_the_longest_there_was(run):
+    config, workload = run
+    config = config.replace(beta=config.beta or 0.0625)  # so that starts differ
+    record = serve_columns(config, workload)
+    left = np.repeat(record.batch_start, record.batch_size)
+    most = max(
+        (workload.arrival_time <= t).sum() - (left < t).sum()
+        for t in np.concatenate([workload.arrival_time, record.batch_start])
+    )
+    measured = MetricsCollector.compute_metrics(record)["max_queue_length"]
+    assert measured == most
+
+
+@given(RUNS)
+def test_a_run_is_one_event_a_batch_and_none_an_arrival(run):
+    config, workload = run
+    env = CountingEnvironment()
+    server = LLMInferenceServer(env, config, workload)
+    env.process(server.run())
+    env.run()
+    start_and_end_of_the_process = 2
+    assert env.events == len(server.record.batch_size) + start_and_end_of_the_process

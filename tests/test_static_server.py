@@ -1,0 +1,274 @@
+"""The server's own interface, and the instants where its rules meet."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import simpy
+from cases import LongestFirst, serve_by_hand, serve_columns
+
+from llminfer import (
+    ConfigError,
+    LLMInferenceServer,
+    Request,
+    SchedulingPolicy,
+    SimulationConfig,
+    SimulationRunner,
+    Workload,
+)
+
+# Prefill takes 1 s, a decode step 1 s: a batch of one-token requests takes 2 s.
+CLOCKWORK = SimulationConfig(
+    alpha=0.0, beta=1.0, gamma=1.0, warmup_requests=0, batch_size=2, random_seed=0
+)
+
+
+def starts(config, arrivals, prompts=None, outputs=None):
+    ones = [1] * len(arrivals)
+    workload = Workload.from_arrays(arrivals, prompts or ones, outputs or ones)
+    return serve_columns(config, workload).processing_start_time.tolist()
+
+
+def test_a_batch_waits_until_it_is_full():
+    assert starts(CLOCKWORK, [0, 5, 6, 9]) == [5, 5, 9, 9]
+
+
+def test_a_greedy_server_goes_with_what_is_there():
+    greedy = CLOCKWORK.replace(batch_timeout=0)
+    assert starts(greedy, [0, 1, 1.5, 9]) == [0, 2, 2, 9]
+
+
+def test_the_oldest_waits_no_longer_than_the_timeout():
+    patient = CLOCKWORK.replace(batch_timeout=3, batch_size=3)
+    assert starts(patient, [0, 1, 10, 11, 12, 20]) == [3, 3, 12, 12, 12, 20]
+
+
+def test_who_is_passed_over_keeps_the_time_of_its_arrival():
+    """The policy leaves request 2 behind; it is overdue when the server is free."""
+    shortest = CLOCKWORK.replace(batch_timeout=3, scheduling_policy="SJF")
+    order = starts(shortest, [0, 0, 0.5, 0.5, 0.5, 10], prompts=[1, 1, 9, 1, 1, 1])
+    assert order == [0, 0, 4, 2, 2, 10]
+
+
+def test_the_last_requests_do_not_wait_for_others():
+    assert starts(CLOCKWORK, [0, 1, 4]) == [1, 1, 4]
+    assert starts(CLOCKWORK.replace(batch_size=64), [0, 1, 4]) == [4, 4, 4]
+
+
+def test_who_arrives_at_the_instant_of_a_dispatch_is_in_it():
+    greedy = CLOCKWORK.replace(batch_timeout=0, batch_size=8)
+    assert starts(greedy, [0, 0, 2, 2, 2]) == [0, 0, 2, 2, 2]
+    patient = CLOCKWORK.replace(batch_timeout=3, batch_size=8)
+    assert starts(patient, [0, 3, 3, 50]) == [3, 3, 3, 50]
+    # Even the shortest of them, before those that came first:
+    shortest = CLOCKWORK.replace(batch_timeout=0, scheduling_policy="SJF")
+    assert starts(shortest, [0, 1, 1, 2], prompts=[5, 9, 7, 3]) == [0, 4, 2, 2]
+
+
+def test_the_policy_picks_out_of_the_whole_queue():
+    """Not out of the first ``batch_size`` to arrive."""
+    shortest = CLOCKWORK.replace(scheduling_policy="SJF", batch_size=1)
+    prompts = [50, 40, 30, 20, 10]
+    assert starts(shortest, [0, 1, 1, 1, 1], prompts) == [0, 8, 6, 4, 2]
+
+
+def test_ties_go_to_the_earlier_arrival():
+    shortest = CLOCKWORK.replace(scheduling_policy="SJF", batch_size=1)
+    assert starts(shortest, [0, 1, 1, 1.5], [5, 5, 5, 5]) == [0, 2, 4, 6]
+
+
+def test_priority_trades_urgency_against_waiting():
+    urgent = CLOCKWORK.replace(
+        scheduling_policy="Priority", batch_size=1, beta=0.5, gamma=0.5
+    )
+    arrivals, outputs = [0, 0.5, 0.75], [8, 6, 1]  # the last is the shortest
+    weigh = {"aging_rate": 0.0, "urgency_weight": 1.0}
+    by_urgency = urgent.replace(scheduling_policy_params=weigh)
+    assert starts(by_urgency, arrivals, outputs=outputs) == [0, 5.5, 4.5]
+    wait = {"aging_rate": 100.0, "urgency_weight": 1.0}
+    by_wait = urgent.replace(scheduling_policy_params=wait)
+    assert starts(by_wait, arrivals, outputs=outputs) == [0, 4.5, 8.0]
+
+
+def test_prediction_looks_at_outputs_and_noise_spoils_it():
+    config = SimulationConfig(
+        arrival_rate=3, batch_size=1, num_requests=3000, random_seed=8
+    )
+    waits = {}
+    for sigma in (0.0, 3.0):
+        params = {"prediction_sigma": sigma}
+        runner = SimulationRunner(
+            config.replace(
+                gamma=0.002,
+                alpha=0.0,
+                scheduling_policy="Predicted-SJF",
+                scheduling_policy_params=params,
+            )
+        )
+        waits[sigma] = runner.run()["avg_queue_wait"]
+    assert waits[0.0] < waits[3.0]
+
+
+def test_a_policy_of_ones_own_is_obeyed():
+    longest = CLOCKWORK.replace(scheduling_policy=LongestFirst(), batch_size=1)
+    order = starts(longest, [0, 0.1, 0.2, 0.3], outputs=[2, 3, 4, 5])
+    assert order == [0, 14, 9, 3]
+
+
+class Broken(SchedulingPolicy):
+    name = "Broken"
+
+    def __init__(self, order):
+        self.order = order
+
+    def sort_requests(self, requests, current_time):
+        return self.order(requests)
+
+
+@pytest.mark.parametrize(
+    "order",
+    [
+        lambda requests: [],
+        lambda requests: requests[:1],
+        lambda requests: [requests[0], requests[0]],
+        lambda requests: [Request(1, 0.0, 1, 1), *requests],
+        lambda requests: requests.sort(),
+    ],
+    ids=["loses all", "loses some", "repeats", "makes up", "returns None"],
+)
+@pytest.mark.parametrize(
+    "serve",
+    [serve_columns, lambda *run: serve_by_hand(*run, close=True)],
+    ids=["columns", "by hand"],
+)
+def test_a_policy_that_loses_or_repeats_requests_is_told(order, serve):
+    config = CLOCKWORK.replace(scheduling_policy=Broken(order))
+    workload = Workload.from_arrays([0, 0, 0], [1, 1, 1], [1, 1, 1])
+    with pytest.raises(ConfigError, match=r"^scheduling_policy='Broken': must be"):
+        serve(config, workload)
+
+
+def by_hand(config=CLOCKWORK):
+    env = simpy.Environment()
+    server = LLMInferenceServer(env, config)
+    env.process(server.run())
+    return env, server
+
+
+def test_a_reader_drives_the_server_from_a_process_of_their_own():
+    env, server = by_hand()
+    request = Request(0, 0.0, 5, 3)
+
+    def client():
+        server.enqueue_request(request)
+        yield env.timeout(1.0)
+        server.enqueue_request(Request(1, 1.0, 5, 2))
+
+    env.process(client())
+    env.run()
+    assert request.queue_entry_time == 0.0
+    assert request.processing_start_time == 1.0
+    assert request.first_token_time == 2.0
+    assert request.processing_end_time == 5.0
+    assert request.actual_output_length == 3
+    assert [r.id for r in server.completed] == [0, 1]
+    assert server.get_statistics() == {
+        "total_batches": 1,
+        "total_requests": 2,
+        "avg_batch_size": 2.0,
+        "busy_time": 4.0,
+        "waiting_requests": 0,
+        "max_queue_length": 2,
+    }
+
+
+def test_a_server_by_hand_waits_while_another_process_might_bring_more():
+    env, server = by_hand()
+
+    def client():
+        server.enqueue_request(Request(0, 0.0, 1, 1))
+        yield env.timeout(50.0)
+
+    env.process(client())
+    env.run(until=49.0)
+    assert len(server.queue) == 1
+    env.run()
+    assert server.completed[0].processing_start_time == 50.0
+
+
+def test_close_sends_off_who_waits_and_refuses_who_follows():
+    env, server = by_hand()
+
+    def client():
+        server.enqueue_request(Request(0, 0.0, 1, 1))
+        yield env.timeout(3.0)
+        server.close()
+        yield env.timeout(50.0)
+        with pytest.raises(RuntimeError, match=r"request 9 refused: .*closed"):
+            server.enqueue_request(Request(9, 53.0, 1, 1))
+
+    env.process(client())
+    env.run()
+    assert [r.processing_start_time for r in server.completed] == [3.0]
+
+
+def test_a_server_with_a_workload_takes_no_more_requests():
+    env = simpy.Environment()
+    work = Workload.from_arrays([0], [1], [1])
+    server = LLMInferenceServer(env, CLOCKWORK, work)
+    with pytest.raises(RuntimeError, match="refused"):
+        server.enqueue_request(Request(0, 0.0, 1, 1))
+
+
+def test_collect_batch_takes_the_first_in_the_policys_order():
+    env = simpy.Environment()
+    server = LLMInferenceServer(env, CLOCKWORK.replace(scheduling_policy="SJF"))
+    for i, prompt in enumerate([30, 10, 20]):
+        server.enqueue_request(Request(i, 0.0, prompt, 1))
+    assert [r.id for r in server.collect_batch()] == [1, 2]
+    assert [r.id for r in server.queue] == [0]
+    assert [r.id for r in server.collect_batch()] == [0]
+    assert server.collect_batch() == []
+
+
+def test_statistics_agree_between_columns_and_hand():
+    config = SimulationConfig(
+        arrival_rate=4, num_requests=400, warmup_requests=0, random_seed=2
+    )
+    workload = Workload.generate(config)
+    env = simpy.Environment()
+    server = LLMInferenceServer(env, config, workload)
+    env.process(server.run())
+    with pytest.raises(RuntimeError, match="not ended"):
+        _ = server.record
+    env.run()
+    record = serve_by_hand(config, workload, close=True)
+    statistics = server.get_statistics()
+    assert statistics["total_batches"] == len(record.batch_size)
+    assert statistics["total_requests"] == 400
+    busy = (record.batch_end - record.batch_start).sum()
+    assert statistics["busy_time"] == pytest.approx(busy, rel=1e-9)
+    assert statistics["max_queue_length"] == record.max_queue_length
+
+
+def test_the_table_of_a_run_has_a_row_a_request():
+    runner = SimulationRunner(
+        SimulationConfig(arrival_rate=2, num_requests=700, random_seed=6)
+    )
+    with pytest.raises(RuntimeError, match="call run"):
+        _ = runner.requests
+    runner.run()
+    assert list(runner.requests) == [
+        "request_id",
+        "arrival_time",
+        "prompt_length",
+        "output_length",
+        "queue_entry_time",
+        "processing_start_time",
+        "first_token_time",
+        "processing_end_time",
+    ]
+    assert len(runner.requests) == 700
+    assert not runner.requests.isna().any().any()
+    work = Workload.generate(runner.config)
+    np.testing.assert_array_equal(runner.requests["arrival_time"], work.arrival_time)
