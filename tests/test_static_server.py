@@ -267,6 +267,7 @@ def test_the_table_of_a_run_has_a_row_a_request():
         "processing_start_time",
         "first_token_time",
         "processing_end_time",
+        "request_class",
     ]
     assert len(runner.requests) == 700
     assert not runner.requests.isna().any().any()
