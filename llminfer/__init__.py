@@ -13,6 +13,7 @@ from llminfer.arrivals import (
     step_rate,
 )
 from llminfer.checks import ConfigError, OverloadWarning, TraceError
+from llminfer.compare import blocked_anova, paired_differences
 from llminfer.config import SimulationConfig
 from llminfer.experiment import (
     ExperimentConfig,
@@ -32,10 +33,18 @@ from llminfer.policies import (
     get_policy,
 )
 from llminfer.record import RunRecord
+from llminfer.report import save_numbers, save_table, verdict_table
 from llminfer.request import Request
+from llminfer.runlength import averaged_series, mser5, replicate_until, welch
 from llminfer.static import LLMInferenceServer
-from llminfer.stats import compute_confidence_interval
+from llminfer.stats import (
+    Estimate,
+    compute_confidence_interval,
+    pooled_quantile,
+    summarize,
+)
 from llminfer.timing import PRESETS, BatchProcessor
+from llminfer.verdict import Verdict
 from llminfer.workload import RequestGenerator, Workload
 
 __all__ = [
@@ -43,6 +52,7 @@ __all__ = [
     "ArrivalRate",
     "BatchProcessor",
     "ConfigError",
+    "Estimate",
     "ExperimentConfig",
     "ExperimentRunner",
     "FCFSPolicy",
@@ -59,14 +69,26 @@ __all__ = [
     "SimulationConfig",
     "SimulationRunner",
     "TraceError",
+    "Verdict",
     "Workload",
+    "averaged_series",
+    "blocked_anova",
     "compute_confidence_interval",
     "constant_rate",
     "get_policy",
+    "mser5",
+    "paired_differences",
+    "pooled_quantile",
     "ramp_rate",
+    "replicate_until",
+    "save_numbers",
     "save_results",
+    "save_table",
     "simulate",
     "sinusoidal_rate",
     "step_rate",
+    "summarize",
     "sweep",
+    "verdict_table",
+    "welch",
 ]
