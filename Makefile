@@ -22,7 +22,8 @@ report: $(READY)
 	@echo 'Done: look at figures/, and at the notebooks with `make lab`.'
 
 # Every step finds the runs of the one before in one cache, gone at the end; figures
-# drawn by a test go the same way.
+# drawn by a test go the same way. Last, what the notebooks wrote for the report must
+# compile.
 test: $(READY)
 	@set -e; \
 	scratch=$$(mktemp -d); \
@@ -31,7 +32,8 @@ test: $(READY)
 	export LLMINFER_FIGURES="$${LLMINFER_FIGURES:-$$scratch/figures}"; \
 	$(PY) -m pytest --doctest-modules llminfer tests; \
 	TQDM_DISABLE=1 $(PY) -m pytest --nbval-lax --nbval-current-env \
-		--nbval-cell-timeout 300 notebooks/
+		--nbval-cell-timeout 300 notebooks/; \
+	$(PY) -m pytest tests/test_latex.py
 
 lab: $(READY)
 	@$(PY) -m jupyterlab --ip=127.0.0.1 $(AS_ROOT) --notebook-dir=notebooks

@@ -13,6 +13,7 @@ from llminfer.arrivals import (
     step_rate,
 )
 from llminfer.checks import ConfigError, OverloadWarning, TraceError
+from llminfer.compare import blocked_anova, paired_differences
 from llminfer.config import SimulationConfig
 from llminfer.experiment import (
     ExperimentConfig,
@@ -36,7 +37,9 @@ from llminfer.policies import (
     register_policy,
 )
 from llminfer.record import RunRecord
+from llminfer.report import save_numbers, save_table, verdict_table
 from llminfer.request import Request, RequestClass
+from llminfer.runlength import averaged_series, mser5, replicate_until, welch
 from llminfer.series import (
     StepSeries,
     batch_limit,
@@ -45,8 +48,14 @@ from llminfer.series import (
     running,
 )
 from llminfer.static import LLMInferenceServer
-from llminfer.stats import compute_confidence_interval
+from llminfer.stats import (
+    Estimate,
+    compute_confidence_interval,
+    pooled_quantile,
+    summarize,
+)
 from llminfer.timing import PRESETS, BatchProcessor
+from llminfer.verdict import Verdict
 from llminfer.workload import RequestGenerator, Workload
 
 __all__ = [
@@ -55,6 +64,7 @@ __all__ = [
     "BatchProcessor",
     "ClassRoundRobinPolicy",
     "ConfigError",
+    "Estimate",
     "ExperimentConfig",
     "ExperimentRunner",
     "FCFSPolicy",
@@ -74,20 +84,32 @@ __all__ = [
     "SimulationRunner",
     "StepSeries",
     "TraceError",
+    "Verdict",
     "WFQPolicy",
     "Workload",
+    "averaged_series",
     "batch_limit",
+    "blocked_anova",
     "compute_confidence_interval",
     "constant_rate",
     "get_policy",
     "latency_quantile",
+    "mser5",
+    "paired_differences",
+    "pooled_quantile",
     "queue_length",
     "ramp_rate",
     "register_policy",
+    "replicate_until",
     "running",
+    "save_numbers",
     "save_results",
+    "save_table",
     "simulate",
     "sinusoidal_rate",
     "step_rate",
+    "summarize",
     "sweep",
+    "verdict_table",
+    "welch",
 ]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
@@ -16,6 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 
 from llminfer.record import RunRecord
+from llminfer.report import figures_dir
 
 COLUMN, PAGE = 3.4, 7.0  # inches: one column and the full width of a two-column page
 COLORS = (  # Okabe and Ito (2008): told apart by the colour blind, and in grey
@@ -158,25 +157,6 @@ def powers_of_two(ax: Axes, values: list[int]) -> None:
     ax.set_xscale("log", base=2)
     ax.set_xticks(values, [str(value) for value in values])
     ax.minorticks_off()
-
-
-def figures_dir() -> Path:
-    """Where figures go: ``LLMINFER_FIGURES``, or the nearest ``figures`` upwards.
-
-    Raises:
-        FileNotFoundError: There is none.
-    """
-    if named := os.environ.get("LLMINFER_FIGURES"):
-        Path(named).mkdir(parents=True, exist_ok=True)
-        return Path(named)
-    here = Path.cwd()
-    for folder in (here, *here.parents):
-        if (folder / "figures").is_dir():
-            return folder / "figures"
-    raise FileNotFoundError(
-        f"no folder 'figures' at or above {here.name}/: make one, or name one in "
-        "LLMINFER_FIGURES"
-    )
 
 
 def save(fig: Figure, name: str, data: pd.DataFrame | None = None) -> None:

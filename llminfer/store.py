@@ -19,7 +19,17 @@ import scipy
 from llminfer.config import SimulationConfig
 from llminfer.policies import SchedulingPolicy
 
-_DISPLAY_ONLY = {"figures.py", "widgets.py", "report.py", "store.py"}
+_DISPLAY_ONLY = {
+    "compare.py",
+    "figures.py",
+    "latex.py",
+    "panels.py",
+    "report.py",
+    "runlength.py",
+    "store.py",
+    "verdict.py",
+    "widgets.py",
+}
 
 
 class RunStore:

@@ -1,0 +1,104 @@
+"""A report that uses every table, figure and macro compiles."""
+
+import os
+import re
+import shutil
+import string
+import subprocess
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from matplotlib.figure import Figure
+
+from llminfer.report import save_numbers, save_table
+from llminfer.stats import Estimate
+from llminfer.verdict import Verdict
+
+_PREAMBLE = r"""\documentclass[twocolumn]{article}
+\usepackage{booktabs,graphicx}
+\input{%(folder)s/numbers}
+\begin{document}
+%(body)s
+\end{document}
+"""
+KNOWN = "αβγδεθκλμπρστφ ΔΣ −×·±≤≥≈∞→ ⁰¹²³⁴⁵⁶⁷⁸⁹⁻ µ°–—‘’“”…éüő"
+
+
+@pytest.fixture(scope="module")
+def pdflatex():
+    found = shutil.which("pdflatex")
+    if found is None:
+        why = "pdflatex is missing: install texlive-latex-recommended"
+        if os.environ.get("CI"):
+            pytest.fail(why)
+        pytest.skip(why)
+    return found
+
+
+def report_on(folder):
+    """A document with all that lies in ``folder``: how many pieces, and its text."""
+    numbers = (folder / "numbers.tex").read_text("utf-8")
+    pieces = [rf"\{name}{{}}" for name in re.findall(r"newcommand\{\\(\w+)", numbers)]
+    for table in sorted(set(folder.glob("*.tex")) - {folder / "numbers.tex"}):
+        pieces.append(rf"\input{{{folder.name}/{table.stem}}}\clearpage")
+    for figure in sorted(folder.glob("*.pdf")):
+        pieces.append(rf"\includegraphics{{{folder.name}/{figure.name}}}\clearpage")
+    return pieces, _PREAMBLE % {"folder": folder.name, "body": "\n\n".join(pieces)}
+
+
+def compiled(pdflatex, text, folder, tmp_path):
+    """Compile ``text`` beside ``folder``; a failure is the test's."""
+    (tmp_path / "report.tex").write_text(text, "utf-8")
+    if not (tmp_path / folder.name).exists():
+        (tmp_path / folder.name).symlink_to(folder.resolve())
+    command = [pdflatex, "-interaction=nonstopmode", "-halt-on-error", "report.tex"]
+    done = subprocess.run(
+        command, cwd=tmp_path, capture_output=True, encoding="latin-1", check=False
+    )
+    assert done.returncode == 0, done.stdout[-3000:]
+    assert (tmp_path / "report.pdf").stat().st_size > 1000
+    log = (tmp_path / "report.log").read_text("latin-1")
+    assert "Missing character" not in log
+
+
+def test_whatever_a_notebook_writes_compiles(pdflatex, tmp_path, monkeypatch):
+    folder = tmp_path / "figures"
+    monkeypatch.setenv("LLMINFER_FIGURES", str(folder))
+    symbols = string.punctuation + KNOWN
+    frame = pd.DataFrame(
+        {
+            symbols: ["[2ex] first in a row", "* second", symbols],
+            "p": [1.5e-9, -0.25, float("inf")],
+            "n": [30, 10_500, -1],
+        }
+    )
+    save_table(frame, "01_plain")
+    save_table(frame.set_index(symbols), "01_floating", caption=symbols)
+    verdict = Verdict.that_below("h", Estimate(-0.28, -0.3, -0.26), 0, spec=".1%")
+    save_numbers({"p99": 1e-9, "drop_1": verdict, "all_signs": symbols}, source="01")
+    figure = Figure(figsize=(3.4, 2.0))
+    figure.subplots().set_title("λ")
+    figure.savefig(folder / "01_figure.pdf")
+    pieces, text = report_on(folder)
+    assert len(pieces) == 10
+    compiled(pdflatex, text, folder, tmp_path)
+
+
+def test_a_broken_piece_is_caught(pdflatex, tmp_path):
+    folder = tmp_path / "figures"
+    folder.mkdir()
+    (folder / "numbers.tex").write_text("\\newcommand{\\half}{50 & more}% 01\n")
+    _, text = report_on(folder)
+    with pytest.raises(AssertionError, match="Misplaced alignment"):
+        compiled(pdflatex, text, folder, tmp_path)
+
+
+def test_the_figures_folder_compiles(pdflatex, tmp_path):
+    own = Path(__file__).parents[1] / "figures"
+    folder = Path(os.environ.get("LLMINFER_FIGURES", own))
+    if not (folder / "numbers.tex").exists():
+        pytest.skip(f"{folder.name}/ holds no numbers.tex yet: run the notebooks first")
+    pieces, text = report_on(folder)
+    assert pieces
+    compiled(pdflatex, text, folder, tmp_path)

@@ -1,0 +1,98 @@
+"""A verdict follows from the interval, and shows itself."""
+
+import math
+
+import pytest
+
+from llminfer.checks import ConfigError
+from llminfer.stats import Estimate, compute_confidence_interval
+from llminfer.verdict import Verdict
+
+
+def estimate(lower, upper):
+    return Estimate((lower + upper) / 2.0, lower, upper)
+
+
+@pytest.mark.parametrize(
+    ("lower", "upper", "outcome"),
+    [
+        (17.0, 30.0, "supported"),
+        (16.0, 32.0, "supported"),  # the bounds themselves are in the range
+        (15.9, 30.0, "undecided"),
+        (20.0, 32.1, "undecided"),
+        (10.0, 40.0, "undecided"),
+        (10.0, 16.0, "undecided"),
+        (32.0, 40.0, "undecided"),
+        (10.0, 15.9, "refuted"),
+        (32.1, 40.0, "refuted"),
+        (math.nan, math.nan, "undecided"),
+    ],
+)
+def test_between_needs_the_whole_interval(lower, upper, outcome):
+    assert Verdict.that_between("h", estimate(lower, upper), 16, 32).outcome == outcome
+
+
+@pytest.mark.parametrize(
+    ("lower", "upper", "above"),
+    [
+        (0.1, 2.0, "supported"),
+        (0.0, 2.0, "undecided"),  # 0 is not above 0
+        (-1.0, 0.1, "undecided"),
+        (-1.0, 0.0, "refuted"),
+        (0.0, 0.0, "refuted"),
+        (-2.0, -1.0, "refuted"),
+        (-math.inf, math.inf, "undecided"),
+        (math.nan, math.nan, "undecided"),
+    ],
+)
+def test_above_and_below_are_strict_mirror_images(lower, upper, above):
+    assert Verdict.that_above("h", estimate(lower, upper), 0).outcome == above
+    assert Verdict.that_below("h", estimate(-upper, -lower), 0).outcome == above
+
+
+def test_an_interval_and_a_row_judge_alike():
+    found = compute_confidence_interval([3.0, 4.0, 5.0])
+    by_row = Verdict.that_above("h", found, 0)
+    assert by_row == Verdict.that_above("h", Estimate.of(found), 0)
+    assert by_row.number == 4.0
+    assert by_row.interval == (found["ci_lower"], found["ci_upper"])
+
+
+def test_one_replication_decides_nothing():
+    assert Verdict.that_above("h", compute_confidence_interval([9.0]), 0).outcome == (
+        "undecided"
+    )
+
+
+def test_bounds_must_be_numbers_in_order():
+    with pytest.raises(ConfigError, match="low=32: must be at most high=16"):
+        Verdict.that_between("h", estimate(0.0, 1.0), 32, 16)
+    with pytest.raises(ConfigError, match="bound=nan"):
+        Verdict.that_below("h", estimate(0.0, 1.0), math.nan)
+
+
+def test_it_reads_as_a_sentence_with_the_digits_its_interval_knows():
+    verdict = Verdict.that_between(
+        "p99 < 7 & > 5", Estimate(5.9612, 5.9012, 6.0212), 5, 7, unit="s"
+    )
+    expected = "supported: measured 5.96 s (5.90 to 6.02), claimed 5 to 7 s"
+    assert str(verdict) == expected
+    assert repr(verdict) == "p99 < 7 & > 5\n" + expected
+    shown = verdict._repr_html_()
+    assert "<i>p99 &lt; 7 &amp; &gt; 5</i>" in shown
+    assert "Supported</b>: measured 5.96 s (5.90 to 6.02), claimed 5 to 7 s" in shown
+
+
+def test_shares_can_be_shown_in_percent():
+    drop = Estimate(-0.283, -0.301, -0.265)
+    verdict = Verdict.that_between("h", drop, -0.3, -0.2, spec=".1%")
+    assert str(verdict) == (
+        "undecided: measured −28.3% (−30.1% to −26.5%), claimed −30.0% to −20.0%"
+    )
+    assert "\\ensuremath{-}28.3\\%" in verdict.to_latex()
+
+
+def test_one_sided_claims_are_said_as_such():
+    some = Estimate(0.5, 0.25, 0.75)
+    assert str(Verdict.that_above("h", some, 0)).endswith("claimed above 0")
+    assert str(Verdict.that_below("h", some, 1, unit="s")).endswith("claimed below 1 s")
