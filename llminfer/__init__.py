@@ -24,15 +24,26 @@ from llminfer.experiment import (
 )
 from llminfer.metrics import MetricsCollector
 from llminfer.policies import (
+    ClassRoundRobinPolicy,
     FCFSPolicy,
     PredictedSJFPolicy,
     PriorityPolicy,
     SchedulingPolicy,
+    SJFAgingPolicy,
     SJFPolicy,
+    WFQPolicy,
     get_policy,
+    register_policy,
 )
 from llminfer.record import RunRecord
-from llminfer.request import Request
+from llminfer.request import Request, RequestClass
+from llminfer.series import (
+    StepSeries,
+    batch_limit,
+    latency_quantile,
+    queue_length,
+    running,
+)
 from llminfer.static import LLMInferenceServer
 from llminfer.stats import compute_confidence_interval
 from llminfer.timing import PRESETS, BatchProcessor
@@ -42,6 +53,7 @@ __all__ = [
     "PRESETS",
     "ArrivalRate",
     "BatchProcessor",
+    "ClassRoundRobinPolicy",
     "ConfigError",
     "ExperimentConfig",
     "ExperimentRunner",
@@ -52,18 +64,27 @@ __all__ = [
     "PredictedSJFPolicy",
     "PriorityPolicy",
     "Request",
+    "RequestClass",
     "RequestGenerator",
     "RunRecord",
+    "SJFAgingPolicy",
     "SJFPolicy",
     "SchedulingPolicy",
     "SimulationConfig",
     "SimulationRunner",
+    "StepSeries",
     "TraceError",
+    "WFQPolicy",
     "Workload",
+    "batch_limit",
     "compute_confidence_interval",
     "constant_rate",
     "get_policy",
+    "latency_quantile",
+    "queue_length",
     "ramp_rate",
+    "register_policy",
+    "running",
     "save_results",
     "simulate",
     "sinusoidal_rate",

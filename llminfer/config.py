@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import functools
+import inspect
 import json
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, field, fields
@@ -11,9 +13,11 @@ from pathlib import Path
 from typing import Any, Self
 
 from llminfer.arrivals import ArrivalRate, arrival_law
-from llminfer.checks import ConfigError, choice, fail, nearest, number, whole
+from llminfer.checks import ConfigError, build, choice, fail, nearest, number, whole
+from llminfer.control import BatchController, batch_controller
 from llminfer.lengths import LengthLaw, length_law
 from llminfer.policies import POLICIES, SchedulingPolicy, get_policy
+from llminfer.request import RequestClass
 from llminfer.timing import COEFFICIENTS, PRESETS, BatchProcessor, StepTime
 
 
@@ -30,7 +34,21 @@ class Params(dict[str, Any]):
         return hash(tuple(sorted(self.items())))
 
     def __reduce__(self) -> tuple[type[Params], tuple[dict[str, Any]]]:
-        return Params, (dict(self),)
+        return type(self), (dict(self),)
+
+
+class Classes(Params):
+    """Request classes by name; their order numbers them, so that it counts too."""
+
+    __hash__ = Params.__hash__
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, dict):
+            return False
+        return list(self.items()) == list(other.items())
+
+    def __ne__(self, other: object) -> bool:
+        return not self == other
 
 
 def _params(**values: Any) -> Any:
@@ -50,11 +68,15 @@ class SimulationConfig:
         prompt_dist_params: Its parameters, tokens.
         output_length_dist: Law of output lengths.
         output_dist_params: Its parameters, tokens.
-        batch_size: Most requests in a batch.
+        batch_size: Most requests in a batch; under control, at the start.
         batch_timeout: Longest wait for a batch to fill, seconds; 0 goes at once with
             what is there, None waits for a full batch.
+        batch_control: What sets the batch limit: static, queue, rate or latency.
+        batch_control_params: The controller's parameters.
         scheduling_policy: A policy's name, or a policy of your own.
         scheduling_policy_params: The policy's parameters.
+        request_classes: By name, each a dict of ``share``, ``weight`` and
+            ``base_priority``; numbered from 0 in this order. Shares are relative.
         alpha: Prefill, seconds a prompt token.
         beta: Prefill, seconds a batch.
         gamma: Decode, seconds a step.
@@ -78,8 +100,11 @@ class SimulationConfig:
     output_dist_params: Mapping[str, Any] = _params(mu=100, sigma=30, min=10, max=500)
     batch_size: int = 32
     batch_timeout: float | None = None
+    batch_control: str = "static"
+    batch_control_params: Mapping[str, Any] = _params()
     scheduling_policy: str | SchedulingPolicy = "FCFS"
     scheduling_policy_params: Mapping[str, Any] = _params()
+    request_classes: Mapping[str, Mapping[str, Any]] = Classes()
     alpha: float = 0.001
     beta: float = 0.05
     gamma: float = 0.0005
@@ -110,7 +135,14 @@ class SimulationConfig:
         self._set("warmup_requests", warmup)
         if self.random_seed is not None:
             self._set("random_seed", whole("random_seed", self.random_seed, 0))
-        self.arrivals, self.prompts, self.outputs, self.policy()
+        self._freeze_classes()
+        self.arrivals, self.prompts, self.outputs, self.policy(), self.controller()
+
+    def __hash__(self) -> int:
+        values = (getattr(self, f.name) for f in fields(self))
+        # A policy of the user's own may have no hash.
+        plain = (type(v) if isinstance(v, SchedulingPolicy) else v for v in values)
+        return hash(tuple(plain))
 
     def _set(self, name: str, value: Any) -> None:
         object.__setattr__(self, name, value)
@@ -121,7 +153,18 @@ class SimulationConfig:
             isinstance(k, str) for k in params
         ):
             raise fail(name, params, "a dict of parameters by name")
-        self._set(name, Params({k: _plain(v) for k, v in params.items()}))
+        self._set(name, _frozen(params))
+
+    def _freeze_classes(self) -> None:
+        given = self.request_classes
+        if not isinstance(given, Mapping) or not all(
+            isinstance(k, str) and isinstance(v, Mapping) for k, v in given.items()
+        ):
+            must = 'a dict such as {"chat": {"share": 2}, "batch": {"share": 1}}'
+            raise fail("request_classes", given, must)
+        self._set("request_classes", Classes({k: _frozen(v) for k, v in given.items()}))
+        if given and not sum(its.share for its in self.classes) > 0.0:
+            raise fail("request_classes", given, "of shares with a sum above 0")
 
     @property
     def arrivals(self) -> ArrivalRate:
@@ -148,27 +191,52 @@ class SimulationConfig:
         """A fresh ``BatchProcessor`` with this configuration's coefficients."""
         return BatchProcessor(self.alpha, self.beta, self.gamma, self.delta, self.kappa)
 
+    @property
+    def classes(self) -> tuple[RequestClass, ...]:
+        """The request classes by their numbers."""
+        return tuple(
+            build(RequestClass, f"class {name}", params, f"request_classes.{name}")
+            for name, params in self.request_classes.items()
+        )
+
+    def controller(self) -> BatchController | None:
+        """A fresh controller of the batch limit, or None for a static one."""
+        return batch_controller(self.batch_control, self.batch_control_params)
+
     def policy(self) -> SchedulingPolicy:
-        """A fresh policy that knows this configuration's coefficients and seed."""
+        """A fresh policy that knows this configuration's coefficients and seed.
+
+        A policy of your own is copied, so that no run sees what another has left.
+        """
         params = self.scheduling_policy_params
         if isinstance(self.scheduling_policy, SchedulingPolicy):
             if params:
                 must = "empty when scheduling_policy is an object"
                 raise fail("scheduling_policy_params", dict(params), must)
-            return self.scheduling_policy
+            return copy.deepcopy(self.scheduling_policy)
         choice("scheduling_policy", self.scheduling_policy, POLICIES)
-        takes = getattr(POLICIES[self.scheduling_policy], "__dataclass_fields__", {})
+        takes = inspect.signature(POLICIES[self.scheduling_policy]).parameters
         shared = ("alpha", "beta", "gamma", "random_seed")
         own = {name: getattr(self, name) for name in shared if name in takes}
+        if "request_classes" in takes:
+            own["request_classes"] = self.classes
         return get_policy(self.scheduling_policy, **{**own, **params})
+
+    def stable_rate(self, batch_size: int) -> float:
+        """lambda*(B) = B/E[T_B] at a batch limit B, requests a second."""
+        time = self.step_time.mean_batch_time(self.prompts, self.outputs, batch_size)
+        return batch_size / time if time > 0.0 else float("inf")
+
+    @property
+    def largest_batch(self) -> int:
+        """The greatest batch limit of a run: batch_size, or the controller's."""
+        controller = self.controller()
+        return self.batch_size if controller is None else controller.max_size
 
     @property
     def max_stable_rate(self) -> float:
-        """lambda*(B) = B/E[T_B], requests a second: more overloads the server."""
-        time = self.step_time.mean_batch_time(
-            self.prompts, self.outputs, self.batch_size
-        )
-        return self.batch_size / time if time > 0.0 else float("inf")
+        """lambda* at the largest batch, requests a second: more overloads it."""
+        return self.stable_rate(self.largest_batch)
 
     @property
     def offered_load(self) -> float:
@@ -219,7 +287,7 @@ class SimulationConfig:
                 "scheduling_policy", self.scheduling_policy, "a name to be written"
             )
         values = {f.name: getattr(self, f.name) for f in fields(self)}
-        return {k: dict(v) if isinstance(v, dict) else v for k, v in values.items()}
+        return {k: _thawed(v) for k, v in values.items()}
 
     def to_json(self, path: str | Path | None = None) -> str:
         """This configuration as JSON, also written to ``path`` if given."""
@@ -257,11 +325,21 @@ class SimulationConfig:
         return f"{type(self).__name__}({', '.join(shown)})"
 
 
+def _frozen(params: Mapping[str, Any]) -> Params:
+    return Params({k: _plain(v) for k, v in params.items()})
+
+
 def _plain(value: Any) -> Any:
     """Numbers as Python's own, lists and arrays as tuples, which cannot change."""
     if hasattr(value, "tolist"):
         value = value.tolist()
     return tuple(map(_plain, value)) if isinstance(value, (list, tuple)) else value
+
+
+def _thawed(value: Any) -> Any:
+    """Parameters as plain dicts, however deep."""
+    frozen = isinstance(value, Params)
+    return {k: _thawed(v) for k, v in value.items()} if frozen else value
 
 
 def _check_fields(given: Mapping[str, Any]) -> None:

@@ -19,6 +19,7 @@ from tqdm.auto import tqdm
 from llminfer.checks import ConfigError, OverloadWarning, fail, whole
 from llminfer.config import SimulationConfig
 from llminfer.metrics import MetricsCollector
+from llminfer.policies import SchedulingPolicy, register_policy, registered_policy
 from llminfer.record import RunRecord
 from llminfer.static import LLMInferenceServer
 from llminfer.stats import compute_confidence_interval
@@ -98,6 +99,15 @@ def _run_quietly(config: SimulationConfig) -> Metrics:
     return _measure(config, simulate(config))
 
 
+def _run_elsewhere(
+    config: SimulationConfig, policy: type[SchedulingPolicy] | None
+) -> Metrics:
+    """The same in a process that has not heard of the user's own policy."""
+    if policy is not None:
+        register_policy(policy)
+    return _run_quietly(config)
+
+
 def warn_of_overload(configs: Sequence[SimulationConfig]) -> None:
     """Warn once, with the numbers, if some configurations are overloaded."""
     over = [config for config in configs if config.offered_load >= 1.0]
@@ -111,7 +121,7 @@ def warn_of_overload(configs: Sequence[SimulationConfig]) -> None:
         else f"{len(over)} of {len(configs)} overloaded"
     )
     warnings.warn(
-        f"{head}: {rate:.3g} requests/s arrive where batch_size={worst.batch_size} "
+        f"{head}: {rate:.3g} requests/s arrive where batch_size={worst.largest_batch} "
         f"carries at most {worst.max_stable_rate:.3g} (load {worst.offered_load:.2f}): "
         "waits grow with the length of the run",
         OverloadWarning,
@@ -209,8 +219,9 @@ def _in_parallel(
 ) -> Iterator[Metrics]:
     if workers == 1 or len(configs) < 2:
         return map(_run_quietly, configs)
+    jobs = [(config, registered_policy(config.scheduling_policy)) for config in configs]
     parallel = Parallel(n_jobs=workers, return_as="generator")
-    return iter(parallel(delayed(_run_quietly)(config) for config in configs))
+    return iter(parallel(delayed(_run_elsewhere)(*job) for job in jobs))
 
 
 Axis = Sequence[Any] | Mapping[str, Any]

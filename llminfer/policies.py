@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import numpy as np
 
-from llminfer.checks import build, choice, number
+from llminfer.checks import ConfigError, build, choice, fail, number
+from llminfer.classes import ClassQueue, FairShare, Ordered, RoundRobin, Turns
 from llminfer.lengths import FloatArray, IntArray
-from llminfer.request import Request
+from llminfer.request import Request, RequestClass
 from llminfer.streams import stream
+
+T = TypeVar("T", bound=Ordered)
 
 
 class Waiting(NamedTuple):
@@ -143,13 +146,15 @@ class PriorityPolicy(_EstimatingPolicy):
     """Highest ``base_priority + aging_rate wait + urgency_weight/time`` first.
 
     Every request ages at the same rate, so the order of two requests never changes
-    and ``arrival`` stands in for the wait (Kleinrock 1964).
+    and ``arrival`` stands in for the wait (Kleinrock 1964). A request class with a
+    ``base_priority`` of its own has that one.
     """
 
     name: ClassVar[str] = "Priority"
     base_priority: float = 0.0
     aging_rate: float = 0.1  # priority gained a second of waiting
     urgency_weight: float = 1.0  # priority times second of estimated time
+    request_classes: tuple[RequestClass, ...] = ()  # by class number
 
     def __post_init__(self) -> None:
         number("base_priority", self.base_priority)
@@ -160,14 +165,139 @@ class PriorityPolicy(_EstimatingPolicy):
         outputs = waiting.output_length.astype(np.float64)
         time = self.estimated_time(waiting.prompt_length, outputs)
         urgency = self.urgency_weight / np.maximum(time, 1e-300)
-        level = self.base_priority + urgency
-        return self.aging_rate * waiting.arrival_time - level
+        base = np.full(len(time), self.base_priority)
+        for i, its in enumerate(self.request_classes):
+            if its.base_priority is not None:
+                base[waiting.request_class == i] = its.base_priority
+        return self.aging_rate * waiting.arrival_time - (base + urgency)
+
+
+@dataclass(eq=False)
+class SJFAgingPolicy(_EstimatingPolicy):
+    """Least ``estimated_time - aging_rate wait`` first.
+
+    As in ``PriorityPolicy`` all age alike, and ``arrival`` stands in for the wait.
+    """
+
+    name: ClassVar[str] = "SJF-Aging"
+    aging_rate: float = 0.1  # seconds of estimated time forgiven a second of waiting
+
+    def __post_init__(self) -> None:
+        number("aging_rate", self.aging_rate, least=0.0)
+
+    def keys(self, waiting: Waiting) -> FloatArray:
+        outputs = waiting.output_length.astype(np.float64)
+        time = self.estimated_time(waiting.prompt_length, outputs)
+        return time + self.aging_rate * waiting.arrival_time
+
+
+@dataclass(eq=False)
+class ClassPolicy(SchedulingPolicy):
+    """A policy that chooses among the classes, first come first served within each.
+
+    Whose turn it is depends on what was served so far; the server keeps such a queue
+    in a line a class.
+    """
+
+    request_classes: tuple[RequestClass, ...] = ()  # by class number
+    _queue: ClassQueue[Request] | None = field(default=None, init=False, repr=False)
+
+    @abstractmethod
+    def turns(self) -> Turns:
+        """Whose turn it is, when nobody has been served yet."""
+
+    def lines(
+        self, class_of: Callable[[T], int], tokens_of: Callable[[T], int]
+    ) -> ClassQueue[T]:
+        """An empty queue under this policy."""
+        return ClassQueue(self.turns(), class_of, tokens_of)
+
+    def sort_requests(
+        self, requests: Sequence[Request], current_time: float
+    ) -> list[Request]:
+        """As said above; who waited last time and does not now has been served."""
+        if self._queue is None:
+            self._queue = self.lines(lambda r: r.request_class, _service)
+        queue, here = self._queue, set(requests)
+        while len(queue) and queue.peek(current_time) not in here:
+            queue.take(1, current_time)
+        for request in requests[len(queue) :]:  # in arrival order: the new ones
+            queue.add(request)
+        return queue.in_order()
+
+
+def service_tokens(prompt: Any, output: Any) -> Any:
+    """Service as WFQ counts it: prompt tokens plus twice the output tokens."""
+    return prompt + 2 * output
+
+
+def _service(request: Request) -> int:
+    return int(service_tokens(request.prompt_length, request.expected_output_length))
+
+
+@dataclass(eq=False)
+class ClassRoundRobinPolicy(ClassPolicy):
+    """Classes in turn, by their numbers."""
+
+    name: ClassVar[str] = "Class-RR"
+
+    def turns(self) -> Turns:
+        return RoundRobin()
+
+
+@dataclass(eq=False)
+class WFQPolicy(ClassPolicy):
+    """The waiting class with the least service so far over its weight.
+
+    Service is ``service_tokens``, counted in full when a request is taken. Ties go to
+    the class whose first request came earlier (Sheng et al. 2024).
+    """
+
+    name: ClassVar[str] = "WFQ"
+
+    def turns(self) -> Turns:
+        return FairShare([its.weight for its in self.request_classes])
 
 
 POLICIES: dict[str, type[SchedulingPolicy]] = {
     policy.name: policy
-    for policy in (FCFSPolicy, SJFPolicy, PredictedSJFPolicy, PriorityPolicy)
+    for policy in (
+        FCFSPolicy,
+        SJFPolicy,
+        PredictedSJFPolicy,
+        PriorityPolicy,
+        SJFAgingPolicy,
+        ClassRoundRobinPolicy,
+        WFQPolicy,
+    )
 }
+_OURS = frozenset(POLICIES)
+P = TypeVar("P", bound=type[SchedulingPolicy])
+
+
+def register_policy(policy: P) -> P:
+    """Make a policy of your own known by its ``name``; use it as a decorator.
+
+    Sweeps make it known to their worker processes. Registering a name again replaces
+    the policy, so that a notebook's cell can be run twice.
+
+    Raises:
+        ConfigError: No subclass of ``SchedulingPolicy``, no name, or one of ours.
+    """
+    if not (isinstance(policy, type) and issubclass(policy, SchedulingPolicy)):
+        raise fail("policy", policy, "a subclass of SchedulingPolicy")
+    name = getattr(policy, "name", None)
+    if not isinstance(name, str) or not name or name in _OURS:
+        must = "a name of your own, none of " + ", ".join(sorted(_OURS))
+        raise fail(f"{policy.__name__}.name", name, must)
+    POLICIES[name] = policy
+    return policy
+
+
+def registered_policy(name: object) -> type[SchedulingPolicy] | None:
+    """The policy of the user's own that ``name`` stands for, or None."""
+    own = isinstance(name, str) and name not in _OURS
+    return POLICIES[str(name)] if own else None
 
 
 def get_policy(name: str, **params: Any) -> SchedulingPolicy:
@@ -181,6 +311,26 @@ def get_policy(name: str, **params: Any) -> SchedulingPolicy:
         ConfigError: Unknown policy or parameter, or a bad value.
     """
     cls = POLICIES[choice("scheduling_policy", name, POLICIES)]
-    if not hasattr(cls, "__dataclass_fields__"):
+    if "__dataclass_fields__" in vars(cls):
+        return build(cls, f"policy {name}", params, "scheduling_policy_params")
+    try:
         return cls(**params)
-    return build(cls, f"policy {name}", params, "scheduling_policy_params")
+    except TypeError as error:
+        raise ConfigError(f"scheduling_policy_params={params!r}: {error}") from None
+
+
+def ranked(
+    policy: SchedulingPolicy, requests: Iterable[Request], now: float
+) -> list[Request]:
+    """``requests`` in the policy's order, the next to serve first.
+
+    Raises:
+        ConfigError: A policy of the reader's loses, repeats or makes up requests.
+    """
+    waiting = list(requests)
+    answer: Any = policy.sort_requests(list(waiting), now)
+    order: list[Request] = list(answer or ())
+    if len(order) != len(waiting) or set(order) != set(waiting):
+        must = "one whose sort_requests returns each of the waiting requests once"
+        raise fail("scheduling_policy", policy.name, must)
+    return order

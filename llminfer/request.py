@@ -1,9 +1,11 @@
-"""One request: what it asks, and when each thing happened to it."""
+"""One request: what it asks, its class, and when each thing happened to it."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Any
+
+from llminfer.checks import number
 
 _FIXED = frozenset(
     {"id", "arrival_time", "prompt_length", "expected_output_length", "request_class"}
@@ -68,6 +70,27 @@ class Request:
         outputs = self.actual_output_length or 0
         decode = _between(self.first_token_time, self.processing_end_time)
         return None if decode is None or outputs < 2 else decode / (outputs - 1)
+
+
+@dataclass(frozen=True)
+class RequestClass:
+    """What requests of one class have in common.
+
+    Args:
+        share: Its part of the arrivals; shares are relative, and need no sum of 1.
+        weight: Its part of the service under WFQ, relative likewise.
+        base_priority: Its level under Priority; None takes the policy's own.
+    """
+
+    share: float = 1.0
+    weight: float = 1.0
+    base_priority: float | None = None
+
+    def __post_init__(self) -> None:
+        number("share", self.share, least=0.0)
+        number("weight", self.weight, above=0.0)
+        if self.base_priority is not None:
+            number("base_priority", self.base_priority)
 
 
 def _between(start: float | None, end: float | None) -> float | None:

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import heapq
 import math
 from array import array
-from collections.abc import Generator, Sequence
-from typing import Any, Protocol
+from collections.abc import Generator
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import simpy
 
-from llminfer.checks import fail
 from llminfer.config import SimulationConfig
+from llminfer.control import BatchLimit, Observed
 from llminfer.lengths import FloatArray, IntArray
-from llminfer.policies import FCFSPolicy, KeyedPolicy, SchedulingPolicy, Waiting
+from llminfer.lines import waiting_line
+from llminfer.policies import SchedulingPolicy, ranked
 from llminfer.record import RunRecord
 from llminfer.request import Request
 from llminfer.workload import Workload
@@ -52,6 +53,11 @@ class LLMInferenceServer:
         self._longest_queue = 0
         self._closed = False
         self._news = env.event()
+        self._alarm: _Alarm | None = None
+        known = b"" if workload is None else workload.arrival_time.tobytes()
+        self._entered = array("d", known)
+        seen = Observed(self._entered, config.stable_rate, env.now)
+        self._limit = BatchLimit(config.controller(), config.batch_size, seen)
         self._record: RunRecord | None = None
 
     def run(self) -> Process:
@@ -63,7 +69,7 @@ class LLMInferenceServer:
     # A workload, read as columns
 
     def _serve_workload(self, workload: Workload) -> Process:
-        arrival = array("d", workload.arrival_time.tobytes())
+        arrival = self._entered
         prompt_of = array("q", workload.prompt_length.tobytes()).__getitem__
         output_of = array("q", workload.output_length.tobytes()).__getitem__
         waiting = waiting_line(self.policy, workload)
@@ -73,7 +79,9 @@ class LLMInferenceServer:
             self.processor.step_time.prefill,
             self.processor.step_time.decode,
         )
-        limit, timeout = self.config.batch_size, self.config.batch_timeout
+        timeout, control = self.config.batch_timeout, self._limit
+        limit, tick = control.size, control.tick
+        controlled, every_dispatch = control.controlled, control.every_dispatch
         env, timer, n = self.env, self.env.timeout, len(arrival)
         arrived = served = 0
         free = env.now  # when the server is next without work
@@ -87,9 +95,16 @@ class LLMInferenceServer:
                 start = min(start, oldest + timeout)
             if start < free:
                 start = free
+            if start >= tick:  # the limit changes first, and what is due with it
+                limit = control.act(tick)
+                free = max(free, tick)
+                tick = control.tick
+                continue
             while arrived < n and arrival[arrived] <= start:
                 join(arrived)
                 arrived += 1
+            if every_dispatch:
+                limit = control.act(start)
             batch = take(limit, start)
             size = len(batch)
             tokens = sum(map(prompt_of, batch))
@@ -99,7 +114,11 @@ class LLMInferenceServer:
             starts.append(start)
             sizes.append(size)
             served += size
+            if controlled:
+                control.seen.take(size)
+                control.seen.finish(free, (free - arrival[i] for i in batch))
             yield timer(free - env.now if free > env.now else 0.0)
+        control.at(free)
         self._record = self._write_up(workload, order, starts, sizes)
 
     def _write_up(
@@ -128,6 +147,7 @@ class LLMInferenceServer:
             arrival_time=workload.arrival_time,
             prompt_length=workload.prompt_length,
             output_length=workload.output_length,
+            request_class=workload.request_class,
             queue_entry_time=workload.arrival_time,
             processing_start_time=each(start),
             first_token_time=each(first),
@@ -135,6 +155,7 @@ class LLMInferenceServer:
             batch_start=start,
             batch_end=end,
             batch_size=size,
+            **self._limit.path(),
         )
 
     # Driven by hand
@@ -149,6 +170,7 @@ class LLMInferenceServer:
             why = "was closed" if self._closed else "serves a workload of its own"
             raise RuntimeError(f"request {request.id} refused: the server {why}")
         request.queue_entry_time = self.env.now
+        self._entered.append(self.env.now)
         self.queue.append(request)
         self._longest_queue = max(self._longest_queue, len(self.queue))
         self._tell()
@@ -164,22 +186,29 @@ class LLMInferenceServer:
 
     def collect_batch(self) -> list[Request]:
         """Take the next batch out of the whole queue, in the policy's order."""
-        batch, self.queue = _split(
-            self.policy, self.queue, self.config.batch_size, self.env.now
-        )
+        order = ranked(self.policy, self.queue, self.env.now)
+        batch = order[: self._limit.size]
+        chosen = set(batch)
+        self.queue = [r for r in self.queue if r not in chosen]
+        self._limit.seen.take(len(batch))
         return batch
 
     def _serve_by_hand(self) -> Process:
         while True:
-            yield _LastOfInstant(
-                self.env
-            )  # who arrives right now is in the queue first
+            # who arrives right now is in the queue first
+            yield _LastOfInstant(self.env)
+            self._limit.at(self.env.now)
             if not self._must_dispatch():
-                yield self._news | self._alarm()
+                yield self._news | self._next_alarm()
                 continue
+            if self._limit.every_dispatch:
+                self._limit.act(self.env.now)
             batch = self.collect_batch()
             yield from self.processor.process_batch(self.env, batch)
             self.completed += batch
+            if self._limit.controlled:
+                end = self.env.now
+                self._limit.seen.finish(end, (end - r.arrival_time for r in batch))
 
     def _deadline(self) -> float:
         """When the oldest waiting request has waited long enough, seconds."""
@@ -193,25 +222,26 @@ class LLMInferenceServer:
     def _must_dispatch(self) -> bool:
         if not self.queue:
             return False
-        if len(self.queue) >= self.config.batch_size:
+        if len(self.queue) >= self._limit.size:
             return True
         if self.env.now >= self._deadline():
             return True
-        return self._closed or self.env.peek() == math.inf
+        return self._closed or self._alone()
 
-    def _alarm(self) -> simpy.Event:
-        """The deadline, or what comes before: nothing may be left after that.
+    def _alone(self) -> bool:
+        """Whether alarms are all that is left in the environment to happen."""
+        return all(isinstance(entry[-1], _Alarm) for entry in self.env._queue)
 
-        So an alarm is never still to come when the server looks what is.
-        """
-        now, upcoming = self.env.now, self.env.peek()
-        wake = min(self._deadline(), upcoming if upcoming > now else math.inf)
-        if not self.queue or wake == math.inf:
+    def _next_alarm(self) -> simpy.Event:
+        """When waiting can come to an end by the clock alone."""
+        if not self.queue:
             return self.env.event()
-        delay = wake - now
-        while now + delay < wake:  # the clock must not stop a bit short of it
-            delay = math.nextafter(delay, math.inf)
-        return self.env.timeout(delay)
+        time = min(self._deadline(), self._limit.tick)
+        if time == math.inf:
+            return self.env.event()
+        if self._alarm is None or self._alarm.time != time:
+            self._alarm = _Alarm(self.env, time)
+        return self._alarm
 
     def _tell(self) -> None:
         news, self._news = self._news, self.env.event()
@@ -227,7 +257,8 @@ class LLMInferenceServer:
             RuntimeError: A workload's run has not ended yet.
         """
         if self.workload is None:
-            return RunRecord.from_requests(self.completed)
+            served = RunRecord.from_requests(self.completed)
+            return replace(served, **self._limit.path())
         if self._record is None:
             raise RuntimeError("the run has not ended: call env.run() first")
         return self._record
@@ -251,6 +282,16 @@ class LLMInferenceServer:
         }
 
 
+class _Alarm(simpy.Timeout):
+    """An event at a time still to come, seconds, that nothing but waiting ends."""
+
+    def __init__(self, env: simpy.Environment, time: float) -> None:
+        self.time, delay = time, time - env.now
+        while env.now + delay < time:  # the clock must not stop a bit short of it
+            delay = math.nextafter(delay, math.inf)
+        super().__init__(env, delay)
+
+
 class _LastOfInstant(simpy.Event):
     """An event now, after all others of this instant."""
 
@@ -258,121 +299,3 @@ class _LastOfInstant(simpy.Event):
         super().__init__(env)
         self._ok, self._value = True, None
         env.schedule(self, priority=_LAST)
-
-
-class WaitingLine(Protocol):
-    """Waiting requests by their numbers in the workload."""
-
-    def add(self, i: int) -> None:
-        """Request ``i`` joins."""
-
-    def take(self, most: int, now: float) -> Sequence[int]:
-        """The next requests to serve, at most ``most``, leave."""
-
-    def oldest(self) -> int:
-        """The earliest to arrive of those that wait."""
-
-
-def waiting_line(policy: SchedulingPolicy, workload: Workload) -> WaitingLine:
-    """The cheapest line that keeps ``policy``'s order."""
-    if isinstance(policy, FCFSPolicy):
-        return _ArrivalLine()
-    if isinstance(policy, KeyedPolicy):
-        return _KeyedLine(policy, workload)
-    return _SortedLine(policy, workload)
-
-
-class _ArrivalLine:
-    """Requests in order of arrival: two counters."""
-
-    def __init__(self) -> None:
-        self.head = self.tail = 0
-
-    def add(self, i: int) -> None:
-        self.tail = i + 1
-
-    def take(self, most: int, now: float) -> Sequence[int]:
-        head, end = self.head, self.head + most
-        self.head = end = end if end < self.tail else self.tail
-        return range(head, end)
-
-    def oldest(self) -> int:
-        return self.head
-
-
-class _KeyedLine:
-    """Requests under a fixed key: a heap of their ranks."""
-
-    def __init__(self, policy: KeyedPolicy, workload: Workload) -> None:
-        numbers = np.arange(len(workload))
-        columns = Waiting(
-            numbers,
-            workload.arrival_time,
-            workload.prompt_length,
-            workload.output_length,
-            workload.request_class,
-        )
-        order = np.argsort(policy.keys(columns), kind="stable")
-        rank = np.empty_like(order)
-        rank[order] = numbers
-        self.order = array("q", order.tobytes())
-        self.rank = array("q", rank.tobytes())
-        self.heap: list[int] = []
-        self.gone = bytearray(len(workload))
-        self.first = 0
-
-    def add(self, i: int) -> None:
-        heapq.heappush(self.heap, self.rank[i])
-
-    def take(self, most: int, now: float) -> Sequence[int]:
-        heap, order = self.heap, self.order
-        pop = heapq.heappop
-        batch = [order[pop(heap)] for _ in range(min(most, len(heap)))]
-        for i in batch:
-            self.gone[i] = 1
-        return batch
-
-    def oldest(self) -> int:
-        while self.gone[self.first]:
-            self.first += 1
-        return self.first
-
-
-class _SortedLine:
-    """Requests under an order that may change: sorted anew at every dispatch."""
-
-    def __init__(self, policy: SchedulingPolicy, workload: Workload) -> None:
-        self.policy = policy
-        self.requests = list(workload.requests())
-        self.waiting: list[Request] = []
-
-    def add(self, i: int) -> None:
-        request = self.requests[i]
-        request.queue_entry_time = request.arrival_time
-        self.waiting.append(request)
-
-    def take(self, most: int, now: float) -> Sequence[int]:
-        batch, self.waiting = _split(self.policy, self.waiting, most, now)
-        return [request.id for request in batch]
-
-    def oldest(self) -> int:
-        return self.waiting[0].id
-
-
-def _split(
-    policy: SchedulingPolicy, waiting: Sequence[Request], most: int, now: float
-) -> tuple[list[Request], list[Request]]:
-    """The first ``most`` in the policy's order, and the others in order of arrival.
-
-    Raises:
-        ConfigError: A policy of the reader's loses, repeats or makes up requests.
-    """
-    ranked: Any = policy.sort_requests(list(waiting), now)
-    batch = list(ranked or ())[:most]
-    chosen = {id(request) for request in batch}
-    rest = [request for request in waiting if id(request) not in chosen]
-    taken = min(most, len(waiting))
-    if len(batch) != taken or len(rest) != len(waiting) - taken:
-        must = "one whose sort_requests returns each of the waiting requests once"
-        raise fail("scheduling_policy", policy.name, must)
-    return batch, rest

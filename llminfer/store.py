@@ -75,7 +75,7 @@ def run_key(config: SimulationConfig) -> str | None:
         return None
     if not type(config.policy()).__module__.startswith("llminfer."):
         return None
-    text = json.dumps(config.to_dict(), sort_keys=True)
+    text = json.dumps(config.to_dict())  # in order: it numbers the request classes
     return hashlib.sha256((source_digest() + text).encode()).hexdigest()
 
 

@@ -46,6 +46,7 @@ class Workload:
             config.output_length_dist,
             config.output_dist_params,
             arrival_cv=config.arrival_cv,
+            class_shares=tuple(its.share for its in config.classes),
             random_seed=config.random_seed,
         )
         return generator.generate(config.num_requests)
@@ -56,13 +57,20 @@ class Workload:
         arrival_time: npt.ArrayLike,
         prompt_length: npt.ArrayLike,
         output_length: npt.ArrayLike,
+        request_class: npt.ArrayLike | None = None,
     ) -> Self:
         """A workload of given columns, each of shape (n,).
 
+        Args:
+            arrival_time: Seconds, never decreasing.
+            prompt_length: Tokens.
+            output_length: Tokens.
+            request_class: Class numbers, from 0; None puts all in class 0.
+
         Raises:
             TraceError: Columns of unlike length, nothing in them, arrivals that are
-                unsorted, negative or not finite, or tokens that are no whole
-                numbers of at least 1.
+                unsorted, negative or not finite, or tokens or classes that are no
+                whole numbers of at least 1 or 0.
         """
         arrival = _column("arrival_time", arrival_time)
         if not len(arrival):
@@ -71,20 +79,13 @@ class Workload:
         _first_bad("arrival_time", arrival, arrival < 0.0, "at least 0")
         earlier = np.concatenate(([False], np.diff(arrival) < 0.0))
         _first_bad("arrival_time", arrival, earlier, "no earlier than the one before")
-        lengths = []
-        for name, given in (
-            ("prompt_length", prompt_length),
-            ("output_length", output_length),
-        ):
-            column = _column(name, given)
-            if len(column) != len(arrival):
-                have = f"{len(column)} values"
-                raise TraceError(f"{name}: {have}: must be {len(arrival)}, as arrivals")
-            bad = ~((column >= 1.0) & (column <= MOST_TOKENS)) | (column % 1.0 != 0.0)
-            _first_bad(name, column, bad, "a whole number of tokens, at least 1")
-            lengths.append(column.astype(np.int64))
-        prompts, outputs = lengths
-        return cls(arrival, prompts, outputs, np.zeros(len(arrival), dtype=np.int64))
+        classes = np.zeros(len(arrival)) if request_class is None else request_class
+        return cls(
+            arrival,
+            _whole("prompt_length", prompt_length, len(arrival), 1, "tokens"),
+            _whole("output_length", output_length, len(arrival), 1, "tokens"),
+            _whole("request_class", classes, len(arrival), 0, "a class"),
+        )
 
     @classmethod
     def from_csv(cls, path: str | Path, limit: int | None = None) -> Self:
@@ -132,7 +133,10 @@ class Workload:
         return pd.DataFrame({"request_id": np.arange(len(self)), **vars(self)})
 
     def to_csv(self, path: str | Path) -> None:
-        """Write ``arrival_time,prompt_length,output_length``, exact to the last bit."""
+        """Write ``arrival_time,prompt_length,output_length``, exact to the last bit.
+
+        Classes are not written: the format of traces has none.
+        """
         columns = ["arrival_time", "prompt_length", "output_length"]
         self.to_frame()[columns].to_csv(path, index=False)
 
@@ -145,6 +149,15 @@ def _column(name: str, given: npt.ArrayLike) -> FloatArray:
     if column.ndim != 1:
         raise TraceError(f"{name}: of {column.ndim} dimensions: must be a plain list")
     return column
+
+
+def _whole(name: str, given: npt.ArrayLike, n: int, least: int, of: str) -> IntArray:
+    column = _column(name, given)
+    if len(column) != n:
+        raise TraceError(f"{name}: {len(column)} values: must be {n}, as arrivals")
+    bad = ~((column >= least) & (column <= MOST_TOKENS)) | (column % 1.0 != 0.0)
+    _first_bad(name, column, bad, f"a whole number of {of}, at least {least}")
+    return column.astype(np.int64)
 
 
 def _first_bad(
@@ -167,6 +180,7 @@ class RequestGenerator:
         output_length_dist: Law of output lengths.
         output_dist_params: Its parameters.
         arrival_cv: Coefficient of variation of the gaps; 1 is Poisson.
+        class_shares: Each class's part of the arrivals, relative; empty for one class.
         random_seed: One seed for all streams; None draws a fresh one.
 
     Raises:
@@ -183,6 +197,7 @@ class RequestGenerator:
         default_factory=lambda: {"mu": 100, "sigma": 30, "min": 10, "max": 500}
     )
     arrival_cv: float = 1.0
+    class_shares: tuple[float, ...] = ()
     random_seed: int | None = None
 
     def __post_init__(self) -> None:
@@ -192,6 +207,10 @@ class RequestGenerator:
         number("arrival_cv", self.arrival_cv, least=0.0, most=100.0)
         if self.random_seed is not None:
             whole("random_seed", self.random_seed, 0)
+        for share in self.class_shares:
+            number("class_shares", share, least=0.0)
+        if self.class_shares and not sum(self.class_shares) > 0.0:
+            raise fail("class_shares", self.class_shares, "of a sum above 0")
         length_law("prompt", self.prompt_length_dist, self.prompt_dist_params)
         length_law("output", self.output_length_dist, self.output_dist_params)
 
@@ -206,5 +225,10 @@ class RequestGenerator:
             self.arrival_rate.inverse(unit),
             prompts.tokens(stream(seed, "prompts").random(n)),
             outputs.tokens(stream(seed, "outputs").random(n)),
-            np.zeros(n, dtype=np.int64),
+            self._classes(stream(seed, "classes").random(n)),
         )
+
+    def _classes(self, u: FloatArray) -> IntArray:
+        """Class numbers, the quantiles at ``u`` in [0, 1) of the shares."""
+        below = np.cumsum(self.class_shares or (1.0,))
+        return np.searchsorted(below / below[-1], u, side="right")

@@ -1,0 +1,174 @@
+"""Waiting lines: the queue of a server, by the numbers of its requests."""
+
+from __future__ import annotations
+
+import heapq
+from array import array
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+
+from llminfer.policies import (
+    ClassPolicy,
+    FCFSPolicy,
+    KeyedPolicy,
+    SchedulingPolicy,
+    Waiting,
+    ranked,
+    service_tokens,
+)
+from llminfer.request import Request
+from llminfer.workload import Workload
+
+
+class WaitingLine(Protocol):
+    """Waiting requests by their numbers in the workload.
+
+    Taking k at once is the same as k times looking at the next one and taking it.
+    """
+
+    def __len__(self) -> int:
+        """How many wait."""
+
+    def add(self, i: int, /) -> None:
+        """Request ``i`` joins; the numbers come in order."""
+
+    def peek(self, now: float) -> int:
+        """The next to serve; it stays."""
+
+    def take(self, most: int, now: float) -> Sequence[int]:
+        """The next requests to serve, at most ``most``, leave."""
+
+    def oldest(self) -> int:
+        """The earliest to arrive of those that wait."""
+
+
+def waiting_line(policy: SchedulingPolicy, workload: Workload) -> WaitingLine:
+    """The cheapest line that keeps ``policy``'s order.
+
+    A subclass that sorts for itself is asked, whatever it is a subclass of.
+    """
+    sorts = type(policy).sort_requests
+    if isinstance(policy, KeyedPolicy) and sorts is KeyedPolicy.sort_requests:
+        if type(policy).keys is FCFSPolicy.keys:
+            return _ArrivalLine()
+        return _KeyedLine(policy, workload)
+    if isinstance(policy, ClassPolicy) and sorts is ClassPolicy.sort_requests:
+        tokens = service_tokens(workload.prompt_length, workload.output_length)
+        classes = array("q", workload.request_class.tobytes())
+        return policy.lines(
+            classes.__getitem__, array("q", tokens.tobytes()).__getitem__
+        )
+    return _SortedLine(policy, workload)
+
+
+class _ArrivalLine:
+    """Requests in order of arrival: two counters."""
+
+    def __init__(self) -> None:
+        self.head = self.tail = 0
+
+    def __len__(self) -> int:
+        return self.tail - self.head
+
+    def add(self, i: int) -> None:
+        self.tail = i + 1
+
+    def peek(self, now: float) -> int:
+        return self.head
+
+    def take(self, most: int, now: float) -> Sequence[int]:
+        head, end = self.head, self.head + most
+        self.head = end = end if end < self.tail else self.tail
+        return range(head, end)
+
+    def oldest(self) -> int:
+        return self.head
+
+
+class _KeyedLine:
+    """Requests under a fixed key: a heap of their ranks."""
+
+    def __init__(self, policy: KeyedPolicy, workload: Workload) -> None:
+        numbers = np.arange(len(workload))
+        columns = Waiting(
+            numbers,
+            workload.arrival_time,
+            workload.prompt_length,
+            workload.output_length,
+            workload.request_class,
+        )
+        order = np.argsort(policy.keys(columns), kind="stable")
+        rank = np.empty_like(order)
+        rank[order] = numbers
+        self.order = array("q", order.tobytes())
+        self.rank = array("q", rank.tobytes())
+        self.heap: list[int] = []
+        self.gone = bytearray(len(workload))
+        self.first = 0
+
+    def __len__(self) -> int:
+        return len(self.heap)
+
+    def add(self, i: int) -> None:
+        heapq.heappush(self.heap, self.rank[i])
+
+    def peek(self, now: float) -> int:
+        return self.order[self.heap[0]]
+
+    def take(self, most: int, now: float) -> Sequence[int]:
+        heap, order = self.heap, self.order
+        pop = heapq.heappop
+        batch = [order[pop(heap)] for _ in range(min(most, len(heap)))]
+        for i in batch:
+            self.gone[i] = 1
+        return batch
+
+    def oldest(self) -> int:
+        while self.gone[self.first]:
+            self.first += 1
+        return self.first
+
+
+class _SortedLine:
+    """Requests under an order that may change: sorted anew at every dispatch.
+
+    The policy is asked once for an instant and a queue, so that looking at the next
+    request does not change who it is.
+    """
+
+    def __init__(self, policy: SchedulingPolicy, workload: Workload) -> None:
+        self.policy = policy
+        self.requests = list(workload.requests())
+        self.waiting: dict[int, Request] = {}
+        self.order: list[Request] = []  # the answer, least last
+        self.asked = -np.inf
+
+    def __len__(self) -> int:
+        return len(self.waiting)
+
+    def add(self, i: int) -> None:
+        request = self.requests[i]
+        request.queue_entry_time = request.arrival_time
+        self.waiting[i] = request
+        self.order = []
+
+    def peek(self, now: float) -> int:
+        return self._sorted(now)[-1].id
+
+    def take(self, most: int, now: float) -> Sequence[int]:
+        order = self._sorted(now)
+        batch = [order.pop().id for _ in range(min(most, len(order)))]
+        for i in batch:
+            del self.waiting[i]
+        return batch
+
+    def oldest(self) -> int:
+        return next(iter(self.waiting))
+
+    def _sorted(self, now: float) -> list[Request]:
+        if now != self.asked or not self.order:
+            self.order = ranked(self.policy, self.waiting.values(), now)[::-1]
+            self.asked = now
+        return self.order
