@@ -215,7 +215,7 @@ class ClassPolicy(SchedulingPolicy):
     def sort_requests(
         self, requests: Sequence[Request], current_time: float
     ) -> list[Request]:
-        """As said above; who waited last time and does not now has been served."""
+        """The queue in turn; who waited last time and does not now has been served."""
         if self._queue is None:
             self._queue = self.lines(lambda r: r.request_class, _service)
         queue, here = self._queue, set(requests)
