@@ -51,12 +51,6 @@ class Classes(Params):
         return not self == other
 
 
-def _hashable(value: Any) -> Any:
-    if isinstance(value, SchedulingPolicy):
-        return type(value)  # a dataclass of the user's own has no hash
-    return value
-
-
 def _params(**values: Any) -> Any:
     return field(default_factory=lambda: Params(values))
 
@@ -145,7 +139,10 @@ class SimulationConfig:
         self.arrivals, self.prompts, self.outputs, self.policy(), self.controller()
 
     def __hash__(self) -> int:
-        return hash(tuple(_hashable(getattr(self, f.name)) for f in fields(self)))
+        values = (getattr(self, f.name) for f in fields(self))
+        # A policy of the user's own may have no hash.
+        plain = (type(v) if isinstance(v, SchedulingPolicy) else v for v in values)
+        return hash(tuple(plain))
 
     def _set(self, name: str, value: Any) -> None:
         object.__setattr__(self, name, value)
@@ -156,7 +153,7 @@ class SimulationConfig:
             isinstance(k, str) for k in params
         ):
             raise fail(name, params, "a dict of parameters by name")
-        self._set(name, Params({k: _plain(v) for k, v in params.items()}))
+        self._set(name, _frozen(params))
 
     def _freeze_classes(self) -> None:
         given = self.request_classes
@@ -165,7 +162,7 @@ class SimulationConfig:
         ):
             must = 'a dict such as {"chat": {"share": 2}, "batch": {"share": 1}}'
             raise fail("request_classes", given, must)
-        self._set("request_classes", Classes({k: Params(v) for k, v in given.items()}))
+        self._set("request_classes", Classes({k: _frozen(v) for k, v in given.items()}))
         if given and not sum(its.share for its in self.classes) > 0.0:
             raise fail("request_classes", given, "of shares with a sum above 0")
 
@@ -326,6 +323,10 @@ class SimulationConfig:
             if value != default:
                 shown.append(f"{f.name}={value!r}")
         return f"{type(self).__name__}({', '.join(shown)})"
+
+
+def _frozen(params: Mapping[str, Any]) -> Params:
+    return Params({k: _plain(v) for k, v in params.items()})
 
 
 def _plain(value: Any) -> Any:

@@ -42,11 +42,14 @@ class Observed:
         self._ends, self._latencies = array("d"), array("d")
 
     def take(self, requests: int) -> None:
-        """So many leave the queue."""
+        """So many leave the queue; a negative number comes back."""
         self._taken += requests
 
     def finish(self, end: float, latencies: Iterable[float]) -> None:
-        """Requests with these latencies, seconds, are complete at ``end``."""
+        """Requests with these latencies, seconds, are complete at ``end``.
+
+        Batches that end earlier are told earlier; ``end`` may still be to come.
+        """
         self._latencies.extend(latencies)
         self._ends.extend([end] * (len(self._latencies) - len(self._ends)))
 

@@ -215,7 +215,7 @@ class ClassPolicy(SchedulingPolicy):
     def sort_requests(
         self, requests: Sequence[Request], current_time: float
     ) -> list[Request]:
-        """As said above; who waited last time and does not now has been served."""
+        """The queue in turn; who waited last time and does not now has been served."""
         if self._queue is None:
             self._queue = self.lines(lambda r: r.request_class, _service)
         queue, here = self._queue, set(requests)
@@ -325,11 +325,11 @@ def ranked(
     """``requests`` in the policy's order, the next to serve first.
 
     Raises:
-        ConfigError: The policy does not return each of them once.
+        ConfigError: A policy of the reader's loses, repeats or makes up requests.
     """
     waiting = list(requests)
-    given: Any = policy.sort_requests(list(waiting), now)
-    order = list(given or ())
+    answer: Any = policy.sort_requests(list(waiting), now)
+    order: list[Request] = list(answer or ())
     if len(order) != len(waiting) or set(order) != set(waiting):
         must = "one whose sort_requests returns each of the waiting requests once"
         raise fail("scheduling_policy", policy.name, must)

@@ -25,7 +25,6 @@ def by_hand(config, workload):
             if request.arrival_time > env.now:
                 yield env.timeout(request.arrival_time - env.now)
             server.enqueue_request(request)
-        yield env.timeout(0.0)
 
     env.process(client())
     env.process(server.run())

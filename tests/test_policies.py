@@ -583,7 +583,7 @@ def test_subclasses_of_ours_are_asked_for_their_own_order():
 
 
 @pytest.mark.usefixtures("registry")
-def test_a_registered_name_works_in_a_parallel_sweep(monkeypatch, tmp_path):
+def test_a_policy_of_ones_own_works_in_a_parallel_sweep(monkeypatch, tmp_path):
     monkeypatch.setenv("LLMINFER_CACHE", str(tmp_path))
 
     @register_policy
@@ -597,20 +597,16 @@ def test_a_registered_name_works_in_a_parallel_sweep(monkeypatch, tmp_path):
             return sorted(requests, key=lambda r: -getattr(r, length))
 
     run = config(arrival_rate=4.0, batch_size=8, num_requests=300)
-    over = {"scheduling_policy": ["FCFS", "Longest"]}
+    policies = {"name": "Longest", "instance": LongestFirst(), "other": "FCFS"}
+    over = {"by": {by: {"scheduling_policy": p} for by, p in policies.items()}}
     serial = sweep(run, over, replications=2, n_jobs=1)
-    parallel = sweep(run, over, replications=2, n_jobs=2)
-    assert serial.equals(parallel)
-    waited = serial.groupby("scheduling_policy")["avg_queue_wait"].mean()
-    assert waited["Longest"] > waited["FCFS"]
-    outputs = run.replace(
-        scheduling_policy="Longest", scheduling_policy_params={"by_output": True}
-    )
-    assert outputs.policy().by_output
-    instance = run.replace(scheduling_policy=LongestFirst(), random_seed=42)
-    by_instance = sweep(instance, {"batch_size": [8]}, replications=1, n_jobs=1)
-    longest = serial[serial["scheduling_policy"] == "Longest"]
-    assert by_instance["avg_latency"][0] == longest["avg_latency"].iloc[0]
+    assert serial.equals(sweep(run, over, replications=2, n_jobs=2))
+    latency = serial.pivot(index="seed", columns="by", values="avg_latency")
+    assert (latency["name"] == latency["instance"]).all()
+    assert (latency["name"] > latency["other"]).all()
+    params = {"by_output": True}
+    named = run.replace(scheduling_policy="Longest", scheduling_policy_params=params)
+    assert named.policy().by_output
 
 
 @pytest.mark.usefixtures("registry")

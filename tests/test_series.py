@@ -77,7 +77,7 @@ def test_series_count_what_brute_force_counts(series, rows, size, timeout, edges
 
 
 def test_the_longest_queue_is_the_series_greatest(record):
-    assert queue_length(record).values.max() == record.max_queue_length - 0
+    assert queue_length(record).values.max() == record.max_queue_length
     assert running(record).values.max() == record.batch_size.max()
 
 
