@@ -6,7 +6,7 @@ import itertools
 import json
 import os
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,8 @@ from llminfer.store import RunStore
 from llminfer.workload import Workload
 
 Metrics = dict[str, float]
+Row = dict[str, Any]  # a run's numbers by name; lists for series
+Measure = Callable[[SimulationConfig, RunRecord], Row]
 
 
 class SimulationRunner:
@@ -57,7 +59,7 @@ class SimulationRunner:
         if self.workload is None:
             warn_of_overload([self.config])
         self._record = simulate(self.config, self.workload)
-        return _measure(self.config, self._record)
+        return metrics_of(self.config, self._record)
 
     @property
     def record(self) -> RunRecord:
@@ -89,23 +91,24 @@ def simulate(config: SimulationConfig, workload: Workload | None = None) -> RunR
     return server.record
 
 
-def _measure(config: SimulationConfig, record: RunRecord) -> Metrics:
+def metrics_of(config: SimulationConfig, record: RunRecord) -> Metrics:
+    """The metrics of a run without its warm-up: what a sweep measures by default."""
     return MetricsCollector.compute_metrics(
         record, config.warmup_requests, config.step_time
     )
 
 
-def _run_quietly(config: SimulationConfig) -> Metrics:
-    return _measure(config, simulate(config))
+def _run_quietly(measure: Measure, config: SimulationConfig) -> Row:
+    return measure(config, simulate(config))
 
 
 def _run_elsewhere(
-    config: SimulationConfig, policy: type[SchedulingPolicy] | None
-) -> Metrics:
+    measure: Measure, config: SimulationConfig, policy: type[SchedulingPolicy] | None
+) -> Row:
     """The same in a process that has not heard of the user's own policy."""
     if policy is not None:
         register_policy(policy)
-    return _run_quietly(config)
+    return _run_quietly(measure, config)
 
 
 def warn_of_overload(configs: Sequence[SimulationConfig]) -> None:
@@ -186,13 +189,16 @@ def run_many(
     configs: Sequence[SimulationConfig],
     n_jobs: int | None = None,
     description: str = "runs",
-) -> list[Metrics]:
-    """The metrics of every configuration, in order; finished runs are remembered.
+    measure: Measure = metrics_of,
+) -> list[Row]:
+    """The numbers of every configuration, in order; finished runs are remembered.
 
     Args:
         configs: What to run.
         n_jobs: Processes; None takes one a core. The numbers do not depend on it.
         description: What the progress bar says.
+        measure: Makes a run's numbers from its record. One of the package's own is
+            remembered with them; one from elsewhere runs anew each time.
 
     Warns:
         OverloadWarning: Once, if any offered load is 1 or more.
@@ -202,12 +208,16 @@ def run_many(
     warn_of_overload(list(distinct.values()))
     store = RunStore()
     try:
-        done = {i: known for i, c in enumerate(configs) if (known := store.get(c))}
+        done = {
+            i: known for i, c in enumerate(configs) if (known := store.get(c, measure))
+        }
         open_runs = [i for i in range(len(configs)) if i not in done]
-        fresh = _in_parallel([configs[i] for i in open_runs], workers)
+        fresh = _in_parallel([configs[i] for i in open_runs], workers, measure)
         progress = tqdm(fresh, description, len(open_runs), leave=False, unit="run")
         for i, metrics in zip(open_runs, progress, strict=True):
-            store.put(configs[i], metrics)  # at once: an interrupted sweep resumes
+            store.put(
+                configs[i], measure, metrics
+            )  # at once: an interrupted sweep resumes
             done[i] = metrics
     finally:
         store.close()
@@ -215,13 +225,13 @@ def run_many(
 
 
 def _in_parallel(
-    configs: Sequence[SimulationConfig], workers: int
-) -> Iterator[Metrics]:
+    configs: Sequence[SimulationConfig], workers: int, measure: Measure
+) -> Iterator[Row]:
     if workers == 1 or len(configs) < 2:
-        return map(_run_quietly, configs)
+        return (_run_quietly(measure, config) for config in configs)
     jobs = [(config, registered_policy(config.scheduling_policy)) for config in configs]
     parallel = Parallel(n_jobs=workers, return_as="generator")
-    return iter(parallel(delayed(_run_elsewhere)(*job) for job in jobs))
+    return iter(parallel(delayed(_run_elsewhere)(measure, *job) for job in jobs))
 
 
 Axis = Sequence[Any] | Mapping[str, Any]
@@ -233,6 +243,7 @@ def sweep(
     replications: int = 30,
     n_jobs: int | None = None,
     random_seed_start: int = 42,
+    measure: Measure = metrics_of,
 ) -> pd.DataFrame:
     """Every combination of the swept values, each replicated: a row a run.
 
@@ -246,9 +257,10 @@ def sweep(
             all combinations face the same seeds.
         n_jobs: Processes; None takes one a core. The numbers do not depend on it.
         random_seed_start: First seed.
+        measure: Makes a run's numbers from its record; by default the metrics.
 
     Returns:
-        A tidy table: the swept fields, ``replication``, ``seed``, then the metrics.
+        A tidy table: the swept fields, ``replication``, ``seed``, then the numbers.
 
     Raises:
         ConfigError: A field or value is unknown or bad; nothing has run then.
@@ -261,7 +273,7 @@ def sweep(
         for replication, seed in enumerate(seeds):
             rows.append({**labels, "replication": replication, "seed": seed})
             configs.append(config.replace(random_seed=seed))
-    results = run_many(configs, n_jobs, description=" x ".join(over) or "runs")
+    results = run_many(configs, n_jobs, " x ".join(over) or "runs", measure)
     return pd.DataFrame([row | m for row, m in zip(rows, results, strict=True)])
 
 

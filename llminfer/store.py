@@ -11,7 +11,9 @@ import hashlib
 import json
 import os
 import sqlite3
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import scipy
@@ -54,18 +56,25 @@ class RunStore:
         except (OSError, sqlite3.Error):
             self.close()
 
-    def get(self, config: SimulationConfig) -> dict[str, float] | None:
-        """The metrics of an earlier run of ``config``, or None."""
-        key = run_key(config)
+    def get(
+        self, config: SimulationConfig, measure: Callable[..., Any]
+    ) -> dict[str, Any] | None:
+        """What ``measure`` made of an earlier run of ``config``, or None."""
+        key = run_key(config, measure)
         if key is None or self._file is None:
             return None
         row = self._file.execute("SELECT metrics FROM runs WHERE key = ?", (key,))
         found = row.fetchone()
         return dict(json.loads(found[0])) if found else None
 
-    def put(self, config: SimulationConfig, metrics: dict[str, float]) -> None:
-        """Remember the metrics of a run of ``config``."""
-        key = run_key(config)
+    def put(
+        self,
+        config: SimulationConfig,
+        measure: Callable[..., Any],
+        metrics: dict[str, Any],
+    ) -> None:
+        """Remember what ``measure`` made of a run of ``config``."""
+        key = run_key(config, measure)
         if key is not None and self._file is not None:
             row = (key, json.dumps(metrics))
             with self._file:
@@ -78,14 +87,18 @@ class RunStore:
             self._file = None
 
 
-def run_key(config: SimulationConfig) -> str | None:
-    """The key of a run; None if it has no seed or runs a policy from elsewhere."""
+def run_key(config: SimulationConfig, measure: Callable[..., Any]) -> str | None:
+    """The key of a run; None if it has no seed or runs code from elsewhere."""
     by_object = isinstance(config.scheduling_policy, SchedulingPolicy)
     if config.random_seed is None or by_object:
         return None
-    if not type(config.policy()).__module__.startswith("llminfer."):
+    code = (type(config.policy()), measure)
+    if not all(part.__module__.startswith("llminfer.") for part in code):
         return None
-    text = json.dumps(config.to_dict())  # in order: it numbers the request classes
+    name = f"{measure.__module__}.{measure.__qualname__}"
+    text = name + json.dumps(
+        config.to_dict()
+    )  # in order: it numbers the request classes
     return hashlib.sha256((source_digest() + text).encode()).hexdigest()
 
 
