@@ -208,16 +208,14 @@ def run_many(
     warn_of_overload(list(distinct.values()))
     store = RunStore()
     try:
-        done = {
-            i: known for i, c in enumerate(configs) if (known := store.get(c, measure))
-        }
+        found = ((i, store.get(c, measure)) for i, c in enumerate(configs))
+        done = {i: known for i, known in found if known is not None}
         open_runs = [i for i in range(len(configs)) if i not in done]
         fresh = _in_parallel([configs[i] for i in open_runs], workers, measure)
         progress = tqdm(fresh, description, len(open_runs), leave=False, unit="run")
         for i, metrics in zip(open_runs, progress, strict=True):
-            store.put(
-                configs[i], measure, metrics
-            )  # at once: an interrupted sweep resumes
+            # at once, so that an interrupted sweep resumes
+            store.put(configs[i], measure, metrics)
             done[i] = metrics
     finally:
         store.close()
@@ -243,6 +241,7 @@ def sweep(
     replications: int = 30,
     n_jobs: int | None = None,
     random_seed_start: int = 42,
+    *,
     measure: Measure = metrics_of,
 ) -> pd.DataFrame:
     """Every combination of the swept values, each replicated: a row a run.

@@ -96,10 +96,8 @@ def run_key(config: SimulationConfig, measure: Callable[..., Any]) -> str | None
     if not all(part.__module__.startswith("llminfer.") for part in code):
         return None
     name = f"{measure.__module__}.{measure.__qualname__}"
-    text = name + json.dumps(
-        config.to_dict()
-    )  # in order: it numbers the request classes
-    return hashlib.sha256((source_digest() + text).encode()).hexdigest()
+    text = json.dumps(config.to_dict())  # in order: it numbers the request classes
+    return hashlib.sha256((source_digest() + name + text).encode()).hexdigest()
 
 
 @functools.cache

@@ -25,6 +25,7 @@ from llminfer import (
     save_results,
     sweep,
 )
+from llminfer.experiment import metrics_of
 from llminfer.store import RunStore, run_key, source_digest
 
 BASE = SimulationConfig(
@@ -44,9 +45,9 @@ def runs(monkeypatch):
     simulated = []
     run = llminfer.experiment._run_quietly
 
-    def counted(config):
+    def counted(measure, config):
         simulated.append(config)
-        return run(config)
+        return run(measure, config)
 
     monkeypatch.setattr(llminfer.experiment, "_run_quietly", counted)
     return simulated
@@ -135,10 +136,10 @@ def test_a_sweep_warns_once_of_what_is_overloaded():
 def test_an_interrupted_sweep_resumes_where_it_stopped(monkeypatch, runs):
     counted = llminfer.experiment._run_quietly
 
-    def fails_in_the_middle(config):
+    def fails_in_the_middle(measure, config):
         if len(runs) == 5:
             raise KeyboardInterrupt
-        return counted(config)
+        return counted(measure, config)
 
     monkeypatch.setattr(llminfer.experiment, "_run_quietly", fails_in_the_middle)
     with pytest.raises(KeyboardInterrupt):
@@ -186,7 +187,7 @@ def test_what_cannot_be_repeated_is_never_stored(config, runs):
     for _ in range(2):
         ExperimentRunner([config, config], n_jobs=1).run_all()
     assert len(runs) == 4
-    assert run_key(config) is None
+    assert run_key(config, metrics_of) is None
 
 
 CHANGES = {
@@ -227,8 +228,8 @@ def test_every_field_is_part_of_the_key(name):
         changed["prompt_dist_params"] = {"value": 9}
     if name == "output_length_dist":
         changed["output_dist_params"] = {"mean": 9}
-    assert run_key(config.replace(**changed)) != run_key(config)
-    assert run_key(config.replace()) == run_key(config)
+    assert run_key(config.replace(**changed), metrics_of) != run_key(config, metrics_of)
+    assert run_key(config.replace(), metrics_of) == run_key(config, metrics_of)
 
 
 def test_an_edit_of_the_model_makes_old_results_unknown(monkeypatch, tmp_path):
@@ -259,21 +260,21 @@ def test_an_edit_of_the_model_makes_old_results_unknown(monkeypatch, tmp_path):
 
 def test_a_key_follows_the_source(monkeypatch):
     config = BASE.replace(random_seed=1)
-    key = run_key(config)
+    key = run_key(config, metrics_of)
     monkeypatch.setattr(llminfer.store, "source_digest", lambda: "another")
-    assert run_key(config) != key
+    assert run_key(config, metrics_of) != key
 
 
 def test_the_store_gives_back_exactly_what_was_put(store_folder):
     metrics = {"a": 0.1 + 0.2, "b": float("nan"), "c": 7, "d": 5e-324}
     config = BASE.replace(random_seed=1)
     store = RunStore()
-    assert store.get(config) is None
-    store.put(config, metrics)
+    assert store.get(config, metrics_of) is None
+    store.put(config, metrics_of, metrics)
     store.close()
     again = RunStore(store_folder)
-    np.testing.assert_equal(again.get(config), metrics)
-    assert again.get(config.replace(batch_size=9)) is None
+    np.testing.assert_equal(again.get(config, metrics_of), metrics)
+    assert again.get(config.replace(batch_size=9), metrics_of) is None
     again.close()
     assert (store_folder / "runs.sqlite").exists()
 
@@ -352,3 +353,14 @@ def test_a_run_is_a_pure_function_of_its_configuration():
     once = SimulationRunner(config).run()
     SimulationRunner(config.replace(random_seed=6)).run()
     np.testing.assert_equal(SimulationRunner(config).run(), once)
+
+
+def test_a_sweep_measures_what_it_is_told_and_remembers_it_apart():
+    def longest(config, record):
+        return {"longest": float(record.prompt_length.max())}
+
+    table = sweep(BASE, {"batch_size": [1, 2]}, replications=2, n_jobs=1)
+    own = sweep(BASE, {"batch_size": [1, 2]}, replications=2, n_jobs=1, measure=longest)
+    assert list(own.columns) == ["batch_size", "replication", "seed", "longest"]
+    assert "longest" not in table
+    assert run_key(BASE.replace(random_seed=1), longest) is None
