@@ -224,3 +224,38 @@ def _unpaired(
                 faults.append(f"{over}={label!r} {word} {block} {shown}")
     more = f"; and {len(faults) - 5} more" if len(faults) > 5 else ""
     return f"{'; '.join(faults[:5])}{more}: must have each {block} exactly once"
+
+
+def best_against_rest(
+    frame: pd.DataFrame,
+    metric: str,
+    over: str,
+    claimed: Sequence[Any],
+    block: str = "replication",
+) -> pd.Series:
+    """The best of the rest less the best of ``claimed``, replication by replication.
+
+    Args:
+        frame: A sweep's table, a row a run, every alternative once in each block.
+        metric: What to compare; less is better.
+        over: The swept field whose values are the alternatives.
+        claimed: The alternatives said to hold the best one.
+        block: What the alternatives share.
+
+    Returns:
+        A row of ``paired_differences``: ``baseline`` is the best of ``claimed``,
+        ``alternative`` the best of the rest, by their means; a ``difference`` above
+        0 speaks for the claim.
+
+    Raises:
+        ConfigError: ``claimed`` holds none, or all, of the alternatives.
+    """
+    require_columns(frame, [metric, over, block])
+    means = frame.groupby(over, sort=False)[metric].mean()
+    inside = means.index.isin(list(claimed))
+    if inside.all() or not inside.any():
+        must = f"some, but not all, of {', '.join(map(repr, means.index))}"
+        raise fail("claimed", list(claimed), must)
+    best, rest = means[inside].idxmin(), means[~inside].idxmin()
+    two = frame[frame[over].isin([best, rest])]
+    return paired_differences(two, metric, over, best, block=block).iloc[0]

@@ -6,7 +6,7 @@ import pytest
 from scipy import stats as reference
 
 from llminfer.checks import ConfigError
-from llminfer.compare import blocked_anova, holm, paired_differences
+from llminfer.compare import best_against_rest, blocked_anova, holm, paired_differences
 
 N = 12
 
@@ -244,3 +244,22 @@ def test_it_raises_false_alarms_as_often_as_it_says():
     tables = (sweep_table(effect=0.0, seed=seed) for seed in range(400))
     alarms = sum(blocked_anova(t, "wait", "policy")["p"].iloc[0] < 0.1 for t in tables)
     assert abs(alarms - 40) < 4.0 * np.sqrt(400 * 0.1 * 0.9)
+
+
+def test_the_best_of_a_claim_is_held_against_the_best_of_the_rest():
+    rows = [
+        {"B": b, "replication": r, "p99": level + r + wobble * r}
+        for b, level, wobble in (
+            (1, 9.0, 0.0),
+            (2, 5.0, 0.1),
+            (4, 6.0, 0.0),
+            (8, 7.0, 0.0),
+        )
+        for r in range(4)
+    ]
+    row = best_against_rest(pd.DataFrame(rows), "p99", "B", claimed=[1, 4])
+    assert (row["baseline"], row["alternative"]) == (4, 2)
+    assert row["difference"] == pytest.approx(-1.0 + 0.1 * 1.5)
+    for claimed in ([3], [1, 2, 4, 8]):
+        with pytest.raises(ConfigError, match=r"claimed=.*some, but not all, of 1, 2"):
+            best_against_rest(pd.DataFrame(rows), "p99", "B", claimed=claimed)
