@@ -30,7 +30,7 @@ test: $(READY)
 	trap 'rm -rf "$$scratch"' EXIT INT TERM; \
 	export LLMINFER_CACHE="$${LLMINFER_CACHE:-$$scratch/cache}"; \
 	export LLMINFER_FIGURES="$${LLMINFER_FIGURES:-$$scratch/figures}"; \
-	$(PY) -m pytest --doctest-modules llminfer tests; \
+	$(PY) -m pytest; \
 	TQDM_DISABLE=1 $(PY) -m pytest --nbval-lax --nbval-current-env \
 		--nbval-cell-timeout 300 notebooks/; \
 	$(PY) -m pytest tests/test_latex.py
@@ -39,7 +39,7 @@ lab: $(READY)
 	@$(PY) -m jupyterlab --ip=127.0.0.1 $(AS_ROOT) --notebook-dir=notebooks
 
 bench: $(READY)
-	@$(PY) -m tests.bench
+	@$(PY) tests/bench.py
 
 lint: $(READY)
 	@$(PY) -m ruff format --check .

@@ -9,11 +9,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import nbformat
-from playwright.sync_api import Browser, Locator, Page, TimeoutError
+from lab import Lab
+from playwright.sync_api import BrowserContext, Locator, Page, TimeoutError
 
-from tests.lab import Lab
-
-WIDTHS = (1280, 900)  # CSS pixels
+WIDTHS, HEIGHT = (1280, 900), 1400  # CSS pixels
 PRESSES = 3
 RUN_LIMIT, PATIENCE, POLL = 300.0, 2.0, 0.1  # seconds, wall-clock
 _SCRIPT = Path(__file__).with_name("browser.js").read_text()
@@ -34,7 +33,7 @@ def panels_in(path: Path) -> int:
 
 
 def find_faults(
-    lab: Lab, browser: Browser, path: Path, shots: Path | None = None
+    lab: Lab, browser: BrowserContext, path: Path, shots: Path | None = None
 ) -> list[Fault]:
     """Run a copy of a notebook, move every slider at every width, and look.
 
@@ -42,7 +41,7 @@ def find_faults(
         lab: Where to open it.
         browser: What to open it in.
         path: The notebook; it is not changed.
-        shots: A folder for pictures of each panel, if wanted.
+        shots: A folder for pictures of the notebook and its panels, if wanted.
     """
     blank = nbformat.read(path, as_version=4)
     blank.metadata.kernelspec = {"name": "python3", "display_name": "Python 3"}
@@ -50,11 +49,14 @@ def find_faults(
         if cell.cell_type == "code":
             cell.outputs, cell.execution_count = [], None
     nbformat.write(blank, lab.root / path.name)
-    page = browser.new_page(viewport={"width": WIDTHS[0], "height": 1400})
+    page = browser.new_page()
+    page.set_viewport_size({"width": WIDTHS[0], "height": HEIGHT})
     try:
         _open(page, lab, path.name)
         if faults := _run_all(page):
             return faults
+        if shots is not None:
+            _picture_of_all(page, shots / f"{path.stem}.png")
         return list(_walk(page, path.stem, shots))
     finally:
         _call(page, "shutDown")
@@ -82,11 +84,20 @@ def _run_all(page: Page) -> list[Fault]:
     return [Fault(0, error) for error in _call(page, "takeErrors")]
 
 
+def _picture_of_all(page: Page, file: Path) -> None:
+    """The whole notebook, in a window that is high enough for it."""
+    last = page.locator(".jp-Notebook .jp-Cell").last
+    end = last.evaluate("cell => cell.offsetTop + cell.offsetHeight")
+    page.set_viewport_size({"width": WIDTHS[0], "height": int(end) + 200})
+    page.wait_for_timeout(500)
+    page.locator(".jp-NotebookPanel").screenshot(path=file)
+
+
 def _walk(page: Page, stem: str, shots: Path | None) -> Iterator[Fault]:
     """Every slider of every panel at every width, there and back again."""
     panels = [page.locator(f"[data-panel='{i}']") for i in _call(page, "markPanels")]
     for width, keys in zip(WIDTHS, (("Right", "Left"), ("Left", "Right")), strict=True):
-        page.set_viewport_size({"width": width, "height": 1400})
+        page.set_viewport_size({"width": width, "height": HEIGHT})
         for number, panel in enumerate(panels, 1):
             for text in _try_panel(page, panel, keys):
                 yield Fault(number, f"at {width} px {text}")

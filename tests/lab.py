@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-from playwright.sync_api import Browser, sync_playwright
+from playwright.sync_api import BrowserContext, sync_playwright
 
 _CHROMIUM_FLAGS = [
     "--no-sandbox",
@@ -132,11 +132,11 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
 
 
 @contextmanager
-def running_chromium(executable: str) -> Iterator[Browser]:
+def running_chromium(executable: str) -> Iterator[BrowserContext]:
     """A headless browser with an empty profile."""
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(
             executable_path=executable, args=_CHROMIUM_FLAGS
         )
-        yield browser
+        yield browser.new_context()
         browser.close()
