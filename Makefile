@@ -39,7 +39,7 @@ lab: $(READY)
 	@$(PY) -m jupyterlab --ip=127.0.0.1 $(AS_ROOT) --notebook-dir=notebooks
 
 bench: $(READY)
-	@$(PY) -m tests.bench
+	@$(PY) tests/bench.py
 
 lint: $(READY)
 	@$(PY) -m ruff format --check .
