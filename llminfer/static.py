@@ -230,17 +230,15 @@ class LLMInferenceServer:
     def _alarm(self) -> simpy.Event:
         """The deadline or a tick, or what comes before: nothing may be left after it.
 
-        So an alarm is never still to come when the server looks what is.
+        So no alarm is still to come when the server looks what is. One that rounding
+        lets ring a bit early is set again.
         """
         now, upcoming = self.env.now, self.env.peek()
         due = min(self._deadline(), self._limit.tick)
         wake = min(due, upcoming if upcoming > now else math.inf)
         if not self.queue or wake == math.inf:
             return self.env.event()
-        delay = wake - now
-        while now + delay < wake:  # the clock must not stop a bit short of it
-            delay = math.nextafter(delay, math.inf)
-        return self.env.timeout(delay)
+        return self.env.timeout(wake - now)
 
     def _tell(self) -> None:
         news, self._news = self._news, self.env.event()

@@ -1,10 +1,13 @@
 """How fast the static server is, beside a brute-force twin: ``python tests/bench.py``.
 
-One core, no store. Each function prints its own lines; times are wall-clock.
+One core, no store. Each function prints its own lines. Requests a second are of CPU
+time, so that what else runs on the machine matters little; a slider's move is timed
+by the clock on the wall.
 """
 
 from __future__ import annotations
 
+import statistics
 import time
 import tracemalloc
 
@@ -12,6 +15,8 @@ import simpy
 from twin import run_twin
 
 from llminfer import LLMInferenceServer, SimulationConfig, SimulationRunner, Workload
+from llminfer.panels import BatchSizePicture, LatencyPicture
+from llminfer.widgets import Panel
 
 REQUESTS = 100_000
 REPETITIONS = 5
@@ -45,32 +50,38 @@ RUNS = {
 }
 
 
-def best_time(task):
-    """The least seconds of a few repetitions."""
-    seconds = []
+def best_times(tasks):
+    """The least CPU seconds of a few repetitions of each, taken in turns."""
+    seconds = {name: [] for name in tasks}
     for _ in range(REPETITIONS):
-        start = time.perf_counter()
-        task()
-        seconds.append(time.perf_counter() - start)
-    return min(seconds)
+        for name, task in tasks.items():
+            start = time.process_time()
+            task()
+            seconds[name].append(time.process_time() - start)
+    return {name: min(times) for name, times in seconds.items()}
 
 
 def speed():
     """Requests a second, sampling and metrics included."""
-    for name, config in RUNS.items():
-        seconds = best_time(lambda config=config: SimulationRunner(config).run())
-        print(f"{name:32}{config.num_requests / seconds:12,.0f} requests/s")
+    tasks = {name: SimulationRunner(config).run for name, config in RUNS.items()}
+    for name, seconds in best_times(tasks).items():
+        print(f"{name:32}{REQUESTS / seconds:12,.0f} requests/s")
 
 
 def against_the_twin():
     """The same requests through an event an arrival and an event a token."""
     config = GREEDY.replace(num_requests=TWIN_REQUESTS)
     workload = Workload.generate(config)
-    brute = best_time(lambda: run_twin(config, workload))
-    ours = best_time(lambda: SimulationRunner(config).run())
+    seconds = best_times(
+        {
+            "twin": lambda: run_twin(config, workload),
+            "ours": SimulationRunner(config).run,
+        }
+    )
     name = "twin, FCFS, B = 32, lambda = 5"
-    print(f"{name:32}{TWIN_REQUESTS / brute:12,.0f} requests/s")
-    print(f"{'times as fast as the twin':32}{brute / ours:12,.0f}")
+    print(f"{name:32}{TWIN_REQUESTS / seconds['twin']:12,.0f} requests/s")
+    ratio = seconds["twin"] / seconds["ours"]
+    print(f"{'times as fast as the twin':32}{ratio:12,.0f}")
 
 
 def memory():
@@ -97,7 +108,22 @@ def events():
         print(f"{name:32}{env.events / batches:12.3f} SimPy events a batch")
 
 
-BENCHES = [speed, against_the_twin, memory, events]
+def sliders():
+    """From a slider's move to the picture's new data, median of twenty moves."""
+    base = SimulationConfig(arrival_rate=2.0, batch_timeout=0.0, random_seed=42)
+    for picture in (LatencyPicture(), BatchSizePicture()):
+        panel = Panel(base, picture, controls=["arrival_rate", "alpha"])
+        seconds = []
+        for move in range(20):
+            slider = panel.controls["alpha" if move % 2 else "arrival_rate"]
+            start = time.perf_counter()
+            slider.value *= 1.02
+            seconds.append(time.perf_counter() - start)
+        name = f"a slider of the {type(picture).__name__}"
+        print(f"{name:32}{1e3 * statistics.median(seconds):12.0f} ms")
+
+
+BENCHES = [speed, against_the_twin, memory, events, sliders]
 
 if __name__ == "__main__":
     for bench in BENCHES:

@@ -78,6 +78,13 @@ def test_the_peak_is_the_greatest_rate_of_the_run(rate, horizon):
         assert rate.peak(horizon) == pytest.approx(rate.rate + rate.amplitude)
 
 
+@given(st.floats(0.0, 1.0), st.floats(-7.0, 7.0), st.floats(0.01, 1.0))
+def test_a_crest_counts_only_if_the_run_reaches_it(share, phase, part):
+    wave = sinusoidal_rate(5.0, 5.0 * share, 60.0, phase)
+    highest = wave(np.linspace(0.0, part * 60.0, 10_001)).max()
+    assert wave.peak(part * 60.0) == pytest.approx(highest, rel=1e-6)
+
+
 @given(SOME_RATE, st.integers(1, 10**6))
 def test_the_mean_rate_brings_the_requests_in_their_time(rate, requests):
     lasts = requests / rate.mean(requests)

@@ -12,6 +12,7 @@ from test_lengths import CASES
 from llminfer import (
     ConfigError,
     ExperimentConfig,
+    FCFSPolicy,
     SimulationConfig,
     SimulationRunner,
     Workload,
@@ -21,7 +22,7 @@ from llminfer import (
     sweep,
 )
 from llminfer.arrivals import ARRIVAL_PATTERNS
-from llminfer.lengths import LENGTH_LAWS
+from llminfer.lengths import LENGTH_LAWS, length_law
 
 NUMBERS = ("arrival_rate", "arrival_cv", "alpha", "beta", "gamma", "delta", "kappa")
 COUNTS = ("batch_size", "num_requests", "warmup_requests", "random_seed")
@@ -227,6 +228,12 @@ def test_a_wave_deeper_than_its_rate_is_refused():
     assert "arrival_rate=10" in message
 
 
+def of_policy(policy, params):
+    return lambda: SimulationConfig(
+        scheduling_policy=policy, scheduling_policy_params=params
+    )
+
+
 @pytest.mark.parametrize(
     ("policy", "params"),
     [
@@ -243,22 +250,21 @@ def test_a_wave_deeper_than_its_rate_is_refused():
 def test_a_wrong_parameter_of_a_policy_is_named(policy, params):
     (name,) = params
     start = f"scheduling_policy_params.{name}={params[name]!r}"
-    refused(
-        lambda: SimulationConfig(
-            scheduling_policy=policy, scheduling_policy_params=params
-        ),
-        start,
-    )
+    refused(of_policy(policy, params), start)
     refused(lambda: get_policy(policy, **params), start)
 
 
 BASE = SimulationConfig(arrival_rate=2, num_requests=600)
+ENDLESS = {"mu": 10, "sigma": 2}
 
 
 @pytest.mark.parametrize(
     ("make", "start"),
     [
         (lambda: SimulationConfig.from_json("{"), "configuration: not JSON"),
+        (of_policy(FCFSPolicy(), {"a": 1}), "scheduling_policy_params={'a'"),
+        (lambda: length_law("prompt", "lognormal", ENDLESS).pmf(), "max=None"),
+        (of_law("constant", {"value": 2**41}), "prompt_dist_params.value="),
         (lambda: SimulationConfig.from_json('{"batch_size": 0}'), "batch_size=0"),
         (lambda: SimulationConfig.from_json('{"batchsize": 4}'), "batchsize=4"),
         (lambda: SimulationConfig.from_json('{"alpha": NaN}'), "alpha=nan"),
@@ -282,6 +288,12 @@ BASE = SimulationConfig(arrival_rate=2, num_requests=600)
 )
 def test_everything_else_that_is_asked_for_is_checked(make, start):
     refused(make, start)
+
+
+def test_a_configuration_in_a_file_must_be_an_object(tmp_path):
+    path = tmp_path / "run.json"
+    path.write_text("[1, 2]")
+    refused(lambda: SimulationConfig.from_json(path), "configuration=[1, 2]: must be")
 
 
 def test_a_workload_shorter_than_the_warmup_is_refused():

@@ -23,8 +23,10 @@ from llminfer import (
     register_policy,
     sweep,
 )
+from llminfer.experiment import metrics_of
 from llminfer.lines import waiting_line
 from llminfer.policies import POLICIES
+from llminfer.store import run_key
 
 CLASSES = {
     "chat": {"share": 2, "weight": 2.0, "base_priority": 3.0},
@@ -466,7 +468,7 @@ def test_the_order_of_the_classes_numbers_them():
         "b",
         "a",
     ]
-    assert llminfer.store.run_key(run) != llminfer.store.run_key(other)
+    assert run_key(run, metrics_of) != run_key(other, metrics_of)
     assert {run: 1, run.replace(): 2} == {run: 2}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import simpy
 
@@ -75,6 +76,15 @@ def test_a_batch_takes_prefill_of_all_prompts_and_padded_decode():
     loaded = BatchProcessor(0.5, 2.0, 0.25, delta=0.125, kappa=0.0625)
     steps = [0.25 + 0.125 * 2 + 0.0625 * (150 + 2 * step) for step in range(4)]
     assert loaded.compute_decode_time(BATCH) == sum(steps)
+
+
+def test_alone_a_request_takes_the_time_of_a_batch_of_one():
+    loaded = BatchProcessor(0.5, 2.0, 0.25, delta=0.125, kappa=0.0625)
+    for request in BATCH:
+        prefill = loaded.compute_prefill_time([request])
+        decode = loaded.compute_decode_time([request])
+        lengths = request.prompt_length, request.expected_output_length
+        assert loaded.step_time.alone(*map(np.float64, lengths)) == prefill + decode
 
 
 def test_processing_stamps_the_requests_and_counts():

@@ -50,6 +50,16 @@ def test_who_is_passed_over_keeps_the_time_of_its_arrival():
     assert order == [0, 0, 4, 2, 2, 10]
 
 
+def test_the_oldest_of_several_passed_over_decides():
+    """Requests 3 and 4 are left behind at 2, and a batch of longer ones runs to 8."""
+    longest = CLOCKWORK.replace(
+        batch_size=3, batch_timeout=10, scheduling_policy=LongestFirst()
+    )
+    arrivals = [0, 0, 0, 0.5, 1, 1.5, 1.5, 1.5, 50]
+    order = starts(longest, arrivals, outputs=[1, 1, 1, 1, 1, 5, 5, 5, 1])
+    assert order == [0, 0, 0, 10.5, 10.5, 2, 2, 2, 50]
+
+
 def test_the_last_requests_do_not_wait_for_others():
     assert starts(CLOCKWORK, [0, 1, 4]) == [1, 1, 4]
     assert starts(CLOCKWORK.replace(batch_size=64), [0, 1, 4]) == [4, 4, 4]
@@ -229,6 +239,8 @@ def test_collect_batch_takes_the_first_in_the_policys_order():
     assert [r.id for r in server.queue] == [0]
     assert [r.id for r in server.collect_batch()] == [0]
     assert server.collect_batch() == []
+    server.enqueue_request(Request(3, 0.0, 1, 1))
+    assert server.get_statistics()["max_queue_length"] == 3
 
 
 def test_statistics_agree_between_columns_and_hand():
