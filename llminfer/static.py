@@ -225,20 +225,20 @@ class LLMInferenceServer:
             return True
         if self.env.now >= self._deadline():
             return True
-        return self._closed or self.env.peek() == math.inf
+        return self._closed or self._nobody_left()
+
+    def _nobody_left(self) -> bool:
+        """Whether servers' alarms are all that is still to happen."""
+        return all(isinstance(entry[-1], _Alarm) for entry in self.env._queue)
 
     def _alarm(self) -> simpy.Event:
-        """The deadline or a tick, or what comes before: nothing may be left after it.
-
-        So no alarm is still to come when the server looks what is. One that rounding
-        lets ring a bit early is set again.
-        """
+        """The deadline or a tick, or what comes before: nobody may be left after it."""
         now, upcoming = self.env.now, self.env.peek()
         due = min(self._deadline(), self._limit.tick)
         wake = min(due, upcoming if upcoming > now else math.inf)
         if not self.queue or wake == math.inf:
             return self.env.event()
-        return self.env.timeout(wake - now)
+        return _Alarm(self.env, wake)
 
     def _tell(self) -> None:
         news, self._news = self._news, self.env.event()
@@ -277,6 +277,16 @@ class LLMInferenceServer:
             "waiting_requests": 0,
             "max_queue_length": record.max_queue_length,
         }
+
+
+class _Alarm(simpy.Timeout):
+    """Wakes a server that waits, at a time in seconds; brings no request itself."""
+
+    def __init__(self, env: simpy.Environment, time: float) -> None:
+        delay = time - env.now
+        while env.now + delay < time:  # the clock must not stop a bit short of it
+            delay = math.nextafter(delay, math.inf)
+        super().__init__(env, delay)
 
 
 class _LastOfInstant(simpy.Event):

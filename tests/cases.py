@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 
+import numpy as np
 import simpy
 from hypothesis import strategies as st
 
@@ -148,7 +149,7 @@ def serve_columns(config, workload):
     return server.record
 
 
-def serve_by_hand(config, workload, close):
+def serve_by_hand(config, workload, close=False):
     """The record of a server driven by a client process of the reader's own."""
     env = simpy.Environment()
     server = LLMInferenceServer(env, config)
@@ -166,3 +167,12 @@ def serve_by_hand(config, workload, close):
     env.process(server.run())
     env.run()
     return server.record
+
+
+def differing(record, other):
+    """The columns of two records that are not the same to the last bit."""
+    return [
+        name
+        for name, column in vars(record).items()
+        if not np.array_equal(column, getattr(other, name))
+    ]

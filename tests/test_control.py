@@ -4,11 +4,20 @@ import math
 
 import numpy as np
 import pytest
+import simpy
+from cases import differing, serve_by_hand, serve_columns
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from serving import by_columns, by_hand, differing
 
-from llminfer import ConfigError, SimulationConfig, Workload, batch_limit, simulate
+from llminfer import (
+    ConfigError,
+    LLMInferenceServer,
+    Request,
+    SimulationConfig,
+    Workload,
+    batch_limit,
+    simulate,
+)
 
 OUTPUT = 40  # tokens, all alike, so that lambda*(B) is a line of arithmetic
 
@@ -127,7 +136,7 @@ rows = st.lists(
 
 
 @pytest.mark.parametrize("law", LAWS)
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(rows, st.integers(1, 8), st.sampled_from([None, 0.0, 0.5, 4.0]), st.data())
 def test_a_controlled_run_is_what_the_law_says(law, rows, batch_size, timeout, data):
     params = st.fixed_dictionaries({**sizes, **interval, **parameters[law]})
@@ -143,11 +152,11 @@ def test_a_controlled_run_is_what_the_law_says(law, rows, batch_size, timeout, d
         batch_timeout=timeout,
     )
     starts, path = plain_run(run, workload)
-    record = by_columns(run, workload)
+    record = serve_columns(run, workload)
     assert record.processing_start_time.tolist() == starts
     times, limits = record.limit_time.tolist(), record.batch_limit.tolist()
     assert list(zip(times, limits, strict=True)) == path
-    assert not differing(record, by_hand(run, workload))
+    assert not differing(record, serve_by_hand(run, workload))
 
 
 # What is known (THEORY 13)
@@ -160,11 +169,11 @@ def test_a_limit_above_the_queue_is_no_limit(k, least):
     params = {"interval": 0, "k": k, "min_size": least, "max_size": 10**6}
     run = uncapped.replace(batch_control="queue", batch_control_params=params)
     workload = Workload.generate(run)
-    one, other = by_columns(run, workload), by_columns(uncapped, workload)
+    one, other = serve_columns(run, workload), serve_columns(uncapped, workload)
     assert set(differing(one, other)) == {"limit_time", "batch_limit"}
     assert one.batch_size.max() > 10
     params["k"] = 0.3
-    capped = by_columns(run.replace(batch_control_params=params), workload)
+    capped = serve_columns(run.replace(batch_control_params=params), workload)
     assert "processing_end_time" in differing(capped, other)
 
 
@@ -203,7 +212,7 @@ def test_latency_control_climbs_by_steps_and_falls_by_halves():
     workload = Workload.from_arrays(arrivals, prompts, [OUTPUT] * 30)
     params = {"target": 1.0, "interval": 5.0, "backoff": 0.5, "max_size": 9}
     run = config("latency", batch_control_params=params, batch_size=4, num_requests=30)
-    record = by_columns(run, workload)
+    record = serve_columns(run, workload)
     path = list(zip(record.limit_time, record.batch_limit, strict=True))
     climb = [(0.0, 4), (5.0, 5), (10.0, 6), (15.0, 7), (20.0, 8), (25.0, 9)]
     assert path == [*climb, (35.0, 4), (40.0, 2), (45.0, 1)]
@@ -222,7 +231,7 @@ def test_a_lower_limit_makes_a_waiting_batch_due_at_the_tick():
         batch_timeout=None,
         num_requests=3,
     )
-    for serve in (by_columns, by_hand):
+    for serve in (serve_columns, serve_by_hand):
         record = serve(run, workload)
         assert record.processing_start_time.tolist() == [3.5, 3.5, 9.0]
         assert record.limit_time.tolist() == [0.0, 3.5]
@@ -235,7 +244,7 @@ def test_a_tick_during_a_batch_sees_the_queue_of_its_moment():
     workload = Workload.from_arrays(arrivals, [10_000, 9, 9, 9], [OUTPUT] * 4)
     params = {"k": 1.0, "interval": 3.0}
     run = config("queue", batch_control_params=params, batch_size=1, num_requests=4)
-    for serve in (by_columns, by_hand):
+    for serve in (serve_columns, serve_by_hand):
         record = serve(run, workload)
         path = list(zip(record.limit_time, record.batch_limit, strict=True))
         assert path == [(0.0, 1), (6.0, 3), (9.0, 4)]
@@ -249,16 +258,34 @@ def test_a_tick_during_a_batch_sees_no_completion_to_come():
     run = config("latency", batch_control_params=params, batch_size=1, num_requests=5)
     # Complete at 0.1 s and, the second time late, at 10.2 s: the ticks at 4 and 8 s
     # see the first alone.
-    for serve in (by_columns, by_hand):
+    for serve in (serve_columns, serve_by_hand):
         record = serve(run, workload)
         path = list(zip(record.limit_time, record.batch_limit, strict=True))
         assert path == [(0.0, 1), (4.0, 2), (8.0, 3), (12.0, 1)]
 
 
+def test_two_waiting_servers_do_not_keep_each_other_ticking_for_ever():
+    params = {"k": 0.0, "min_size": 4, "interval": 1.0}
+    run = config("queue", batch_control_params=params, batch_timeout=None)
+    env = simpy.Environment()
+    servers = [LLMInferenceServer(env, run), LLMInferenceServer(env, run)]
+    for number, server in enumerate(servers):
+        server.enqueue_request(Request(number, 0.0, 9, OUTPUT))
+        env.process(server.run())
+    for _ in range(500):
+        if env.peek() < math.inf:
+            env.step()
+    assert env.peek() == math.inf
+    assert [len(server.completed) for server in servers] == [1, 1]
+
+
 def test_the_path_of_a_static_limit_is_one_number():
     run = config(batch_size=7, num_requests=50)
     workload = Workload.generate(run)
-    for record in (by_columns(run, workload), by_hand(run, workload)):
+    for record in (
+        serve_columns(run, workload),
+        serve_by_hand(run, workload),
+    ):
         assert record.limit_time.tolist() == [0.0]
         assert record.batch_limit.tolist() == [7]
 
@@ -267,7 +294,7 @@ def test_a_controller_starts_afresh_in_every_run():
     params = {"target": 1.0, "interval": 5.0}
     run = config("latency", batch_control_params=params)
     workload = Workload.generate(run)
-    assert not differing(by_columns(run, workload), by_columns(run, workload))
+    assert not differing(serve_columns(run, workload), serve_columns(run, workload))
 
 
 def test_the_offered_load_is_that_of_the_largest_limit():

@@ -2,9 +2,9 @@
 
 import numpy as np
 import pytest
+from cases import serve_columns
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from serving import by_columns
 
 from llminfer import (
     ConfigError,
@@ -54,13 +54,13 @@ times = st.lists(st.integers(-20, 800).map(lambda n: n / 16.0), min_size=2, max_
 
 
 @pytest.mark.parametrize("series", [queue_length, running])
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(rows, st.integers(1, 5), st.sampled_from([None, 0.0, 1.0]), times)
 def test_series_count_what_brute_force_counts(series, rows, size, timeout, edges):
     gaps, prompts, outputs = zip(*rows, strict=True)
     run = RUN.replace(num_requests=len(rows), batch_size=size, batch_timeout=timeout)
     workload = Workload.from_arrays(np.cumsum(gaps) / 8.0, prompts, outputs)
-    record = by_columns(run, workload)
+    record = serve_columns(run, workload)
     begin, end = spans(record)[series]
     found = series(record)
     assert np.all(np.diff(found.times) > 0.0)
