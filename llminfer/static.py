@@ -232,13 +232,16 @@ class LLMInferenceServer:
         return all(isinstance(entry[-1], _Alarm) for entry in self.env._queue)
 
     def _alarm(self) -> simpy.Event:
-        """The deadline or a tick, or what comes before: nobody may be left after it."""
+        """The deadline or a tick, or what comes before: nobody may be left after it.
+
+        One that rounding lets ring a bit early is set again.
+        """
         now, upcoming = self.env.now, self.env.peek()
         due = min(self._deadline(), self._limit.tick)
         wake = min(due, upcoming if upcoming > now else math.inf)
         if not self.queue or wake == math.inf:
             return self.env.event()
-        return _Alarm(self.env, wake)
+        return _Alarm(self.env, wake - now)
 
     def _tell(self) -> None:
         news, self._news = self._news, self.env.event()
@@ -280,13 +283,7 @@ class LLMInferenceServer:
 
 
 class _Alarm(simpy.Timeout):
-    """Wakes a server that waits, at a time in seconds; brings no request itself."""
-
-    def __init__(self, env: simpy.Environment, time: float) -> None:
-        delay = time - env.now
-        while env.now + delay < time:  # the clock must not stop a bit short of it
-            delay = math.nextafter(delay, math.inf)
-        super().__init__(env, delay)
+    """Wakes a server that waits; brings no request itself."""
 
 
 class _LastOfInstant(simpy.Event):
