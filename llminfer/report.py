@@ -139,7 +139,7 @@ def against(
     for name, rows in frame.groupby(setting, sort=False):
         found = paired_differences(rows, metric, over, baseline)
         marks = ["*" if sure else "" for sure in found["significant"]]
-        texts = found["relative"].map("{:+.0%}".format) + marks
+        texts = found["relative"].map("{:+z.0%}".format) + marks
         columns[name] = texts.set_axis(found["alternative"])
     return pd.DataFrame(columns).rename_axis(over)
 
