@@ -113,6 +113,28 @@ def curve(
     ax.fill_between(ordered[x], low, high, color=shown["color"], alpha=0.2, linewidth=0)
 
 
+def dots(
+    ax: Axes, table: pd.DataFrame, y: str, order: list[str], i: int, *, label: str
+) -> None:
+    """A mark with its interval for each alternative, one below the other.
+
+    Args:
+        ax: Where to draw; its y axis is labelled with the alternatives.
+        table: Columns ``y``, ``mean``, ``ci_lower``, ``ci_upper``, a row each.
+        y: The column that names the alternatives.
+        order: Their names from top to bottom.
+        i: Which colour and marker.
+        label: For the legend.
+    """
+    rows = table.set_index(y).loc[order]
+    bounds = [rows["mean"] - rows["ci_lower"], rows["ci_upper"] - rows["mean"]]
+    places = range(len(order))
+    shown = {**look(i), "linestyle": "none", "elinewidth": 0.8}
+    ax.errorbar(rows["mean"], places, xerr=bounds, label=label, **shown)
+    ax.set_yticks(places, order)
+    ax.set_ylim(len(order) - 0.5, -0.5)
+
+
 def timeline(ax: Axes, record: RunRecord, limit: int = 40) -> None:
     """One bar a request: waiting, prefill, decode, the first to arrive on top.
 

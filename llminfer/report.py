@@ -13,6 +13,7 @@ from typing import Any
 import pandas as pd
 
 from llminfer.checks import fail
+from llminfer.compare import paired_differences
 from llminfer.latex import escape, macro_name, shown, shown_with_bounds
 from llminfer.stats import Estimate, bounds_of, require_columns
 from llminfer.verdict import Verdict
@@ -115,6 +116,32 @@ def _environment(text: pd.DataFrame) -> str:
     longest = [max(len(str(c)), int(text[c].str.len().max())) for c in text]
     wide = sum(min(width, _SENTENCE) + 2 for width in longest) > _COLUMN
     return "table*" if wide else "table"
+
+
+def against(
+    frame: pd.DataFrame, metric: str, over: str, baseline: Any, setting: str
+) -> pd.DataFrame:
+    """How far each alternative lies from the baseline, as text, by setting.
+
+    Args:
+        frame: A table of sweeps; in each setting every alternative has the same
+            replications.
+        metric: What to compare.
+        over: The column whose values are the alternatives: the rows of the answer.
+        baseline: The alternative they are compared with.
+        setting: The column whose values are the columns of the answer.
+
+    Returns:
+        ``+12%``, with ``*`` if the paired difference is significant after Holm's
+        correction among the alternatives of its setting.
+    """
+    columns = {}
+    for name, rows in frame.groupby(setting, sort=False):
+        found = paired_differences(rows, metric, over, baseline)
+        marks = ["*" if sure else "" for sure in found["significant"]]
+        texts = found["relative"].map("{:+z.0%}".format) + marks
+        columns[name] = texts.set_axis(found["alternative"])
+    return pd.DataFrame(columns).rename_axis(over)
 
 
 def verdict_table(verdicts: Sequence[Verdict]) -> pd.DataFrame:

@@ -26,6 +26,7 @@ _DISPLAY_ONLY = {
     "figures.py",
     "latex.py",
     "panels.py",
+    "policy_panel.py",
     "report.py",
     "runlength.py",
     "store.py",

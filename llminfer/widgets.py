@@ -10,6 +10,7 @@ import ipywidgets as w
 
 from llminfer.config import SimulationConfig
 from llminfer.panels import Picture
+from llminfer.policies import POLICIES
 from llminfer.timing import COEFFICIENTS, PRESETS
 
 Readings = Mapping[str, str]
@@ -34,6 +35,7 @@ _TIMEOUTS: list[tuple[str, float | None]] = [
     *((f"{s:g} s", s) for s in (0.1, 0.3, 1.0, 3.0, 10.0)),
     ("until full", None),
 ]
+_SIGMAS = [0.0, 0.1, 0.25, 0.5, 1.0, 2.0]
 
 CONTROLS: Mapping[str, Control] = {
     "arrival_rate": Control("λ (requests/s)", w.FloatLogSlider, _log(-1, 2, 0.02)),
@@ -44,6 +46,13 @@ CONTROLS: Mapping[str, Control] = {
     "kappa": Control("κ (s/KV token)", w.FloatLogSlider, _log(-9, -4, 0.05)),
     "batch_size": Control("batch size B", w.SelectionSlider, {"options": _SIZES}),
     "batch_timeout": Control("wait to fill", w.SelectionSlider, {"options": _TIMEOUTS}),
+    "scheduling_policy": Control("policy", w.Dropdown, {"options": list(POLICIES)}),
+    "scheduling_policy_params.prediction_sigma": Control(
+        "σ of prediction", w.SelectionSlider, {"options": _SIGMAS, "value": 0.5}
+    ),
+    "scheduling_policy_params.aging_rate": Control(
+        "ageing rate", w.FloatLogSlider, _log(-3, 1, 0.1) | {"value": 0.1}
+    ),
 }
 _SLIDER = w.Layout(width="340px", flex="0 0 auto")
 _LABEL = {"description_width": "120px"}
@@ -55,7 +64,7 @@ class Panel(w.VBox):  # type: ignore[misc]
     Args:
         base: Where the sliders start, and what they do not set.
         picture: Draws a configuration.
-        controls: Fields with a slider, of ``CONTROLS``.
+        controls: Fields or parameters with a slider, of ``CONTROLS``.
 
     Attributes:
         controls: The sliders by field.
@@ -99,6 +108,10 @@ class Panel(w.VBox):  # type: ignore[misc]
         self.picture.keep()
         self._show()
 
+    def _changes(self) -> dict[str, Any]:
+        """The fields that the sliders set."""
+        return {name: _told(control) for name, control in self.controls.items()}
+
     def _moved(self, _: Any) -> None:
         if not self._quiet:
             self._show()
@@ -110,7 +123,7 @@ class Panel(w.VBox):  # type: ignore[misc]
 
     def _start_again(self) -> None:
         self.preset.value = "as given"
-        self._set({name: getattr(self.base, name) for name in self.controls})
+        self._set({name: _setting(self.base, name) for name in self.controls})
 
     def _keep_curves(self) -> None:
         self.picture.keep()
@@ -120,7 +133,8 @@ class Panel(w.VBox):  # type: ignore[misc]
         """Move the sliders to ``values`` and draw once."""
         self._quiet = True
         try:
-            self.config = self.config.replace(**values)
+            rest = {k: v for k, v in values.items() if k not in self.controls}
+            self.config = self.config.replace(**rest)
             for name in values.keys() & self.controls.keys():
                 _put(self.controls[name], values[name])
         finally:
@@ -129,9 +143,8 @@ class Panel(w.VBox):  # type: ignore[misc]
 
     def _show(self) -> None:
         """Draw the configuration that the sliders say; an error is said in words."""
-        values = {name: _told(control) for name, control in self.controls.items()}
         try:
-            self.config = self.config.replace(**values)
+            self.config = self.config.replace(**self._changes())
             readings = self.picture.update(self.config)
             self.image.value = self.picture.png()
         except Exception as error:  # whatever it is, the reader must see it here
@@ -144,15 +157,26 @@ class Panel(w.VBox):  # type: ignore[misc]
 
 def _slider(name: str, base: SimulationConfig) -> w.ValueWidget:
     control = CONTROLS[name]
+    patient = {} if control.make is w.Dropdown else {"continuous_update": False}
     slider = control.make(
         description=control.label,
-        continuous_update=False,
+        **patient,
         layout=_SLIDER,
         style=_LABEL,
         **control.options,
     )
-    _put(slider, getattr(base, name))
+    _put(slider, _setting(base, name))
     return slider
+
+
+def _setting(config: SimulationConfig, name: str) -> Any:
+    """A field's value, or that of one parameter: ``prompt_dist_params.mu``."""
+    field, _, parameter = name.partition(".")
+    value = getattr(config, field)
+    if not parameter:
+        return value
+    # A parameter of another policy than the configuration's has its usual value.
+    return value.get(parameter, CONTROLS[name].options.get("value"))
 
 
 def _put(slider: w.ValueWidget, value: Any) -> None:

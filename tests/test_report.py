@@ -9,7 +9,13 @@ import pytest
 
 from llminfer.checks import ConfigError
 from llminfer.latex import escape, macro_name, shown, shown_with_bounds
-from llminfer.report import figures_dir, save_numbers, save_table, verdict_table
+from llminfer.report import (
+    against,
+    figures_dir,
+    save_numbers,
+    save_table,
+    verdict_table,
+)
 from llminfer.stats import Estimate
 from llminfer.verdict import Verdict
 
@@ -327,3 +333,20 @@ def test_verdicts_make_a_table():
             "claimed": "below 1 s",
         }
     ]
+
+
+# Comparisons
+
+
+def test_alternatives_against_a_baseline_in_each_setting():
+    base = [10.0, 11.0, 12.0, 13.0]
+    rows = [
+        {"load": load, "policy": policy, "replication": i, "mean": value * factor}
+        for load, sure in ((0.8, 0.5), (0.9, 1.0))
+        for policy, factor in (("FCFS", 1.0), ("SJF", sure), ("Other", 1.5))
+        for i, value in enumerate(base)
+    ]
+    table = against(pd.DataFrame(rows), "mean", "policy", "FCFS", "load")
+    assert table.index.tolist() == ["SJF", "Other"]
+    assert table[0.8].tolist() == ["-50%*", "+50%*"]
+    assert table[0.9].tolist() == ["+0%", "+50%*"]

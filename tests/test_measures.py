@@ -1,0 +1,65 @@
+"""What sweeps measure beyond the metrics."""
+
+import numpy as np
+import pytest
+
+from llminfer import RunRecord, SimulationConfig
+from llminfer.measures import by_group
+
+CONFIG = SimulationConfig(
+    prompt_length_dist="bimodal",
+    prompt_dist_params={
+        "short_min": 10,
+        "short_max": 10,
+        "long_min": 100,
+        "long_max": 100,
+        "short_prob": 0.5,
+    },
+    request_classes={"light": {}, "heavy": {}},
+    num_requests=6,
+    warmup_requests=1,
+)
+
+
+def record(prompts: list[int], latencies: list[float]) -> RunRecord:
+    """Six requests that begin at once, classes in turn."""
+    arrival = np.arange(6.0)
+    end = arrival + np.array(latencies)
+    return RunRecord(
+        arrival_time=arrival,
+        prompt_length=np.array(prompts),
+        output_length=np.full(6, 5),
+        request_class=np.arange(6) % 2,
+        queue_entry_time=arrival,
+        processing_start_time=arrival,
+        first_token_time=end,
+        processing_end_time=end,
+        batch_start=arrival,
+        batch_end=end,
+        batch_size=np.ones(6, dtype=np.int64),
+    )
+
+
+def test_each_group_has_its_own_requests_without_the_warm_up() -> None:
+    found = by_group(CONFIG, record([100, 10, 10, 10, 100, 100], [99, 1, 2, 3, 4, 10]))
+    assert found["avg_latency_short"] == pytest.approx(2.0)
+    assert found["avg_latency_long"] == pytest.approx(7.0)
+    assert found["p99_latency_long"] == pytest.approx(4.0 + 0.99 * 6.0)
+    assert found["avg_latency_light"] == pytest.approx(3.0)
+    assert found["avg_latency_heavy"] == pytest.approx(14.0 / 3.0)
+
+
+def test_starved_is_over_three_medians_of_all() -> None:
+    found = by_group(CONFIG, record([100, 10, 10, 10, 100, 100], [99, 1, 2, 3, 4, 10]))
+    assert found["median_latency"] == 3.0
+    assert found["starved_short"] == 0.0
+    assert found["starved_long"] == 50.0
+    assert found["starved_light"] == 0.0
+    assert found["starved_heavy"] == pytest.approx(100.0 / 3.0)
+
+
+def test_a_group_of_nobody_has_no_numbers() -> None:
+    found = by_group(CONFIG, record([10] * 6, [1.0] * 6))
+    assert np.isnan(found["avg_latency_long"])
+    assert np.isnan(found["p99_latency_long"])
+    assert np.isnan(found["starved_long"])
