@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -30,10 +31,11 @@ def _log(low: float, high: float, step: float) -> dict[str, Any]:
 
 
 _SIZES = [2**k for k in range(10)]
-_TIMEOUTS: list[tuple[str, float | None]] = [
+_UNTIL_FULL = math.inf  # a selection cannot hold None
+_TIMEOUTS: list[tuple[str, float]] = [
     ("none: go at once", 0.0),
     *((f"{s:g} s", s) for s in (0.1, 0.3, 1.0, 3.0, 10.0)),
-    ("until full", None),
+    ("until full", _UNTIL_FULL),
 ]
 _SIGMAS = [0.0, 0.1, 0.25, 0.5, 1.0, 2.0]
 
@@ -184,6 +186,13 @@ def _put(slider: w.ValueWidget, value: Any) -> None:
     if isinstance(slider, w.FloatLogSlider):
         low, high = slider.base**slider.min, slider.base**slider.max
         slider.value = min(max(value, low), high)
+    elif isinstance(slider, w.SelectionSlider):
+        wanted = _UNTIL_FULL if value is None else value
+        options = [o if isinstance(o, tuple) else (str(o), o) for o in slider.options]
+        if wanted not in [option for _, option in options]:
+            options.append((f"{wanted:g}", wanted))
+            slider.options = sorted(options, key=lambda option: option[1])
+        slider.value = wanted
     else:
         slider.value = value
 
@@ -192,7 +201,7 @@ def _told(slider: w.ValueWidget) -> Any:
     """What a slider says, to four digits: nobody sets more by hand."""
     if isinstance(slider, w.FloatLogSlider):
         return float(f"{slider.value:.4g}")
-    return slider.value
+    return None if slider.value == _UNTIL_FULL else slider.value
 
 
 def _load(config: SimulationConfig) -> str:

@@ -1,0 +1,104 @@
+"""The panel, without a browser."""
+
+import pytest
+
+from llminfer import SimulationConfig
+from llminfer.panels import BatchSizePicture, LatencyPicture
+from llminfer.widgets import Panel
+
+BASE = SimulationConfig(
+    arrival_rate=4.0,
+    batch_timeout=0.0,
+    prompt_dist_params={"mu": 4, "sigma": 1.5, "max": 8192},
+    random_seed=42,
+)
+NAMES = ("arrival_rate", "alpha", "beta", "gamma", "batch_size", "batch_timeout")
+
+
+@pytest.fixture
+def panel():
+    return Panel(BASE, LatencyPicture(requests=600), NAMES)
+
+
+def curve(panel, name):
+    return panel.picture.lines[name].get_data()[1].copy()
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("arrival_rate", 5.0),
+        ("alpha", 2e-3),
+        ("beta", 0.1),
+        ("gamma", 2e-3),
+        ("batch_size", 4),
+        ("batch_timeout", 3.0),
+    ],
+)
+def test_a_slider_moves_curve_picture_numbers_and_configuration(panel, name, value):
+    seen = curve(panel, "latency"), panel.image.value, panel.readings.value
+    panel.controls[name].value = value
+    assert getattr(panel.config, name) == value
+    assert (curve(panel, "latency") != seen[0]).any()
+    assert panel.image.value != seen[1]
+    assert panel.readings.value != seen[2]
+    assert f"{name}={value!r}" in panel.code.value.replace("&#x27;", "'")
+
+
+def test_waiting_until_full_is_the_last_stop_of_its_slider(panel):
+    slider = panel.controls["batch_timeout"]
+    slider.index = len(slider.options) - 1
+    assert panel.config.batch_timeout is None
+    start = Panel(BASE.replace(batch_timeout=None), LatencyPicture(requests=600), NAMES)
+    assert start.config.batch_timeout is None
+    assert start.controls["batch_timeout"].label == "until full"
+
+
+def test_a_value_between_the_stops_becomes_one():
+    odd = Panel(BASE.replace(batch_size=48), LatencyPicture(requests=600), NAMES)
+    assert odd.controls["batch_size"].value == odd.config.batch_size == 48
+
+
+def test_reset_goes_back_and_keep_leaves_the_curves_behind(panel):
+    first = curve(panel, "latency")
+    panel.controls["arrival_rate"].value = 5.0
+    moved = curve(panel, "latency")
+    panel.keep.click()
+    panel.reset.click()
+    assert panel.config == BASE
+    assert (curve(panel, "latency") == first).all()
+    assert (panel.picture.kept["latency"].get_data()[1] == moved).all()
+
+
+def test_a_preset_moves_all_its_sliders_and_draws_once(panel, monkeypatch):
+    drawn = []
+    update = panel.picture.update
+    monkeypatch.setattr(
+        panel.picture, "update", lambda config: drawn.append(config) or update(config)
+    )
+    panel.preset.value = "llama-3.1-8b-rtx4090"
+    assert len(drawn) == 1
+    assert panel.config.alpha == panel.controls["alpha"].value == 9.1e-5
+    assert panel.config.kappa == 1.42e-7
+
+
+def test_overload_is_said_in_words(panel):
+    assert "Overloaded" not in panel.load.value
+    panel.controls["arrival_rate"].value = 20.0
+    assert "Overloaded" in panel.load.value
+
+
+def test_an_error_is_shown_where_the_reader_looks(panel, monkeypatch):
+    def broken(config):
+        raise RuntimeError("the curve is <lost>")
+
+    monkeypatch.setattr(panel.picture, "update", broken)
+    panel.controls["alpha"].value = 2e-3
+    assert "RuntimeError: the curve is &lt;lost&gt;" in panel.load.value
+
+
+def test_the_batch_size_picture_shows_both_rules_and_the_capacity():
+    panel = Panel(BASE, BatchSizePicture(requests=400), ("arrival_rate",))
+    capacity = curve(panel, "capacity")
+    assert capacity[5] == BASE.replace(batch_size=32).max_stable_rate
+    assert curve(panel, "full mean")[-1] > curve(panel, "greedy mean")[-1]
