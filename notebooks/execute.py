@@ -44,6 +44,9 @@ def execute(path: Path) -> None:
         coalesce_streams=True,
         record_timing=False,
     )
+    # Acting for Output widgets, the client writes to the socket on which it waits for
+    # the reply, and can miss it for ever. Without, their outputs go to the cell.
+    client.widget_registry.clear()
     client.execute()
     if tracebacks := list(_callback_errors(notebook)):
         raise CallbackError(tracebacks[0])
@@ -76,12 +79,11 @@ def _kept(outputs: Sequence[NotebookNode]) -> Iterator[NotebookNode]:
 
 
 def _callback_errors(notebook: NotebookNode) -> Iterator[str]:
-    """Tracebacks that widgets have caught."""
-    for widgets in notebook.metadata.get("widgets", {}).values():
-        for widget in widgets["state"].values():
-            for output in widget["state"].get("outputs", []):
-                if output["output_type"] == "error":
-                    yield "\n".join(output["traceback"])
+    """Tracebacks that a widget caught, in cells that went on nevertheless."""
+    for cell in notebook.cells:
+        for output in cell.get("outputs", []):
+            if output.output_type == "error":
+                yield "\n".join(output.traceback)
 
 
 def main(names: Sequence[str]) -> int:
