@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 
+from llminfer.arrivals import SinusoidalRate
+from llminfer.checks import fail
 from llminfer.config import SimulationConfig
 from llminfer.experiment import Row, metrics_of
 from llminfer.record import RunRecord
+from llminfer.series import batch_limit, latency_quantile, queue_length
+
+_POINTS = 60  # a period has so many points on the grid of the series
 
 
 def by_group(config: SimulationConfig, record: RunRecord) -> Row:
@@ -40,3 +45,40 @@ def by_group(config: SimulationConfig, record: RunRecord) -> Row:
         share = 100.0 * float(starved[members].mean()) if some else np.nan
         found[f"starved_{name}"] = share
     return found
+
+
+def over_a_wave(config: SimulationConfig, record: RunRecord) -> Row:
+    """Latency at the peak of a sinusoidal rate, and the run's path over time.
+
+    Args:
+        config: With ``arrival_pattern="sinusoidal"`` and no phase.
+        record: Its run.
+
+    Returns:
+        ``p99_latency`` and ``avg_latency`` without the warm-up; ``p99_peak`` of those
+        who arrive in the third of a period around its peak; and on a grid of 60
+        points a period the lists ``time``, ``queue``, ``limit`` and ``p99`` (of
+        requests completed in the tenth of a period before).
+
+    Raises:
+        ConfigError: The rate is no such wave.
+    """
+    wave = config.arrivals
+    if not isinstance(wave, SinusoidalRate):
+        raise fail("arrival_pattern", config.arrival_pattern, "sinusoidal")
+    measured = slice(config.warmup_requests, None)
+    arrival = record.arrival_time[measured]
+    latency = record.processing_end_time[measured] - arrival
+    turn = arrival / wave.period % 1.0
+    at_peak = np.abs(turn - 0.25) <= 1.0 / 6.0
+    periods = max(1, round(config.num_requests / wave.rate / wave.period))
+    grid = np.linspace(0.0, periods * wave.period, periods * _POINTS + 1)[1:]
+    return {
+        "p99_latency": float(np.quantile(latency, 0.99)),
+        "avg_latency": float(latency.mean()),
+        "p99_peak": float(np.quantile(latency[at_peak], 0.99)),
+        "time": grid.tolist(),
+        "queue": queue_length(record)(grid).tolist(),
+        "limit": batch_limit(record)(grid).tolist(),
+        "p99": latency_quantile(record, grid, wave.period / 10.0).tolist(),
+    }

@@ -213,3 +213,35 @@ def _sorted_quantile(ordered: FloatArray, q: float) -> float:
     low = int(at)
     high = min(low + 1, len(ordered) - 1)
     return float(ordered[low] + (at - low) * (ordered[high] - ordered[low]))
+
+
+def over_time(
+    frame: pd.DataFrame, by: str, series: Sequence[str], confidence: float = 0.95
+) -> pd.DataFrame:
+    """Mean and Student t interval of series over replications, point by point.
+
+    Args:
+        frame: A sweep's table, a row a run, whose columns ``series`` hold lists on a
+            common grid.
+        by: The swept field; each of its values is a group.
+        series: Names of the columns.
+        confidence: Coverage wanted at each point.
+
+    Returns:
+        A row for each series, group and point: ``by``, ``metric``, ``point``,
+        ``mean``, ``ci_lower``, ``ci_upper``. A point where a replication has no
+        value is left to the others.
+    """
+    require_columns(frame, [by, *series])
+    rows: list[pd.DataFrame] = []
+    for name in series:
+        for label, group in frame.groupby(by, sort=False):
+            paths = np.array(group[name].tolist(), dtype=np.float64)
+            there = np.isfinite(paths).sum(axis=0)
+            mean = np.nanmean(paths, axis=0)
+            error = np.nanstd(paths, axis=0, ddof=1) / np.sqrt(there)
+            half = error * stdtrit(there - 1, 0.5 + confidence_level(confidence) / 2.0)
+            columns = {"mean": mean, "ci_lower": mean - half, "ci_upper": mean + half}
+            head = {by: label, "metric": name, "point": np.arange(len(mean))}
+            rows.append(pd.DataFrame({**head, **columns}))
+    return pd.concat(rows, ignore_index=True)
