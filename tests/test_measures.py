@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from llminfer import RunRecord, SimulationConfig
-from llminfer.measures import by_group
+from llminfer import ConfigError, RunRecord, SimulationConfig, simulate
+from llminfer.measures import by_group, over_a_wave
 
 CONFIG = SimulationConfig(
     prompt_length_dist="bimodal",
@@ -63,3 +63,29 @@ def test_a_group_of_nobody_has_no_numbers() -> None:
     assert np.isnan(found["avg_latency_long"])
     assert np.isnan(found["p99_latency_long"])
     assert np.isnan(found["starved_long"])
+
+
+def test_a_wave_is_measured_at_its_peak_and_on_a_grid():
+    config = SimulationConfig(
+        arrival_pattern="sinusoidal",
+        arrival_rate=2.0,
+        arrival_pattern_params={"amplitude": 1.0, "period": 100.0},
+        batch_timeout=0.0,
+        num_requests=400,
+        warmup_requests=20,
+        random_seed=1,
+    )
+    record = simulate(config)
+    found = over_a_wave(config, record)
+    latency = record.processing_end_time - record.arrival_time
+    turn = record.arrival_time % 100.0
+    peak = (turn >= 25.0 - 100.0 / 6.0) & (turn <= 25.0 + 100.0 / 6.0)
+    peak[:20] = False
+    assert found["p99_peak"] == np.quantile(latency[peak], 0.99)
+    assert found["avg_latency"] == pytest.approx(latency[20:].mean())
+    assert len(found["time"]) == len(found["queue"]) == len(found["p99"]) == 120
+    at = found["time"][30]
+    waiting = (record.arrival_time <= at) & (record.processing_start_time > at)
+    assert found["queue"][30] == waiting.sum()
+    with pytest.raises(ConfigError, match="arrival_pattern='constant': must be sinus"):
+        over_a_wave(SimulationConfig(), record)

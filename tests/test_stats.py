@@ -12,6 +12,7 @@ from llminfer.checks import ConfigError
 from llminfer.stats import (
     Estimate,
     compute_confidence_interval,
+    over_time,
     pooled_quantile,
     summarize,
 )
@@ -217,3 +218,16 @@ def test_quantile_must_be_a_probability(q):
 def test_one_replication_has_no_jackknife():
     with pytest.raises(ConfigError, match="1 replications: must be at least 2"):
         pooled_quantile(np.ones((1, 1000)), 0.5)
+
+
+def test_series_over_replications_get_an_interval_at_each_point():
+    runs = pd.DataFrame(
+        {"by": ["a", "a", "a"], "q": [[1.0, 5.0], [2.0, 5.0], [6.0, np.nan]]}
+    )
+    table = over_time(runs, "by", ["q"])
+    first = compute_confidence_interval([1.0, 2.0, 6.0])
+    assert table.loc[0, ["mean", "ci_lower", "ci_upper"]].to_dict() == pytest.approx(
+        first
+    )
+    assert table.loc[1, ["mean", "ci_lower", "ci_upper"]].tolist() == [5.0, 5.0, 5.0]
+    assert table["point"].tolist() == [0, 1]
