@@ -62,7 +62,8 @@ class DiscreteService:
         return float(self.pmf @ self.seconds**power)
 
     def transform(self, s: ComplexArray) -> ComplexArray:
-        flat = [self.pmf @ np.exp(-np.outer(self.seconds, part)) for part in _parts(s)]
+        parts = _parts(s, _BLOCK)
+        flat = [self.pmf @ np.exp(-np.outer(self.seconds, part)) for part in parts]
         return np.concatenate(flat).reshape(s.shape)
 
 
@@ -128,7 +129,7 @@ def batch_transforms(
         each = exponential_sum(pmf, law.alpha * s) ** np.array(sizes)[:, None]
         decode = exponential_sum(longest, law.gamma * s)
         return np.asarray(decode * each * np.exp(-law.beta * s))
-    blocks = [_mixed(law, pmf, longest, sizes, part) for part in _parts(s)]
+    blocks = [_mixed(law, pmf, longest, sizes, part) for part in _parts(s, _BLOCK)]
     return np.concatenate(blocks, axis=1)
 
 
@@ -178,21 +179,33 @@ def exponential_sum(coefficients: FloatArray, theta: ComplexArray) -> ComplexArr
     """The sum over k of coefficients[..., k] exp(-k theta), shape (..., *theta's).
 
     In rows of sqrt(n) coefficients, so that n terms cost a matrix product and
-    2 sqrt(n) exponentials.
+    2 sqrt(n) exponentials; in blocks too small for the product to be worth threads.
     """
-    terms = coefficients.shape[-1]
-    width = math.isqrt(max(terms - 1, 0)) + 1
+    terms, lead = coefficients.shape[-1], coefficients.shape[:-1]
+    if not theta.size or not terms:
+        return np.zeros((*lead, *theta.shape), dtype=np.complex128)
+    width = math.isqrt(terms - 1) + 1
     rows = -(-terms // width)
-    table = np.zeros((*coefficients.shape[:-1], rows * width))
+    table = np.zeros((*lead, rows * width))
     table[..., :terms] = coefficients
-    table = table.reshape(*coefficients.shape[:-1], rows, width)
+    table = table.reshape(-1, width)
     found = []
-    for part in _parts(theta):
-        low = np.exp(np.outer(-np.arange(width), part))
-        high = np.exp(np.outer(-width * np.arange(rows), part))
-        found.append((high * (table @ low)).sum(axis=-2))
-    shape = (*coefficients.shape[:-1], *theta.shape)
-    return np.concatenate(found, axis=-1).reshape(shape)
+    for part in _parts(theta, max(2**18 // table.size, 1)):
+        inner = table @ _exponentials(part, width).view(np.float64)
+        inner = inner.view(np.complex128).reshape(-1, rows, len(part))
+        found.append((inner * _exponentials(width * part, rows)).sum(axis=1))
+    return np.concatenate(found, axis=-1).reshape(*lead, *theta.shape)
+
+
+def _exponentials(theta: ComplexArray, count: int) -> ComplexArray:
+    """exp(-k theta) for k = 0 ... count - 1, shape (count, theta), by doubling."""
+    found = np.ones((count, len(theta)), dtype=np.complex128)
+    known = 1
+    while known < count:
+        more = min(known, count - known)
+        found[known : known + more] = found[:more] * np.exp(-known * theta)
+        known += more
+    return found
 
 
 def power_series(coefficients: FloatArray, z: ComplexArray) -> ComplexArray:
@@ -200,9 +213,9 @@ def power_series(coefficients: FloatArray, z: ComplexArray) -> ComplexArray:
     return exponential_sum(coefficients, -np.log(np.where(z == 0.0, 1e-300, z)))
 
 
-def _parts(s: ComplexArray) -> list[ComplexArray]:
+def _parts(s: ComplexArray, size: int) -> list[ComplexArray]:
     flat = s.ravel()
-    return [flat[i : i + _BLOCK] for i in range(0, max(len(flat), 1), _BLOCK)]
+    return [flat[i : i + size] for i in range(0, max(len(flat), 1), size)]
 
 
 @lru_cache(maxsize=64)

@@ -101,11 +101,13 @@ def continuous(config: SimulationConfig) -> ContinuousChain:
     _poisson(config)
     _first_come(config)
     outputs = config.outputs
-    if not isinstance(outputs, Geometric) or outputs.max is not None:
-        shown = f"{config.output_length_dist} {dict(config.output_dist_params)}"
-        raise fail("output_length_dist", shown, "geometric without max for the chain")
+    if not isinstance(outputs, Geometric):
+        raise fail("output_length_dist", config.output_length_dist, "geometric here")
+    if outputs.max is not None:
+        must = "None: the chain forgets how long a request has run"
+        raise fail("output_dist_params.max", outputs.max, must)
     if config.kappa > 0.0:
-        raise fail("kappa", config.kappa, "0 for the chain, which forgets contexts")
+        raise fail("kappa", config.kappa, "0: the chain forgets contexts")
     if config.batch_size > 64:
         raise fail("batch_size", config.batch_size, "at most 64 for the chain")
     parts = (config.step_time, _listed(config), outputs, config.batch_size)
@@ -300,8 +302,7 @@ def _linear_batch(config: SimulationConfig) -> tuple[float, float, float]:
         raise fail("batch_timeout", config.batch_timeout, "0: all who wait go at once")
     steps, law = config.outputs.expectation(), config.step_time
     if config.outputs.variance() > 1e-9 * steps:
-        shown = f"{config.output_length_dist} {dict(config.output_dist_params)}"
-        raise fail("output_length_dist", shown, "constant for Inoue's batches")
+        raise fail("output_length_dist", config.output_length_dist, "constant here")
     each = law.alpha + law.kappa * steps  # seconds a prompt token
     own = law.delta * steps + law.kappa * steps * (steps - 1.0) / 2.0
     slope = each * config.prompts.expectation() + own
