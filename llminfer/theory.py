@@ -9,22 +9,20 @@ unless its docstring says otherwise.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from functools import lru_cache
 
-import numpy as np
 import pandas as pd
-from scipy.special import ndtr
 
 from llminfer.bulk import BulkQueue
 from llminfer.chains import ContinuousChain, ProductForm, saturation_rate
 from llminfer.checks import ConfigError, fail, number, whole
 from llminfer.config import SimulationConfig
-from llminfer.lengths import FloatArray, Geometric, LengthLaw
-from llminfer.policies import FCFSPolicy, PredictedSJFPolicy, SJFPolicy
+from llminfer.lengths import Geometric, LengthLaw
+from llminfer.policies import FCFSPolicy
+from llminfer.priorities import PriorityWaits, Requests, ageing, by_key
 from llminfer.service import BatchTime, DiscreteService, token_pmf
-from llminfer.single import MG1, PriorityWaits, ageing, by_key, check_load
+from llminfer.single import MG1, check_load
 
 __all__ = [
     "MG1",
@@ -119,61 +117,21 @@ _chained = lru_cache(maxsize=256)(ContinuousChain)
 
 
 def priority(config: SimulationConfig) -> PriorityWaits:
-    """Waits at batch size 1 under FCFS, SJF or Predicted-SJF, noise included.
+    """Waits at batch size 1 under any policy whose key is fixed on arrival.
 
-    The key is 0, the prompt's tokens, or the predicted seconds. Noisy predictions are
-    taken in 600 steps of the log of the predicted output, everything else exactly.
+    FCFS, SJF and Predicted-SJF with its noise; Priority and SJF-Aging without ageing,
+    classes included; a ``KeyedPolicy`` of your own. Noisy predictions are taken in 256
+    steps of the log of the predicted output, everything else exactly.
 
     Raises:
         ConfigError: Batch size, policy, arrivals or load are outside the formula, or
-            the prompts that make the keys have no cap (``max``).
+            the prompts have no cap (``max``).
     """
     _single(config)
-    policy, law = config.policy(), config.step_time
-    second = _alone(config).moment(2)
-    if isinstance(policy, FCFSPolicy):
-        return by_key(config.arrival_rate, [0], [1], [_alone(config).moment(1)], second)
-    if not isinstance(policy, (SJFPolicy, PredictedSJFPolicy)):
-        must = "FCFS, SJF or Predicted-SJF, or see theory.by_key"
-        raise fail("scheduling_policy", policy.name, must)
-    pmf = token_pmf(_listed(config))
-    prompt = np.flatnonzero(pmf)[:, None]
-    if isinstance(policy, SJFPolicy):
-        mean, pairs = config.outputs.expectation(), config.outputs.pairs()
-        predicted, share, output = np.zeros(1), np.ones(1), np.array([mean])
-        growth, key = np.array([pairs]), prompt.astype(np.float64)
-    else:
-        predicted, share, output, growth = _predictions(
-            config.outputs, policy.prediction_sigma
-        )
-        key = policy.estimated_time(prompt, predicted)
-    service = law.prefill(prompt) + law.kappa * growth
-    service = service + output * (law.gamma + law.delta + law.kappa * prompt)
-    joint = pmf[prompt] * share
-    return by_key(
-        config.arrival_rate, key.ravel(), joint.ravel(), service.ravel(), second
-    )
-
-
-_STEPS = 600  # of the log of a noisy prediction
-
-
-def _predictions(
-    outputs: LengthLaw, sigma: float
-) -> tuple[FloatArray, FloatArray, FloatArray, FloatArray]:
-    """Predicted output, its chance, and E[O] and E[O(O-1)/2] given it; shapes (n,)."""
-    pmf = token_pmf(outputs)
-    true = np.flatnonzero(pmf).astype(np.float64)
-    share = pmf[pmf > 0.0]
-    if sigma == 0.0:
-        return true, share, true, true * (true - 1.0) / 2.0
-    low, high = math.log(true[0]) - 8.0 * sigma, math.log(true[-1]) + 8.0 * sigma
-    edge = np.linspace(low, high, _STEPS + 1)
-    joint = share * np.diff(ndtr((edge[:, None] - np.log(true)) / sigma), axis=0)
-    weight = np.maximum(joint.sum(axis=1), 1e-300)
-    predicted = np.exp((edge[1:] + edge[:-1]) / 2.0)
-    mean, pairs = joint @ true / weight, joint @ (true * (true - 1.0) / 2.0) / weight
-    return predicted, weight / weight.sum(), mean, pairs
+    check_load(config.arrival_rate, config.max_stable_rate)
+    shares = tuple(its.share for its in config.classes) or (1.0,)
+    law = Requests(config.step_time, _listed(config), config.outputs, shares)
+    return law.waits(config.arrival_rate, config.policy())
 
 
 def conserved_work(config: SimulationConfig) -> float:
@@ -238,16 +196,14 @@ def stability(
     rows = []
     for size in batch_sizes:
         b = whole("batch_sizes", size, 1)
-        fixed = config.replace(batch_size=b)
-        load = rate / fixed.max_stable_rate
-        joined = saturation_rate(*parts, b)
+        most, joined = config.stable_rate(b), saturation_rate(*parts, b)
         rows.append(
             {
                 "batch_size": b,
-                "batch_time": b / fixed.max_stable_rate,
-                "max_rate": fixed.max_stable_rate,
-                "load": load,
-                "growth": max(load - 1.0, 0.0),
+                "batch_time": b / most,
+                "max_rate": most,
+                "load": rate / most,
+                "growth": max(rate / most - 1.0, 0.0),
                 "continuous_max_rate": joined,
                 "continuous_load": rate / joined,
             }
@@ -346,6 +302,8 @@ def _constant_rate(config: SimulationConfig) -> None:
 
 def _poisson(config: SimulationConfig) -> None:
     _constant_rate(config)
+    if config.batch_control != "static":
+        raise fail("batch_control", config.batch_control, "static for this law")
     if config.arrival_cv != 1.0:
         raise fail("arrival_cv", config.arrival_cv, "1 (Poisson) for this law")
 

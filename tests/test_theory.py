@@ -281,7 +281,7 @@ def test_ageing_lies_between_fcfs_and_strict_priority():
                       {"step_time": 1.0, "step_rate": 1.0}}, "arrival_pattern='step'"),
         (theory.mg1, {"arrival_cv": 2.0}, r"arrival_cv=2.0: must be 1 \(Poisson\)"),
         (theory.mg1, {"scheduling_policy": "SJF"}, "scheduling_policy='SJF': must be"),
-        (theory.priority, {"scheduling_policy": "Priority"}, "or see theory.by_key"),
+        (theory.priority, {"scheduling_policy": "Priority"}, "does not look at the arrival time"),
         (theory.priority, {"arrival_rate": 4.0}, "the load is 1.06"),
         (theory.bulk_queue, {"batch_size": 32, "arrival_rate": 6.0},
          r"below 5.894 requests a second: the load is 1.018"),
