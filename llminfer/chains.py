@@ -36,8 +36,8 @@ def saturation_rate(
     """lambda* of continuous batching, requests a second, with B always running.
 
     A step lets B/E[O] requests go and come. Each brings its prefill and O - 1 decode
-    steps of its own; beta is paid when somebody came, gamma when somebody decodes,
-    both exact for geometric outputs and no more than a step's overhead off for others.
+    steps of its own; beta is paid when somebody came, gamma when somebody decodes. The
+    chances of these two are those of geometric outputs.
 
     Args:
         step_time: The five coefficients.

@@ -55,8 +55,9 @@ class DiscreteService:
     def __post_init__(self) -> None:
         number("seconds", float(np.min(self.seconds)), least=0.0)
         number("pmf", float(np.min(self.pmf)), least=0.0)
-        if abs(total := float(np.sum(self.pmf)) - 1.0) > 1e-9:
-            raise fail("pmf", 1.0 + total, "probabilities that sum to 1")
+        total = float(np.sum(self.pmf))
+        if abs(total - 1.0) > 1e-9:
+            raise fail("pmf", total, "probabilities that sum to 1")
 
     def moment(self, power: int) -> float:
         return float(self.pmf @ self.seconds**power)

@@ -22,14 +22,22 @@ from llminfer.config import SimulationConfig
 from llminfer.policies import SchedulingPolicy
 
 _DISPLAY_ONLY = {
+    "bulk.py",
+    "chains.py",
     "compare.py",
+    "comparisons.py",
     "figures.py",
     "latex.py",
     "panels.py",
+    "priorities.py",
     "report.py",
     "runlength.py",
+    "service.py",
+    "single.py",
     "store.py",
+    "theory.py",
     "verdict.py",
+    "walks.py",
     "widgets.py",
 }
 

@@ -66,7 +66,9 @@ def bulk_queue(config: SimulationConfig) -> BulkQueue:
     """The static server under FCFS with any batch size, solved once and remembered.
 
     ``batch_timeout`` 0 is the greedy server, None waits for full batches. With it come
-    the means of wait, TTFT, latency and batch size, and the wait's distribution.
+    the means of wait, TTFT, latency and batch size, and the wait's distribution. It
+    takes milliseconds without ``delta`` and ``kappa``, and with them up to a second for
+    outputs to 500 tokens, in proportion for longer ones.
 
     Raises:
         ConfigError: Policy, arrivals, timeout or load are outside the chain, or
@@ -79,11 +81,11 @@ def bulk_queue(config: SimulationConfig) -> BulkQueue:
         raise fail("batch_timeout", timeout, "0 or None for the bulk queue")
     check_load(config.arrival_rate, config.max_stable_rate)
     least = most if timeout is None else 1
-    parts = (config.step_time, _listed(config), config.outputs)
+    parts = (config.step_time, _listed(config, "prompt"), _listed(config, "output"))
     return _solved(config.arrival_rate, *parts, most, least)
 
 
-_solved = lru_cache(maxsize=256)(BulkQueue)
+_solved = lru_cache(maxsize=128)(BulkQueue)
 
 
 def continuous(config: SimulationConfig) -> ContinuousChain:
@@ -108,12 +110,12 @@ def continuous(config: SimulationConfig) -> ContinuousChain:
         raise fail("kappa", config.kappa, "0: the chain forgets contexts")
     if config.batch_size > 64:
         raise fail("batch_size", config.batch_size, "at most 64 for the chain")
-    parts = (config.step_time, _listed(config), outputs, config.batch_size)
+    parts = (config.step_time, _listed(config, "prompt"), outputs, config.batch_size)
     check_load(config.arrival_rate, saturation_rate(*parts))
     return _chained(config.arrival_rate, *parts)
 
 
-_chained = lru_cache(maxsize=256)(ContinuousChain)
+_chained = lru_cache(maxsize=32)(ContinuousChain)
 
 
 def priority(config: SimulationConfig) -> PriorityWaits:
@@ -130,7 +132,8 @@ def priority(config: SimulationConfig) -> PriorityWaits:
     _single(config)
     check_load(config.arrival_rate, config.max_stable_rate)
     shares = tuple(its.share for its in config.classes) or (1.0,)
-    law = Requests(config.step_time, _listed(config), config.outputs, shares)
+    parts = (config.step_time, _listed(config, "prompt"), _listed(config, "output"))
+    law = Requests(*parts, shares)
     return law.waits(config.arrival_rate, config.policy())
 
 
@@ -153,9 +156,9 @@ def assembly_bound(config: SimulationConfig) -> float:
     Whatever the policy: so many wait on average between two multiples of B arrivals.
 
     Raises:
-        ConfigError: A timeout, or an arrival rate that varies.
+        ConfigError: A timeout, or a rate or batch limit that varies.
     """
-    _constant_rate(config)
+    _steady(config)
     if config.batch_timeout is not None:
         raise fail("batch_timeout", config.batch_timeout, "None: batches wait to fill")
     return (config.batch_size - 1) / (2.0 * config.arrival_rate)
@@ -282,28 +285,29 @@ def product_form(config: SimulationConfig) -> ProductForm:
     return ProductForm(config.arrival_rate, mean, config.gamma, config.delta)
 
 
-def _listed(config: SimulationConfig) -> LengthLaw:
-    """The prompts, if their law can be listed."""
+def _listed(config: SimulationConfig, which: str) -> LengthLaw:
+    """The law of ``which`` lengths, prompt or output, if it can be listed."""
+    law = config.prompts if which == "prompt" else config.outputs
     try:
-        token_pmf(config.prompts)
+        token_pmf(law)
     except ConfigError as error:
-        raise ConfigError(f"prompt_dist_params.{error}") from None
-    return config.prompts
+        raise ConfigError(f"{which}_dist_params.{error}") from None
+    return law
 
 
 def _alone(config: SimulationConfig) -> BatchTime:
-    return BatchTime(config.step_time, config.prompts, config.outputs, 1)
+    return BatchTime(config.step_time, config.prompts, _listed(config, "output"), 1)
 
 
-def _constant_rate(config: SimulationConfig) -> None:
-    if config.arrival_pattern != "constant":
-        raise fail("arrival_pattern", config.arrival_pattern, "constant for this law")
+def _steady(config: SimulationConfig) -> None:
+    """Nothing changes as the run goes on."""
+    for name, must in (("arrival_pattern", "constant"), ("batch_control", "static")):
+        if getattr(config, name) != must:
+            raise fail(name, getattr(config, name), f"{must} for this law")
 
 
 def _poisson(config: SimulationConfig) -> None:
-    _constant_rate(config)
-    if config.batch_control != "static":
-        raise fail("batch_control", config.batch_control, "static for this law")
+    _steady(config)
     if config.arrival_cv != 1.0:
         raise fail("arrival_cv", config.arrival_cv, "1 (Poisson) for this law")
 

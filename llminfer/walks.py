@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from llminfer.checks import fail
+from llminfer.checks import ConfigError, fail
 from llminfer.lengths import FloatArray
 from llminfer.service import ComplexArray
 
@@ -88,7 +88,8 @@ def scaled_counts(count: Generating, circle: Circle) -> tuple[FloatArray, Circle
             enough = circle._replace(points=max(circle.points, 2 * points))
             return scaled[..., : points - points // 4], enough
         points *= 2
-    raise fail("prompt_dist_params", "...", "shorter: one step lasts too many arrivals")
+    must = "lower: a step may see more arrivals than can be listed"
+    raise ConfigError(f"prompt_dist_params.max: must be {must}")
 
 
 def first_entry(scaled: FloatArray, step: int, circle: Circle) -> FloatArray:
