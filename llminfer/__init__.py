@@ -5,6 +5,7 @@ prefilled and decoded. ``SimulationConfig`` describes a run, ``SimulationRunner`
 runs it, ``sweep`` runs many. Units are seconds and tokens throughout.
 """
 
+from llminfer import theory
 from llminfer.arrivals import (
     ArrivalRate,
     constant_rate,
@@ -110,6 +111,7 @@ __all__ = [
     "step_rate",
     "summarize",
     "sweep",
+    "theory",
     "verdict_table",
     "welch",
 ]

@@ -10,6 +10,7 @@ import functools
 import hashlib
 import json
 import os
+import re
 import sqlite3
 from collections.abc import Callable
 from pathlib import Path
@@ -21,18 +22,7 @@ import scipy
 from llminfer.config import SimulationConfig
 from llminfer.policies import SchedulingPolicy
 
-_DISPLAY_ONLY = {
-    "compare.py",
-    "figures.py",
-    "latex.py",
-    "panels.py",
-    "policy_panel.py",
-    "report.py",
-    "runlength.py",
-    "store.py",
-    "verdict.py",
-    "widgets.py",
-}
+_IMPORT = re.compile(r"^\s*from llminfer\.(\w+) import", re.MULTILINE)
 
 
 class RunStore:
@@ -98,14 +88,25 @@ def run_key(config: SimulationConfig, measure: Callable[..., Any]) -> str | None
         return None
     name = f"{measure.__module__}.{measure.__qualname__}"
     text = json.dumps(config.to_dict())  # in order: it numbers the request classes
-    return hashlib.sha256((source_digest() + name + text).encode()).hexdigest()
+    return hashlib.sha256(
+        (source_digest(measure.__module__) + name + text).encode()
+    ).hexdigest()
 
 
 @functools.cache
-def source_digest() -> str:
-    """Digest of the package's source and of the libraries its numbers come from."""
+def source_digest(module: str = "llminfer.experiment") -> str:
+    """Digest of the source that ``module`` runs, and of the libraries beneath.
+
+    That is the module and what it imports from the package, directly or not: what
+    only draws is not among it.
+    """
+    home = Path(__file__).parent
+    open_names, seen = ["experiment", module.rpartition(".")[2]], set[str]()
+    while open_names:
+        if (name := open_names.pop()) not in seen:
+            seen.add(name)
+            open_names += _IMPORT.findall((home / f"{name}.py").read_text("utf-8"))
     digest = hashlib.sha256(f"{np.__version__} {scipy.__version__}".encode())
-    for path in sorted(Path(__file__).parent.glob("*.py")):
-        if path.name not in _DISPLAY_ONLY:
-            digest.update(path.name.encode() + path.read_bytes())
+    for name in sorted(seen):
+        digest.update(name.encode() + (home / f"{name}.py").read_bytes())
     return digest.hexdigest()

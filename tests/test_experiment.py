@@ -252,8 +252,13 @@ def test_an_edit_of_the_model_makes_old_results_unknown(monkeypatch, tmp_path):
         before = digest()
         (package / "widgets.py").write_text("# only a picture\n")
         assert digest() == before
-        (package / "new_model.py").write_text("")
-        assert digest() != before
+        with (package / "metrics.py").open("a") as file:
+            file.write("from llminfer.new_model import more\n")
+        (package / "new_model.py").write_text("more = 1\n")
+        with_one_more = digest()
+        assert with_one_more != before
+        (package / "new_model.py").write_text("more = 2\n")
+        assert digest() != with_one_more
     finally:
         source_digest.cache_clear()
 
@@ -261,7 +266,7 @@ def test_an_edit_of_the_model_makes_old_results_unknown(monkeypatch, tmp_path):
 def test_a_key_follows_the_source(monkeypatch):
     config = BASE.replace(random_seed=1)
     key = run_key(config, metrics_of)
-    monkeypatch.setattr(llminfer.store, "source_digest", lambda: "another")
+    monkeypatch.setattr(llminfer.store, "source_digest", lambda _: "another")
     assert run_key(config, metrics_of) != key
 
 

@@ -1,0 +1,322 @@
+"""Theory of one server at a time, against closed forms and brute force."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from llminfer import ConfigError, SimulationConfig, theory
+from llminfer.lengths import Empirical, Uniform
+from llminfer.service import BatchTime, batch_transforms, invert
+from llminfer.timing import StepTime
+
+CAPPED = {"mu": 4, "sigma": 1.5, "max": 8192}
+PROMPTS = Empirical((1, 4, 9), (5, 3, 1))
+OUTPUTS = Empirical((1, 2, 5), (1, 2, 2))
+STEPS = {
+    "report": StepTime(0.3, 0.2, 0.1),
+    "sequences cost": StepTime(0.3, 0.2, 0.1, 0.05),
+    "contexts cost": StepTime(0.3, 0.2, 0.1, 0.05, 0.02),
+}
+S = np.array([0.3, 1.0 + 2.0j, 0.1 - 5.0j, 4.0j, -0.05])
+
+
+def all_batches(step, size):
+    """Times and chances of every batch there can be."""
+    requests = list(itertools.product((1, 4, 9), (1, 2, 5)))
+    chance = {(p, o): a * b for p, a in zip((1, 4, 9), (5, 3, 1), strict=True)
+              for o, b in zip((1, 2, 5), (1, 2, 2), strict=True)}  # fmt: skip
+    seconds, weights = [], []
+    for batch in itertools.product(requests, repeat=size):
+        tokens, longest = sum(p for p, _ in batch), max(o for _, o in batch)
+        decode = sum(
+            step.gamma + step.delta * size + step.kappa * (tokens + size * done)
+            for done in range(longest)
+        )
+        seconds.append(step.alpha * tokens + step.beta + decode)
+        weights.append(math.prod(chance[request] for request in batch))
+    weights = np.array(weights) / sum(weights)
+    return np.array(seconds), weights
+
+
+@pytest.mark.parametrize("name", STEPS)
+@pytest.mark.parametrize("size", [1, 2, 3])
+def test_a_batchs_time_has_the_moments_and_transform_of_all_batches(name, size):
+    step = STEPS[name]
+    seconds, chance = all_batches(step, size)
+    time = BatchTime(step, PROMPTS, OUTPUTS, size)
+    for power in (1, 2, 3):
+        assert time.moment(power) == pytest.approx(chance @ seconds**power, rel=1e-12)
+    expected = np.exp(-np.outer(S, seconds)) @ chance
+    np.testing.assert_allclose(time.transform(S), expected, rtol=1e-12)
+    together = batch_transforms(step, PROMPTS, OUTPUTS, [1, 2, 3], S)
+    np.testing.assert_allclose(together[size - 1], expected, rtol=1e-12)
+
+
+def test_many_outputs_that_stretch_prompts_are_interpolated_to_the_last_digits():
+    step = StepTime(0.01, 0.0, 0.02, 0.0, 1e-5)
+    prompts, outputs = Uniform(1, 60), Uniform(1, 400)
+    s = np.array([0.2 + 3.0j, 1.0 + 0.0j])
+    p, m = np.arange(1, 60)[:, None], np.arange(1, 400)
+    seconds = 0.01 * p + m * (0.02 + 1e-5 * p) + 1e-5 * m * (m - 1) / 2
+    direct = np.exp(-s[:, None, None] * seconds).mean(axis=(1, 2))
+    found = BatchTime(step, prompts, outputs).transform(s)
+    np.testing.assert_allclose(found, direct, rtol=1e-11)
+
+
+class Exponential:
+    """Service times for which everything is known."""
+
+    def __init__(self, mean):
+        self.mean = mean
+
+    def moment(self, power):
+        return math.factorial(power) * self.mean**power
+
+    def transform(self, s):
+        return 1.0 / (1.0 + self.mean * s)
+
+
+def test_inversion_gives_back_a_known_function():
+    t = np.array([0.01, 0.5, 3.0, 20.0])
+    np.testing.assert_allclose(invert(lambda s: 1.0 / (s + 0.7), t), np.exp(-0.7 * t),
+                               atol=3e-10)  # fmt: skip
+
+
+def test_mm1_waits_are_exponential_beyond_an_atom():
+    queue = theory.MG1(0.6, Exponential(1.25))
+    load, decay = 0.75, 0.8 - 0.6
+    assert queue.mean == pytest.approx(load / decay, rel=1e-12)
+    variance = load * (2 - load) / decay**2
+    assert queue.variance == pytest.approx(variance, rel=1e-12)
+    t = np.array([0.0, 0.1, 1.0, 7.0, 40.0])
+    np.testing.assert_allclose(queue.survival(t), load * np.exp(-decay * t), atol=1e-9)
+    assert queue.quantile(0.2) == 0.0
+    p99 = math.log(load / 0.01) / decay
+    assert queue.quantile(0.99) == pytest.approx(p99, rel=1e-6)
+    assert queue.mean_latency == pytest.approx(queue.mean + 1.25)
+
+
+def test_md1_waits_follow_erlangs_series():
+    """Erlang (1909): P(W <= t) as a sum over the services that fit into t."""
+    rate, t = 0.7, np.array([0.3, 0.8, 1.5, 2.4, 3.7])
+    queue = theory.MG1(rate, theory.DiscreteService(np.array([1.0]), np.array([1.0])))
+
+    def erlang(t):
+        terms = ((rate * (k - t)) ** k / math.factorial(k) * math.exp(-rate * (k - t))
+                 for k in range(int(t) + 1))  # fmt: skip
+        return (1 - rate) * sum(terms)
+
+    expected = [1.0 - erlang(x) for x in t]
+    np.testing.assert_allclose(queue.survival(t), expected, atol=2e-4)
+    assert queue.mean == pytest.approx(rate / (2 * (1 - rate)))
+    assert queue.variance == pytest.approx(queue.mean**2 + rate / (3 * (1 - rate)))
+
+
+SINGLE = SimulationConfig(batch_size=1, prompt_dist_params=CAPPED)
+
+
+@pytest.mark.parametrize("kappa", [0.0, 2e-5])
+def test_the_waits_of_a_configuration_are_those_of_the_sum_of_its_two_laws(kappa):
+    config = SINGLE.replace(
+        arrival_rate=2.0,
+        kappa=kappa,
+        prompt_dist_params={"mu": 3, "sigma": 1, "max": 99},
+    )
+    prompts, outputs = config.prompts.pmf(), config.outputs.pmf()
+    p, m = np.arange(len(prompts))[:, None], np.arange(len(outputs))[None, :]
+    seconds = config.step_time.alone(p, m).ravel()
+    joint = (prompts[:, None] * outputs).ravel()
+    brute = theory.MG1(2.0, theory.DiscreteService(seconds, joint / joint.sum()))
+    queue = theory.mg1(config)
+    assert queue.mean == pytest.approx(brute.mean, rel=1e-12)
+    assert queue.variance == pytest.approx(brute.variance, rel=1e-12)
+    t = np.array([0.01, 0.1, 0.7])
+    np.testing.assert_allclose(queue.survival(t), brute.survival(t), atol=1e-10)
+    assert queue.quantile(0.99) == pytest.approx(brute.quantile(0.99), rel=1e-6)
+
+
+def test_prompts_without_a_cap_have_a_mean_wait_and_no_table():
+    config = SINGLE.replace(
+        arrival_rate=3.0, prompt_dist_params={"mu": 4, "sigma": 1.5}
+    )
+    capped = config.replace(prompt_dist_params={"mu": 4, "sigma": 1.5, "max": 10**6})
+    assert 1.0 < theory.mg1(config).mean / theory.mg1(capped).mean < 1.001
+    for ask in (lambda: theory.mg1(config).variance, lambda: theory.bulk_queue(config)):
+        with pytest.raises(ConfigError, match="max=None: must be given"):
+            ask()
+
+
+# Priority
+
+
+def test_two_classes_are_cobhams():
+    rates, mean, square = (
+        np.array([0.3, 0.2]),
+        np.array([1.0, 2.0]),
+        np.array([2.0, 7.0]),
+    )
+    found = theory.by_key(0.5, [1, 2], rates / 0.5, mean, rates @ square / 0.5)
+    first = rates @ square / 2 / (1 - 0.3)
+    np.testing.assert_allclose(found.wait, [first, first / (1 - 0.7)], rtol=1e-12)
+    np.testing.assert_array_equal(found.key, [1, 2])
+    assert found.mean == pytest.approx(0.6 * first + 0.4 * first / 0.3)
+    assert found.mean_latency == pytest.approx(found.mean + 1.4)
+
+
+CLASSES = st.lists(
+    st.tuples(st.integers(0, 5), st.floats(0.1, 1.0), st.floats(0.1, 3.0)),
+    min_size=1,
+    max_size=8,
+)
+
+
+@given(CLASSES, st.floats(0.1, 0.95))
+def test_no_order_changes_the_work_that_waits_and_like_classes_merge(classes, load):
+    key, share, mean = map(np.array, zip(*classes, strict=True))
+    share = share / share.sum()
+    rate, second = load / (share @ mean), 2.5 * (share @ mean**2)
+    fcfs = theory.by_key(rate, [0], [1], [share @ mean], second)
+    found = theory.by_key(rate, key, share, mean, second)
+    assert found.mean_work == pytest.approx(fcfs.mean_work, rel=1e-9)
+    split = theory.by_key(rate, [*key, *key], [*share / 4, *share * 0.75], [*mean] * 2,
+                          second)  # fmt: skip
+    np.testing.assert_allclose(split.wait, found.wait, rtol=1e-9)
+
+
+def test_sjf_by_prompt_beats_fcfs_and_conserves_work():
+    config = SINGLE.replace(arrival_rate=3.2)
+    fcfs, sjf = (
+        theory.priority(config.replace(scheduling_policy=name))
+        for name in ("FCFS", "SJF")
+    )
+    assert fcfs.mean == pytest.approx(theory.mg1(config).mean, rel=1e-12)
+    assert sjf.mean < 0.5 * fcfs.mean
+    assert sjf.mean_work == pytest.approx(theory.conserved_work(config), rel=1e-9)
+    assert (np.diff(sjf.wait) >= 0.0).all()
+    assert sjf.share @ sjf.service == pytest.approx(
+        theory.mg1(config).service.moment(1)
+    )
+
+
+@pytest.fixture(scope="module")
+def predicted():
+    """Predicted-SJF where outputs matter as much as prompts do."""
+    return SimulationConfig(
+        arrival_rate=3.0,
+        batch_size=1,
+        prompt_length_dist="uniform",
+        prompt_dist_params={"min": 1, "max": 200},
+        output_length_dist="geometric",
+        output_dist_params={"mean": 30, "max": 300},
+        gamma=0.003,
+        kappa=1e-6,
+        scheduling_policy="Predicted-SJF",
+    )
+
+
+def test_a_perfect_prediction_is_shortest_job_first(predicted):
+    config = predicted.replace(kappa=0.0)
+    prompts, outputs = config.prompts.pmf(), config.outputs.pmf()
+    p, m = np.nonzero(np.outer(prompts, outputs))
+    seconds = config.step_time.alone(p, m)
+    joint = prompts[p] * outputs[m]
+    second = joint @ seconds**2
+    brute = theory.by_key(3.0, seconds, joint, seconds, second)
+    found = theory.priority(config)
+    assert found.mean == pytest.approx(brute.mean, rel=1e-9)
+    assert found.mean_work == pytest.approx(theory.conserved_work(config), rel=1e-9)
+    by_prompt = theory.priority(config.replace(scheduling_policy="SJF"))
+    assert found.mean < by_prompt.mean
+
+
+def test_noise_costs_and_grows_out_of_perfect_prediction(predicted):
+    waits = [
+        theory.priority(
+            predicted.replace(scheduling_policy_params={"prediction_sigma": sigma})
+        ).mean
+        for sigma in (0.0, 0.003, 0.5, 1.0, 2.0)
+    ]
+    assert waits[1] == pytest.approx(waits[0], rel=1e-4)
+    assert waits == sorted(waits)
+    blind = predicted.replace(
+        alpha=0.0, scheduling_policy_params={"prediction_sigma": 20.0}
+    )
+    fcfs = theory.mg1(
+        blind.replace(scheduling_policy="FCFS", scheduling_policy_params={})
+    )
+    assert theory.priority(blind).mean == pytest.approx(fcfs.mean, rel=0.03)
+
+
+def test_ageing_lies_between_fcfs_and_strict_priority():
+    rates, mean, square = [0.2, 0.3, 0.1], [1.0, 0.5, 3.0], [2.0, 0.4, 12.0]
+    fcfs = np.dot(rates, square) / 2 / (1 - np.dot(rates, mean))
+    alike = theory.ageing(rates, mean, square, [2.0, 2.0, 2.0])
+    np.testing.assert_allclose(alike, fcfs, rtol=1e-12)
+    steep = theory.ageing(rates, mean, square, [1e-9, 1e9, 1.0])
+    share = np.array(rates) / 0.6
+    strict = theory.by_key(0.6, [2, 0, 1], share, mean, share @ square)
+    np.testing.assert_allclose(steep, strict.wait[[2, 0, 1]], rtol=1e-6)
+    mixed = theory.ageing(rates, mean, square, [1.0, 4.0, 2.0])
+    assert mixed[1] < mixed[2] < mixed[0]
+    load = np.multiply(rates, mean)
+    assert load @ mixed == pytest.approx(load.sum() * fcfs, rel=1e-12)
+
+
+# What lies outside the assumptions
+
+
+@pytest.mark.parametrize(
+    ("ask", "changes", "message"),
+    [
+        (theory.mg1, {"arrival_rate": 10.0},
+         r"arrival_rate=10.0: must be below 3.768 requests a second: .* 2.654"),
+        (theory.mg1, {"batch_size": 2}, r"batch_size=2: must be 1"),
+        (theory.mg1, {"arrival_pattern": "step", "arrival_pattern_params":
+                      {"step_time": 1.0, "step_rate": 1.0}}, "arrival_pattern='step'"),
+        (theory.mg1, {"arrival_cv": 2.0}, r"arrival_cv=2.0: must be 1 \(Poisson\)"),
+        (theory.mg1, {"scheduling_policy": "SJF"}, "scheduling_policy='SJF': must be"),
+        (theory.priority, {"scheduling_policy": "Priority"}, "does not look at the"),
+        (theory.priority, {"scheduling_policy": "WFQ"}, "whose key never changes"),
+        (theory.priority, {"batch_control": "queue"}, "batch_control='queue': must be"),
+        (theory.priority, {"arrival_rate": 4.0}, "the load is 1.06"),
+        (theory.bulk_queue, {"batch_size": 32, "arrival_rate": 6.0},
+         r"below 5.894 requests a second: the load is 1.018"),
+        (theory.bulk_queue, {"batch_size": 2, "batch_timeout": 0.5},
+         "batch_timeout=0.5: must be 0 or None"),
+        (theory.bulk_queue, {"arrival_rate": 3.7679}, "too near 1"),
+        (theory.bulk_queue, {"scheduling_policy": "SJF"}, "must be FCFS"),
+        (theory.bulk_queue, {"prompt_dist_params": {"mu": 4, "sigma": 1.5}},
+         r"prompt_dist_params.max=None: must be given"),
+        (theory.continuous, {}, "output_length_dist='truncated_normal'"),
+        (theory.inoue_bound, {"batch_timeout": 0}, "must be constant here"),
+        (theory.inoue_bound, {}, "batch_timeout=None: must be 0"),
+        (theory.assembly_bound, {"batch_timeout": 0}, "timeout=0.0: must be None"),
+        (theory.largest_rate, {"kappa": 1e-6}, "kappa=1e-06: must be 0"),
+        (theory.product_form, {}, "alpha=0.001: must be 0"),
+    ],
+)  # fmt: skip
+def test_outside_its_assumptions_theory_says_so_in_one_line(ask, changes, message):
+    with pytest.raises(ConfigError, match=message) as error:
+        ask(SINGLE.replace(**{"arrival_rate": 2.0, **changes}))
+    assert "\n" not in str(error.value)
+
+
+def test_low_level_functions_check_what_they_are_given():
+    with pytest.raises(
+        ConfigError, match=r"slopes=0.0: must be a finite number above 0"
+    ):
+        theory.ageing([1.0, 1.0], [0.1, 0.1], [0.1, 0.1], [1.0, 0.0])
+    with pytest.raises(ConfigError, match=r"the load is 1.2"):
+        theory.ageing([0.6, 0.6], [1.0, 1.0], [1.0, 1.0], [1.0, 2.0])
+    with pytest.raises(ConfigError, match=r"pmf=0.9: must be probabilities"):
+        theory.DiscreteService(np.array([1.0]), np.array([0.9]))
+    with pytest.raises(ConfigError, match=r"q=1.5: must be"):
+        theory.MG1(0.5, Exponential(1.0)).quantile(1.5)
+    with pytest.raises(ConfigError, match=r"the load is 2"):
+        theory.MG1(2.0, Exponential(1.0))

@@ -1,0 +1,105 @@
+"""The simulation against every number that theory knows.
+
+The seeds were fixed before looking, and |z| < 4 is asked for.
+"""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+
+from llminfer import SchedulingPolicy, SimulationConfig, Workload, simulate, theory
+from llminfer.comparisons import comparisons
+
+REPLICATIONS, FIRST_SEED = 20, 5_000
+CASES = comparisons()
+BY_RUN = {
+    name: list(group)
+    for name, group in itertools.groupby(CASES, lambda case: case.name)
+}
+
+
+@pytest.mark.parametrize("name", BY_RUN)
+def test_the_simulation_agrees_with_theory(name):
+    cases = BY_RUN[name]
+    estimates = np.empty((REPLICATIONS, len(cases)))
+    for i in range(REPLICATIONS):
+        record = simulate(cases[0].config.replace(random_seed=FIRST_SEED + i))
+        estimates[i] = [case.estimate(record) for case in cases]
+    error = estimates.std(axis=0, ddof=1) / np.sqrt(REPLICATIONS)
+    z = (estimates.mean(axis=0) - [case.exact for case in cases]) / error
+    report = {
+        case.metric: round(float(value), 2)
+        for case, value in zip(cases, z, strict=True)
+    }
+    assert np.abs(z).max() < 4.0, report
+
+
+def test_there_are_enough_comparisons_and_each_is_named_once():
+    assert len({(case.name, case.metric) for case in CASES}) == len(CASES) >= 40
+
+
+CLASSES = SimulationConfig(
+    arrival_rate=4.0,
+    batch_size=1,
+    prompt_dist_params={"mu": 4, "sigma": 0.7, "max": 1000},
+    num_requests=7_000,
+    warmup_requests=1_000,
+    request_classes={
+        "chat": {"share": 1, "base_priority": 5},
+        "code": {"share": 2, "base_priority": 3},
+        "batch": {"share": 1, "base_priority": 1},
+    },
+)
+
+
+def z_scores_by_class(config, exact):
+    waits = np.empty((REPLICATIONS, len(exact)))
+    for i in range(REPLICATIONS):
+        run = config.replace(random_seed=FIRST_SEED + i)
+        workload = Workload.generate(run)
+        record = simulate(run, workload)
+        wait = record.processing_start_time - record.arrival_time
+        for kind in range(len(exact)):
+            measured = workload.request_class == kind
+            measured[: config.warmup_requests] = False
+            waits[i, kind] = wait[measured].mean()
+    error = waits.std(axis=0, ddof=1) / np.sqrt(REPLICATIONS)
+    return (waits.mean(axis=0) - exact) / error
+
+
+def test_classes_of_fixed_priority_wait_as_cobham_says():
+    config = CLASSES.replace(
+        scheduling_policy="Priority",
+        scheduling_policy_params={"aging_rate": 0, "urgency_weight": 0},
+    )
+    exact = theory.priority(config)
+    np.testing.assert_allclose(exact.share, [0.25, 0.5, 0.25], rtol=1e-9)
+    assert np.abs(z_scores_by_class(config, exact.wait)).max() < 4.0
+
+
+class Ageing(SchedulingPolicy):
+    """Priority is the wait times a slope that differs by class."""
+
+    name = "Ageing"
+    slopes = (6.0, 2.0, 1.0)
+
+    def sort_requests(self, requests, current_time):
+        def rank(request):
+            slope = self.slopes[request.request_class]
+            return slope * (request.arrival_time - current_time), request.id
+
+        return sorted(requests, key=rank)
+
+
+def test_classes_that_age_at_their_own_pace_wait_as_kleinrock_says():
+    time = theory.mg1(CLASSES).service
+    rates = CLASSES.arrival_rate * np.array([0.25, 0.5, 0.25])
+    alike = np.ones(3)
+    exact = theory.ageing(
+        rates, time.moment(1) * alike, time.moment(2) * alike, Ageing.slopes
+    )
+    config = CLASSES.replace(scheduling_policy=Ageing())
+    assert np.abs(z_scores_by_class(config, exact)).max() < 4.0
