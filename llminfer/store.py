@@ -88,9 +88,8 @@ def run_key(config: SimulationConfig, measure: Callable[..., Any]) -> str | None
         return None
     name = f"{measure.__module__}.{measure.__qualname__}"
     text = json.dumps(config.to_dict())  # in order: it numbers the request classes
-    return hashlib.sha256(
-        (source_digest(measure.__module__) + name + text).encode()
-    ).hexdigest()
+    source = source_digest(measure.__module__)
+    return hashlib.sha256((source + name + text).encode()).hexdigest()
 
 
 @functools.cache
