@@ -33,7 +33,7 @@ def _log(low: float, high: float, step: float) -> dict[str, Any]:
 _SIZES = [2**k for k in range(10)]
 _UNTIL_FULL = math.inf  # a selection cannot hold None
 _TIMEOUTS: list[tuple[str, float]] = [
-    ("none: go at once", 0.0),
+    ("at once", 0.0),
     *((f"{s:g} s", s) for s in (0.1, 0.3, 1.0, 3.0, 10.0)),
     ("until full", _UNTIL_FULL),
 ]
