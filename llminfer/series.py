@@ -52,6 +52,18 @@ class StepSeries:
         sums = np.add.reduceat(area, np.searchsorted(cuts, ends[:-1]))
         return np.asarray(sums / np.diff(ends))
 
+    def integral(self, t: npt.ArrayLike) -> FloatArray:
+        """The area under the series from the first jump to each of ``t``, same shape.
+
+        Times need not ascend; before the first jump the area is 0.
+        """
+        at = np.asarray(t, dtype=np.float64)
+        if not len(self.times):
+            return np.zeros_like(at)
+        areas = np.append(0.0, np.cumsum(self.values[:-1] * np.diff(self.times)))
+        last = np.maximum(at - self.times[-1], 0.0) * self.values[-1]
+        return np.asarray(np.interp(at, self.times, areas) + last)
+
     def mean(self, start: float, end: float) -> float:
         """The exact time average from ``start`` to ``end``, seconds."""
         return float(self.means([start, end])[0])

@@ -48,6 +48,12 @@ CONTROLS: Mapping[str, Control] = {
     "kappa": Control("κ (s/KV token)", w.FloatLogSlider, _log(-9, -4, 0.05)),
     "batch_size": Control("batch size B", w.SelectionSlider, {"options": _SIZES}),
     "batch_timeout": Control("wait to fill", w.SelectionSlider, {"options": _TIMEOUTS}),
+    "arrival_pattern_params.end_rate": Control(
+        "λ at the end", w.FloatLogSlider, _log(-1, 2, 0.02)
+    ),
+    "arrival_pattern_params.duration": Control(
+        "climb (s)", w.FloatLogSlider, _log(2, 3.5, 0.05) | {"readout_format": ".0f"}
+    ),
     "scheduling_policy": Control("policy", w.Dropdown, {"options": list(POLICIES)}),
     "scheduling_policy_params.prediction_sigma": Control(
         "σ of prediction", w.SelectionSlider, {"options": _SIGMAS, "value": 0.5}

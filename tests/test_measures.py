@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from llminfer import ConfigError, RunRecord, SimulationConfig, simulate
-from llminfer.measures import by_group, over_a_wave
+from llminfer.measures import by_group, over_a_wave, with_completion_rate
 
 CONFIG = SimulationConfig(
     prompt_length_dist="bimodal",
@@ -89,3 +89,28 @@ def test_a_wave_is_measured_at_its_peak_and_on_a_grid():
     assert found["queue"][30] == waiting.sum()
     with pytest.raises(ConfigError, match="arrival_pattern='constant': must be sinus"):
         over_a_wave(SimulationConfig(), record)
+
+
+SERVER = SimulationConfig(
+    prompt_length_dist="constant",
+    prompt_dist_params={"value": 100},
+    batch_size=8,
+    batch_timeout=0.0,
+    num_requests=4000,
+    warmup_requests=500,
+    random_seed=5,
+)
+
+
+@pytest.mark.parametrize("load", [0.5, 4.0])
+def test_completion_rate_is_what_arrives_or_what_is_carried(load):
+    config = SERVER.replace(arrival_rate=load * SERVER.max_stable_rate)
+    found = with_completion_rate(config, simulate(config))
+    expected = min(load, 1.0) * SERVER.max_stable_rate
+    assert found["completion_rate"] == pytest.approx(expected, rel=0.05)
+
+
+def test_completion_rate_counts_the_warm_up_that_throughput_leaves_out():
+    config = SERVER.replace(arrival_rate=4.0 * SERVER.max_stable_rate)
+    found = with_completion_rate(config, simulate(config))
+    assert found["throughput_req_per_sec"] < 0.95 * found["completion_rate"]

@@ -129,3 +129,10 @@ def test_the_rolling_p99_is_of_the_completions_in_the_window(record):
 def test_a_window_or_quantile_that_cannot_be_is_refused(record, window, quantile):
     with pytest.raises(ConfigError, match="must be a finite number"):
         latency_quantile(record, [1.0], window, quantile)
+
+
+def test_area_up_to_a_time_is_the_sum_of_what_lies_before_it() -> None:
+    series = StepSeries(np.array([1.0, 2.0, 4.0]), np.array([3.0, 0.0, 5.0]))
+    assert series.integral([0.5, 1.0, 1.5, 3.0, 6.0]).tolist() == [0, 0, 1.5, 3, 13]
+    never = StepSeries(np.empty(0), np.empty(0))
+    assert never.integral([0.0, 7.0]).tolist() == [0.0, 0.0]

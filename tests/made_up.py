@@ -1,0 +1,26 @@
+"""Made-up runs that are watched, some of which cross a load of 1."""
+
+import itertools
+
+import numpy as np
+import pandas as pd
+
+RNG = np.random.default_rng(11)
+TIME = np.arange(10.0, 210.0, 10.0)
+
+
+def made_up_runs(replications=6):
+    """Runs that cross at 155 s and runs that stay below; whole numbers, so ties."""
+    rows = []
+    for replication, top in itertools.product(range(replications), (0.8, 0.9, 1.1)):
+        level = 5.0 * (top > 1.0) * (TIME > 100.0)
+        values = np.floor(level + RNG.normal(0.0, 4.0, len(TIME)))
+        values[3 + replication] = np.nan  # a signal that says nothing
+        load = np.minimum(0.4 + 0.6 * (TIME - 10.0) / 145.0, top)
+        columns = {"time": TIME, "load": load, "queue": values}
+        lists = {name: column.tolist() for name, column in columns.items()}
+        rows.append({"top": top, "replication": replication, **lists})
+    return pd.DataFrame(rows)
+
+
+RUNS = made_up_runs()
