@@ -182,6 +182,61 @@ def blocked_anova(
     return pd.DataFrame(rows)
 
 
+def cost_of_choice(
+    frame: pd.DataFrame,
+    metric: str,
+    over: str,
+    choice: Any,
+    *,
+    block: str = "replication",
+    confidence: float = 0.95,
+) -> dict[str, Any]:
+    """What an alternative costs against the best one, which it may be itself.
+
+    Nobody knows which is the best, and the least mean of noisy ones is too low. So
+    the choice is compared with every other, in intervals that hold together, and
+    the greatest bounds among them are the bounds of its cost.
+
+    Args:
+        frame: A sweep's table, a row a run, every alternative once in each block.
+        metric: What it costs in; less is better.
+        over: The swept field whose values are the alternatives.
+        choice: One of them.
+        block: What the alternatives share: one replication's requests.
+        confidence: Coverage of the interval.
+
+    Returns:
+        ``choice``, ``best``, the alternative of the least mean, and ``cost`` with
+        ``cost_lower`` and ``cost_upper``: how far the choice lies above the best, over
+        the best; 0.1 is 10% more, and nothing costs less than 0.
+
+    Raises:
+        ConfigError: No such alternative, or alternatives that do not all have the same
+            blocks, once each.
+
+    Source: the multiple comparisons with the best of Hsu (1981), by Bonferroni.
+    """
+    level = confidence_level(confidence)
+    labels, results = _by_block(frame, metric, over, block)
+    if choice not in labels:
+        raise fail("choice", choice, f"one of {', '.join(map(repr, labels))}")
+    at = labels.index(choice)
+    each = 1.0 - (1.0 - level) / (len(labels) - 1)
+    rows = [
+        _compared(results[:, other], results[:, at], each)
+        for other in range(len(labels))
+        if other != at
+    ]
+    names = {"cost": "relative", "cost_lower": "relative_lower"}
+    names["cost_upper"] = "relative_upper"
+    costs = {
+        to: float(np.max([0.0, *(row[name] for row in rows)]))
+        for to, name in names.items()
+    }
+    best = labels[int(results.mean(axis=0).argmin())]
+    return {"choice": choice, "best": best, **costs}
+
+
 def _by_block(
     frame: pd.DataFrame, metric: str, over: str, block: str
 ) -> tuple[list[Any], FloatArray]:

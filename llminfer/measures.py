@@ -8,6 +8,7 @@ from llminfer.arrivals import SinusoidalRate
 from llminfer.checks import fail
 from llminfer.config import SimulationConfig
 from llminfer.experiment import Row, metrics_of
+from llminfer.lengths import FloatArray
 from llminfer.record import RunRecord
 from llminfer.series import batch_limit, latency_quantile, queue_length
 
@@ -93,3 +94,43 @@ def with_completion_rate(config: SimulationConfig, record: RunRecord) -> Row:
     lasted = float(record.processing_end_time.max() - record.arrival_time[0])
     rate = len(record.arrival_time) / lasted
     return metrics_of(config, record) | {"completion_rate": rate}
+
+
+def latency_parts(config: SimulationConfig, record: RunRecord) -> Row:
+    """Mean and p99 of latency, and what the mean is made of, seconds.
+
+    Returns:
+        ``avg_latency`` and ``p99_latency``, and five means whose sum is the first:
+        ``queue``, the wait while the server serves others; ``company``, the wait of an
+        idle server for a full batch; ``own_prompt`` and ``other_prompts``, the prefill
+        of one's own prompt and of the others in the batch; ``shared``, which a batch
+        pays once: beta and decode. All without the warm-up.
+    """
+    measured = slice(config.warmup_requests, None)
+    arrival = record.arrival_time[measured]
+    start = record.processing_start_time[measured]
+    first = record.first_token_time[measured]
+    latency = record.processing_end_time[measured] - arrival
+    queue = _busy_time(record, start) - _busy_time(record, arrival)
+    own = config.alpha * record.prompt_length[measured]
+    prompts = first - start - config.beta
+    parts = {
+        "queue": queue,
+        "company": start - arrival - queue,
+        "own_prompt": own,
+        "other_prompts": prompts - own,
+        "shared": latency - (start - arrival) - prompts,
+    }
+    return {
+        "avg_latency": float(latency.mean()),
+        "p99_latency": float(np.quantile(latency, 0.99)),
+        **{name: float(part.mean()) for name, part in parts.items()},
+    }
+
+
+def _busy_time(record: RunRecord, t: FloatArray) -> FloatArray:
+    """Seconds that the server has been busy by each time ``t``, same shape."""
+    ends = np.stack([record.batch_start, record.batch_end], axis=1)
+    lasting = np.stack([np.zeros(len(ends)), ends[:, 1] - ends[:, 0]], axis=1)
+    busy = np.interp(t, ends.ravel(), lasting.ravel().cumsum())
+    return np.asarray(busy)

@@ -132,7 +132,7 @@ class LatencyPicture(Picture):
         latency = np.quantile((record.processing_end_time - arrival)[300:], shares)
         ttft = np.quantile((record.first_token_time - arrival)[300:], shares)
         pace = config.max_stable_rate / config.arrivals.mean(own.num_requests)
-        rows = [_mean_and_p99(own, requests.scaled(load * pace)) for load in self.loads]
+        rows = [mean_and_p99(own, requests.scaled(load * pace)) for load in self.loads]
         mean, p99 = np.array(rows).T
         loads = np.array(self.loads)
         here = np.array([min(config.offered_load, 1.19)])
@@ -190,9 +190,7 @@ class BatchSizePicture(Picture):
         best: dict[str, tuple[float, int]] = {}
         for rule, timeout in (("greedy", 0.0), ("full", None)):
             rows = [
-                _mean_and_p99(
-                    few.replace(batch_size=b, batch_timeout=timeout), requests
-                )
+                mean_and_p99(few.replace(batch_size=b, batch_timeout=timeout), requests)
                 for b in self.sizes
             ]
             mean, p99 = np.array(rows).T
@@ -215,7 +213,7 @@ def _canvas(figure: Figure) -> Any:
     return FigureCanvasAgg(figure)
 
 
-def _mean_and_p99(config: SimulationConfig, requests: Workload) -> tuple[float, float]:
+def mean_and_p99(config: SimulationConfig, requests: Workload) -> tuple[float, float]:
     """Mean and p99 of latency, seconds, without the warm-up."""
     record = simulate(config, requests)
     latency = (record.processing_end_time - record.arrival_time)[

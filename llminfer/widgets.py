@@ -62,8 +62,8 @@ CONTROLS: Mapping[str, Control] = {
         "ageing rate", w.FloatLogSlider, _log(-3, 1, 0.1) | {"value": 0.1}
     ),
 }
-_SLIDER = w.Layout(width="340px", flex="0 0 auto")
-_LABEL = {"description_width": "120px"}
+SLIDER = w.Layout(width="340px", flex="0 0 auto")
+LABEL = {"description_width": "120px"}
 
 
 class Panel(w.VBox):  # type: ignore[misc]
@@ -87,12 +87,13 @@ class Panel(w.VBox):  # type: ignore[misc]
     ) -> None:
         self.base = self.config = base
         self.picture = picture
-        self.controls = {name: _slider(name, base) for name in controls}
+        self._quiet = False
+        self.controls = self._sliders(controls)
         self.preset = w.Dropdown(
             options=["as given", *PRESETS],
             description="coefficients",
-            layout=_SLIDER,
-            style=_LABEL,
+            layout=SLIDER,
+            style=LABEL,
         )
         self.reset = w.Button(description="Reset", tooltip="Back to the start")
         self.keep = w.Button(description="Keep", tooltip="Keep these curves in grey")
@@ -101,7 +102,6 @@ class Panel(w.VBox):  # type: ignore[misc]
         self.load = w.HTML()
         self.readings = w.HTML()
         self.code = w.HTML()
-        self._quiet = False
         for control in self.controls.values():
             control.observe(self._moved, "value")
         self.preset.observe(self._preset_chosen, "value")
@@ -115,6 +115,9 @@ class Panel(w.VBox):  # type: ignore[misc]
         self._show()
         self.picture.keep()
         self._show()
+
+    def _sliders(self, names: Sequence[str]) -> dict[str, w.ValueWidget]:
+        return {name: _slider(name, self.base) for name in names}
 
     def _changes(self) -> dict[str, Any]:
         """The fields that the sliders set."""
@@ -169,8 +172,8 @@ def _slider(name: str, base: SimulationConfig) -> w.ValueWidget:
     slider = control.make(
         description=control.label,
         **patient,
-        layout=_SLIDER,
-        style=_LABEL,
+        layout=SLIDER,
+        style=LABEL,
         **control.options,
     )
     _put(slider, _setting(base, name))

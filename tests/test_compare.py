@@ -6,7 +6,13 @@ import pytest
 from scipy import stats as reference
 
 from llminfer.checks import ConfigError
-from llminfer.compare import best_against_rest, blocked_anova, holm, paired_differences
+from llminfer.compare import (
+    best_against_rest,
+    blocked_anova,
+    cost_of_choice,
+    holm,
+    paired_differences,
+)
 
 N = 12
 
@@ -263,3 +269,53 @@ def test_the_best_of_a_claim_is_held_against_the_best_of_the_rest():
     for claimed in ([3], [1, 2, 4, 8]):
         with pytest.raises(ConfigError, match=r"claimed=.*some, but not all, of 1, 2"):
             best_against_rest(pd.DataFrame(rows), "p99", "B", claimed=claimed)
+
+
+def limits_table(means, seed, noise=0.2):
+    random = np.random.default_rng(seed)
+    common = random.normal(size=N)
+    rows = [
+        {"limit": limit, "replication": i, "p99": mean + common[i] + error}
+        for limit, mean in enumerate(means)
+        for i, error in enumerate(noise * random.normal(size=N))
+    ]
+    return pd.DataFrame(rows)
+
+
+def test_of_two_the_cost_is_their_paired_difference():
+    table = limits_table([10.0, 11.0], seed=1)
+    cost = cost_of_choice(table, "p99", "limit", choice=1)
+    pair = paired_differences(table, "p99", "limit", baseline=0).iloc[0]
+    assert (cost["choice"], cost["best"]) == (1, 0)
+    for end in ("", "_lower", "_upper"):
+        assert cost["cost" + end] == pytest.approx(pair["relative" + end])
+    assert cost["cost_lower"] < 0.1 < cost["cost_upper"]
+
+
+def test_the_best_costs_nothing_and_its_rival_bounds_it():
+    table = limits_table([10.0, 10.1, 15.0], seed=2)
+    cost = cost_of_choice(table, "p99", "limit", choice=0)
+    assert cost["best"] == 0
+    assert (cost["cost"], cost["cost_lower"]) == (0.0, 0.0)
+    far = limits_table([10.0, 15.0, 15.0], seed=2)
+    assert cost_of_choice(far, "p99", "limit", choice=0)["cost_upper"] == 0.0
+
+
+def test_luck_of_the_best_is_not_held_against_the_choice():
+    tables = [limits_table([10.0] * 8, seed) for seed in range(200)]
+    false = {"allowed for": 0, "naive": 0}
+    for table in tables:
+        cost = cost_of_choice(table, "p99", "limit", choice=0)
+        false["allowed for"] += cost["cost_lower"] > 0.0
+        if cost["best"] != 0:
+            pairs = paired_differences(table, "p99", "limit", baseline=cost["best"])
+            mine = pairs[pairs["alternative"] == 0].iloc[0]
+            false["naive"] += mine["relative_lower"] > 0.0
+    assert false["allowed for"] <= 0.05 * len(tables)
+    assert false["naive"] > 0.05 * len(tables)
+
+
+def test_a_choice_that_is_not_there_is_named():
+    table = limits_table([10.0, 11.0], seed=1)
+    with pytest.raises(ConfigError, match=r"choice=3: must be one of 0, 1"):
+        cost_of_choice(table, "p99", "limit", choice=3)
