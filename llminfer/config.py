@@ -21,6 +21,10 @@ from llminfer.request import RequestClass
 from llminfer.timing import COEFFICIENTS, PRESETS, BatchProcessor, StepTime
 
 
+SERVERS = ("static", "continuous")
+ROUTERS = ("round_robin", "random", "least_loaded", "shortest_queue")
+
+
 class Params(dict[str, Any]):
     """Parameters by name that cannot be changed, and can be hashed."""
 
@@ -88,6 +92,21 @@ class SimulationConfig:
         gamma: Decode, seconds a step.
         delta: Decode, seconds a sequence and step.
         kappa: Decode, seconds a KV token and step.
+        server: ``static`` runs a batch to completion; ``continuous`` changes it from
+            step to step, never waits for a batch to fill, and so has no use for
+            ``batch_timeout``. All that follow, up to ``router``, are settings of the
+            continuous one alone.
+        max_batched_tokens: Most tokens computed in a step.
+        kv_blocks: Blocks of KV memory; None is without limit.
+        block_size: Tokens in a block.
+        chunked_prefill: Prefill a long prompt in parts, beside sequences that decode;
+            False prefills whole prompts in steps that decode nothing.
+        reserve_full_prompt: Admit a request only where its whole prompt fits into the
+            free blocks; False asks for the first part alone.
+        prefix_caching: Let a preempted request find again what nobody has overwritten.
+        replicas: Servers behind one router.
+        router: Which server takes a request: round_robin, random, least_loaded
+            (fewest requests there) or shortest_queue (fewest tokens there).
         num_requests: Measured and warm-up requests together.
         warmup_requests: The first so many by arrival are not measured.
         random_seed: One seed for all streams; None draws a fresh one.
@@ -116,6 +135,15 @@ class SimulationConfig:
     gamma: float = 0.0005
     delta: float = 0.0
     kappa: float = 0.0
+    server: str = "static"
+    max_batched_tokens: int = 2048
+    kv_blocks: int | None = None
+    block_size: int = 16
+    chunked_prefill: bool = True
+    reserve_full_prompt: bool = True
+    prefix_caching: bool = False
+    replicas: int = 1
+    router: str = "round_robin"
     num_requests: int = 10000
     warmup_requests: int = 500
     random_seed: int | None = None
@@ -133,6 +161,7 @@ class SimulationConfig:
         self._set("arrival_cv", cv)
         for name in COEFFICIENTS:
             self._set(name, number(name, getattr(self, name), least=0.0))
+        self._check_server()
         self._set("num_requests", whole("num_requests", self.num_requests, 1))
         warmup = whole("warmup_requests", self.warmup_requests, 0)
         if warmup >= self.num_requests:
@@ -146,6 +175,26 @@ class SimulationConfig:
 
     def __hash__(self) -> int:
         return hash(tuple(_hashable(getattr(self, f.name)) for f in fields(self)))
+
+    def _check_server(self) -> None:
+        choice("server", self.server, SERVERS)
+        choice("router", self.router, ROUTERS)
+        for name in ("max_batched_tokens", "block_size", "replicas"):
+            self._set(name, whole(name, getattr(self, name), 1))
+        if self.kv_blocks is not None:
+            self._set("kv_blocks", whole("kv_blocks", self.kv_blocks, 1))
+        for name in ("chunked_prefill", "reserve_full_prompt", "prefix_caching"):
+            if not isinstance(value := getattr(self, name), bool):
+                raise fail(name, value, "True or False")
+        if self.server == "static":
+            if self.replicas > 1:
+                raise fail("replicas", self.replicas, '1 unless server="continuous"')
+        elif self.max_batched_tokens < self.largest_batch:
+            must = f"at least the batch limit, {self.largest_batch}: each may decode"
+            raise fail("max_batched_tokens", self.max_batched_tokens, must)
+        elif self.replicas > 1 and self.batch_control != "static":
+            must = "static for several replicas"
+            raise fail("batch_control", self.batch_control, must)
 
     def _set(self, name: str, value: Any) -> None:
         object.__setattr__(self, name, value)

@@ -26,7 +26,14 @@ class WaitingLine(Protocol):
     """Waiting requests by their numbers in the workload.
 
     Taking k at once is the same as k times looking at the next one and taking it.
+
+    Attributes:
+        overtakes: May one who joins be next, before those who wait?
+        restless: May who is next change though nobody joins or leaves?
     """
+
+    overtakes: bool
+    restless: bool
 
     def __len__(self) -> int:
         """How many wait."""
@@ -66,6 +73,8 @@ def waiting_line(policy: SchedulingPolicy, workload: Workload) -> WaitingLine:
 class _ArrivalLine:
     """Requests in order of arrival: two counters."""
 
+    overtakes = restless = False
+
     def __init__(self) -> None:
         self.head = self.tail = 0
 
@@ -89,6 +98,8 @@ class _ArrivalLine:
 
 class _KeyedLine:
     """Requests under a fixed key: a heap of their ranks."""
+
+    overtakes, restless = True, False
 
     def __init__(self, policy: KeyedPolicy, workload: Workload) -> None:
         numbers = np.arange(len(workload))
@@ -137,6 +148,8 @@ class _SortedLine:
     The policy is asked once for an instant and a queue, so that looking at the next
     request does not change who it is.
     """
+
+    overtakes = restless = True
 
     def __init__(self, policy: SchedulingPolicy, workload: Workload) -> None:
         self.policy = policy
