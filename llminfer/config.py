@@ -16,43 +16,13 @@ from llminfer.arrivals import ArrivalRate, arrival_law
 from llminfer.checks import ConfigError, build, choice, fail, nearest, number, whole
 from llminfer.control import BatchController, batch_controller
 from llminfer.lengths import LengthLaw, length_law
+from llminfer.params import Classes, Params, plain, thawed
 from llminfer.policies import POLICIES, SchedulingPolicy, get_policy
 from llminfer.request import RequestClass
 from llminfer.timing import COEFFICIENTS, PRESETS, BatchProcessor, StepTime
 
-
 SERVERS = ("static", "continuous")
 ROUTERS = ("round_robin", "random", "least_loaded", "shortest_queue")
-
-
-class Params(dict[str, Any]):
-    """Parameters by name that cannot be changed, and can be hashed."""
-
-    def _refuse(self, *_: Any, **__: Any) -> None:
-        raise TypeError("a configuration is frozen: use config.replace(...)")
-
-    __setitem__ = __delitem__ = clear = update = _refuse
-    pop = popitem = setdefault = __ior__ = _refuse  # type: ignore[assignment]
-
-    def __hash__(self) -> int:  # type: ignore[override]
-        return hash(tuple(sorted(self.items())))
-
-    def __reduce__(self) -> tuple[type[Params], tuple[dict[str, Any]]]:
-        return type(self), (dict(self),)
-
-
-class Classes(Params):
-    """Request classes by name; their order numbers them, so that it counts too."""
-
-    __hash__ = Params.__hash__
-
-    def __eq__(self, other: object) -> bool:
-        if not isinstance(other, dict):
-            return False
-        return list(self.items()) == list(other.items())
-
-    def __ne__(self, other: object) -> bool:
-        return not self == other
 
 
 def _hashable(value: Any) -> Any:
@@ -205,7 +175,7 @@ class SimulationConfig:
             isinstance(k, str) for k in params
         ):
             raise fail(name, params, "a dict of parameters by name")
-        self._set(name, Params({k: _plain(v) for k, v in params.items()}))
+        self._set(name, Params({k: plain(v) for k, v in params.items()}))
 
     def _freeze_classes(self) -> None:
         given = self.request_classes
@@ -275,9 +245,27 @@ class SimulationConfig:
         return get_policy(self.scheduling_policy, **{**own, **params})
 
     def stable_rate(self, batch_size: int) -> float:
-        """lambda*(B) = B/E[T_B] at a batch limit B, requests a second."""
-        time = self.step_time.mean_batch_time(self.prompts, self.outputs, batch_size)
-        return batch_size / time if time > 0.0 else float("inf")
+        """lambda*(B) of one server at a batch limit B, requests a second.
+
+        Static: B/E[T_B]. Continuous: the saturated server of THEORY 9 with as many
+        sequences as the limit, KV memory and token budget have room for on average.
+        With short memory or budget that is an upper bound: what preemption computes
+        again, and blocks held for a prompt to come, are not in it.
+        """
+        prompts, outputs, law = self.prompts, self.outputs, self.step_time
+        if self.server == "static":
+            time = law.mean_batch_time(prompts, outputs, batch_size)
+            return batch_size / time if time > 0.0 else float("inf")
+        tokens, mean = prompts.expectation(), outputs.expectation()
+        sequences = float(batch_size)
+        if self.kv_blocks is not None:
+            held = tokens + outputs.pairs() / mean  # tokens a sequence, over its steps
+            sequences = min(sequences, self.kv_blocks * self.block_size / held)
+        if self.chunked_prefill:
+            computed = (tokens + mean - 1.0) / mean  # tokens a sequence and step
+            sequences = min(sequences, self.max_batched_tokens / computed)
+        time = law.mean_share(prompts, outputs, sequences)
+        return 1.0 / time if time > 0.0 else float("inf")
 
     @property
     def largest_batch(self) -> int:
@@ -287,8 +275,8 @@ class SimulationConfig:
 
     @property
     def max_stable_rate(self) -> float:
-        """lambda* at the largest batch, requests a second: more overloads it."""
-        return self.stable_rate(self.largest_batch)
+        """lambda* of all servers at the largest batch: more overloads them."""
+        return self.replicas * self.stable_rate(self.largest_batch)
 
     @property
     def offered_load(self) -> float:
@@ -339,7 +327,7 @@ class SimulationConfig:
                 "scheduling_policy", self.scheduling_policy, "a name to be written"
             )
         values = {f.name: getattr(self, f.name) for f in fields(self)}
-        return {k: _thawed(v) for k, v in values.items()}
+        return {k: thawed(v) for k, v in values.items()}
 
     def to_json(self, path: str | Path | None = None) -> str:
         """This configuration as JSON, also written to ``path`` if given."""
@@ -375,19 +363,6 @@ class SimulationConfig:
             if value != default:
                 shown.append(f"{f.name}={value!r}")
         return f"{type(self).__name__}({', '.join(shown)})"
-
-
-def _plain(value: Any) -> Any:
-    """Numbers as Python's own, lists and arrays as tuples, which cannot change."""
-    if hasattr(value, "tolist"):
-        value = value.tolist()
-    return tuple(map(_plain, value)) if isinstance(value, (list, tuple)) else value
-
-
-def _thawed(value: Any) -> Any:
-    """Parameters as plain dicts, however deep."""
-    frozen = isinstance(value, Params)
-    return {k: _thawed(v) for k, v in value.items()} if frozen else value
 
 
 def _check_fields(given: Mapping[str, Any]) -> None:

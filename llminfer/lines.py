@@ -51,14 +51,21 @@ class WaitingLine(Protocol):
         """The earliest to arrive of those that wait."""
 
 
-def waiting_line(policy: SchedulingPolicy, workload: Workload) -> WaitingLine:
+def waiting_line(
+    policy: SchedulingPolicy, workload: Workload, every: bool = True
+) -> WaitingLine:
     """The cheapest line that keeps ``policy``'s order.
 
     A subclass that sorts for itself is asked, whatever it is a subclass of.
+
+    Args:
+        policy: Who goes next.
+        workload: The requests.
+        every: Will all of them join? Another server may take some.
     """
     sorts = type(policy).sort_requests
     if isinstance(policy, KeyedPolicy) and sorts is KeyedPolicy.sort_requests:
-        if type(policy).keys is FCFSPolicy.keys:
+        if every and type(policy).keys is FCFSPolicy.keys:
             return _ArrivalLine()
         return _KeyedLine(policy, workload)
     if isinstance(policy, ClassPolicy) and sorts is ClassPolicy.sort_requests:

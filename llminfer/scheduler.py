@@ -17,45 +17,9 @@ from heapq import heappop, heappush
 
 from llminfer.config import SimulationConfig
 from llminfer.control import BatchLimit
+from llminfer.journal import Log, Requests
 from llminfer.kv import BlockPool, block_pool
 from llminfer.lines import WaitingLine
-
-
-@dataclass(slots=True)
-class Requests:
-    """What the requests of a run ask, and when things happened to them, by number."""
-
-    arrival: array[float]  # s
-    prompt: array[int]  # tokens
-    output: array[int]  # tokens
-    start: array[float]  # first admission, s
-    first: array[float]  # first token, s
-    end: array[float]  # last token, s
-
-
-def _ints() -> array[int]:
-    return array("q")
-
-
-def _floats() -> array[float]:
-    return array("d")
-
-
-@dataclass(slots=True)
-class Log:
-    """What a scheduler did: a row a stretch of steps, and a row a preemption."""
-
-    start: array[float] = field(default_factory=_floats)
-    end: array[float] = field(default_factory=_floats)
-    steps: array[int] = field(default_factory=_ints)
-    size: array[int] = field(default_factory=_ints)  # sequences in each step
-    decoding: array[int] = field(default_factory=_ints)  # of these
-    first_blocks: array[int] = field(default_factory=_ints)  # held in the first step
-    last_blocks: array[int] = field(default_factory=_ints)  # and in the last
-    victim: array[int] = field(default_factory=_ints)
-    preempted: array[float] = field(default_factory=_floats)
-    resumed: array[float] = field(default_factory=_floats)
-    caught_up: array[float] = field(default_factory=_floats)  # its next token
 
 
 @dataclass(slots=True, eq=False)
@@ -111,8 +75,8 @@ class Scheduler:
     kappa: float = 0.0
     chunked: bool = True
     whole: bool = True  # must the whole prompt fit?
-    prompt: array[int] = field(default_factory=_ints)
-    output: array[int] = field(default_factory=_ints)
+    prompt: array[int] = field(default_factory=lambda: array("q"))
+    output: array[int] = field(default_factory=lambda: array("q"))
 
     def __post_init__(self) -> None:
         config = self.config

@@ -1,16 +1,18 @@
 """The continuous server of DESIGN 4 as a plain loop over steps, tokens and blocks.
 
-Written from the rules alone and sharing nothing with the server it judges but the
-configuration, the workload and the policies: the oracle of tests/test_continuous*.py.
+Written from the rules alone. It shares with the server it judges the configuration, the
+workload, the policies and the laws of batch control, and nothing else.
 """
 
 from __future__ import annotations
 
 import math
+from array import array
 from collections import deque
 from dataclasses import dataclass, field
 
 from llminfer.config import SimulationConfig
+from llminfer.control import BatchLimit, Observed
 from llminfer.request import Request
 from llminfer.workload import Workload
 
@@ -64,6 +66,10 @@ class StepTwin:
         self.waiting: list[Sequence] = []  # in order of arrival
         self.everyone: list[Sequence] = []
         self.steps: list[Step] = []
+        self.entered = array("d")
+        seen = Observed(self.entered, config.stable_rate)
+        self.control = BatchLimit(config.controller(), config.batch_size, seen)
+        self.limit = config.batch_size
         blocks = config.kv_blocks
         self.free = None if blocks is None else deque(range(blocks))
         self.content: dict[int, tuple[int, int]] = {}  # block: its request and place
@@ -79,6 +85,7 @@ class StepTwin:
         if not self.busy:
             self.now = max(self.now, request.arrival_time)
         request.queue_entry_time = request.arrival_time
+        self.entered.append(request.arrival_time)
         sequence = Sequence(request)
         self.waiting.append(sequence)
         self.everyone.append(sequence)
@@ -87,8 +94,20 @@ class StepTwin:
     def busy(self) -> bool:
         return bool(self.running or self.preempted or self.waiting)
 
+    def load(self, now: float) -> int:
+        """What a router sees of this server: requests, or tokens, not yet complete."""
+        left = [
+            s.request for s in self.everyone if not s.done or s.token_times[-1] >= now
+        ]
+        if self.config.router == "least_loaded":
+            return len(left)
+        return sum(r.prompt_length + r.expected_output_length for r in left)
+
     def step(self) -> None:
         start = self.now
+        self.limit = self.control.at(start)
+        if self.control.every_dispatch and (self.waiting or self.preempted):
+            self.limit = self.control.act(start)
         work: dict[Sequence, int] = {}  # tokens computed for each in this step
         if self.config.chunked_prefill:
             if not self.schedule_running(work):
@@ -108,7 +127,9 @@ class StepTwin:
             self.now += c.gamma + c.delta * len(decoding) + c.kappa * kv_tokens
         blocks = sum(len(s.blocks) for s in self.running)
         self.steps.append(
-            Step(start, self.now, prefilled, len(decoding), len(work), kv_tokens, blocks)
+            Step(
+                start, self.now, prefilled, len(decoding), len(work), kv_tokens, blocks
+            )
         )
         for sequence, tokens in work.items():
             self.compute(sequence, tokens)
@@ -141,13 +162,14 @@ class StepTwin:
         sequence.computed = 0
         sequence.decoding = False
         self.preempted.insert(0, sequence)
+        self.control.seen.take(-1)
 
     # Rule 3
 
     def admit(self, work: dict[Sequence, int]) -> None:
         chunked = self.config.chunked_prefill
         budget = self.config.max_batched_tokens - sum(work.values())
-        while budget > 0 and len(self.running) < self.config.batch_size:
+        while budget > 0 and len(self.running) < self.limit:
             if not self.preempted and not self.waiting:
                 return
             sequence = self.preempted[0] if self.preempted else self.next_of_policy()
@@ -169,6 +191,7 @@ class StepTwin:
             else:
                 self.waiting.remove(sequence)
                 sequence.start = self.now
+            self.control.seen.take(1)
             for block in kept:
                 self.free.remove(block)
             sequence.blocks = kept
@@ -200,6 +223,8 @@ class StepTwin:
         if sequence.done:
             self.running.remove(sequence)
             self.release(sequence)
+            latency = self.now - sequence.request.arrival_time
+            self.control.seen.finish(self.now, [latency])
 
     # Blocks
 
@@ -233,11 +258,19 @@ class StepTwin:
         return kept
 
 
-def run_twin(config: SimulationConfig, workload: Workload) -> StepTwin:
-    """Serve ``workload`` by stepping."""
-    twin = StepTwin(config)
-    for request in workload.requests():
-        twin.advance(request.arrival_time)
-        twin.arrive(request)
-    twin.advance(math.inf)
-    return twin
+def run_twins(config: SimulationConfig, workload: Workload) -> list[StepTwin]:
+    """Serve ``workload`` by stepping: one server, or several behind a router."""
+    servers = [StepTwin(config) for _ in range(config.replicas)]
+    for i, request in enumerate(workload.requests()):
+        for server in servers:
+            server.advance(request.arrival_time)
+        if config.router == "round_robin" or config.replicas == 1:
+            place = i % config.replicas
+        else:
+            loads = [server.load(request.arrival_time) for server in servers]
+            place = loads.index(min(loads))
+        servers[place].arrive(request)
+    for server in servers:
+        server.advance(math.inf)
+        server.control.at(server.now)
+    return servers
