@@ -25,6 +25,7 @@ class BlockPool:
 
     Attributes:
         free: Blocks that nobody holds; to take some is to lower it.
+        cycle: How many that decode need a block in the steps with each remainder.
     """
 
     def __init__(self, blocks: int, block_size: int) -> None:
@@ -61,10 +62,6 @@ class BlockPool:
     def leave(self, step: int, tokens: int) -> None:
         """A sequence with so many KV tokens at ``step`` decodes no more."""
         self.cycle[(step - tokens) % self.block_size] -= 1
-
-    def needed(self, step: int) -> int:
-        """Blocks that all that decode need in this one step."""
-        return self.cycle[step % self.block_size]
 
     def needed_in(self, step: int, steps: int, sequences: int) -> int:
         """Blocks that all that decode, ``sequences``, need in ``steps`` steps."""
