@@ -172,7 +172,7 @@ class SimulationConfig:
             isinstance(k, str) for k in params
         ):
             raise fail(name, params, "a dict of parameters by name")
-        self._set(name, Params({k: plain(v) for k, v in params.items()}))
+        self._set(name, _frozen(params))
 
     def _freeze_classes(self) -> None:
         given = self.request_classes
@@ -181,15 +181,8 @@ class SimulationConfig:
         ):
             must = 'a dict such as {"chat": {"share": 2}, "batch": {"share": 1}}'
             raise fail("request_classes", given, must)
-        self._set(
-            "request_classes",
-            Classes(
-                {
-                    k: Params({name: plain(x) for name, x in v.items()})
-                    for k, v in given.items()
-                }
-            ),
-        )
+        frozen = {k: _frozen(v) for k, v in given.items()}
+        self._set("request_classes", Classes(frozen))
         if given and not sum(its.share for its in self.classes) > 0.0:
             raise fail("request_classes", given, "of shares with a sum above 0")
 
@@ -368,6 +361,10 @@ class SimulationConfig:
             if value != default:
                 shown.append(f"{f.name}={value!r}")
         return f"{type(self).__name__}({', '.join(shown)})"
+
+
+def _frozen(params: Mapping[str, Any]) -> Params:
+    return Params({k: plain(v) for k, v in params.items()})
 
 
 def _check_fields(given: Mapping[str, Any]) -> None:
