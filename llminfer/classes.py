@@ -92,6 +92,8 @@ class ClassQueue(Generic[T]):
         tokens_of: The service a request takes, tokens.
     """
 
+    overtakes, restless = True, False
+
     def __init__(
         self, turns: Turns, class_of: Callable[[T], int], tokens_of: Callable[[T], int]
     ) -> None:

@@ -16,39 +16,13 @@ from llminfer.arrivals import ArrivalRate, arrival_law
 from llminfer.checks import ConfigError, build, choice, fail, nearest, number, whole
 from llminfer.control import BatchController, batch_controller
 from llminfer.lengths import LengthLaw, length_law
+from llminfer.params import Classes, Params, plain, thawed
 from llminfer.policies import POLICIES, SchedulingPolicy, get_policy
 from llminfer.request import RequestClass
 from llminfer.timing import COEFFICIENTS, PRESETS, BatchProcessor, StepTime
 
-
-class Params(dict[str, Any]):
-    """Parameters by name that cannot be changed, and can be hashed."""
-
-    def _refuse(self, *_: Any, **__: Any) -> None:
-        raise TypeError("a configuration is frozen: use config.replace(...)")
-
-    __setitem__ = __delitem__ = clear = update = _refuse
-    pop = popitem = setdefault = __ior__ = _refuse  # type: ignore[assignment]
-
-    def __hash__(self) -> int:  # type: ignore[override]
-        return hash(tuple(sorted(self.items())))
-
-    def __reduce__(self) -> tuple[type[Params], tuple[dict[str, Any]]]:
-        return type(self), (dict(self),)
-
-
-class Classes(Params):
-    """Request classes by name; their order numbers them, so that it counts too."""
-
-    __hash__ = Params.__hash__
-
-    def __eq__(self, other: object) -> bool:
-        if not isinstance(other, dict):
-            return False
-        return list(self.items()) == list(other.items())
-
-    def __ne__(self, other: object) -> bool:
-        return not self == other
+SERVERS = ("static", "continuous")
+ROUTERS = ("round_robin", "random", "least_loaded", "shortest_queue")
 
 
 def _params(**values: Any) -> Any:
@@ -82,6 +56,21 @@ class SimulationConfig:
         gamma: Decode, seconds a step.
         delta: Decode, seconds a sequence and step.
         kappa: Decode, seconds a KV token and step.
+        server: ``static`` runs a batch to completion; ``continuous`` changes it from
+            step to step, never waits for a batch to fill, and so has no use for
+            ``batch_timeout``. All that follow, up to ``router``, are settings of the
+            continuous one alone.
+        max_batched_tokens: Most tokens computed in a step.
+        kv_blocks: Blocks of KV memory; None is without limit.
+        block_size: Tokens in a block.
+        chunked_prefill: Prefill a long prompt in parts, beside sequences that decode;
+            False prefills whole prompts in steps that decode nothing.
+        reserve_full_prompt: Admit a request only where its whole prompt fits into the
+            free blocks; False asks for the first part alone.
+        prefix_caching: Let a preempted request find again what nobody has overwritten.
+        replicas: Servers behind one router.
+        router: Which server takes a request: round_robin, random, least_loaded
+            (fewest requests there) or shortest_queue (fewest tokens there).
         num_requests: Measured and warm-up requests together.
         warmup_requests: The first so many by arrival are not measured.
         random_seed: One seed for all streams; None draws a fresh one.
@@ -110,6 +99,15 @@ class SimulationConfig:
     gamma: float = 0.0005
     delta: float = 0.0
     kappa: float = 0.0
+    server: str = "static"
+    max_batched_tokens: int = 2048
+    kv_blocks: int | None = None
+    block_size: int = 16
+    chunked_prefill: bool = True
+    reserve_full_prompt: bool = True
+    prefix_caching: bool = False
+    replicas: int = 1
+    router: str = "round_robin"
     num_requests: int = 10000
     warmup_requests: int = 500
     random_seed: int | None = None
@@ -127,6 +125,7 @@ class SimulationConfig:
         self._set("arrival_cv", cv)
         for name in COEFFICIENTS:
             self._set(name, number(name, getattr(self, name), least=0.0))
+        self._check_server()
         self._set("num_requests", whole("num_requests", self.num_requests, 1))
         warmup = whole("warmup_requests", self.warmup_requests, 0)
         if warmup >= self.num_requests:
@@ -143,6 +142,26 @@ class SimulationConfig:
         # A policy of the user's own may have no hash.
         plain = (type(v) if isinstance(v, SchedulingPolicy) else v for v in values)
         return hash(tuple(plain))
+
+    def _check_server(self) -> None:
+        choice("server", self.server, SERVERS)
+        choice("router", self.router, ROUTERS)
+        for name in ("max_batched_tokens", "block_size", "replicas"):
+            self._set(name, whole(name, getattr(self, name), 1))
+        if self.kv_blocks is not None:
+            self._set("kv_blocks", whole("kv_blocks", self.kv_blocks, 1))
+        for name in ("chunked_prefill", "reserve_full_prompt", "prefix_caching"):
+            if not isinstance(value := getattr(self, name), bool):
+                raise fail(name, value, "True or False")
+        if self.server == "static":
+            if self.replicas > 1:
+                raise fail("replicas", self.replicas, '1 unless server="continuous"')
+        elif self.max_batched_tokens < self.largest_batch:
+            must = f"at least the batch limit, {self.largest_batch}: each may decode"
+            raise fail("max_batched_tokens", self.max_batched_tokens, must)
+        elif self.replicas > 1 and self.batch_control != "static":
+            must = "static for several replicas"
+            raise fail("batch_control", self.batch_control, must)
 
     def _set(self, name: str, value: Any) -> None:
         object.__setattr__(self, name, value)
@@ -162,7 +181,8 @@ class SimulationConfig:
         ):
             must = 'a dict such as {"chat": {"share": 2}, "batch": {"share": 1}}'
             raise fail("request_classes", given, must)
-        self._set("request_classes", Classes({k: _frozen(v) for k, v in given.items()}))
+        frozen = {k: _frozen(v) for k, v in given.items()}
+        self._set("request_classes", Classes(frozen))
         if given and not sum(its.share for its in self.classes) > 0.0:
             raise fail("request_classes", given, "of shares with a sum above 0")
 
@@ -223,9 +243,27 @@ class SimulationConfig:
         return get_policy(self.scheduling_policy, **{**own, **params})
 
     def stable_rate(self, batch_size: int) -> float:
-        """lambda*(B) = B/E[T_B] at a batch limit B, requests a second."""
-        time = self.step_time.mean_batch_time(self.prompts, self.outputs, batch_size)
-        return batch_size / time if time > 0.0 else float("inf")
+        """lambda*(B) of one server at a batch limit B, requests a second.
+
+        Static: B/E[T_B]. Continuous: the saturated server of THEORY 9 with as many
+        sequences as the limit, KV memory and token budget have room for on average.
+        With short memory or budget that is an upper bound: what preemption computes
+        again, and blocks held for a prompt to come, are not in it.
+        """
+        prompts, outputs, law = self.prompts, self.outputs, self.step_time
+        if self.server == "static":
+            time = law.mean_batch_time(prompts, outputs, batch_size)
+            return batch_size / time if time > 0.0 else float("inf")
+        tokens, mean = prompts.expectation(), outputs.expectation()
+        sequences = float(batch_size)
+        if self.kv_blocks is not None:
+            held = tokens + outputs.pairs() / mean  # tokens a sequence, over its steps
+            sequences = min(sequences, self.kv_blocks * self.block_size / held)
+        if self.chunked_prefill:
+            computed = (tokens + mean - 1.0) / mean  # tokens a sequence and step
+            sequences = min(sequences, self.max_batched_tokens / computed)
+        time = law.mean_share(prompts, outputs, sequences)
+        return 1.0 / time if time > 0.0 else float("inf")
 
     @property
     def largest_batch(self) -> int:
@@ -235,8 +273,8 @@ class SimulationConfig:
 
     @property
     def max_stable_rate(self) -> float:
-        """lambda* at the largest batch, requests a second: more overloads it."""
-        return self.stable_rate(self.largest_batch)
+        """lambda* of all servers at the largest batch: more overloads them."""
+        return self.replicas * self.stable_rate(self.largest_batch)
 
     @property
     def offered_load(self) -> float:
@@ -287,7 +325,7 @@ class SimulationConfig:
                 "scheduling_policy", self.scheduling_policy, "a name to be written"
             )
         values = {f.name: getattr(self, f.name) for f in fields(self)}
-        return {k: _thawed(v) for k, v in values.items()}
+        return {k: thawed(v) for k, v in values.items()}
 
     def to_json(self, path: str | Path | None = None) -> str:
         """This configuration as JSON, also written to ``path`` if given."""
@@ -326,20 +364,7 @@ class SimulationConfig:
 
 
 def _frozen(params: Mapping[str, Any]) -> Params:
-    return Params({k: _plain(v) for k, v in params.items()})
-
-
-def _plain(value: Any) -> Any:
-    """Numbers as Python's own, lists and arrays as tuples, which cannot change."""
-    if hasattr(value, "tolist"):
-        value = value.tolist()
-    return tuple(map(_plain, value)) if isinstance(value, (list, tuple)) else value
-
-
-def _thawed(value: Any) -> Any:
-    """Parameters as plain dicts, however deep."""
-    frozen = isinstance(value, Params)
-    return {k: _thawed(v) for k, v in value.items()} if frozen else value
+    return Params({k: plain(v) for k, v in params.items()})
 
 
 def _check_fields(given: Mapping[str, Any]) -> None:

@@ -18,6 +18,7 @@ from tqdm.auto import tqdm
 
 from llminfer.checks import ConfigError, OverloadWarning, fail, whole
 from llminfer.config import SimulationConfig
+from llminfer.continuous import ContinuousBatchingServer
 from llminfer.metrics import MetricsCollector
 from llminfer.policies import SchedulingPolicy, register_policy, registered_policy
 from llminfer.record import RunRecord
@@ -29,6 +30,11 @@ from llminfer.workload import Workload
 Metrics = dict[str, float]
 Row = dict[str, Any]  # a run's numbers by name; lists for series
 Measure = Callable[[SimulationConfig, RunRecord], Row]
+
+_SERVERS: Mapping[str, type[LLMInferenceServer] | type[ContinuousBatchingServer]] = {
+    "static": LLMInferenceServer,
+    "continuous": ContinuousBatchingServer,
+}
 
 
 class SimulationRunner:
@@ -85,7 +91,7 @@ def simulate(config: SimulationConfig, workload: Workload | None = None) -> RunR
     if config.warmup_requests >= len(requests):
         must = f"below the workload's {len(requests)} requests"
         raise fail("warmup_requests", config.warmup_requests, must)
-    server = LLMInferenceServer(env, config, requests)
+    server = _SERVERS[config.server](env, config, requests)
     env.process(server.run())
     env.run()
     return server.record

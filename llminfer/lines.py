@@ -26,7 +26,14 @@ class WaitingLine(Protocol):
     """Waiting requests by their numbers in the workload.
 
     Taking k at once is the same as k times looking at the next one and taking it.
+
+    Attributes:
+        overtakes: May one who joins be next, before those who wait?
+        restless: May who is next change though nobody joins or leaves?
     """
+
+    overtakes: bool
+    restless: bool
 
     def __len__(self) -> int:
         """How many wait."""
@@ -44,14 +51,21 @@ class WaitingLine(Protocol):
         """The earliest to arrive of those that wait."""
 
 
-def waiting_line(policy: SchedulingPolicy, workload: Workload) -> WaitingLine:
+def waiting_line(
+    policy: SchedulingPolicy, workload: Workload, every: bool = True
+) -> WaitingLine:
     """The cheapest line that keeps ``policy``'s order.
 
     A subclass that sorts for itself is asked, whatever it is a subclass of.
+
+    Args:
+        policy: Who goes next.
+        workload: The requests.
+        every: Will all of them join? Another server may take some.
     """
     sorts = type(policy).sort_requests
     if isinstance(policy, KeyedPolicy) and sorts is KeyedPolicy.sort_requests:
-        if type(policy).keys is FCFSPolicy.keys:
+        if every and type(policy).keys is FCFSPolicy.keys:
             return _ArrivalLine()
         return _KeyedLine(policy, workload)
     if isinstance(policy, ClassPolicy) and sorts is ClassPolicy.sort_requests:
@@ -65,6 +79,8 @@ def waiting_line(policy: SchedulingPolicy, workload: Workload) -> WaitingLine:
 
 class _ArrivalLine:
     """Requests in order of arrival: two counters."""
+
+    overtakes = restless = False
 
     def __init__(self) -> None:
         self.head = self.tail = 0
@@ -89,6 +105,8 @@ class _ArrivalLine:
 
 class _KeyedLine:
     """Requests under a fixed key: a heap of their ranks."""
+
+    overtakes, restless = True, False
 
     def __init__(self, policy: KeyedPolicy, workload: Workload) -> None:
         numbers = np.arange(len(workload))
@@ -137,6 +155,8 @@ class _SortedLine:
     The policy is asked once for an instant and a queue, so that looking at the next
     request does not change who it is.
     """
+
+    overtakes = restless = True
 
     def __init__(self, policy: SchedulingPolicy, workload: Workload) -> None:
         self.policy = policy

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from llminfer.checks import fail, whole
+from llminfer.checks import fail, number, whole
+from llminfer.gaps import Gaps, token_gaps
 from llminfer.lengths import FloatArray
 from llminfer.record import RunRecord
 from llminfer.request import Request
@@ -30,16 +31,14 @@ class MetricsCollector:
             requests: A run's record, its ``.requests`` table, or served requests.
             warmup_requests: The first so many by arrival are left out of everything
                 a request has; queue, batches and utilization are of the whole run.
-            step_time: The coefficients, for the slowdown; without it there is none.
+            step_time: The coefficients, for the slowdown and the gaps between tokens;
+                without them there are none.
 
         Raises:
             ConfigError: Nothing is left to measure.
         """
         record = _as_record(requests)
-        skip = whole("warmup_requests", warmup_requests, 0)
-        if skip >= len(record.arrival_time):
-            must = f"below the number of completed requests, {len(record.arrival_time)}"
-            raise fail("warmup_requests", warmup_requests, must)
+        skip = _measured(record, warmup_requests)
         arrival = record.arrival_time[skip:]
         start = record.processing_start_time[skip:]
         first = record.first_token_time[skip:]
@@ -54,10 +53,12 @@ class MetricsCollector:
         tpot = (end - first)[several] / (output[several] - 1.0)
 
         metrics = _spread("latency", latency, "avg median std min max p50 p95 p99")
+        metrics |= _spread("e2e", latency, _FIELD)
+        metrics |= _spread("normalized_latency", latency / output, _FIELD)
         metrics |= _spread("queue_wait", wait, "avg median max p95 p99 p999")
         metrics |= _spread("processing_time", processing, "avg median max")
-        metrics |= _spread("ttft", first - arrival, "avg p50 p90 p95 p99")
-        metrics |= _spread("tpot", tpot, "avg p50 p90 p95 p99")
+        metrics |= _spread("ttft", first - arrival, _FIELD)
+        metrics |= _spread("tpot", tpot, _FIELD)
         total_tokens = float(prompt.sum() + output.sum())
         metrics |= {
             "throughput_req_per_sec": _ratio(len(latency), span),
@@ -73,11 +74,70 @@ class MetricsCollector:
             "total_tokens": total_tokens,
         }
         metrics |= _whole_run(record)
+        if record.steps is not None:
+            metrics["preemptions"] = int(record.preemptions[skip:].sum())
         if step_time is not None:
-            alone = step_time.alone(prompt, output)
+            alone = _alone(record, step_time, prompt, output)
             with np.errstate(divide="ignore", invalid="ignore"):
                 metrics |= _spread("slowdown", latency / alone, "avg p50 p99")
+            if len(record.batch_start):
+                metrics |= _gap_metrics(token_gaps(record, step_time.kappa, skip))
         return metrics
+
+
+def goodput(
+    requests: RunRecord | pd.DataFrame | Sequence[Request],
+    ttft_limit: float,
+    tpot_limit: float,
+    warmup_requests: int = 0,
+) -> float:
+    """Requests a second that met both limits, over the measured time.
+
+    TPOT is that of vLLM, from the first token on; a single token has none to miss.
+
+    Args:
+        requests: A run's record, its ``.requests`` table, or served requests.
+        ttft_limit: Longest time to the first token, seconds.
+        tpot_limit: Longest time an output token after the first, seconds.
+        warmup_requests: The first so many by arrival are left out.
+
+    Raises:
+        ConfigError: Nothing is left to measure, or a limit is no number.
+    """
+    record = _as_record(requests)
+    skip = _measured(record, warmup_requests)
+    arrival = record.arrival_time[skip:]
+    first, end = record.first_token_time[skip:], record.processing_end_time[skip:]
+    in_time = first - arrival <= number("ttft_limit", ttft_limit, least=0.0)
+    decode = number("tpot_limit", tpot_limit, least=0.0)
+    steady = end - first <= decode * (record.output_length[skip:] - 1)
+    return _ratio(int((in_time & steady).sum()), float(end.max() - arrival[0]))
+
+
+def _measured(record: RunRecord, warmup_requests: int) -> int:
+    """The number of the first measured request."""
+    skip = whole("warmup_requests", warmup_requests, 0)
+    if skip >= len(record.arrival_time):
+        must = f"below the number of completed requests, {len(record.arrival_time)}"
+        raise fail("warmup_requests", warmup_requests, must)
+    return skip
+
+
+def _alone(
+    record: RunRecord, step_time: StepTime, prompt: FloatArray, output: FloatArray
+) -> FloatArray:
+    if record.steps is None:
+        return step_time.alone(prompt, output)
+    return step_time.alone_stepwise(prompt, output, record.steps.max_prefill)
+
+
+def _gap_metrics(gaps: Gaps) -> dict[str, float]:
+    keys = _FIELD.split()[1:]
+    found = gaps.quantiles([_QUANTILES[key] / 100.0 for key in keys])
+    return {
+        "avg_itl": gaps.mean(),
+        **{f"{key}_itl": float(x) for key, x in zip(keys, found, strict=True)},
+    }
 
 
 def _as_record(requests: RunRecord | pd.DataFrame | Sequence[Request]) -> RunRecord:
@@ -89,17 +149,27 @@ def _as_record(requests: RunRecord | pd.DataFrame | Sequence[Request]) -> RunRec
 
 
 def _whole_run(record: RunRecord) -> dict[str, float]:
-    """Queue, batches and utilization of the whole run, warm-up too."""
-    busy = float((record.batch_end - record.batch_start).sum())
-    lasted = float(record.batch_end.max() - record.arrival_time[0])
-    return {
+    """Queue, batches, utilization and memory of the whole run, warm-up too."""
+    time = record.batch_end - record.batch_start
+    lasted = float(record.batch_end.max(initial=0.0) - record.arrival_time[0])
+    log = record.steps
+    steps = np.ones(len(time), dtype=np.int64) if log is None else log.batch_steps
+    servers = 1 if log is None else log.replicas
+    metrics = {
         "max_queue_length": record.max_queue_length,
-        "total_batches": len(record.batch_size),
-        "avg_batch_size": float(record.batch_size.mean()),
-        "utilization": _ratio(busy, lasted),
+        "total_batches": int(steps.sum()),
+        "avg_batch_size": _ratio(int(steps @ record.batch_size), int(steps.sum())),
+        "utilization": _ratio(float(time.sum()), servers * lasted),
     }
+    if log is not None and log.kv_blocks is not None:
+        held = (log.first_blocks + log.last_blocks) / 2.0
+        memory = servers * log.kv_blocks
+        metrics["avg_kv_occupancy"] = _ratio(float(held @ time), memory * lasted)
+        metrics["max_kv_occupancy"] = float(log.last_blocks.max()) / log.kv_blocks
+    return metrics
 
 
+_FIELD = "avg p50 p90 p95 p99"  # as vLLM's own benchmark reports a time
 _QUANTILES = {"p50": 50.0, "p90": 90.0, "p95": 95.0, "p99": 99.0, "p999": 99.9}
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 import pandas as pd
@@ -19,6 +19,43 @@ _TIMES = (
     "first_token_time",
     "processing_end_time",
 )
+
+
+@dataclass(frozen=True, eq=False)
+class StepLog:
+    """What a continuous run leaves behind beside requests and batches.
+
+    There a row of batches is a stretch of steps with the same sequences.
+
+    Attributes:
+        replica: The server that took each request, shape (n,).
+        batch_replica: The server of each stretch, shape (batches,).
+        batch_steps: Steps in each, same shape.
+        batch_decoding: Sequences that decode in each of these steps, same shape.
+        max_prefill: Prompt tokens of a request that a step prefills at most.
+        replicas: How many servers there were.
+        kv_blocks: Blocks of KV memory each has; None without limit.
+        first_blocks: Blocks held in each stretch's first step; empty without limit.
+        last_blocks: Blocks held in its last.
+        preempted_request: Who was preempted, shape (preemptions,), in order of time.
+        preempted_time: When, seconds.
+        resumed_time: When it was admitted again.
+        caught_up_time: When its next token appeared; NaN if it was preempted before.
+    """
+
+    replica: IntArray
+    batch_replica: IntArray
+    batch_steps: IntArray
+    batch_decoding: IntArray
+    max_prefill: float
+    replicas: int
+    kv_blocks: int | None
+    first_blocks: IntArray
+    last_blocks: IntArray
+    preempted_request: IntArray
+    preempted_time: FloatArray
+    resumed_time: FloatArray
+    caught_up_time: FloatArray
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,6 +76,7 @@ class RunRecord:
         batch_size: Requests in each, shape (batches,).
         limit_time: When the batch limit was set or changed, ascending.
         batch_limit: The limit from then on, same shape.
+        steps: What a continuous server adds; None from a static one.
     """
 
     arrival_time: FloatArray
@@ -54,10 +92,13 @@ class RunRecord:
     batch_size: IntArray
     limit_time: FloatArray = field(default_factory=lambda: np.empty(0))
     batch_limit: IntArray = field(default_factory=lambda: np.empty(0, dtype=np.int64))
+    steps: StepLog | None = None
 
     @classmethod
     def from_frame(cls, frame: pd.DataFrame) -> Self:
         """The record of a table of requests; a batch is a shared start and end.
+
+        The table of a continuous run says nothing about its batches: there are none.
 
         Args:
             frame: Columns as ``to_frame`` gives them; requests that have not
@@ -69,7 +110,11 @@ class RunRecord:
         starts, ends = done["processing_start_time"], done["processing_end_time"]
         classes = done.get("request_class", pd.Series(0, done.index))
         batches = done.groupby([starts, ends], sort=True).size()
-        times = {name: done[name].to_numpy(dtype=np.float64) for name in _TIMES}
+        if "replica" in done:
+            batches = batches[:0]
+        times: dict[str, Any] = {
+            name: done[name].to_numpy(np.float64) for name in _TIMES
+        }
         return cls(
             prompt_length=done["prompt_length"].to_numpy(dtype=np.int64),
             output_length=done["output_length"].to_numpy(dtype=np.int64),
@@ -99,7 +144,7 @@ class RunRecord:
 
     def to_frame(self) -> pd.DataFrame:
         """One row a request, in order of arrival, warm-up too."""
-        return pd.DataFrame(
+        frame = pd.DataFrame(
             {
                 "request_id": np.arange(len(self.arrival_time)),
                 "arrival_time": self.arrival_time,
@@ -112,13 +157,42 @@ class RunRecord:
                 "request_class": self.request_class,
             }
         )
+        if self.steps is not None:
+            frame["preemptions"] = self.preemptions
+            frame["replica"] = self.steps.replica
+        return frame
+
+    @property
+    def waits(self) -> tuple[FloatArray, FloatArray]:
+        """When somebody began to wait, and when each wait ended, seconds.
+
+        Who is preempted waits again.
+        """
+        begin, end = self.queue_entry_time, self.processing_start_time
+        if self.steps is not None and len(self.steps.preempted_time):
+            begin = np.concatenate((begin, self.steps.preempted_time))
+            end = np.concatenate((end, self.steps.resumed_time))
+        return begin, end
 
     @property
     def max_queue_length(self) -> int:
         """Most requests that ever waited at once.
 
-        A queue only grows until a batch leaves, so it is greatest at a dispatch.
+        A queue only grows until somebody leaves it, so it is greatest just before.
         """
-        entered = np.searchsorted(self.queue_entry_time, self.batch_start, side="right")
-        left = np.concatenate(([0], np.cumsum(self.batch_size)[:-1]))
+        if self.steps is None:
+            begin, leave = self.queue_entry_time, self.batch_start
+            left = np.cumsum(self.batch_size) - self.batch_size
+        else:
+            begin, leave = map(np.sort, self.waits)
+            left = np.searchsorted(leave, leave)
+        entered = np.searchsorted(begin, leave, side="right")
         return int((entered - left).max(initial=0))
+
+    @property
+    def preemptions(self) -> IntArray:
+        """How often each request was preempted, shape (n,)."""
+        n = len(self.arrival_time)
+        if self.steps is None:
+            return np.zeros(n, dtype=np.int64)
+        return np.bincount(self.steps.preempted_request, minlength=n)

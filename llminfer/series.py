@@ -71,17 +71,47 @@ class StepSeries:
 
 def queue_length(record: RunRecord) -> StepSeries:
     """Requests that wait, over time."""
-    return _between(record.queue_entry_time, record.processing_start_time)
+    return _between(*record.waits)
 
 
 def running(record: RunRecord) -> StepSeries:
     """Requests in service, over time: the batch that runs."""
-    return _between(record.processing_start_time, record.processing_end_time)
+    waits, begin = record.waits
+    preempted = waits[len(record.arrival_time) :]
+    return _between(begin, np.append(record.processing_end_time, preempted))
 
 
 def batch_limit(record: RunRecord) -> StepSeries:
     """The batch limit, over time."""
     return _last_of_each(record.limit_time, record.batch_limit)
+
+
+def kv_occupancy(record: RunRecord, replica: int = 0) -> tuple[FloatArray, FloatArray]:
+    """The share of a server's KV blocks that is held, over time.
+
+    Args:
+        record: A finished run of a continuous server with ``kv_blocks``.
+        replica: Which server.
+
+    Returns:
+        Times, seconds, and shares, 0 to 1, to be joined by lines.
+
+    Raises:
+        ConfigError: The run had no limit of blocks.
+    """
+    log = record.steps
+    if log is None or log.kv_blocks is None:
+        raise fail("kv_blocks", None, "given, or nothing is occupied")
+    rows = log.batch_replica == replica
+    begin, end = record.batch_start[rows], record.batch_end[rows]
+    first, last = log.first_blocks[rows], log.last_blocks[rows]
+    nothing = np.zeros_like(first)
+    idle = np.append(begin[1:] > end[:-1], True)
+    after = np.append(begin[1:], end[-1:])
+    points = np.column_stack((begin, end, end, after))
+    held = np.column_stack((first, last, nothing, nothing))
+    drawn = np.column_stack((idle | True, idle | True, idle, idle))
+    return points[drawn], held[drawn] / log.kv_blocks
 
 
 def latency_quantile(

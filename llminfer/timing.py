@@ -6,6 +6,8 @@ from collections.abc import Generator, Mapping, Sequence
 from dataclasses import astuple, dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
+
 from llminfer.checks import number
 from llminfer.lengths import FloatArray, LengthLaw
 from llminfer.request import Request
@@ -105,6 +107,39 @@ class StepTime:
         decode = steps * (self.gamma + self.delta * b + self.kappa * prompt_tokens)
         growth = self.kappa * b * outputs.pairs(b) if self.kappa else 0.0
         return self.alpha * prompt_tokens + self.beta + decode + growth
+
+    def alone_stepwise(
+        self, prompt: FloatArray, output: FloatArray, budget: float
+    ) -> FloatArray:
+        """Seconds requests would take alone on an idle continuous server, same shape.
+
+        Args:
+            prompt: Tokens.
+            output: Tokens.
+            budget: Prompt tokens a step prefills at most.
+        """
+        steps = output - 1.0
+        decode = self.gamma + self.delta + self.kappa * prompt
+        growth = self.kappa * steps * (steps - 1.0) / 2.0
+        prefill = self.alpha * prompt + self.beta * np.ceil(prompt / budget)
+        return prefill + steps * decode + growth
+
+    def mean_share(self, prompts: LengthLaw, outputs: LengthLaw, b: float) -> float:
+        """Seconds of a saturated continuous server that a request uses up.
+
+        Args:
+            prompts: Law of the prompts.
+            outputs: Law of the outputs; the share of ``beta`` is exact if geometric.
+            b: Sequences that run, on average.
+
+        Source: THEORY 9.
+        """
+        mean, tokens = outputs.expectation(), prompts.expectation()
+        kv_tokens = tokens + (outputs.pairs() / mean if self.kappa else 0.0)
+        prefills = 1.0 - (1.0 - 1.0 / mean) ** b  # the chance that a step has one
+        step = self.gamma + self.delta * b + self.kappa * b * kv_tokens
+        batch = mean * (step + self.beta * prefills) - self.delta * b
+        return float(batch / b + self.alpha * tokens)
 
 
 class BatchProcessor:

@@ -1,0 +1,263 @@
+"""The batch of a continuous server: who enters it, is preempted, and completes.
+
+The rules are those of vLLM's V1 scheduler (Kwon et al. 2023), as DESIGN section 4 has
+them. A request is its number in the workload.
+"""
+
+from __future__ import annotations
+
+import math
+from array import array
+from dataclasses import dataclass, field
+from heapq import heappop, heappush
+
+from llminfer.config import SimulationConfig
+from llminfer.control import BatchLimit
+from llminfer.journal import Log, Requests
+from llminfer.kv import BlockPool, block_pool
+from llminfer.lines import WaitingLine
+
+
+@dataclass(slots=True, eq=False)
+class Batch:
+    """The requests that one server runs, and those that wait for it.
+
+    Args:
+        config: Limits.
+        requests: The run's requests, to be read and filled in.
+        line: Where new requests wait.
+        control: What sets the batch limit; None leaves it at ``batch_size``.
+    """
+
+    config: SimulationConfig
+    requests: Requests
+    line: WaitingLine
+    control: BatchLimit | None = None
+    log: Log = field(default_factory=Log)
+    # Settings
+    limit: int = field(init=False)  # sequences at most
+    budget: int = field(init=False)  # tokens a step at most
+    chunked: bool = field(init=False)
+    whole: bool = field(init=False)  # must a whole prompt fit into the free blocks?
+    pool: BlockPool | None = field(init=False)
+    prompt: array[int] = field(init=False)
+    output: array[int] = field(init=False)
+    shift: int = field(init=False)  # bits of a request's number
+    # Who runs, in order of admission. While one decodes: the decode step after which it
+    # is complete, counted over the whole run, with its own number in the low bits.
+    running: dict[int, int] = field(default_factory=dict)
+    heap: list[int] = field(default_factory=list)  # the same, and some that are no more
+    decoded: int = 0  # decode steps so far
+    decoding: int = 0  # sequences that decode
+    kv_tokens: int = 0  # in their caches
+    partial: int = -1  # who runs with part of its prompt yet to prefill; -1 is nobody
+    computed: int = 0  # tokens in its cache
+    prefilled: list[int] = field(
+        default_factory=list
+    )  # whose prefill ends in this step
+    # Who waits, or is gone
+    admitted: int = 0  # how many have left the line
+    preempted: list[int] = field(default_factory=list)  # the last returns first
+    made: dict[int, int] = field(default_factory=dict)  # tokens of the preempted
+    row: dict[int, int] = field(default_factory=dict)  # their last row in the log
+    tokens_done: int = 0  # prompt and output tokens of complete requests
+
+    def __post_init__(self) -> None:
+        config = self.config
+        self.limit, self.budget = config.batch_size, config.max_batched_tokens
+        self.chunked = config.chunked_prefill
+        self.whole = config.reserve_full_prompt or not self.chunked
+        self.pool = block_pool(
+            config.kv_blocks, config.block_size, config.prefix_caching
+        )
+        self.prompt, self.output = self.requests.prompt, self.requests.output
+        self.shift = len(self.prompt).bit_length()
+
+    # Who runs
+
+    def grow(self, now: float) -> bool:
+        """A block for each that needs one to decode now; was someone preempted?"""
+        pool, short = self.pool, False
+        assert pool is not None
+        while (need := pool.cycle[self.decoded % pool.block_size]) > pool.free:
+            self.preempt(now)
+            short = True
+        pool.free -= need
+        return short
+
+    def prefill_on(self, now: float) -> int:
+        """Prefill what the budget allows of the prompt in progress, tokens.
+
+        Returns 0 if there are too few blocks for it, and it had to preempt itself.
+        """
+        rest = self.still_to_prefill()
+        tokens = min(rest, self.budget - self.decoding)
+        pool = self.pool
+        if pool is not None:
+            held = pool.blocks_for(self.computed)
+            more = pool.blocks_for(self.computed + tokens) - held
+            if more > pool.free:
+                self.preempt(now)
+                return 0
+            pool.free -= more
+        self.computed += tokens
+        if tokens == rest:
+            self.prefilled.append(self.partial)
+            self.partial = -1
+        return tokens
+
+    def still_to_prefill(self) -> int:
+        """Tokens of the prompt in progress that are not in its cache."""
+        i = self.partial
+        return self.prompt[i] + self.made.get(i, 0) - self.computed
+
+    def preempt(self, now: float) -> None:
+        """The one admitted last gives up its blocks, and waits at the head."""
+        pool, log = self.pool, self.log
+        assert pool is not None
+        i, entry = self.running.popitem()
+        if i == self.partial:
+            self.partial = -1
+            tokens = self.computed
+            self.made.setdefault(i, 0)
+        else:
+            self.made[i] = made = self.output[i] - (entry >> self.shift) + self.decoded
+            tokens = self.prompt[i] + made - 1
+            self.decoding -= 1
+            self.kv_tokens -= tokens
+            pool.leave(self.decoded, tokens)
+        pool.abandon(i, tokens)
+        self.preempted.append(i)
+        if self.control is not None:
+            self.control.seen.take(-1)
+        self.row[i] = len(log.victim)
+        log.victim.append(i)
+        log.preempted.append(now)
+        log.resumed.append(math.nan)
+        log.caught_up.append(math.nan)
+
+    # Who waits
+
+    def admit(self, now: float, waiting: int, budget: int) -> int:
+        """Admit who fits, the next in order first; the tokens to prefill for them.
+
+        Args:
+            now: Seconds.
+            waiting: How many are in the line.
+            budget: Tokens that may be prefilled in this step.
+        """
+        preempted, total = self.preempted, 0
+        while total < budget and len(self.running) < self.limit:
+            if preempted:
+                i = preempted[-1]
+            elif waiting:
+                i = self.line.peek(now)
+            else:
+                break
+            tokens = self._enter(i, budget - total, total)
+            if not tokens:
+                break
+            total += tokens
+            if preempted:
+                self.log.resumed[self.row[preempted.pop()]] = now
+            else:
+                self.line.take(1, now)
+                waiting -= 1
+                self.admitted += 1
+                self.requests.start[i] = now
+            if self.control is not None:
+                self.control.seen.take(1)
+        return total
+
+    def _enter(self, i: int, budget: int, others: int) -> int:
+        """Let a request run if it fits; its tokens to prefill in this step, or 0.
+
+        Args:
+            i: The request, the last of the preempted if there are any.
+            budget: Tokens that may be prefilled for it.
+            others: Tokens that are prefilled for others who enter.
+        """
+        pool, whole, known = self.pool, self.prompt[i], 0
+        if self.preempted and pool is not None:
+            whole += self.made[i]
+            known = pool.found(i) * pool.block_size
+        tokens = whole - known
+        if tokens > budget:
+            if self.chunked:
+                tokens = budget
+            elif others:
+                return 0
+        if pool is not None:
+            size = pool.block_size
+            blocks = -(-(known + tokens) // size)
+            if (-(-whole // size) if self.whole else blocks) > pool.free:
+                return 0
+            if self.preempted:
+                pool.reclaim(i)
+            pool.free -= blocks - known // size
+        self.running[i] = -1
+        if known + tokens == whole:
+            self.prefilled.append(i)
+        else:
+            self.partial, self.computed = i, known + tokens
+        return tokens
+
+    # When tokens come out
+
+    def next_completion(self) -> int:
+        """The decode step after which the next request is complete."""
+        heap, running, shift = self.heap, self.running, self.shift
+        mask = (1 << shift) - 1
+        while running.get((entry := heap[0]) & mask) != entry:
+            heappop(heap)
+        return entry >> shift
+
+    def complete(self, end: float) -> None:
+        """At ``end``, let go of those that decode and whose last token is out."""
+        heap, running, pool = self.heap, self.running, self.pool
+        mask, later = (1 << self.shift) - 1, (self.decoded + 1) << self.shift
+        while heap and heap[0] < later:
+            entry = heappop(heap)
+            i = entry & mask
+            if running.get(i) != entry:
+                continue
+            tokens = self.prompt[i] + self.output[i] - 1
+            self.decoding -= 1
+            self.kv_tokens -= tokens
+            if pool is not None:
+                pool.leave(self.decoded, tokens)
+            self._let_go(i, tokens, end)
+
+    def emit(self, end: float) -> None:
+        """At ``end``, a token for each whose prefill is complete: it decodes now."""
+        pool, made_by, requests = self.pool, self.made, self.requests
+        for i in self.prefilled:
+            made = 1
+            if i in made_by:
+                made += made_by.pop(i)
+                self.log.caught_up[self.row.pop(i)] = end
+            if made == 1:
+                requests.first[i] = end
+            tokens = self.prompt[i] + made - 1
+            left = self.output[i] - made
+            if left:
+                entry = (self.decoded + left) << self.shift | i
+                self.running[i] = entry
+                heappush(self.heap, entry)
+                self.decoding += 1
+                self.kv_tokens += tokens
+                if pool is not None:
+                    pool.join(self.decoded, tokens)
+            else:
+                self._let_go(i, tokens, end)
+        self.prefilled.clear()
+
+    def _let_go(self, i: int, tokens: int, end: float) -> None:
+        """A request with so many tokens in its cache is complete."""
+        del self.running[i]
+        self.requests.end[i] = end
+        self.tokens_done += tokens + 1
+        if self.pool is not None:
+            self.pool.release(tokens)
+        if self.control is not None:
+            self.control.seen.finish(end, [end - self.requests.arrival[i]])

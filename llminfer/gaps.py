@@ -1,0 +1,273 @@
+"""Gaps between the tokens of all requests, pooled, without a list of tokens.
+
+Within a stretch of steps every sequence that decodes gets a token a step, and each step
+is longer than the one before by the same amount. So all gaps of a run are a few
+arithmetic progressions, each of which stands for several sequences.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from llminfer.lengths import FloatArray, IntArray
+from llminfer.record import RunRecord, StepLog
+
+_LISTED = 8192  # gaps that are listed one by one rather than narrowed down further
+_SAMPLED = 4096  # gaps that say where a quantile will be
+
+
+class Gaps(NamedTuple):
+    """Gaps as progressions ``first + j growth``, 0 <= j < ``steps``, shape (n,) each.
+
+    Attributes:
+        first: Seconds.
+        growth: Seconds, not negative.
+        steps: How many there are.
+        weight: How many sequences each of them stands for.
+    """
+
+    first: FloatArray
+    growth: FloatArray
+    steps: IntArray
+    weight: IntArray
+
+    def mean(self) -> float:
+        """Seconds; NaN if there are none."""
+        gaps = self.steps * self.weight
+        middle = self.first + self.growth * (self.steps - 1) / 2.0
+        return float(gaps @ middle / gaps.sum()) if gaps.sum() else np.nan
+
+    def quantiles(self, shares: npt.ArrayLike) -> FloatArray:
+        """Quantiles by linear interpolation, as of the list of all gaps, seconds.
+
+        Args:
+            shares: From 0 to 1, shape (k,).
+
+        Returns:
+            Shape (k,); NaN if there are no gaps.
+        """
+        wanted = np.asarray(shares, dtype=np.float64)
+        gaps = self._rows(np.flatnonzero((self.steps > 0) & (self.weight > 0)))
+        if not len(gaps.first):
+            return np.full(wanted.shape, np.nan)
+        ranks = wanted * (gaps.number() - 1)
+        sample = gaps._sample()
+        return np.array([_at_rank(gaps, rank, sample) for rank in ranks])
+
+    def number(self) -> int:
+        """How many gaps there are."""
+        return int(self.steps @ self.weight)
+
+    def up_to(self, value: float) -> IntArray:
+        """How many of each progression are at most ``value``, shape (n,)."""
+        some = np.where(self.first <= value, self.steps, 0)
+        across = np.flatnonzero((some > 0) & (self._last() > value))
+        reached = np.floor((value - self.first[across]) / self.growth[across]) + 1.0
+        some[across] = np.minimum(reached, self.steps[across])
+        return some
+
+    def _head(self, some: IntArray) -> Gaps:
+        """The first ``some`` of each progression."""
+        rows = np.flatnonzero(some)
+        return self._rows(rows)._replace(steps=some[rows])
+
+    def _tail(self, some: IntArray) -> Gaps:
+        """All but the first ``some`` of each."""
+        rows = np.flatnonzero(some < self.steps)
+        there, gone = self._rows(rows), some[rows]
+        first = there.first + gone * there.growth
+        return there._replace(first=first, steps=there.steps - gone)
+
+    def _rows(self, rows: IntArray) -> Gaps:
+        first, growth = self.first[rows], self.growth[rows]
+        return Gaps(first, growth, self.steps[rows], self.weight[rows])
+
+    def _last(self) -> FloatArray:
+        return self.first + self.growth * (self.steps - 1)
+
+    def _sample(self) -> FloatArray:
+        """Some of the gaps, evenly spread over the run, in ascending order."""
+        upto = np.cumsum(self.steps * self.weight)
+        at = np.arange(0, upto[-1], max(1, upto[-1] // _SAMPLED))
+        row = np.searchsorted(upto, at, side="right")
+        left = (upto[row] - 1 - at) // self.weight[row]
+        return np.sort(self._last()[row] - left * self.growth[row])
+
+    def _listed(self) -> tuple[FloatArray, IntArray]:
+        """Every gap by itself, ascending, and how many stand there up to it."""
+        steps = self.steps
+        place = np.arange(steps.sum()) - np.repeat(np.cumsum(steps) - steps, steps)
+        values = np.repeat(self.first, steps) + place * np.repeat(self.growth, steps)
+        order = np.argsort(values)
+        return values[order], np.cumsum(np.repeat(self.weight, steps)[order])
+
+
+def _at_rank(gaps: Gaps, rank: float, sample: FloatArray) -> float:
+    """The gap of this rank in ascending order, from 0; between two, on a line.
+
+    The ranks below and above are narrowed down to an interval (low, high], first by
+    where a sample has them, then by halves, until the gaps in it can be listed.
+
+    Args:
+        gaps: All of them.
+        rank: From 0 to one below their number.
+        sample: Some of them, ascending.
+    """
+    below, total, passed = int(rank), gaps.number(), 0
+    low, high = float(gaps.first.min()) - 1.0, float(gaps._last().max())
+    near = len(sample) * rank / total + np.array([-2.0, 2.0]) * len(sample) ** 0.5
+    cuts = sample[near.clip(0, len(sample) - 1).astype(np.int64)].tolist()
+    while gaps.steps.sum() > _LISTED + (0 if cuts else len(gaps.first)):
+        halve = not cuts
+        cut = (low + high) / 2.0 if halve else cuts.pop()
+        if low < cut < high:
+            some = gaps.up_to(cut)
+            upto = passed + int(some @ gaps.weight)
+            if upto > below + 1 or upto == total:
+                gaps, high = gaps._head(some), cut
+            elif upto <= below:
+                gaps, low, passed = gaps._tail(some), cut, upto
+            else:  # between the two ranks
+                one, other = gaps._head(some)._last(), gaps._tail(some).first
+                return _on_line(rank, one.max(), other.min())
+        elif halve:
+            return high  # as near as numbers get
+    values, upto_each = gaps._listed()
+    at = np.searchsorted(passed + upto_each, [below, below + 1], side="right")
+    return _on_line(rank, *values[at.clip(max=len(values) - 1)])
+
+
+def _on_line(rank: float, one: float, other: float) -> float:
+    return float(one + (rank - int(rank)) * (other - one))
+
+
+def _single(values: FloatArray, weight: Any) -> Gaps:
+    """Gaps one by one, each for ``weight`` sequences."""
+    one = np.ones(len(values), dtype=np.int64)
+    return Gaps(values, np.zeros(len(values)), one, one * weight)
+
+
+def _joined(parts: Sequence[Gaps]) -> Gaps:
+    return Gaps(
+        np.concatenate([part.first for part in parts]),
+        np.concatenate([part.growth for part in parts]),
+        np.concatenate([part.steps for part in parts]),
+        np.concatenate([part.weight for part in parts]),
+    )
+
+
+def token_gaps(record: RunRecord, kappa: float, warmup_requests: int = 0) -> Gaps:
+    """The gaps between the tokens of all measured requests of a run.
+
+    A static server gives a request of a batch one token a decode step until it has
+    them all; the padding that follows makes none. So the gaps of a request may add up
+    to less than the time from its first token to its end, which TPOT counts.
+
+    Args:
+        record: A finished run.
+        kappa: Seconds a KV token and decode step.
+        warmup_requests: The first so many by arrival are left out.
+    """
+    log = record.steps
+    if log is None:
+        return _static_gaps(record, kappa, warmup_requests)
+    parts = []
+    for server in range(log.replicas):
+        parts += _server_gaps(record, log, server, kappa, warmup_requests)
+    # Steps that take no time hold gaps of no time, which no clock tells apart.
+    gaps = int((record.output_length[warmup_requests:] - 1).sum())
+    unseen = gaps - sum(part.number() for part in parts)
+    return _joined([*parts, _single(np.zeros(1), unseen)])
+
+
+def _static_gaps(record: RunRecord, kappa: float, skip: int) -> Gaps:
+    batch = np.searchsorted(record.batch_start, record.processing_start_time)
+    longest = np.zeros(len(record.batch_start), dtype=np.int64)
+    np.maximum.at(longest, batch, record.output_length)
+    mine = skip + np.flatnonzero(record.output_length[skip:] > 1)
+    batch = batch[mine]
+    growth = np.asarray(kappa * record.batch_size[batch], dtype=np.float64)
+    time = record.processing_end_time[mine] - record.first_token_time[mine]
+    first = _first_step(time, longest[batch], growth)
+    return Gaps(first, growth, record.output_length[mine] - 1, np.ones_like(mine))
+
+
+def _first_step(time: FloatArray, steps: IntArray, growth: FloatArray) -> FloatArray:
+    """Seconds of the first of ``steps`` steps that take ``time`` together."""
+    return (time - growth * (steps * (steps - 1) / 2.0)) / steps
+
+
+def _server_gaps(
+    record: RunRecord, log: StepLog, server: int, kappa: float, skip: int
+) -> list[Gaps]:
+    """The gaps of the requests from ``skip`` on that one server took."""
+    rows = np.flatnonzero((log.batch_replica == server) & (log.batch_decoding > 0))
+    start, end = record.batch_start[rows], record.batch_end[rows]
+    steps = log.batch_steps[rows]
+    growth = np.where(steps > 1, kappa * log.batch_decoding[rows], 0.0)
+    first = _first_step(end - start, steps, growth)
+    mine = skip + np.flatnonzero(log.replica[skip:] == server)
+    request, begin, last = _decoding_times(record, log, mine, end)
+    before = np.concatenate(([-np.inf], end[:-1]))  # the last decode step's end
+    some = last > begin
+    weight = np.searchsorted(np.sort(begin[some]), start, side="right")
+    weight -= np.searchsorted(np.sort(last[some]), before, side="right")
+
+    # Between two tokens that a preemption parts, and between two that the prefill of
+    # others parts: of those who decoded before it, and of those who just began.
+    returns = np.flatnonzero(request[1:] == request[:-1])
+    away = begin[1:][returns] - last[:-1][returns]
+    late = start > before
+    row = np.searchsorted(start, begin[some])
+    waited = ((start + first)[row] - begin[some])[late[row]]
+    old = weight - np.bincount(row[late[row]], minlength=len(start))
+    return [
+        Gaps(first + growth * late, growth, steps - late, weight),
+        _single((start + first - before)[late & (old > 0)], old[late & (old > 0)]),
+        _single(np.concatenate((away, waited)), 1),
+    ]
+
+
+def _decoding_times(
+    record: RunRecord, log: StepLog, mine: IntArray, row_end: FloatArray
+) -> tuple[IntArray, FloatArray, FloatArray]:
+    """When requests decoded: from a first token, or the one after a preemption, on.
+
+    Args:
+        record: A finished run.
+        log: Its steps.
+        mine: Requests of one server, ascending.
+        row_end: When that server's stretches with decode steps ended, ascending.
+
+    Returns:
+        The request, and when its first and last token in a row appeared, by request
+        and time.
+    """
+    first, end = record.first_token_time[mine], record.processing_end_time[mine]
+    some = np.isin(log.preempted_request, mine)
+    who, time = log.preempted_request[some], log.preempted_time[some]
+    order = np.lexsort((time, who))
+    who, time = who[order], time[order]
+    next_token = log.caught_up_time[some][order]
+    # Preempted again before it had caught up: all that is one return.
+    ends = ~np.isnan(next_token)
+    begins = np.concatenate((ends[:1] | True, ends[:-1]))
+    who, time, next_token = who[begins], time[begins], next_token[ends]
+    place = np.searchsorted(mine, who)
+    later = next_token > first[place]  # else it had no token yet
+    who, time, next_token, place = (x[later] for x in (who, time, next_token, place))
+    # Its last token before: from its last decode step, or from its prefill.
+    before = first[place]
+    again = np.flatnonzero(who[1:] == who[:-1]) + 1
+    before[again] = next_token[again - 1]
+    row = np.searchsorted(row_end, time, side="right")
+    decoded = np.concatenate(([-np.inf], row_end))[row]
+    return (
+        np.insert(mine, place, who),
+        np.insert(first, place + 1, next_token),
+        np.insert(end, place, np.maximum(before, decoded)),
+    )

@@ -1,0 +1,48 @@
+"""Parameters of a configuration: by name, plain, and fixed once they are there."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+class Params(dict[str, Any]):
+    """Parameters by name that cannot be changed, and can be hashed."""
+
+    def _refuse(self, *_: Any, **__: Any) -> None:
+        raise TypeError("a configuration is frozen: use config.replace(...)")
+
+    __setitem__ = __delitem__ = clear = update = _refuse
+    pop = popitem = setdefault = __ior__ = _refuse  # type: ignore[assignment]
+
+    def __hash__(self) -> int:  # type: ignore[override]
+        return hash(tuple(sorted(self.items())))
+
+    def __reduce__(self) -> tuple[type[Params], tuple[dict[str, Any]]]:
+        return type(self), (dict(self),)
+
+
+class Classes(Params):
+    """Request classes by name; their order numbers them, so that it counts too."""
+
+    __hash__ = Params.__hash__
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, dict):
+            return False
+        return list(self.items()) == list(other.items())
+
+    def __ne__(self, other: object) -> bool:
+        return not self == other
+
+
+def plain(value: Any) -> Any:
+    """Numbers as Python's own, lists and arrays as tuples, which cannot change."""
+    if hasattr(value, "tolist"):
+        value = value.tolist()
+    return tuple(map(plain, value)) if isinstance(value, (list, tuple)) else value
+
+
+def thawed(value: Any) -> Any:
+    """Parameters as plain dicts, however deep."""
+    frozen = isinstance(value, Params)
+    return {k: thawed(v) for k, v in value.items()} if frozen else value

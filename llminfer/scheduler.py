@@ -1,0 +1,197 @@
+"""Iteration-level scheduling, compressed: how many steps until the batch changes.
+
+Between two changes of the batch every step follows from the one before, so the
+scheduler goes from change to change, a stretch of steps at a time. It has no clock and
+no events: a server tells it when a stretch begins, and hears when it will end.
+"""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_right
+from dataclasses import dataclass, field
+
+from llminfer.batch import Batch
+
+
+@dataclass(slots=True, eq=False)
+class Scheduler(Batch):
+    """A batch as it goes from stretch to stretch of steps.
+
+    Iteration-level scheduling is from Yu et al. (2022), prefill in chunks beside
+    sequences that decode from Agrawal et al. (2024).
+    """
+
+    alpha: float = field(init=False)
+    beta: float = field(init=False)
+    gamma: float = field(init=False)
+    delta: float = field(init=False)
+    kappa: float = field(init=False)
+    # The stretch in progress
+    began: float = 0.0
+    end: float = 0.0
+    steps: int = 0
+    step: float = 0.0  # seconds of the first step
+    growth: float = 0.0  # by which each is longer than the one before
+    decodes: int = 0  # sequences that decode in it
+    tokens: int = 0  # prefilled in each step
+    open: bool = False  # does an arrival end it?
+    first_blocks: int = 0  # held in the first step
+
+    def __post_init__(self) -> None:
+        Batch.__post_init__(self)
+        for name in ("alpha", "beta", "gamma", "delta", "kappa"):
+            setattr(self, name, getattr(self.config, name))
+
+    def begin(self, now: float, arrived: int, arrival: float) -> float:
+        """Begin a stretch of steps; when it ends, seconds.
+
+        Args:
+            now: Seconds.
+            arrived: How many have joined the line so far.
+            arrival: When the next one will, seconds.
+
+        Returns:
+            Infinity if nobody runs or waits.
+        """
+        waiting = arrived - self.admitted
+        if self.control is not None:
+            self._ask_control(now, waiting)
+        alone = self._mixed(now, waiting) if self.chunked else self._apart(now, waiting)
+        decodes, tokens = self.decodes, self.tokens
+        step = self.alpha * tokens + self.beta if tokens else 0.0
+        if decodes:
+            step += self.gamma + self.delta * decodes + self.kappa * self.kv_tokens
+        elif not tokens:
+            return math.inf
+        self.began, self.step = now, step
+        if self.pool is not None:
+            self.first_blocks = self.pool.blocks - self.pool.free
+        if alone:
+            self.steps, self.open = 1, False
+            self.end = end = now + step
+            return end
+        self.growth = growth = self.kappa * decodes
+        self.steps = steps = self._steps_alike(waiting)
+        self.end = end = now + steps * step + growth * (steps * (steps - 1) // 2)
+        until = arrival if self.open else math.inf
+        if self.control is not None:
+            until = min(until, self.control.tick)
+        return self.shorten(until) if until < end else end
+
+    def shorten(self, time: float) -> float:
+        """End the stretch with the step in progress at ``time``; when, seconds."""
+        began, step, growth = self.began, self.step, self.growth
+        wait, half = time - began, step - growth / 2.0
+        root = math.sqrt(half * half + 2.0 * growth * wait)
+        steps = max(1, math.ceil(2.0 * wait / (half + root)))
+        # The root is right to rounding; which step it is, the closed form decides.
+        before = steps - 1
+        while before and self._end_of(before) >= time:
+            before -= 1
+        steps = before + 1
+        while (end := self._end_of(steps)) < time:
+            steps += 1
+        self.steps, self.end, self.open = steps, end, False
+        return end
+
+    def _end_of(self, steps: int) -> float:
+        """When so many steps of the stretch have ended, seconds."""
+        more = self.growth * (steps * (steps - 1) // 2)
+        return self.began + steps * self.step + more
+
+    def finish(self) -> None:
+        """The stretch has ended: its tokens are out."""
+        steps, decodes, log, pool = self.steps, self.decodes, self.log, self.pool
+        log.start.append(self.began)
+        log.end.append(self.end)
+        log.steps.append(steps)
+        log.size.append(decodes + len(self.prefilled) + (self.partial >= 0))
+        log.decoding.append(decodes)
+        if pool is not None:
+            log.first_blocks.append(self.first_blocks)
+            if steps > 1:
+                pool.free -= self._later_blocks(steps - 1)
+            log.last_blocks.append(pool.blocks - pool.free)
+        if steps > 1 and self.partial >= 0:
+            self.computed += (steps - 1) * self.tokens
+        if decodes:
+            self.decoded += steps
+            self.kv_tokens += steps * decodes
+            if self.heap[0] >> self.shift <= self.decoded:
+                self.complete(self.end)
+        if self.prefilled:
+            self.emit(self.end)
+
+    # Who is in the next step
+
+    def _ask_control(self, now: float, waiting: int) -> None:
+        """Set the batch limit for the step that begins now."""
+        control = self.control
+        assert control is not None
+        self.limit = control.at(now)
+        if control.every_dispatch and (waiting or self.preempted):
+            self.limit = control.act(now)
+
+    def _mixed(self, now: float, waiting: int) -> bool:
+        """Schedule a step that decodes and prefills; is it unlike the one after?"""
+        short, tokens = False, 0
+        if self.pool is not None and self.decoding:
+            short = self.grow(now)
+        if self.partial >= 0:
+            tokens = self.prefill_on(now)
+            short = not tokens
+        alone = short or (tokens > 0 and self.partial < 0)
+        if (waiting or self.preempted) and not short and len(self.running) < self.limit:
+            more = self.admit(now, waiting, self.budget - self.decoding - tokens)
+            if more:
+                tokens += more
+                alone = True
+        self.decodes, self.tokens = self.decoding, tokens
+        return alone
+
+    def _apart(self, now: float, waiting: int) -> bool:
+        """Schedule a step that prefills or else decodes; is it unlike the one after?"""
+        short, tokens = False, 0
+        if (waiting or self.preempted) and len(self.running) < self.limit:
+            tokens = self.admit(now, waiting, self.budget)
+        if self.pool is not None and self.decoding and not tokens:
+            short = self.grow(now)
+        self.decodes, self.tokens = 0 if tokens else self.decoding, tokens
+        return short or tokens > 0
+
+    # For how long
+
+    def _steps_alike(self, waiting: int) -> int:
+        """Steps from this one on in which nobody enters or leaves, arrivals apart."""
+        room = len(self.running) < self.limit and not self.preempted
+        if self.partial >= 0:  # it takes all that the budget has left
+            room = False
+            steps = 1 + (self.still_to_prefill() - 1) // self.tokens
+            if self.decodes:
+                steps = min(steps, self.next_completion() - self.decoded)
+        else:
+            steps = self.next_completion() - self.decoded
+        self.open = room and (not waiting or self.line.overtakes)
+        if room and waiting and self.line.restless:
+            return 1
+        if self.control is not None and self.control.every_dispatch:
+            if waiting or self.preempted:
+                return 1
+            self.open = True
+        pool = self.pool
+        if pool is None or steps == 1:
+            return steps
+        if self.partial < 0:
+            return 1 + pool.lasts(self.decoded + 1, steps - 1, self.decodes)
+        return bisect_right(range(1, steps), pool.free, key=self._later_blocks) + 1
+
+    def _later_blocks(self, steps: int) -> int:
+        """Blocks that so many steps like the first take after it."""
+        pool = self.pool
+        assert pool is not None
+        blocks = pool.needed_in(self.decoded + 1, steps, self.decodes)
+        if self.partial >= 0:
+            later = pool.blocks_for(self.computed + steps * self.tokens)
+            blocks += later - pool.blocks_for(self.computed)
+        return blocks

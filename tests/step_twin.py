@@ -1,0 +1,276 @@
+"""The continuous server of DESIGN 4 as a plain loop over steps, tokens and blocks.
+
+Written from the rules alone. It shares with the server it judges the configuration, the
+workload, the policies and the laws of batch control, and nothing else.
+"""
+
+from __future__ import annotations
+
+import math
+from array import array
+from collections import deque
+from dataclasses import dataclass, field
+
+from llminfer.config import SimulationConfig
+from llminfer.control import BatchLimit, Observed
+from llminfer.request import Request
+from llminfer.workload import Workload
+
+
+@dataclass(eq=False)
+class Sequence:
+    """One request in the server."""
+
+    request: Request
+    made: int = 0  # output tokens emitted
+    computed: int = 0  # tokens in its KV cache
+    decoding: bool = False
+    blocks: list[int] = field(default_factory=list)
+    start: float | None = None
+    token_times: list[float] = field(default_factory=list)
+    preempted_at: list[float] = field(default_factory=list)
+    resumed_at: list[float] = field(default_factory=list)
+
+    @property
+    def tokens(self) -> int:
+        """Prompt and the tokens made: what must be computed before the next one."""
+        return self.request.prompt_length + self.made
+
+    @property
+    def done(self) -> bool:
+        return self.made == self.request.expected_output_length
+
+
+@dataclass
+class Step:
+    """What one step did."""
+
+    start: float
+    end: float
+    prefilled: int  # tokens
+    decoding: int  # sequences
+    size: int  # sequences in it
+    kv_tokens: int
+    blocks: int  # held while it ran
+
+
+class StepTwin:
+    """One server."""
+
+    def __init__(self, config: SimulationConfig) -> None:
+        self.config = config
+        self.policy = config.policy()
+        self.now = 0.0
+        self.running: list[Sequence] = []  # in order of admission
+        self.preempted: list[Sequence] = []  # the next to return first
+        self.waiting: list[Sequence] = []  # in order of arrival
+        self.everyone: list[Sequence] = []
+        self.steps: list[Step] = []
+        self.entered = array("d")
+        seen = Observed(self.entered, config.stable_rate)
+        self.control = BatchLimit(config.controller(), config.batch_size, seen)
+        self.limit = config.batch_size
+        blocks = config.kv_blocks
+        self.free = None if blocks is None else deque(range(blocks))
+        self.content: dict[int, tuple[int, int]] = {}  # block: its request and place
+
+    # Time
+
+    def advance(self, until: float) -> None:
+        """Run every step that starts before ``until``."""
+        while self.busy and self.now < until:
+            self.step()
+
+    def arrive(self, request: Request) -> None:
+        if not self.busy:
+            self.now = max(self.now, request.arrival_time)
+        request.queue_entry_time = request.arrival_time
+        self.entered.append(request.arrival_time)
+        sequence = Sequence(request)
+        self.waiting.append(sequence)
+        self.everyone.append(sequence)
+
+    @property
+    def busy(self) -> bool:
+        return bool(self.running or self.preempted or self.waiting)
+
+    def load(self, now: float) -> int:
+        """What a router sees of this server: requests, or tokens, not yet complete."""
+        left = [
+            s.request for s in self.everyone if not s.done or s.token_times[-1] >= now
+        ]
+        if self.config.router == "least_loaded":
+            return len(left)
+        return sum(r.prompt_length + r.expected_output_length for r in left)
+
+    def step(self) -> None:
+        start = self.now
+        self.limit = self.control.at(start)
+        if self.control.every_dispatch and (self.waiting or self.preempted):
+            self.limit = self.control.act(start)
+        work: dict[Sequence, int] = {}  # tokens computed for each in this step
+        if self.config.chunked_prefill:
+            if not self.schedule_running(work):
+                self.admit(work)
+        else:
+            self.admit(work)
+            if not work:
+                self.schedule_running(work)
+        assert work, "a step that does nothing would never end"
+        decoding = [s for s in work if s.decoding]
+        prefilled = sum(n for s, n in work.items() if not s.decoding)
+        kv_tokens = sum(s.computed for s in decoding)
+        c = self.config
+        if prefilled:
+            self.now += c.alpha * prefilled + c.beta
+        if decoding:
+            self.now += c.gamma + c.delta * len(decoding) + c.kappa * kv_tokens
+        blocks = sum(len(s.blocks) for s in self.running)
+        self.steps.append(
+            Step(
+                start, self.now, prefilled, len(decoding), len(work), kv_tokens, blocks
+            )
+        )
+        for sequence, tokens in work.items():
+            self.compute(sequence, tokens)
+
+    # Rules 1 and 2
+
+    def schedule_running(self, work: dict[Sequence, int]) -> bool:
+        """Give tokens to those that run; was someone preempted?"""
+        budget = self.config.max_batched_tokens
+        someone = False
+        place = 0
+        while place < len(self.running):
+            sequence = self.running[place]
+            tokens = min(sequence.tokens - sequence.computed, budget)
+            assert tokens > 0
+            while not self.allocate(sequence, sequence.computed + tokens):
+                someone = True
+                last = self.running.pop()
+                self.preempt(last)
+                if last is sequence:
+                    return True
+            work[sequence] = tokens
+            budget -= tokens
+            place += 1
+        return someone
+
+    def preempt(self, sequence: Sequence) -> None:
+        sequence.preempted_at.append(self.now)
+        self.release(sequence)
+        sequence.computed = 0
+        sequence.decoding = False
+        self.preempted.insert(0, sequence)
+        self.control.seen.take(-1)
+
+    # Rule 3
+
+    def admit(self, work: dict[Sequence, int]) -> None:
+        chunked = self.config.chunked_prefill
+        budget = self.config.max_batched_tokens - sum(work.values())
+        while budget > 0 and len(self.running) < self.limit:
+            if not self.preempted and not self.waiting:
+                return
+            sequence = self.preempted[0] if self.preempted else self.next_of_policy()
+            kept = self.still_there(sequence)
+            known = len(kept) * self.config.block_size
+            tokens = sequence.tokens - known
+            if chunked:
+                tokens = min(tokens, budget)
+            elif tokens > budget and work:
+                return
+            if self.free is not None:
+                whole = self.config.reserve_full_prompt
+                must_hold = sequence.tokens if whole else known + tokens
+                if self.blocks_for(must_hold) - len(kept) > len(self.free) - len(kept):
+                    return
+            if self.preempted:
+                self.preempted.remove(sequence)
+                sequence.resumed_at.append(self.now)
+            else:
+                self.waiting.remove(sequence)
+                sequence.start = self.now
+            self.control.seen.take(1)
+            for block in kept:
+                self.free.remove(block)
+            sequence.blocks = kept
+            sequence.computed = known
+            assert self.allocate(sequence, known + tokens)
+            self.running.append(sequence)
+            work[sequence] = tokens
+            budget -= tokens
+
+    def next_of_policy(self) -> Sequence:
+        requests = [s.request for s in self.waiting]
+        first = self.policy.sort_requests(requests, self.now)[0]
+        return next(s for s in self.waiting if s.request is first)
+
+    # Rule 5
+
+    def compute(self, sequence: Sequence, tokens: int) -> None:
+        """The step has computed so many tokens of ``sequence``."""
+        sequence.computed += tokens
+        if self.config.prefix_caching and self.free is not None:
+            for place in range(sequence.computed // self.config.block_size):
+                key = (sequence.request.id, place)
+                self.content[sequence.blocks[place]] = key
+        if sequence.computed < sequence.tokens:
+            return
+        sequence.made += 1
+        sequence.decoding = True
+        sequence.token_times.append(self.now)
+        if sequence.done:
+            self.running.remove(sequence)
+            self.release(sequence)
+            latency = self.now - sequence.request.arrival_time
+            self.control.seen.finish(self.now, [latency])
+
+    # Blocks
+
+    def blocks_for(self, tokens: int) -> int:
+        return math.ceil(tokens / self.config.block_size)
+
+    def allocate(self, sequence: Sequence, tokens: int) -> bool:
+        """Make room for so many tokens of ``sequence``, or change nothing."""
+        if self.free is None:
+            return True
+        more = self.blocks_for(tokens) - len(sequence.blocks)
+        if more > len(self.free):
+            return False
+        for _ in range(more):
+            block = self.free.popleft()  # the one freed longest ago
+            self.content.pop(block, None)
+            sequence.blocks.append(block)
+        return True
+
+    def release(self, sequence: Sequence) -> None:
+        if self.free is not None:
+            self.free.extend(reversed(sequence.blocks))
+        sequence.blocks = []
+
+    def still_there(self, sequence: Sequence) -> list[int]:
+        """The leading blocks of ``sequence`` that nobody has taken."""
+        where = {key: block for block, key in self.content.items()}
+        kept: list[int] = []
+        while (sequence.request.id, len(kept)) in where:
+            kept.append(where[sequence.request.id, len(kept)])
+        return kept
+
+
+def run_twins(config: SimulationConfig, workload: Workload) -> list[StepTwin]:
+    """Serve ``workload`` by stepping: one server, or several behind a router."""
+    servers = [StepTwin(config) for _ in range(config.replicas)]
+    for i, request in enumerate(workload.requests()):
+        for server in servers:
+            server.advance(request.arrival_time)
+        if config.router == "round_robin" or config.replicas == 1:
+            place = i % config.replicas
+        else:
+            loads = [server.load(request.arrival_time) for server in servers]
+            place = loads.index(min(loads))
+        servers[place].arrive(request)
+    for server in servers:
+        server.advance(math.inf)
+        server.control.at(server.now)
+    return servers
