@@ -37,13 +37,13 @@ class WorkloadPicture(Picture):
             self.add(left, rule, i, rule)
         ring = {"marker": "o", "linestyle": "none", "markerfacecolor": "none"}
         self.add(left, "best", 6, "the best", **ring)
-        left.legend(loc="upper right")
+        left.legend(loc="lower left", bbox_to_anchor=(0.0, 1.0), ncols=3)
         right.set(xscale="log", xlim=(1.0, 8192.0), ylim=(0.0, 1.02))
         right.xaxis.set_major_formatter("{x:g}")
         right.set(xlabel="prompt tokens at most", ylabel="share")
         self.add(right, "requests", 2, "of the requests")
         self.add(right, "tokens", 3, "of all prompt tokens")
-        right.legend(loc="lower right")
+        right.legend(loc="lower left", bbox_to_anchor=(0.0, 1.0), ncols=2)
 
     def compute(
         self, config: SimulationConfig
