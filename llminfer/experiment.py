@@ -218,7 +218,11 @@ def run_many(
         done = {i: known for i, known in found if known is not None}
         open_runs = [i for i in range(len(configs)) if i not in done]
         fresh = _in_parallel([configs[i] for i in open_runs], workers, measure)
-        progress = tqdm(fresh, description, len(open_runs), leave=False, unit="run")
+        # tqdm's bar for notebooks does not heed its own variable
+        quiet = not open_runs or bool(os.environ.get("TQDM_DISABLE"))
+        progress = tqdm(
+            fresh, description, len(open_runs), leave=False, unit="run", disable=quiet
+        )
         for i, metrics in zip(open_runs, progress, strict=True):
             # at once, so that an interrupted sweep resumes
             store.put(configs[i], measure, metrics)

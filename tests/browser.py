@@ -14,7 +14,7 @@ from playwright.sync_api import BrowserContext, Locator, Page, TimeoutError
 
 WIDTHS, HEIGHT = (1280, 900), 1400  # CSS pixels
 PRESSES = 3
-RUN_LIMIT, PATIENCE, POLL = 300.0, 2.0, 0.1  # seconds, wall-clock
+RUN_LIMIT, PATIENCE, POLL = 600.0, 2.0, 0.1  # seconds, wall-clock
 _SCRIPT = Path(__file__).with_name("browser.js").read_text()
 _RAISED = re.compile(r"\b[A-Z]\w*(?:Error|Exception): .*")
 

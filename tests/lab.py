@@ -34,6 +34,9 @@ _LAB_FLAGS = [
     "--ServerApp.port_retries=0",
     "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate",
     "--LabApp.expose_app_in_browser=True",
+    # Should the tests be killed, Lab ends by itself.
+    "--MappingKernelManager.cull_idle_timeout=600",
+    "--ServerApp.shutdown_no_activity_timeout=600",
 ]
 _SETTINGS = {
     # A toast would lie over the pictures, and a cell out of sight must be drawn too.

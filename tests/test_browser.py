@@ -14,7 +14,7 @@ from playwright.sync_api import BrowserContext
 NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser() -> Iterator[BrowserContext]:
     executable = find_chromium()
     if executable is None:
@@ -24,7 +24,7 @@ def browser() -> Iterator[BrowserContext]:
         yield running
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def lab(
     browser: BrowserContext, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Lab]:

@@ -35,13 +35,14 @@ def test_the_alarm_is_the_first_look_at_a_queue_over_the_threshold(panel):
     assert load[-1] > 1.0
 
 
-def test_another_threshold_rings_at_another_load():
-    rang = []
-    for threshold in (20.0, 100.0):
+def test_a_lower_threshold_rings_before_the_crossing_and_a_high_one_after():
+    slow = CROSSES.replace(**{CLIMB: 2000.0})
+    for threshold, side in ((5.0, "before"), (100.0, "after")):
         picture = RampPicture(threshold=threshold)
-        picture.update(CROSSES)
-        rang.append(picture.lines["alarm"].get_data()[0][0])
-    assert rang[0] < rang[1]
+        readings = picture.update(slow)
+        load = picture.lines["alarm"].get_data()[0][0]
+        assert (load < 1.0) == (side == "before")
+        assert readings["warning"].endswith(side)
 
 
 def test_a_ramp_that_stops_below_has_no_crossing_and_at_most_false_alarms(panel):

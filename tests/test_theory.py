@@ -220,19 +220,36 @@ def predicted():
     )
 
 
-def test_a_perfect_prediction_is_shortest_job_first(predicted):
-    config = predicted.replace(kappa=0.0)
+def by_pairs(config, key):
+    """The waits under any key of (prompt, output), pair by pair."""
     prompts, outputs = config.prompts.pmf(), config.outputs.pmf()
     p, m = np.nonzero(np.outer(prompts, outputs))
-    seconds = config.step_time.alone(p, m)
-    joint = prompts[p] * outputs[m]
+    seconds, joint = config.step_time.alone(p, m), prompts[p] * outputs[m]
     second = joint @ seconds**2
-    brute = theory.by_key(3.0, seconds, joint, seconds, second)
-    found = theory.priority(config)
+    return theory.by_key(config.arrival_rate, key(p, m), joint, seconds, second)
+
+
+def test_a_perfect_prediction_is_shortest_job_first(predicted):
+    config = predicted.replace(kappa=0.0)
+    shortest = theory.priority(config)
+    brute = by_pairs(config, config.step_time.alone)
+    assert shortest.mean == pytest.approx(brute.mean, rel=1e-9)
+    by_prompt = theory.priority(config.replace(scheduling_policy="SJF"))
+    assert shortest.mean < by_prompt.mean
+
+
+@pytest.mark.parametrize("policy", ["SJF", "Predicted-SJF"])
+def test_a_key_that_knows_nothing_of_the_cache_is_taken_as_it_is(predicted, policy):
+    config = predicted.replace(
+        arrival_rate=2.0, alpha=0.0013717, kappa=2e-5, scheduling_policy=policy
+    )  # an alpha with which no two keys are equal
+    known = {
+        "SJF": lambda p, m: p,
+        "Predicted-SJF": lambda p, m: config.alpha * p + config.gamma * m,
+    }[policy]
+    found, brute = theory.priority(config), by_pairs(config, known)
     assert found.mean == pytest.approx(brute.mean, rel=1e-9)
     assert found.mean_work == pytest.approx(theory.conserved_work(config), rel=1e-9)
-    by_prompt = theory.priority(config.replace(scheduling_policy="SJF"))
-    assert found.mean < by_prompt.mean
 
 
 def test_noise_costs_and_grows_out_of_perfect_prediction(predicted):

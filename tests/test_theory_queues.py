@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import heapq
+import itertools
 
 import numpy as np
 import pytest
 from scipy.special import gammaincc
-from scipy.stats import nbinom, poisson
+from scipy.stats import binom, nbinom, poisson
 
 from llminfer import ConfigError, SimulationConfig, theory
 from llminfer.lengths import Empirical
+from llminfer.walks import Circle, scaled_counts
 
 CAPPED = {"mu": 4, "sigma": 1.5, "max": 8192}
 REPORT = SimulationConfig(prompt_dist_params=CAPPED)
@@ -45,7 +47,7 @@ def test_one_at_a_time_is_pollaczek_and_khinchines_queue(base, timeout, load):
 
 
 def brute_bulk(config, least, states=400):
-    """E[W], E[latency] and E[b] of a small chain, term by term."""
+    """E[W], E[TTFT], E[latency] and E[b] of a small chain, term by term."""
     rate, most = config.arrival_rate, config.batch_size
     prompt = np.array(config.prompts.pmf())
     output = np.cumsum(config.outputs.pmf())
@@ -57,24 +59,25 @@ def brute_bulk(config, least, states=400):
         first = config.alpha * total + config.beta
         step = config.gamma + config.delta * b + config.kappa * total
         later = steps * step + config.kappa * b * steps * (steps - 1) / 2
-        law[b] = first + later, tokens[total] * longest[steps]
+        law[b] = first + later, tokens[total] * longest[steps], first
     batch = [min(max(n, least), most) for n in range(states)]
     chain = np.zeros((states, states))
     arrivals = {
         b: chance @ poisson.pmf(np.arange(states), rate * seconds[:, None])
-        for b, (seconds, chance) in law.items()
+        for b, (seconds, chance, _) in law.items()
     }
     for n, b in enumerate(batch):
         behind = max(n - b, 0)
         chain[n, behind:] = arrivals[b][: states - behind]
         chain[n, -1] += 1.0 - chain[n].sum()
     left = np.linalg.matrix_power(chain, 2**14)[0]
-    wait = latency = served = 0.0
+    wait = ttft = latency = served = 0.0
     for n, b in enumerate(batch):
-        seconds, chance = law[b]
+        seconds, chance, first = law[b]
         mean, square = chance @ seconds, chance @ seconds**2
         gathering = sum(j / rate for j in range(n, least))
         wait += left[n] * (gathering + max(n - b, 0) * mean + rate * square / 2)
+        ttft += left[n] * b * (chance @ first)
         latency += left[n] * b * mean
         served += left[n] * b
     cycles = sum(
@@ -82,7 +85,7 @@ def brute_bulk(config, least, states=400):
         for n, b in enumerate(batch)
     )
     wait /= rate * cycles
-    return wait, wait + latency / served, served
+    return wait, wait + ttft / served, wait + latency / served, served
 
 
 @pytest.mark.parametrize("least", [1, 3])
@@ -104,7 +107,7 @@ def test_the_bulk_queue_is_its_chain_solved_by_brute_force(least, kappa):
     config = at_load(config, 0.75)
     found = theory.bulk_queue(config)
     expected = brute_bulk(config, least)
-    exact = (found.mean, found.mean_latency, found.mean_batch)
+    exact = found.mean, found.mean_ttft, found.mean_latency, found.mean_batch
     assert exact == pytest.approx(expected, rel=1e-8)
 
 
@@ -171,6 +174,15 @@ def test_all_times_scale_with_the_coefficients():
             assert getattr(other, name) == pytest.approx(3 * getattr(one, name))
         assert other.mean_batch == pytest.approx(one.mean_batch)
         assert other.survival(3 * one.mean) == pytest.approx(one.survival(one.mean))
+
+
+def test_counts_are_read_off_a_circle_with_points_enough():
+    few = Circle(1.001, 512)
+    scaled, circle = scaled_counts(lambda z: np.exp(400 * (z - 1)), few)
+    assert circle.points >= len(scaled) > few.points
+    found = scaled * circle.shrinking(len(scaled))
+    expected = poisson.pmf(np.arange(len(scaled)), 400)
+    np.testing.assert_allclose(found, expected, atol=1e-15)
 
 
 # Bounds and identities
@@ -304,6 +316,68 @@ def test_a_chain_of_one_is_pollaczek_and_khinchines_queue(load):
     assert chain.mean_ttft == pytest.approx(queue.mean + first, rel=1e-8)
     assert chain.mean_itl == pytest.approx(less, rel=1e-6)
     assert chain.utilization == pytest.approx(queue.load, rel=1e-8)
+
+
+def brute_chain(config, longest=120):
+    """E[W], E[TTFT] and E[latency] of a small chain, state by state."""
+    rate, most = config.arrival_rate, config.batch_size
+    end = 1 / config.outputs.mean
+    prompt, tokens = np.array(config.prompts.pmf()), [np.ones(1)]
+    for _ in range(most):
+        tokens.append(np.convolve(tokens[-1], prompt))
+    size = (most + 1) * (longest + 1)
+    chain = np.zeros((size, size))
+    busy, idle, waiting, inside, first, served = np.zeros((6, size))
+    for m, q in itertools.product(range(most + 1), range(longest + 1)):
+        here = m * (longest + 1) + q
+        there = q if m + q else 1
+        k = min(there, most - m)
+        seconds = np.arange(len(tokens[k])) * config.alpha + (config.beta if k else 0)
+        seconds = seconds + (config.gamma + config.delta * m if m else 0.0)
+        come = tokens[k] @ poisson.pmf(np.arange(longest + 1), rate * seconds[:, None])
+        left = np.zeros(longest + 1)
+        left[there - k :] = come[: longest + 1 - there + k]
+        left[-1] += 1 - left.sum()
+        went_on = binom.pmf(np.arange(most + 1), m + k, 1 - end)
+        chain[here] = np.outer(went_on, left).ravel()
+        mean, square = tokens[k] @ seconds, tokens[k] @ seconds**2
+        busy[here], idle[here] = mean, 0.0 if m + q else 1 / rate
+        waiting[here] = (there - k) * mean + rate * square / 2
+        inside[here] = waiting[here] + (m + k) * mean
+        first[here], served[here] = k * mean, k
+    state = np.linalg.matrix_power(chain, 2**14)[0]
+    time = state @ (busy + idle)
+    wait = state @ waiting / time / rate
+    return (
+        wait,
+        wait + state @ first / (state @ served),
+        state @ inside / time / rate,
+    )
+
+
+@pytest.mark.parametrize(("size", "load"), [(2, 0.8), (4, 0.6)])
+def test_the_chain_is_itself_solved_by_brute_force(size, load):
+    config = CHAIN.replace(
+        prompt_length_dist="empirical",
+        prompt_dist_params={"values": [1, 6, 20], "weights": [5, 3, 1]},
+        output_dist_params={"mean": 3},
+        batch_size=size,
+    )
+    config = config.replace(arrival_rate=load * chain_rate(config))
+    found = theory.continuous(config)
+    exact = found.mean, found.mean_ttft, found.mean_latency
+    assert exact == pytest.approx(brute_chain(config), rel=1e-8)
+
+
+def test_alone_the_greatest_rate_is_a_request_a_service():
+    config = CHAIN.replace(batch_size=1, kappa=3e-5)
+    prompts, outputs = config.prompts.pmf(), config.outputs.pmf()
+    p, m = np.arange(len(prompts))[:, None], np.arange(1, len(outputs))
+    steps = (m - 1) * (config.gamma + config.delta + config.kappa * p)
+    growth = config.kappa * (m - 1) * (m - 2) / 2
+    seconds = config.alpha * p + config.beta + steps + growth
+    mean = prompts @ seconds @ outputs[1:]
+    assert chain_rate(config) == pytest.approx(1 / mean, rel=1e-9)
 
 
 @pytest.mark.parametrize("size", [1, 5, 20])
