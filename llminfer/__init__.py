@@ -16,6 +16,7 @@ from llminfer.arrivals import (
 from llminfer.checks import ConfigError, OverloadWarning, TraceError
 from llminfer.compare import blocked_anova, paired_differences
 from llminfer.config import SimulationConfig
+from llminfer.continuous import ContinuousBatchingServer
 from llminfer.experiment import (
     ExperimentConfig,
     ExperimentRunner,
@@ -24,7 +25,7 @@ from llminfer.experiment import (
     simulate,
     sweep,
 )
-from llminfer.metrics import MetricsCollector
+from llminfer.metrics import MetricsCollector, goodput
 from llminfer.policies import (
     ClassRoundRobinPolicy,
     FCFSPolicy,
@@ -44,6 +45,7 @@ from llminfer.runlength import averaged_series, mser5, replicate_until, welch
 from llminfer.series import (
     StepSeries,
     batch_limit,
+    kv_occupancy,
     latency_quantile,
     queue_length,
     running,
@@ -65,6 +67,7 @@ __all__ = [
     "BatchProcessor",
     "ClassRoundRobinPolicy",
     "ConfigError",
+    "ContinuousBatchingServer",
     "Estimate",
     "ExperimentConfig",
     "ExperimentRunner",
@@ -94,6 +97,8 @@ __all__ = [
     "compute_confidence_interval",
     "constant_rate",
     "get_policy",
+    "goodput",
+    "kv_occupancy",
     "latency_quantile",
     "mser5",
     "paired_differences",

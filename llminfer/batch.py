@@ -33,7 +33,7 @@ class Batch:
     requests: Requests
     line: WaitingLine
     control: BatchLimit | None = None
-    log: Log = field(default_factory=Log)
+    log: Log = field(init=False)
     # Settings
     limit: int = field(init=False)  # sequences at most
     budget: int = field(init=False)  # tokens a step at most
@@ -70,20 +70,19 @@ class Batch:
         self.pool = block_pool(
             config.kv_blocks, config.block_size, config.prefix_caching
         )
+        self.log = Log(blocks=self.pool is not None)
         self.prompt, self.output = self.requests.prompt, self.requests.output
         self.shift = len(self.prompt).bit_length()
 
     # Who runs
 
-    def grow(self, now: float) -> bool:
-        """A block for each that needs one to decode now; was someone preempted?"""
-        pool, short = self.pool, False
+    def make_room(self, now: float) -> int:
+        """Preempt until all that decode can; the blocks that they need."""
+        pool = self.pool
         assert pool is not None
         while (need := pool.cycle[self.decoded % pool.block_size]) > pool.free:
             self.preempt(now)
-            short = True
-        pool.free -= need
-        return short
+        return need
 
     def prefill_on(self, now: float) -> int:
         """Prefill what the budget allows of the prompt in progress, tokens.
@@ -125,7 +124,7 @@ class Batch:
             tokens = self.prompt[i] + made - 1
             self.decoding -= 1
             self.kv_tokens -= tokens
-            pool.leave(self.decoded, tokens)
+            pool.cycle[(self.decoded - tokens) % pool.block_size] -= 1
         pool.abandon(i, tokens)
         self.preempted.append(i)
         if self.control is not None:
@@ -225,7 +224,7 @@ class Batch:
             self.decoding -= 1
             self.kv_tokens -= tokens
             if pool is not None:
-                pool.leave(self.decoded, tokens)
+                pool.cycle[(self.decoded - tokens) % pool.block_size] -= 1
             self._let_go(i, tokens, end)
 
     def emit(self, end: float) -> None:
@@ -247,7 +246,7 @@ class Batch:
                 self.decoding += 1
                 self.kv_tokens += tokens
                 if pool is not None:
-                    pool.join(self.decoded, tokens)
+                    pool.cycle[(self.decoded - tokens) % pool.block_size] += 1
             else:
                 self._let_go(i, tokens, end)
         self.prefilled.clear()
@@ -257,7 +256,10 @@ class Batch:
         del self.running[i]
         self.requests.end[i] = end
         self.tokens_done += tokens + 1
-        if self.pool is not None:
-            self.pool.release(tokens)
+        pool = self.pool
+        if pool is not None:
+            blocks = -(-tokens // pool.block_size)
+            pool.free += blocks
+            pool.released += blocks
         if self.control is not None:
             self.control.seen.finish(end, [end - self.requests.arrival[i]])

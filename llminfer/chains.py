@@ -35,24 +35,13 @@ def saturation_rate(
 ) -> float:
     """lambda* of continuous batching, requests a second, with B always running.
 
-    A step lets B/E[O] requests go and come. Each brings its prefill and O - 1 decode
-    steps of its own; beta is paid when somebody came, gamma when somebody decodes. The
-    chances of these two are those of geometric outputs.
-
     Args:
         step_time: The five coefficients.
         prompts: Law of prompt tokens.
         outputs: Law of output tokens.
         batch_size: B.
     """
-    law, prompt, output = step_time, prompts.expectation(), outputs.expectation()
-    contexts = prompt * (output - 1.0) + outputs.pairs() - (output - 1.0)
-    own = law.alpha * prompt + law.delta * (output - 1.0) + law.kappa * contexts
-    came = 1.0 - (1.0 - 1.0 / output) ** batch_size
-    went_on = 1.0 - output**-batch_size
-    freed = batch_size / output
-    step = law.beta * came + law.gamma * went_on + freed * own
-    return freed / step if step > 0.0 else float("inf")
+    return step_time.saturation_rate(prompts, outputs, batch_size)
 
 
 @dataclass(frozen=True)

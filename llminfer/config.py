@@ -245,25 +245,28 @@ class SimulationConfig:
     def stable_rate(self, batch_size: int) -> float:
         """lambda*(B) of one server at a batch limit B, requests a second.
 
-        Static: B/E[T_B]. Continuous: the saturated server of THEORY 9 with as many
-        sequences as the limit, KV memory and token budget have room for on average.
-        With short memory or budget that is an upper bound: what preemption computes
-        again, and blocks held for a prompt to come, are not in it.
+        Static: B/E[T_B]. Continuous: a saturated server that always runs B (THEORY 9),
+        or fewer if KV memory or the token budget have no room for them; then it is an
+        upper bound, without what preemption computes again and what is held for later.
         """
         prompts, outputs, law = self.prompts, self.outputs, self.step_time
         if self.server == "static":
             time = law.mean_batch_time(prompts, outputs, batch_size)
             return batch_size / time if time > 0.0 else float("inf")
-        tokens, mean = prompts.expectation(), outputs.expectation()
-        sequences = float(batch_size)
+        sequences = min(float(batch_size), self._most_sequences())
+        return law.saturation_rate(prompts, outputs, sequences)
+
+    def _most_sequences(self) -> float:
+        """Sequences that memory and budget of a continuous server have room for."""
+        prompt, output = self.prompts.expectation(), self.outputs.expectation()
+        most = float("inf")
         if self.kv_blocks is not None:
-            held = tokens + outputs.pairs() / mean  # tokens a sequence, over its steps
-            sequences = min(sequences, self.kv_blocks * self.block_size / held)
+            held = prompt + self.outputs.pairs() / output  # tokens, mean over its steps
+            most = self.kv_blocks * self.block_size / held
         if self.chunked_prefill:
-            computed = (tokens + mean - 1.0) / mean  # tokens a sequence and step
-            sequences = min(sequences, self.max_batched_tokens / computed)
-        time = law.mean_share(prompts, outputs, sequences)
-        return 1.0 / time if time > 0.0 else float("inf")
+            computed = (prompt + output - 1.0) / output  # tokens a step
+            most = min(most, self.max_batched_tokens / computed)
+        return most
 
     @property
     def largest_batch(self) -> int:

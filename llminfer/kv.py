@@ -15,6 +15,8 @@ from itertools import accumulate
 class BlockPool:
     """The KV blocks of one server.
 
+    To take blocks is to lower ``free``; who gives some back raises ``released`` too.
+
     A step is named by the number of decode steps before it. A sequence that decodes is
     counted at ``(step - its KV tokens) % block_size``, which stays while it decodes: it
     needs a block in the steps that leave this remainder.
@@ -24,44 +26,21 @@ class BlockPool:
         block_size: Tokens in each.
 
     Attributes:
-        free: Blocks that nobody holds; to take some is to lower it.
-        cycle: How many that decode need a block in the steps with each remainder.
+        free: Blocks that nobody holds.
+        released: Blocks that complete requests have given back, since the beginning.
+        cycle: Sequences that decode, by the place at which they are counted.
     """
 
     def __init__(self, blocks: int, block_size: int) -> None:
         self.blocks = blocks
         self.block_size = block_size
         self.free = blocks
+        self.released = 0
         self.cycle = [0] * block_size
 
     def blocks_for(self, tokens: int) -> int:
         """Blocks that hold so many tokens."""
         return -(-tokens // self.block_size)
-
-    def release(self, tokens: int) -> None:
-        """A request that is complete gives back the blocks that held its tokens."""
-        self.free -= -tokens // self.block_size
-
-    def abandon(self, request: int, tokens: int) -> None:
-        """A preempted request gives up the blocks that hold its tokens."""
-        self.free -= -tokens // self.block_size
-
-    def found(self, request: int) -> int:
-        """Full blocks that a preempted request would find as it left them."""
-        return 0
-
-    def reclaim(self, request: int) -> None:
-        """A preempted request takes the blocks it finds."""
-
-    # Sequences that decode
-
-    def join(self, step: int, tokens: int) -> None:
-        """A sequence with so many KV tokens will decode from ``step`` on."""
-        self.cycle[(step - tokens) % self.block_size] += 1
-
-    def leave(self, step: int, tokens: int) -> None:
-        """A sequence with so many KV tokens at ``step`` decodes no more."""
-        self.cycle[(step - tokens) % self.block_size] -= 1
 
     def needed_in(self, step: int, steps: int, sequences: int) -> int:
         """Blocks that all that decode, ``sequences``, need in ``steps`` steps."""
@@ -83,6 +62,17 @@ class BlockPool:
         cycle = self.cycle[place:] + self.cycle[:place]
         return min(most, steps + bisect_right(list(accumulate(cycle)), left))
 
+    def abandon(self, request: int, tokens: int) -> None:
+        """A preempted request gives up the blocks that hold its tokens."""
+        self.free += self.blocks_for(tokens)
+
+    def found(self, request: int) -> int:
+        """Full blocks that a preempted request would find as it left them."""
+        return 0
+
+    def reclaim(self, request: int) -> None:
+        """A preempted request takes the blocks it finds."""
+
 
 class CachingPool(BlockPool):
     """Blocks whose contents can be found again until somebody takes them.
@@ -95,18 +85,20 @@ class CachingPool(BlockPool):
     def __init__(self, blocks: int, block_size: int) -> None:
         super().__init__(blocks, block_size)
         self._queue: deque[list[int]] = deque([[blocks]])
-        self._queued = blocks  # in the queue, those taken since the last look too
+        self._queued = blocks  # all that stand there
+        self._known = 0  # of ``released``, those that stand there
         self._left: dict[int, tuple[list[int], int]] = {}  # its run, its full blocks
 
-    def release(self, tokens: int) -> None:
-        self._give(-(-tokens // self.block_size))
-
     def abandon(self, request: int, tokens: int) -> None:
-        run = self._give(-(-tokens // self.block_size))
+        self._catch_up()
+        run = [self.blocks_for(tokens)]
+        self._queue.append(run)
+        self._queued += run[0]
+        self.free += run[0]
         self._left[request] = run, tokens // self.block_size
 
     def found(self, request: int) -> int:
-        self._remove_taken()
+        self._catch_up()
         run, full = self._left[request]
         return min(run[0], full)
 
@@ -116,21 +108,16 @@ class CachingPool(BlockPool):
         self._queued -= blocks
         self.free -= blocks
 
-    def _give(self, blocks: int) -> list[int]:
-        run = [blocks]
-        self._queue.append(run)
-        self._queued += blocks
-        self.free += blocks
-        return run
-
-    def _remove_taken(self) -> None:
-        taken = self._queued - self.free
-        self._queued = self.free
-        while taken:
+    def _catch_up(self) -> None:
+        """Put into the queue what was released, and take off what was taken."""
+        self._queue.append([self.released - self._known])
+        self._queued += self.released - self._known
+        self._known = self.released
+        while self._queued > self.free:
             run = self._queue[0]
-            gone = min(taken, run[0])
-            run[0] -= gone
-            taken -= gone
+            taken = min(self._queued - self.free, run[0])
+            run[0] -= taken
+            self._queued -= taken
             if not run[0]:
                 self._queue.popleft()
 

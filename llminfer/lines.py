@@ -95,7 +95,11 @@ class _ArrivalLine:
         return self.head
 
     def take(self, most: int, now: float) -> Sequence[int]:
-        head, end = self.head, self.head + most
+        head = self.head
+        if most == 1 and head < self.tail:  # as a continuous server asks
+            self.head = head + 1
+            return (head,)
+        end = head + most
         self.head = end = end if end < self.tail else self.tail
         return range(head, end)
 

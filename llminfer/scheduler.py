@@ -36,7 +36,7 @@ class Scheduler(Batch):
     decodes: int = 0  # sequences that decode in it
     tokens: int = 0  # prefilled in each step
     open: bool = False  # does an arrival end it?
-    first_blocks: int = 0  # held in the first step
+    first_free: int = 0  # blocks that are free in the first step
 
     def __post_init__(self) -> None:
         Batch.__post_init__(self)
@@ -66,7 +66,7 @@ class Scheduler(Batch):
             return math.inf
         self.began, self.step = now, step
         if self.pool is not None:
-            self.first_blocks = self.pool.blocks - self.pool.free
+            self.first_free = self.pool.free
         if alone:
             self.steps, self.open = 1, False
             self.end = end = now + step
@@ -74,10 +74,9 @@ class Scheduler(Batch):
         self.growth = growth = self.kappa * decodes
         self.steps = steps = self._steps_alike(waiting)
         self.end = end = now + steps * step + growth * (steps * (steps - 1) // 2)
-        until = arrival if self.open else math.inf
         if self.control is not None:
-            until = min(until, self.control.tick)
-        return self.shorten(until) if until < end else end
+            arrival = self._until(arrival)
+        return self.shorten(arrival) if self.open and arrival < end else end
 
     def shorten(self, time: float) -> float:
         """End the stretch with the step in progress at ``time``; when, seconds."""
@@ -103,25 +102,25 @@ class Scheduler(Batch):
     def finish(self) -> None:
         """The stretch has ended: its tokens are out."""
         steps, decodes, log, pool = self.steps, self.decodes, self.log, self.pool
-        log.start.append(self.began)
-        log.end.append(self.end)
-        log.steps.append(steps)
-        log.size.append(decodes + len(self.prefilled) + (self.partial >= 0))
-        log.decoding.append(decodes)
-        if pool is not None:
-            log.first_blocks.append(self.first_blocks)
+        began, end = self.began, self.end
+        size = decodes + len(self.prefilled) + (self.partial >= 0)
+        if pool is None:
+            log.rows.extend(log.pack(began, end, steps, size, decodes))
+        else:
+            first = pool.blocks - self.first_free
             if steps > 1:
                 pool.free -= self._later_blocks(steps - 1)
-            log.last_blocks.append(pool.blocks - pool.free)
+            last = pool.blocks - pool.free
+            log.rows.extend(log.pack(began, end, steps, size, decodes, first, last))
         if steps > 1 and self.partial >= 0:
             self.computed += (steps - 1) * self.tokens
         if decodes:
             self.decoded += steps
             self.kv_tokens += steps * decodes
             if self.heap[0] >> self.shift <= self.decoded:
-                self.complete(self.end)
+                self.complete(end)
         if self.prefilled:
-            self.emit(self.end)
+            self.emit(end)
 
     # Who is in the next step
 
@@ -133,11 +132,21 @@ class Scheduler(Batch):
         if control.every_dispatch and (waiting or self.preempted):
             self.limit = control.act(now)
 
+    def _until(self, arrival: float) -> float:
+        """When the stretch must end at the latest: an arrival or a change of limit."""
+        assert self.control is not None
+        if self.open:
+            return min(arrival, self.control.tick)
+        self.open = True
+        return self.control.tick
+
     def _mixed(self, now: float, waiting: int) -> bool:
         """Schedule a step that decodes and prefills; is it unlike the one after?"""
-        short, tokens = False, 0
-        if self.pool is not None and self.decoding:
-            short = self.grow(now)
+        pool, short, tokens = self.pool, False, 0
+        if pool is not None and self.decoding:
+            if (need := pool.cycle[self.decoded % pool.block_size]) > pool.free:
+                need, short = self.make_room(now), True
+            pool.free -= need
         if self.partial >= 0:
             tokens = self.prefill_on(now)
             short = not tokens
@@ -152,11 +161,13 @@ class Scheduler(Batch):
 
     def _apart(self, now: float, waiting: int) -> bool:
         """Schedule a step that prefills or else decodes; is it unlike the one after?"""
-        short, tokens = False, 0
+        pool, short, tokens = self.pool, False, 0
         if (waiting or self.preempted) and len(self.running) < self.limit:
             tokens = self.admit(now, waiting, self.budget)
-        if self.pool is not None and self.decoding and not tokens:
-            short = self.grow(now)
+        if pool is not None and self.decoding and not tokens:
+            if (need := pool.cycle[self.decoded % pool.block_size]) > pool.free:
+                need, short = self.make_room(now), True
+            pool.free -= need
         self.decodes, self.tokens = 0 if tokens else self.decoding, tokens
         return short or tokens > 0
 

@@ -194,6 +194,7 @@ def stability(
         second (0 when stable); ``continuous_max_rate`` and ``continuous_load``, the
         same with continuous batching (``chains.saturation_rate``).
     """
+    config = config.replace(server="static", replicas=1)
     rate = config.arrivals.mean(config.num_requests)
     parts = (config.step_time, config.prompts, config.outputs)
     rows = []

@@ -121,25 +121,29 @@ class StepTime:
         steps = output - 1.0
         decode = self.gamma + self.delta + self.kappa * prompt
         growth = self.kappa * steps * (steps - 1.0) / 2.0
-        prefill = self.alpha * prompt + self.beta * np.ceil(prompt / budget)
+        chunks = np.maximum(np.ceil(prompt / budget), 1.0)
+        prefill = self.alpha * prompt + self.beta * chunks
         return prefill + steps * decode + growth
 
-    def mean_share(self, prompts: LengthLaw, outputs: LengthLaw, b: float) -> float:
-        """Seconds of a saturated continuous server that a request uses up.
+    def saturation_rate(
+        self, prompts: LengthLaw, outputs: LengthLaw, b: float
+    ) -> float:
+        """lambda* of a continuous server that always runs ``b``, requests a second.
 
-        Args:
-            prompts: Law of the prompts.
-            outputs: Law of the outputs; the share of ``beta`` is exact if geometric.
-            b: Sequences that run, on average.
-
-        Source: THEORY 9.
+        A step lets b/E[O] requests go and come. Each brings its prefill and O - 1
+        decode steps of its own; beta is paid when somebody came, gamma when somebody
+        decodes. The chances of these two are those of geometric outputs (THEORY 9).
         """
-        mean, tokens = outputs.expectation(), prompts.expectation()
-        kv_tokens = tokens + (outputs.pairs() / mean if self.kappa else 0.0)
-        prefills = 1.0 - (1.0 - 1.0 / mean) ** b  # the chance that a step has one
-        step = self.gamma + self.delta * b + self.kappa * b * kv_tokens
-        batch = mean * (step + self.beta * prefills) - self.delta * b
-        return float(batch / b + self.alpha * tokens)
+        prompt, output = prompts.expectation(), outputs.expectation()
+        own = self.alpha * prompt + self.delta * (output - 1.0)
+        if self.kappa:
+            contexts = (prompt - 1.0) * (output - 1.0) + outputs.pairs()
+            own += self.kappa * contexts
+        came = 1.0 - (1.0 - 1.0 / output) ** b
+        went_on = 1.0 - output**-b
+        freed = b / output
+        step = self.beta * came + self.gamma * went_on + freed * own
+        return float(freed / step) if step > 0.0 else float("inf")
 
 
 class BatchProcessor:

@@ -8,8 +8,7 @@ import simpy
 from cases import ImpatientFirst, LongestFirst, exact
 from hypothesis import strategies as st
 
-from llminfer import SimulationConfig, Workload
-from llminfer.continuous import ContinuousBatchingServer
+from llminfer import ContinuousBatchingServer, SimulationConfig, Workload
 
 CLASSES = {
     "chat": {"share": 2, "weight": 3},
@@ -115,9 +114,8 @@ def limited(run, time):
 
 # Binary fractions: arrivals, steps and ticks coincide, and no sum carries rounding.
 EXACT = limited(runs(exact(64, 16), exact(32, 256)), exact(64, 16).filter(bool))
-FREE = limited(
-    runs(st.floats(0.0, 3.0), st.just(0.0) | st.floats(1e-4, 0.1)), st.floats(0.01, 5.0)
-)
+FLOATS = st.just(0.0) | st.floats(1e-4, 0.1)
+FREE = limited(runs(st.floats(0.0, 3.0), FLOATS), st.floats(0.01, 5.0))
 
 
 def serve(config, workload):

@@ -1,0 +1,104 @@
+"""How fast the continuous server is, beside its twin that takes every step.
+
+One core, no store, CPU time, sampling and metrics included.
+"""
+
+from __future__ import annotations
+
+import math
+import tracemalloc
+
+from bench import best_times
+from continuous_cases import serve
+from step_twin import run_twins
+
+from llminfer import SimulationConfig, SimulationRunner, Workload
+
+REQUESTS = 100_000
+TWIN_REQUESTS = 1_000
+BUSY = SimulationConfig(
+    server="continuous",
+    arrival_rate=8.0,
+    prompt_dist_params={"mu": 6, "sigma": 1},
+    output_length_dist="lognormal",
+    output_dist_params={"mu": math.log(200), "sigma": 0.7},
+    batch_size=256,
+    alpha=8.8e-5,
+    beta=0.0,
+    gamma=0.016,
+    delta=5e-5,
+    kappa=1.4e-7,
+    num_requests=REQUESTS,
+    random_seed=42,
+)
+LONG = {"output_dist_params.mu": math.log(800), "arrival_rate": 2.0}
+RUNS = {
+    "256 sequences, lambda = 8": BUSY,
+    "outputs 4 x, lambda = 2": BUSY.replace(**LONG),
+    "2,588 KV blocks, lambda = 8": BUSY.replace(kv_blocks=2588),
+    "2,588 KV blocks, lambda = 4": BUSY.replace(kv_blocks=2588, arrival_rate=4.0),
+    "256 sequences, lambda = 4": BUSY.replace(arrival_rate=4.0),
+}
+
+
+def run(config):
+    """A run under a warning-free roof: overload is on purpose here."""
+    workload = Workload.generate(config)
+    return SimulationRunner(config, workload).run()
+
+
+def speed():
+    """Requests a second, sampling and metrics included."""
+    tasks = {name: lambda c=config: run(c) for name, config in RUNS.items()}
+    for name, seconds in best_times(tasks).items():
+        print(f"{name:32}{REQUESTS / seconds:12,.0f} requests/s")
+
+
+def against_the_twin():
+    """The same requests, step by step and token by token."""
+    for name, config in list(RUNS.items())[:3]:
+        some = config.replace(num_requests=TWIN_REQUESTS)
+        workload = Workload.generate(some)
+        seconds = best_times(
+            {"twin": lambda: run_twins(some, workload), "ours": lambda: run(some)}  # noqa: B023
+        )
+        ratio = seconds["twin"] / seconds["ours"]
+        print(f"{name:32}{ratio:12,.0f} times as fast as the twin")
+
+
+def growth():
+    """CPU time a request in runs of ten thousand and of a million."""
+    for name, config in RUNS.items():
+        few, many = (config.replace(num_requests=n) for n in (10_000, 1_000_000))
+        seconds = best_times({"few": lambda: run(few), "many": lambda: run(many)})  # noqa: B023
+        ratio = seconds["many"] / seconds["few"] / 100.0
+        print(f"{name:32}{ratio:12.2f} times as long a request in a million")
+
+
+def memory():
+    """Most bytes a request held at once, beyond the table of requests."""
+    for name, config in RUNS.items():
+        workload = Workload.generate(config)
+        runner = SimulationRunner(config, workload)
+        runner.run()  # what is made once, in the first run, is no request's
+        tracemalloc.start()
+        runner.run()
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        print(f"{name:32}{peak / len(workload):12,.0f} bytes a request")
+
+
+def stretches():
+    """Stretches of equal steps a request, each one SimPy event, and steps in each."""
+    for name, config in RUNS.items():
+        record = serve(config, Workload.generate(config.replace(num_requests=10_000)))
+        rows, steps = len(record.batch_start), record.steps.batch_steps.sum()
+        each = f"of {steps / rows:.1f} steps each"
+        print(f"{name:32}{rows / 10_000:12.2f} SimPy events a request, {each}")
+
+
+BENCHES = [speed, against_the_twin, growth, memory, stretches]
+
+if __name__ == "__main__":
+    for bench in BENCHES:
+        bench()
