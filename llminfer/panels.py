@@ -19,10 +19,11 @@ from llminfer.config import SimulationConfig
 from llminfer.experiment import simulate
 from llminfer.figures import COLORS, DASHES, GHOST, STYLE, log_axis, powers_of_two
 from llminfer.lengths import FloatArray
-from llminfer.metrics import MetricsCollector
+from llminfer.metrics import MetricsCollector, goodput
 from llminfer.workload import Workload
 
 Curve = tuple[FloatArray, FloatArray]
+GOOD_ENOUGH = (1.0, 0.1)  # limits of TTFT and TPOT, seconds
 _SCREEN: Any = {
     **STYLE,
     "font.size": 10.0,
@@ -127,6 +128,7 @@ class LatencyPicture(Picture):
         requests = Workload.generate(own)
         record = simulate(own, requests)
         metrics = MetricsCollector.compute_metrics(record, own.warmup_requests)
+        good = goodput(record, *GOOD_ENOUGH, own.warmup_requests)
         shares = np.linspace(0.0, 1.0, 101)
         arrival = record.arrival_time
         latency = np.quantile((record.processing_end_time - arrival)[300:], shares)
@@ -148,6 +150,7 @@ class LatencyPicture(Picture):
             "99% are done within": f"{metrics['p99_latency']:.3g} s",
             "mean time to first token": f"{metrics['avg_ttft']:.3g} s",
             "throughput": f"{metrics['throughput_req_per_sec']:.3g} requests/s",
+            "goodput (TTFT ≤ 1 s, TPOT ≤ 0.1 s)": f"{good:.3g} requests/s",
             "mean batch": f"{metrics['avg_batch_size']:.1f} requests",
             "busy": f"{metrics['utilization']:.0%} of the time",
         }

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import html
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import ipywidgets as w
 
+from llminfer import readout
 from llminfer.config import SimulationConfig
+from llminfer.measuring import Measurement
 from llminfer.panels import Picture
 from llminfer.policies import POLICIES
 from llminfer.timing import COEFFICIENTS, PRESETS
-
-Readings = Mapping[str, str]
 
 
 class Control(NamedTuple):
@@ -66,8 +65,21 @@ SLIDER = w.Layout(width="340px", flex="0 0 auto")
 LABEL = {"description_width": "120px"}
 
 
+class _Moment(NamedTuple):
+    """What a panel shows."""
+
+    config: SimulationConfig
+    preset: str
+    values: Mapping[str, Any]
+
+
+_LEFT: dict[tuple[str, ...], dict[str, _Moment]] = {}  # by panel
+
+
 class Panel(w.VBox):  # type: ignore[misc]
     """Sliders for a configuration, a picture of it, and its numbers.
+
+    A cell that is run again finds its sliders and kept curves as they were left.
 
     Args:
         base: Where the sliders start, and what they do not set.
@@ -89,6 +101,8 @@ class Panel(w.VBox):  # type: ignore[misc]
         self.picture = picture
         self._quiet = False
         self.controls = self._sliders(controls)
+        key = (type(self).__name__, type(picture).__name__, repr(base), *self.controls)
+        self._left = _LEFT.setdefault(key, {})
         self.preset = w.Dropdown(
             options=["as given", *PRESETS],
             description="coefficients",
@@ -99,9 +113,8 @@ class Panel(w.VBox):  # type: ignore[misc]
         self.keep = w.Button(description="Keep", tooltip="Keep these curves in grey")
         self.image = w.Image(format="png", layout=w.Layout(max_width="100%"))
         self.image.alt = "curves of the configuration set by the sliders"
-        self.load = w.HTML()
-        self.readings = w.HTML()
-        self.code = w.HTML()
+        self.load, self.readings, self.code = w.HTML(), w.HTML(), w.HTML()
+        self.measurement = Measurement()
         for control in self.controls.values():
             control.observe(self._moved, "value")
         self.preset.observe(self._preset_chosen, "value")
@@ -109,12 +122,15 @@ class Panel(w.VBox):  # type: ignore[misc]
         self.keep.on_click(lambda _: self._keep_curves())
         flow = w.Layout(display="flex", flex_flow="row wrap", width="100%")
         hand = [self.preset, *self.controls.values(), self.reset, self.keep]
-        super().__init__(
-            [self.load, self.image, w.Box(hand, layout=flow), self.readings, self.code]
-        )
+        hands = w.Box(hand, layout=flow)
+        told = [self.readings, self.measurement, self.code]
+        super().__init__([self.load, self.image, hands, *told])
+        left = dict(self._left)
         self._show()
         self.picture.keep()
         self._show()
+        if left:
+            self._go_on_from(left)
 
     def _sliders(self, names: Sequence[str]) -> dict[str, w.ValueWidget]:
         return {name: _slider(name, self.base) for name in names}
@@ -128,6 +144,8 @@ class Panel(w.VBox):  # type: ignore[misc]
             self._show()
 
     def _preset_chosen(self, change: Mapping[str, Any]) -> None:
+        if self._quiet:
+            return
         name = change["new"]
         given = {field: getattr(self.base, field) for field in COEFFICIENTS}
         self._set(given if name not in PRESETS else PRESETS[name].coefficients)
@@ -138,7 +156,21 @@ class Panel(w.VBox):  # type: ignore[misc]
 
     def _keep_curves(self) -> None:
         self.picture.keep()
+        self._left["kept"] = self._left["now"]
         self._show()
+
+    def _go_on_from(self, left: Mapping[str, _Moment]) -> None:
+        """Be as the panel was that this cell showed before."""
+        for moment in ("kept", "now"):
+            if moment in left:
+                self._quiet = True
+                self.config, self.preset.value, values = left[moment]
+                for name, value in values.items():
+                    self.controls[name].value = value
+                self._quiet = False
+                self._show()
+                if moment == "kept":
+                    self._keep_curves()
 
     def _set(self, values: Mapping[str, Any]) -> None:
         """Move the sliders to ``values`` and draw once."""
@@ -159,11 +191,14 @@ class Panel(w.VBox):  # type: ignore[misc]
             readings = self.picture.update(self.config)
             self.image.value = self.picture.png()
         except Exception as error:  # whatever it is, the reader must see it here
-            self.load.value = _banner(f"{type(error).__name__}: {error}", bad=True)
+            self.load.value = readout.alarm(f"{type(error).__name__}: {error}")
             return
-        self.load.value = _load(self.config)
-        self.readings.value = _said(readings)
-        self.code.value = f"<code>{html.escape(repr(self.config))}</code>"
+        self.load.value = readout.gauge(self.config)
+        self.readings.value = readout.readings(readings)
+        self.code.value = readout.code(self.config)
+        self.measurement.offer(self.config)
+        values = {name: control.value for name, control in self.controls.items()}
+        self._left["now"] = _Moment(self.config, self.preset.value, values)
 
 
 def _slider(name: str, base: SimulationConfig) -> w.ValueWidget:
@@ -211,26 +246,3 @@ def _told(slider: w.ValueWidget) -> Any:
     if isinstance(slider, w.FloatLogSlider):
         return float(f"{slider.value:.4g}")
     return None if slider.value == _UNTIL_FULL else slider.value
-
-
-def _load(config: SimulationConfig) -> str:
-    load, most = config.offered_load, config.max_stable_rate
-    said = f"load ρ = λ/λ* = {load:.2f}, λ* = {most:.3g} requests/s"
-    if load < 1.0:
-        return _banner(said)
-    return _banner(
-        f"Overloaded: {said}. Waits measure the length of the run.", bad=True
-    )
-
-
-def _banner(text: str, bad: bool = False) -> str:
-    color, mark = ("#b00020", "⚠ ") if bad else ("#333333", "")
-    return f'<div style="color:{color};font-weight:600">{mark}{html.escape(text)}</div>'
-
-
-def _said(readings: Readings) -> str:
-    return "".join(
-        '<span style="display:inline-block;margin-right:2em;line-height:1.6">'
-        f"{html.escape(name)} <b>{html.escape(value)}</b></span>"
-        for name, value in readings.items()
-    )

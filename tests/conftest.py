@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,13 @@ def store_folder(tmp_path, monkeypatch):
     folder = tmp_path / "store"
     monkeypatch.setenv("LLMINFER_CACHE", str(folder))
     return folder
+
+
+@pytest.fixture(autouse=True)
+def fresh_panels():
+    """Panels that start where they are told, not where another test left them."""
+    if widgets := sys.modules.get("llminfer.widgets"):
+        widgets._LEFT.clear()
 
 
 @pytest.fixture(scope="session")

@@ -98,6 +98,38 @@ def test_an_error_is_shown_where_the_reader_looks(panel, monkeypatch):
     assert "RuntimeError: the curve is &lt;lost&gt;" in panel.load.value
 
 
+def test_a_cell_run_again_finds_its_sliders_and_kept_curves(panel):
+    panel.controls["arrival_rate"].value = 3.0
+    panel.keep.click()
+    panel.preset.value = "llama-3.1-8b-rtx4090"
+    panel.controls["batch_size"].value = 8
+    again = Panel(BASE, LatencyPicture(requests=600), NAMES)
+    assert again.config == panel.config
+    assert again.preset.value == "llama-3.1-8b-rtx4090"
+    assert (curve(again, "latency") == curve(panel, "latency")).all()
+    kept = [np.array(p.picture.kept["latency"].get_data()) for p in (panel, again)]
+    assert (kept[0] == kept[1]).all()
+    again.reset.click()
+    assert again.config == BASE
+    other = Panel(BASE.replace(beta=0.1), LatencyPicture(requests=600), NAMES)
+    assert other.config.batch_size == BASE.batch_size
+
+
+def test_the_gauge_says_the_load_in_words_and_as_a_meter(panel):
+    assert f"load ρ = λ/λ* = {BASE.offered_load:.2f}" in panel.load.value
+    assert f'aria-valuenow="{BASE.offered_load:.2f}"' in panel.load.value
+    panel.controls["arrival_rate"].value = 50.0
+    assert 'aria-valuenow="1.50"' in panel.load.value
+
+
+def test_every_control_has_a_label_and_every_button_a_tooltip(panel):
+    controls = [*panel.controls.values(), panel.preset]
+    assert all(control.description for control in controls)
+    pressed = (panel.reset, panel.keep, panel.measurement.start)
+    assert all(button.tooltip for button in pressed)
+    assert panel.image.alt
+
+
 def test_the_batch_size_picture_shows_both_rules_and_the_capacity():
     panel = Panel(BASE, BatchSizePicture(requests=400), ("arrival_rate",))
     sizes, capacity = curve(panel, "capacity")
