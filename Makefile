@@ -6,13 +6,14 @@ NOTEBOOKS := $(sort $(wildcard notebooks/*.ipynb))
 # JupyterLab refuses to start as root, as in a container, unless it is told to.
 AS_ROOT := $(if $(filter 0,$(shell id -u)),--allow-root)
 
-.PHONY: help report test lab bench lint clean
+.PHONY: help report test lab app bench lint clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo 'make report   run every notebook and draw every figure, into figures/'
 	@echo 'make test     unit, property, doc and browser tests, then every notebook'
 	@echo 'make lab      open the notebooks in JupyterLab, on this machine only'
+	@echo 'make app      the panels alone, as a page in the browser, on this machine only'
 	@echo 'make bench    measure the speed, beside a brute-force twin'
 	@echo 'make lint     check format, style and types'
 	@echo 'make clean    remove the environment and all caches; figures stay'
@@ -37,6 +38,9 @@ test: $(READY)
 
 lab: $(READY)
 	@$(PY) -m jupyterlab --ip=127.0.0.1 $(AS_ROOT) --notebook-dir=notebooks
+
+app: $(READY)
+	@$(PY) -m voila --Voila.ip=127.0.0.1 notebooks/app.ipynb
 
 bench: $(READY)
 	@$(PY) tests/bench.py

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import matplotlib as mpl
@@ -13,8 +14,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 
-from llminfer.record import RunRecord
+from llminfer.lengths import FloatArray
 from llminfer.report import figures_dir
+
+Span = tuple[FloatArray, FloatArray]  # start and end, seconds
 
 COLUMN, PAGE = 3.4, 7.0  # inches: one column and the full width of a two-column page
 COLORS = (  # Okabe and Ito (2008): told apart by the colour blind, and in grey
@@ -135,29 +138,22 @@ def dots(
     ax.set_ylim(len(order) - 0.5, -0.5)
 
 
-def timeline(ax: Axes, record: RunRecord, limit: int = 40) -> None:
-    """One bar a request: waiting, prefill, decode, the first to arrive on top.
+def timeline(ax: Axes, spans: Mapping[str, Span], colors: Sequence[str]) -> None:
+    """One bar a request, the first to arrive on top.
 
     Args:
         ax: Where to draw.
-        record: A finished run; only its first ``limit`` requests are drawn.
-        limit: Most requests to draw.
+        spans: From when to when each request is where, by name; seconds, shape (n,).
+        colors: One a name.
     """
-    parts = (
-        ("waits", record.queue_entry_time, record.processing_start_time, "#cccccc"),
-        ("prefill", record.processing_start_time, record.first_token_time, COLORS[0]),
-        ("decode", record.first_token_time, record.processing_end_time, COLORS[4]),
-    )
-    for name, start, end, color in parts:
-        rows = np.arange(len(start[:limit]))
-        spans = (end - start)[:limit]
-        ax.barh(rows, spans, left=start[:limit], height=0.7, color=color, label=name)
+    for (name, (start, end)), color in zip(spans.items(), colors, strict=True):
+        rows = np.arange(1, len(start) + 1)
+        ax.barh(rows, end - start, left=start, height=0.75, color=color, label=name)
     ax.invert_yaxis()
     ax.grid(axis="y", visible=False)
     ax.set(xlabel="time, seconds", ylabel="request, by arrival")
     ax.yaxis.set_major_locator(MaxNLocator(integer=True))
     ax.set_xlim(left=0.0)
-    ax.legend(loc="lower left")
 
 
 def log_axis(ax: Axes, low: float, high: float) -> None:

@@ -45,6 +45,14 @@ def readings(numbers: Mapping[str, str]) -> str:
     )
 
 
+def lines(said: Mapping[str, str]) -> str:
+    """What is said of each, a line each."""
+    return "".join(
+        f"<div><b>{html.escape(name)}</b>: {html.escape(text)}</div>"
+        for name, text in said.items()
+    )
+
+
 def code(config: SimulationConfig) -> str:
     """The configuration as a line of Python, all of it selected by one click."""
     look = "white-space:pre-wrap;overflow-wrap:anywhere;line-height:1.4;user-select:all"

@@ -62,6 +62,7 @@ CONTROLS: Mapping[str, Control] = {
     ),
 }
 SLIDER = w.Layout(width="340px", flex="0 0 auto")
+IMAGE = w.Layout(max_width="100%", align_self="flex-start")
 LABEL = {"description_width": "120px"}
 
 
@@ -111,7 +112,7 @@ class Panel(w.VBox):  # type: ignore[misc]
         )
         self.reset = w.Button(description="Reset", tooltip="Back to the start")
         self.keep = w.Button(description="Keep", tooltip="Keep these curves in grey")
-        self.image = w.Image(format="png", layout=w.Layout(max_width="100%"))
+        self.image = w.Image(format="png", layout=IMAGE)
         self.image.alt = "curves of the configuration set by the sliders"
         self.load, self.readings, self.code = w.HTML(), w.HTML(), w.HTML()
         self.measurement = Measurement()
@@ -120,9 +121,9 @@ class Panel(w.VBox):  # type: ignore[misc]
         self.preset.observe(self._preset_chosen, "value")
         self.reset.on_click(lambda _: self._start_again())
         self.keep.on_click(lambda _: self._keep_curves())
-        flow = w.Layout(display="flex", flex_flow="row wrap", width="100%")
-        hand = [self.preset, *self.controls.values(), self.reset, self.keep]
-        hands = w.Box(hand, layout=flow)
+        hand = [self.preset, *self.controls.values(), w.HBox([self.reset, self.keep])]
+        columns = w.Layout(grid_template_columns="repeat(auto-fill, 350px)")
+        hands = w.GridBox(hand, layout=columns)
         told = [self.readings, self.measurement, self.code]
         super().__init__([self.load, self.image, hands, *told])
         left = dict(self._left)

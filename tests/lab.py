@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -75,17 +76,36 @@ def running_lab(scratch: Path) -> Iterator[Lab]:
         f"--IdentityProvider.token={lab.token}",
         f"--ServerApp.root_dir={root}",
     ]
-    with (scratch / "lab.log").open("w") as log:
+    command = ["jupyterlab", *_LAB_FLAGS, *own]
+    with _serving(command, f"{lab.url}/api?token={lab.token}", scratch):
+        yield lab
+
+
+@contextmanager
+def running_page(notebook: Path, scratch: Path) -> Iterator[str]:
+    """A notebook as a stand-alone page, as ``make app`` shows it: its address."""
+    port = _free_port()
+    url = f"http://127.0.0.1:{port}"
+    flags = ["--no-browser", f"--port={port}", "--Voila.ip=127.0.0.1"]
+    with _serving(["voila", *flags, str(notebook)], f"{url}/static/", scratch):
+        yield url
+
+
+@contextmanager
+def _serving(command: list[str], probe: str, scratch: Path) -> Iterator[None]:
+    """A Python module that serves, from its first answer at ``probe`` on."""
+    file = scratch / "server.log"
+    with file.open("w") as log:
         process = subprocess.Popen(
-            [sys.executable, "-m", "jupyterlab", *_LAB_FLAGS, *own],
+            [sys.executable, "-m", *command],
             env=os.environ | _folders(scratch),
             stdout=log,
             stderr=log,
             start_new_session=True,
         )
         try:
-            _wait_for(process, lab, scratch / "lab.log")
-            yield lab
+            _wait_for(process, probe, file)
+            yield
         finally:
             _stop(process)
 
@@ -110,17 +130,19 @@ def _free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def _wait_for(process: subprocess.Popen[bytes], lab: Lab, log: Path) -> None:
+def _wait_for(process: subprocess.Popen[bytes], probe: str, log: Path) -> None:
     deadline = time.monotonic() + 60.0
     while time.monotonic() < deadline:
         if process.poll() is not None:
             break
         try:
-            urllib.request.urlopen(f"{lab.url}/api?token={lab.token}", timeout=2).read()
+            urllib.request.urlopen(probe, timeout=2).read()
             return
+        except urllib.error.HTTPError:
+            return  # an answer, if only that there is nothing
         except OSError:
             time.sleep(0.2)
-    raise RuntimeError(f"JupyterLab does not answer:\n{log.read_text()[-3000:]}")
+    raise RuntimeError(f"nothing answers at {probe}:\n{log.read_text()[-3000:]}")
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:

@@ -7,11 +7,12 @@ from pathlib import Path
 import nbformat
 import pytest
 from browser import WIDTHS, find_faults, panels_in
-from lab import Lab, find_chromium, running_chromium, running_lab
+from lab import Lab, find_chromium, running_chromium, running_lab, running_page
 from nbformat.v4 import new_code_cell, new_notebook
-from playwright.sync_api import BrowserContext
+from playwright.sync_api import BrowserContext, expect
 
-NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
+FOLDER = Path(__file__).parents[1] / "notebooks"
+NOTEBOOKS = sorted(FOLDER.glob("[0-9]*.ipynb"))
 
 
 @pytest.fixture(scope="module")
@@ -114,3 +115,22 @@ def test_a_failing_cell_is_told(
     assert find_faults(lab, browser, path) == [
         (0, "ZeroDivisionError: division by zero")
     ]
+
+
+def test_the_stand_alone_page_answers_its_sliders(
+    tmp_path: Path, browser: BrowserContext
+) -> None:
+    page = browser.new_page()
+    page.set_viewport_size({"width": WIDTHS[1], "height": 1400})
+    with running_page(FOLDER / "app.ipynb", tmp_path) as url:
+        page.goto(url)
+        page.wait_for_selector(".widget-slider", timeout=60_000)
+        pictures = page.locator("img.widget-image")
+        assert pictures.count() == panels_in(FOLDER / "app.ipynb")
+        for i, picture in enumerate(pictures.all()):
+            before = picture.get_attribute("src") or ""
+            panel = page.locator(".widget-vbox", has=picture).last
+            panel.locator(".noUi-handle").first.press("ArrowRight")
+            expect(picture, f"picture {i}").not_to_have_attribute("src", before)
+        assert "Error" not in page.inner_text("body")
+    page.close()
