@@ -28,7 +28,7 @@ LOOKS: Mapping[str, str] = {
     "decoding": COLORS[0],
     "held by its batch": "#a8d4ee",
 }
-_EVENTS = ("{} arrives", "{} goes in", "first token of {}", "{} has its last token")
+_EVENTS = ("arrives", "goes in", "first token", "last token")
 
 Phases = Mapping[str, tuple[FloatArray, FloatArray]]
 
@@ -134,7 +134,7 @@ def _told(own: Phases, now: float) -> str:
     news = []
     for event, (start, _) in zip(_EVENTS, own.values(), strict=True):
         if (who := np.flatnonzero(start == now) + 1).size:
-            news.append(event.format(", ".join(map(str, who))))
+            news.append(f"{event}: {', '.join(map(str, who))}")
     where = {
         name: int(((start <= now) & (now < end)).sum())
         for name, (start, end) in own.items()

@@ -62,7 +62,7 @@ CONTROLS: Mapping[str, Control] = {
     ),
 }
 SLIDER = w.Layout(width="340px", flex="0 0 auto")
-IMAGE = w.Layout(max_width="100%", align_self="flex-start")
+IMAGE = w.Layout(max_width="calc(100% - 4px)", align_self="flex-start")
 LABEL = {"description_width": "120px"}
 
 

@@ -89,6 +89,7 @@ def _picture_of_all(page: Page, file: Path) -> None:
     last = page.locator(".jp-Notebook .jp-Cell").last
     end = last.evaluate("cell => cell.offsetTop + cell.offsetHeight")
     page.set_viewport_size({"width": WIDTHS[0], "height": int(end) + 200})
+    page.locator(".jp-WindowedPanel-outer").evaluate("outer => outer.scrollTo(0, 0)")
     page.wait_for_timeout(500)
     page.locator(".jp-NotebookPanel").screenshot(path=file)
 

@@ -66,7 +66,7 @@ def test_each_moment_moves_picture_and_words_and_the_last_has_all_done():
     assert len(seen) == panel.moment.max + 1
     assert panel.told.value.count("12 done") == 2
     panel.moment.value = 0
-    assert "1 arrives" in panel.told.value
+    assert "arrives: 1" in panel.told.value
     assert "done" not in panel.told.value
 
 
