@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import ipywidgets as w
 import numpy as np
 import pandas as pd
 from matplotlib.ticker import MaxNLocator
+from PIL import Image
 
 from llminfer import readout
 from llminfer.config import SimulationConfig
@@ -17,6 +20,7 @@ from llminfer.figures import COLORS
 from llminfer.lengths import FloatArray
 from llminfer.panels import Curve, Picture
 from llminfer.record import RunRecord
+from llminfer.report import figures_dir
 from llminfer.timing import StepTime
 from llminfer.widgets import IMAGE
 from llminfer.workload import Workload
@@ -64,7 +68,7 @@ class StoryPicture(Picture):
     """
 
     def __init__(self, config: SimulationConfig, requests: int = 12) -> None:
-        few = config.replace(num_requests=requests, warmup_requests=0)
+        self.config = few = config.replace(num_requests=requests, warmup_requests=0)
         workload = Workload.generate(few)
         self.phases = {
             server: phases(
@@ -103,6 +107,27 @@ class StoryPicture(Picture):
             for phase, (start, end) in own.items()
         ]
         return pd.concat(rows)[["server", "request", "phase", "start", "end"]]
+
+    def save_animation(self, name: str, seconds: float = 0.5) -> Path:
+        """All moments one after another, as ``name.gif`` among the figures.
+
+        Args:
+            name: Of the file, without its ending.
+            seconds: How long each moment is shown, on the wall.
+        """
+        was, frames = self.now, []
+        for moment in range(len(self.moments)):
+            self.now = moment
+            self.update(self.config)
+            with Image.open(io.BytesIO(self.png())) as shown:
+                frames.append(shown.convert("P", palette=Image.Palette.ADAPTIVE))
+        self.now = was
+        path = figures_dir() / f"{name}.gif"
+        pause = [int(1000 * seconds)] * (len(frames) - 1) + [4000]  # ms
+        frames[0].save(
+            path, save_all=True, append_images=frames[1:], duration=pause, loop=0
+        )
+        return path
 
     def compute(
         self, config: SimulationConfig
@@ -154,7 +179,6 @@ class StoryPanel(w.VBox):  # type: ignore[misc]
     """
 
     def __init__(self, config: SimulationConfig, requests: int = 12) -> None:
-        self.config = config
         self.picture = StoryPicture(config, requests)
         last = len(self.picture.moments) - 1
         self.moment = w.IntSlider(
@@ -178,5 +202,5 @@ class StoryPanel(w.VBox):  # type: ignore[misc]
 
     def _show(self) -> None:
         self.picture.now = self.moment.value
-        self.told.value = readout.lines(self.picture.update(self.config))
+        self.told.value = readout.lines(self.picture.update(self.picture.config))
         self.image.value = self.picture.png()

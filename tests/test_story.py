@@ -4,6 +4,7 @@ import itertools
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from llminfer import SimulationConfig
 from llminfer.experiment import simulate
@@ -68,6 +69,14 @@ def test_each_moment_moves_picture_and_words_and_the_last_has_all_done():
     panel.moment.value = 0
     assert "arrives: 1" in panel.told.value
     assert "done" not in panel.told.value
+
+
+def test_the_animation_shows_every_moment(tmp_path, monkeypatch):
+    monkeypatch.setenv("LLMINFER_FIGURES", str(tmp_path))
+    picture = StoryPicture(FEW, requests=3)
+    with Image.open(picture.save_animation("story")) as shown:
+        assert shown.n_frames == len(picture.moments)
+    assert picture.now == len(picture.moments) - 1
 
 
 def test_the_table_has_a_row_a_request_phase_and_server():
