@@ -106,6 +106,32 @@ class BatchTime:
         return np.asarray(values.reshape(s.shape))
 
 
+@lru_cache(maxsize=64)
+def batch_moments(
+    step_time: StepTime, prompts: LengthLaw, outputs: LengthLaw, sizes: range
+) -> tuple[FloatArray, FloatArray]:
+    """E[T_b] and E[T_b^2] for each b of ``sizes``; not to be written to.
+
+    Args:
+        step_time: The five coefficients.
+        prompts: Law of prompt tokens, with or without a cap.
+        outputs: Law of output tokens, within a million.
+        sizes: b.
+    """
+    b = np.array(sizes, dtype=np.float64)[:, None]
+    longest = longest_output(outputs, sizes)
+    m = np.arange(longest.shape[1], dtype=np.float64)
+    slope = step_time.alpha + step_time.kappa * m
+    fixed = step_time.beta + step_time.decode(b, 0.0, m)
+    tokens, spread = prompts.expectation(), prompts.variance()
+    time = slope * b * tokens + fixed
+    mean = (longest * time).sum(axis=1)
+    square = (longest * (time**2 + slope**2 * b * spread)).sum(axis=1)
+    for moments in (mean, square):
+        moments.flags.writeable = False
+    return mean, square
+
+
 def batch_transforms(
     step_time: StepTime,
     prompts: LengthLaw,

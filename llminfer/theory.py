@@ -9,19 +9,32 @@ unless its docstring says otherwise.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from functools import lru_cache
 
+import numpy as np
 import pandas as pd
 
-from llminfer.bulk import BulkQueue
+from llminfer.assumptions import (
+    first_come,
+    is_first_come,
+    least_batch,
+    listed,
+    poisson,
+    served_by,
+    single,
+    steady,
+    unlimited,
+)
+from llminfer.bulk import BulkQueue, GammaQueue
 from llminfer.chains import ContinuousChain, ProductForm, saturation_rate
 from llminfer.checks import ConfigError, fail, number, whole
 from llminfer.config import SimulationConfig
-from llminfer.lengths import Geometric, LengthLaw
-from llminfer.policies import FCFSPolicy
+from llminfer.lengths import FloatArray, Geometric
+from llminfer.policies import SJFPolicy
 from llminfer.priorities import PriorityWaits, Requests, ageing, by_key
-from llminfer.service import BatchTime, DiscreteService, token_pmf
+from llminfer.service import BatchTime, DiscreteService
 from llminfer.single import MG1, check_load
 
 __all__ = [
@@ -29,6 +42,7 @@ __all__ = [
     "BulkQueue",
     "ContinuousChain",
     "DiscreteService",
+    "GammaQueue",
     "PriorityWaits",
     "ProductForm",
     "ageing",
@@ -40,6 +54,8 @@ __all__ = [
     "inoue_bound",
     "inoue_latency",
     "largest_rate",
+    "latency_curve",
+    "mean_latency",
     "mg1",
     "priority",
     "product_form",
@@ -57,8 +73,8 @@ def mg1(config: SimulationConfig) -> MG1:
         ConfigError: Batch size, policy, arrivals or load are outside the formula. The
             variance and the distribution also need a cap on prompts (``max``).
     """
-    _single(config)
-    _first_come(config)
+    single(config)
+    first_come(config)
     return MG1(config.arrival_rate, _alone(config))
 
 
@@ -74,15 +90,9 @@ def bulk_queue(config: SimulationConfig) -> BulkQueue:
         ConfigError: Policy, arrivals, timeout or load are outside the chain, or
             prompts have no cap (``max``).
     """
-    _poisson(config)
-    _first_come(config)
-    most, timeout = config.batch_size, config.batch_timeout
-    if most > 1 and timeout is not None and timeout > 0.0:
-        raise fail("batch_timeout", timeout, "0 or None for the bulk queue")
-    check_load(config.arrival_rate, config.max_stable_rate)
-    least = most if timeout is None else 1
-    parts = (config.step_time, _listed(config, "prompt"), _listed(config, "output"))
-    return _solved(config.arrival_rate, *parts, most, least)
+    least = least_batch(config)
+    parts = (config.step_time, listed(config, "prompt"), listed(config, "output"))
+    return _solved(config.arrival_rate, *parts, config.batch_size, least)
 
 
 _solved = lru_cache(maxsize=128)(BulkQueue)
@@ -91,15 +101,16 @@ _solved = lru_cache(maxsize=128)(BulkQueue)
 def continuous(config: SimulationConfig) -> ContinuousChain:
     """Continuous batching under FCFS with geometric outputs, solved and remembered.
 
-    A step prefills the prompts it admits and decodes everybody else; there is no token
-    budget, no KV limit and no ``kappa``.
+    A step prefills the prompts it admits and decodes everybody else; no token budget
+    or KV limit is ever felt, and there is no ``kappa``.
 
     Raises:
-        ConfigError: Outputs, ``kappa``, policy, arrivals, batch size or load are
-            outside the chain, or prompts have no cap (``max``).
+        ConfigError: Server, outputs, ``kappa``, policy, arrivals, batch size or load
+            are outside the chain, or prompts have no cap (``max``).
     """
-    _poisson(config)
-    _first_come(config)
+    served_by("continuous", config)
+    poisson(config)
+    first_come(config)
     outputs = config.outputs
     if not isinstance(outputs, Geometric):
         raise fail("output_length_dist", config.output_length_dist, "geometric here")
@@ -110,12 +121,58 @@ def continuous(config: SimulationConfig) -> ContinuousChain:
         raise fail("kappa", config.kappa, "0: the chain forgets contexts")
     if config.batch_size > 64:
         raise fail("batch_size", config.batch_size, "at most 64 for the chain")
-    parts = (config.step_time, _listed(config, "prompt"), outputs, config.batch_size)
+    parts = (config.step_time, listed(config, "prompt"), outputs, config.batch_size)
+    unlimited(config)
     check_load(config.arrival_rate, saturation_rate(*parts))
     return _chained(config.arrival_rate, *parts)
 
 
 _chained = lru_cache(maxsize=32)(ContinuousChain)
+
+
+def mean_latency(config: SimulationConfig) -> float | None:
+    """E[latency], seconds, if theory has it in a moment: for curves behind sliders.
+
+    Exact at batch size 1 under FCFS or SJF, and for ``continuous``; within 2% for
+    other static batches under FCFS (``GammaQueue``). None where no theory applies, or
+    the load is 1 or more. Up to 50 ms, most of it for 32 continuous seats.
+    """
+    try:
+        if config.server == "continuous":
+            return continuous(config).mean_latency
+        if config.batch_size == 1:
+            return (mg1 if is_first_come(config) else _by_prompt)(config).mean_latency
+        least = least_batch(config)
+        parts = (config.step_time, config.prompts, config.outputs, config.batch_size)
+        return GammaQueue(config.arrival_rate, *parts, least).mean_latency
+    except ConfigError:
+        return None
+
+
+def latency_curve(config: SimulationConfig, loads: Sequence[float]) -> FloatArray:
+    """``mean_latency`` at each of ``loads``, shape (n,), NaN where there is none.
+
+    Computed once for all rates and seeds, and remembered.
+
+    Args:
+        config: Everything but the rate.
+        loads: lambda / lambda*.
+    """
+    try:
+        steady(config)
+        idle = {"num_requests": 1, "warmup_requests": 0, "random_seed": 0}
+        return _curve(config.replace(arrival_rate=1.0, **idle), tuple(loads))
+    except ConfigError:
+        return np.full(len(loads), np.nan)
+
+
+@lru_cache(maxsize=256)
+def _curve(config: SimulationConfig, loads: tuple[float, ...]) -> FloatArray:
+    most = config.max_stable_rate
+    means = [mean_latency(config.replace(arrival_rate=load * most)) for load in loads]
+    curve = np.array([math.nan if mean is None else mean for mean in means])
+    curve.flags.writeable = False
+    return curve
 
 
 def priority(config: SimulationConfig) -> PriorityWaits:
@@ -129,10 +186,10 @@ def priority(config: SimulationConfig) -> PriorityWaits:
         ConfigError: Batch size, policy, arrivals or load are outside the formula, or
             the prompts have no cap (``max``).
     """
-    _single(config)
+    single(config)
     check_load(config.arrival_rate, config.max_stable_rate)
     shares = tuple(its.share for its in config.classes) or (1.0,)
-    parts = (config.step_time, _listed(config, "prompt"), _listed(config, "output"))
+    parts = (config.step_time, listed(config, "prompt"), listed(config, "output"))
     law = Requests(*parts, shares)
     return law.waits(config.arrival_rate, config.policy())
 
@@ -145,7 +202,7 @@ def conserved_work(config: SimulationConfig) -> float:
 
     Source: Kleinrock (1965). It does not hold for larger batches.
     """
-    _single(config)
+    single(config)
     queue = MG1(config.arrival_rate, _alone(config))
     return queue.mean * queue.service.moment(1)
 
@@ -158,7 +215,8 @@ def assembly_bound(config: SimulationConfig) -> float:
     Raises:
         ConfigError: A timeout, or a rate or batch limit that varies.
     """
-    _steady(config)
+    served_by("static", config)
+    steady(config)
     if config.batch_timeout is not None:
         raise fail("batch_timeout", config.batch_timeout, "None: batches wait to fill")
     return (config.batch_size - 1) / (2.0 * config.arrival_rate)
@@ -256,8 +314,9 @@ def inoue_bound(config: SimulationConfig) -> float:
 
 def _linear_batch(config: SimulationConfig) -> tuple[float, float, float]:
     """a, tau and v of E[T_b] = a b + tau, Var T_b = v b, where outputs are constant."""
-    _poisson(config)
-    _first_come(config)
+    served_by("static", config)
+    poisson(config)
+    first_come(config)
     if config.batch_timeout != 0.0:
         raise fail("batch_timeout", config.batch_timeout, "0: all who wait go at once")
     steps, law = config.outputs.expectation(), config.step_time
@@ -278,7 +337,7 @@ def product_form(config: SimulationConfig) -> ProductForm:
         ConfigError: ``alpha``, ``beta`` or ``kappa`` is above 0, or arrivals or load
             are outside the form.
     """
-    _poisson(config)
+    poisson(config)
     for name in ("alpha", "beta", "kappa"):
         if getattr(config, name) > 0.0:
             raise fail(name, getattr(config, name), "0 for the product form")
@@ -286,39 +345,11 @@ def product_form(config: SimulationConfig) -> ProductForm:
     return ProductForm(config.arrival_rate, mean, config.gamma, config.delta)
 
 
-def _listed(config: SimulationConfig, which: str) -> LengthLaw:
-    """The law of ``which`` lengths, prompt or output, if it can be listed."""
-    law = config.prompts if which == "prompt" else config.outputs
-    try:
-        token_pmf(law)
-    except ConfigError as error:
-        raise ConfigError(f"{which}_dist_params.{error}") from None
-    return law
-
-
 def _alone(config: SimulationConfig) -> BatchTime:
-    return BatchTime(config.step_time, config.prompts, _listed(config, "output"), 1)
+    return BatchTime(config.step_time, config.prompts, listed(config, "output"), 1)
 
 
-def _steady(config: SimulationConfig) -> None:
-    """Nothing changes as the run goes on."""
-    for name, must in (("arrival_pattern", "constant"), ("batch_control", "static")):
-        if getattr(config, name) != must:
-            raise fail(name, getattr(config, name), f"{must} for this law")
-
-
-def _poisson(config: SimulationConfig) -> None:
-    _steady(config)
-    if config.arrival_cv != 1.0:
-        raise fail("arrival_cv", config.arrival_cv, "1 (Poisson) for this law")
-
-
-def _first_come(config: SimulationConfig) -> None:
-    if not isinstance(config.policy(), FCFSPolicy):
-        raise fail("scheduling_policy", config.policy().name, "FCFS for this law")
-
-
-def _single(config: SimulationConfig) -> None:
-    _poisson(config)
-    if config.batch_size != 1:
-        raise fail("batch_size", config.batch_size, "1: requests are served one by one")
+def _by_prompt(config: SimulationConfig) -> PriorityWaits:
+    if not isinstance(config.policy(), SJFPolicy):
+        raise fail("scheduling_policy", config.policy().name, "FCFS or SJF for a curve")
+    return priority(config)

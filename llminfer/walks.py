@@ -126,10 +126,12 @@ def folded(law: FloatArray, entry: FloatArray) -> FloatArray:
     if law.shape[-1] <= step:
         short = [(0, 0)] * (law.ndim - 1) + [(0, step - law.shape[-1])]
         return np.pad(law, short)
-    rest = law.copy()
-    for start in range(law.shape[-1] - 1, step - 1, -1):
-        rest[..., start - step : start] += rest[..., start : start + 1] * entry
-    return rest[..., :step]
+    reach = np.empty((law.shape[-1] - step, step))  # from B, B + 1, ...
+    reach[0] = entry
+    for start in range(1, len(reach)):
+        reach[start] = reach[start - 1, -1] * entry
+        reach[start, 1:] += reach[start - 1, :-1]
+    return np.asarray(law[..., :step] + law[..., step:] @ reach)
 
 
 def stationary(chain: FloatArray) -> FloatArray:

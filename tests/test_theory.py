@@ -310,7 +310,7 @@ def test_ageing_lies_between_fcfs_and_strict_priority():
         (theory.bulk_queue, {"scheduling_policy": "SJF"}, "must be FCFS"),
         (theory.bulk_queue, {"prompt_dist_params": {"mu": 4, "sigma": 1.5}},
          r"prompt_dist_params.max=None: must be given"),
-        (theory.continuous, {}, "output_length_dist='truncated_normal'"),
+        (theory.continuous, {"server": "continuous"}, "output_length_dist='truncated_normal'"),
         (theory.inoue_bound, {"batch_timeout": 0}, "must be constant here"),
         (theory.inoue_bound, {}, "batch_timeout=None: must be 0"),
         (theory.assembly_bound, {"batch_timeout": 0}, "timeout=0.0: must be None"),

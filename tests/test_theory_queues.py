@@ -225,6 +225,8 @@ def test_the_table_of_stability_has_the_numbers_of_each_configuration():
 
 
 CHAIN = SimulationConfig(
+    server="continuous",
+    max_batched_tokens=10**6,
     arrival_rate=1.0,
     prompt_length_dist="lognormal",
     prompt_dist_params={"mu": 3, "sigma": 1, "max": 400},
@@ -385,7 +387,8 @@ def test_a_chain_of_single_tokens_is_the_greedy_bulk_queue(size):
     config = CHAIN.replace(output_dist_params={"mean": 1}, batch_size=size)
     config = config.replace(arrival_rate=0.85 * chain_rate(config))
     chain = theory.continuous(config)
-    bulk = theory.bulk_queue(config.replace(gamma=0, delta=0, batch_timeout=0))
+    static = config.replace(server="static", gamma=0, delta=0, batch_timeout=0)
+    bulk = theory.bulk_queue(static)
     assert chain.mean == pytest.approx(bulk.mean, rel=1e-9)
     assert chain.mean_latency == pytest.approx(bulk.mean_latency, rel=1e-9)
     assert chain.mean_latency == pytest.approx(chain.mean_ttft, rel=1e-9)
