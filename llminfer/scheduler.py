@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_right
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from llminfer.batch import Batch
@@ -27,6 +28,8 @@ class Scheduler(Batch):
     gamma: float = field(init=False)
     delta: float = field(init=False)
     kappa: float = field(init=False)
+    pack: Callable[..., bytes] = field(init=False)
+    note: Callable[[bytes], None] = field(init=False)
     # The stretch in progress
     began: float = 0.0
     end: float = 0.0
@@ -42,6 +45,7 @@ class Scheduler(Batch):
         Batch.__post_init__(self)
         for name in ("alpha", "beta", "gamma", "delta", "kappa"):
             setattr(self, name, getattr(self.config, name))
+        self.pack, self.note = self.log.pack, self.log.rows.extend
 
     def begin(self, now: float, arrived: int, arrival: float) -> float:
         """Begin a stretch of steps; when it ends, seconds.
@@ -57,7 +61,11 @@ class Scheduler(Batch):
         waiting = arrived - self.admitted
         if self.control is not None:
             self._ask_control(now, waiting)
-        alone = self._mixed(now, waiting) if self.chunked else self._apart(now, waiting)
+        alone = False
+        if self.pool is not None or waiting or self.partial >= 0 or not self.chunked:
+            alone = self._schedule(now, waiting)
+        else:
+            self.decodes, self.tokens = self.decoding, 0
         decodes, tokens = self.decodes, self.tokens
         step = self.alpha * tokens + self.beta if tokens else 0.0
         if decodes:
@@ -85,39 +93,37 @@ class Scheduler(Batch):
         root = math.sqrt(half * half + 2.0 * growth * wait)
         steps = max(1, math.ceil(2.0 * wait / (half + root)))
         # The root is right to rounding; which step it is, the closed form decides.
-        before = steps - 1
-        while before and self._end_of(before) >= time:
-            before -= 1
-        steps = before + 1
-        while (end := self._end_of(steps)) < time:
+        end = began + steps * step + growth * (steps * (steps - 1) // 2)
+        while end < time:
             steps += 1
+            end = began + steps * step + growth * (steps * (steps - 1) // 2)
+        while steps > 1:
+            fewer = steps - 1
+            sooner = began + fewer * step + growth * (fewer * (fewer - 1) // 2)
+            if sooner < time:
+                break
+            steps, end = fewer, sooner
         self.steps, self.end, self.open = steps, end, False
         return end
 
-    def _end_of(self, steps: int) -> float:
-        """When so many steps of the stretch have ended, seconds."""
-        more = self.growth * (steps * (steps - 1) // 2)
-        return self.began + steps * self.step + more
-
     def finish(self) -> None:
         """The stretch has ended: its tokens are out."""
-        steps, decodes, log, pool = self.steps, self.decodes, self.log, self.pool
-        began, end = self.began, self.end
+        steps, decodes, pool, end = self.steps, self.decodes, self.pool, self.end
         size = decodes + len(self.prefilled) + (self.partial >= 0)
         if pool is None:
-            log.rows.extend(log.pack(began, end, steps, size, decodes))
+            self.note(self.pack(self.began, end, steps, size, decodes))
         else:
             first = pool.blocks - self.first_free
             if steps > 1:
                 pool.free -= self._later_blocks(steps - 1)
             last = pool.blocks - pool.free
-            log.rows.extend(log.pack(began, end, steps, size, decodes, first, last))
+            self.note(self.pack(self.began, end, steps, size, decodes, first, last))
         if steps > 1 and self.partial >= 0:
             self.computed += (steps - 1) * self.tokens
         if decodes:
-            self.decoded += steps
+            self.decoded = decoded = self.decoded + steps
             self.kv_tokens += steps * decodes
-            if self.heap[0] >> self.shift <= self.decoded:
+            if self.heap[0] >> self.shift <= decoded:
                 self.complete(end)
         if self.prefilled:
             self.emit(end)
@@ -140,6 +146,10 @@ class Scheduler(Batch):
         self.open = True
         return self.control.tick
 
+    def _schedule(self, now: float, waiting: int) -> bool:
+        """Say who is in the step that begins now; is it unlike the one after?"""
+        return self._mixed(now, waiting) if self.chunked else self._apart(now, waiting)
+
     def _mixed(self, now: float, waiting: int) -> bool:
         """Schedule a step that decodes and prefills; is it unlike the one after?"""
         pool, short, tokens = self.pool, False, 0
@@ -151,7 +161,7 @@ class Scheduler(Batch):
             tokens = self.prefill_on(now)
             short = not tokens
         alone = short or (tokens > 0 and self.partial < 0)
-        if (waiting or self.preempted) and not short and len(self.running) < self.limit:
+        if not short and self.may_enter(waiting):
             more = self.admit(now, waiting, self.budget - self.decoding - tokens)
             if more:
                 tokens += more
@@ -162,7 +172,7 @@ class Scheduler(Batch):
     def _apart(self, now: float, waiting: int) -> bool:
         """Schedule a step that prefills or else decodes; is it unlike the one after?"""
         pool, short, tokens = self.pool, False, 0
-        if (waiting or self.preempted) and len(self.running) < self.limit:
+        if self.may_enter(waiting):
             tokens = self.admit(now, waiting, self.budget)
         if pool is not None and self.decoding and not tokens:
             if (need := pool.cycle[self.decoded % pool.block_size]) > pool.free:
@@ -180,9 +190,9 @@ class Scheduler(Batch):
             room = False
             steps = 1 + (self.still_to_prefill() - 1) // self.tokens
             if self.decodes:
-                steps = min(steps, self.next_completion() - self.decoded)
+                steps = min(steps, (self.heap[0] >> self.shift) - self.decoded)
         else:
-            steps = self.next_completion() - self.decoded
+            steps = (self.heap[0] >> self.shift) - self.decoded
         self.open = room and (not waiting or self.line.overtakes)
         if room and waiting and self.line.restless:
             return 1
