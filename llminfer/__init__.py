@@ -13,6 +13,7 @@ from llminfer.arrivals import (
     sinusoidal_rate,
     step_rate,
 )
+from llminfer.capacity import SLO, Capacity, Fleet, capacity, fewest_replicas
 from llminfer.checks import ConfigError, OverloadWarning, TraceError
 from llminfer.compare import blocked_anova, paired_differences
 from llminfer.config import SimulationConfig
@@ -63,8 +64,10 @@ from llminfer.workload import RequestGenerator, Workload
 
 __all__ = [
     "PRESETS",
+    "SLO",
     "ArrivalRate",
     "BatchProcessor",
+    "Capacity",
     "ClassRoundRobinPolicy",
     "ConfigError",
     "ContinuousBatchingServer",
@@ -72,6 +75,7 @@ __all__ = [
     "ExperimentConfig",
     "ExperimentRunner",
     "FCFSPolicy",
+    "Fleet",
     "LLMInferenceServer",
     "MetricsCollector",
     "OverloadWarning",
@@ -94,8 +98,10 @@ __all__ = [
     "averaged_series",
     "batch_limit",
     "blocked_anova",
+    "capacity",
     "compute_confidence_interval",
     "constant_rate",
+    "fewest_replicas",
     "get_policy",
     "goodput",
     "kv_occupancy",

@@ -104,17 +104,19 @@ def metrics_of(config: SimulationConfig, record: RunRecord) -> Metrics:
     )
 
 
-def _run_quietly(measure: Measure, config: SimulationConfig) -> Row:
-    return measure(config, simulate(config))
+def _run_quietly(
+    measure: Measure, config: SimulationConfig, workload: Workload | None = None
+) -> Row:
+    return measure(config, simulate(config, workload))
 
 
 def _run_elsewhere(
-    measure: Measure, config: SimulationConfig, policy: type[SchedulingPolicy] | None
+    measure: Measure, policy: type[SchedulingPolicy] | None, *job: Any
 ) -> Row:
     """The same in a process that has not heard of the user's own policy."""
     if policy is not None:
         register_policy(policy)
-    return _run_quietly(measure, config)
+    return _run_quietly(measure, *job)
 
 
 def warn_of_overload(configs: Sequence[SimulationConfig]) -> None:
@@ -209,7 +211,6 @@ def run_many(
     Warns:
         OverloadWarning: Once, if any offered load is 1 or more.
     """
-    workers = (os.cpu_count() or 1) if n_jobs is None else whole("n_jobs", n_jobs, 1)
     distinct = {config.replace(random_seed=None): config for config in configs}
     warn_of_overload(list(distinct.values()))
     store = RunStore()
@@ -217,7 +218,7 @@ def run_many(
         found = ((i, store.get(c, measure)) for i, c in enumerate(configs))
         done = {i: known for i, known in found if known is not None}
         open_runs = [i for i in range(len(configs)) if i not in done]
-        fresh = _in_parallel([configs[i] for i in open_runs], workers, measure)
+        fresh = in_parallel([(configs[i],) for i in open_runs], n_jobs, measure)
         # tqdm's bar for notebooks does not heed its own variable
         quiet = not open_runs or bool(os.environ.get("TQDM_DISABLE"))
         progress = tqdm(
@@ -232,14 +233,25 @@ def run_many(
     return [done[i] for i in range(len(configs))]
 
 
-def _in_parallel(
-    configs: Sequence[SimulationConfig], workers: int, measure: Measure
+def in_parallel(
+    jobs: Sequence[tuple[SimulationConfig] | tuple[SimulationConfig, Workload]],
+    n_jobs: int | None,
+    measure: Measure,
 ) -> Iterator[Row]:
-    if workers == 1 or len(configs) < 2:
-        return (_run_quietly(measure, config) for config in configs)
-    jobs = [(config, registered_policy(config.scheduling_policy)) for config in configs]
+    """What ``measure`` makes of each run, in order; nothing is remembered.
+
+    Args:
+        jobs: Configurations, each alone or with the workload that it is to serve.
+        n_jobs: Processes; None takes one a core. The numbers do not depend on it.
+        measure: Makes a run's numbers from its record.
+    """
+    workers = (os.cpu_count() or 1) if n_jobs is None else whole("n_jobs", n_jobs, 1)
+    if workers == 1 or len(jobs) < 2:
+        return (_run_quietly(measure, *job) for job in jobs)
+    policies = [registered_policy(job[0].scheduling_policy) for job in jobs]
     parallel = Parallel(n_jobs=workers, return_as="generator")
-    return iter(parallel(delayed(_run_elsewhere)(measure, *job) for job in jobs))
+    runs = zip(policies, jobs, strict=True)
+    return iter(parallel(delayed(_run_elsewhere)(measure, its, *j) for its, j in runs))
 
 
 Axis = Sequence[Any] | Mapping[str, Any]

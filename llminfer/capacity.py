@@ -1,0 +1,424 @@
+"""The largest rate within limits, and the fewest servers for a rate."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import pandas as pd
+
+from llminfer.checks import ConfigError, fail, number, whole
+from llminfer.config import SimulationConfig
+from llminfer.experiment import Metrics, Row, in_parallel
+from llminfer.lengths import IntArray
+from llminfer.record import RunRecord
+from llminfer.workload import Workload
+
+_TIMES = ("ttft", "tpot", "latency")
+_FEWEST = 2000  # requests measured in all replications: 20 beyond the p99
+_BATCHES = 3  # a run has so many times the requests that the servers hold
+
+
+@dataclass(frozen=True)
+class SLO:
+    """What users are promised: at least one limit, in seconds.
+
+    Each limit is on the p99 of its time. With ``goodput`` it is on each request
+    instead, and that share of the requests must be within all limits at once.
+
+    Args:
+        ttft: Of the time to the first token.
+        tpot: Of the time an output token after the first.
+        latency: Of the time to the last token.
+        goodput: Share of requests, such as 0.9; None looks at each p99.
+
+    Raises:
+        ConfigError: No limit, one that is not above 0, or no share.
+    """
+
+    ttft: float | None = None
+    tpot: float | None = None
+    latency: float | None = None
+    goodput: float | None = None
+
+    def __post_init__(self) -> None:
+        if not self.limits:
+            raise ConfigError("slo: no limit given: must be of ttft, tpot or latency")
+        for name, limit in self.limits.items():
+            number(name, limit, above=0.0)
+        if self.goodput is not None:
+            number("goodput", self.goodput, above=0.0, most=1.0)
+
+    @property
+    def limits(self) -> dict[str, float]:
+        """The limits that are given, by name."""
+        given = {name: getattr(self, name) for name in _TIMES}
+        return {name: limit for name, limit in given.items() if limit is not None}
+
+    def broken(self, metrics: Metrics) -> list[str]:
+        """What ``metrics`` of ``Capacity`` do not keep, in words."""
+        if self.goodput is not None:
+            share = metrics["within"]
+            said = f"goodput={self.goodput:g}: {share:.1%} are within the limits"
+            return [said] if share < self.goodput else []
+        return [
+            f"{name}={limit:g}: the p99 is {metrics[f'p99_{name}']:.3g} s"
+            for name, limit in self.limits.items()
+            if metrics[f"p99_{name}"] > limit
+        ]
+
+
+@dataclass(frozen=True, eq=False)
+class Capacity:
+    """The largest rate within limits, requests a second.
+
+    Attributes:
+        rate: The largest that was seen to keep them.
+        bracket: That rate, and the next that was seen to break them.
+        metrics: At ``rate``, of the pooled requests: ``p99_`` and ``avg_`` of ``ttft``,
+            ``tpot`` and ``latency``, seconds; ``within``, the share within all limits;
+            ``goodput``, so many a second; ``avg_output_length``, tokens; ``waiting``,
+            how many waited when the last one came, mean over replications.
+        evaluated: A row a rate, ascending: ``rate``, the metrics, and ``meets``.
+    """
+
+    rate: float
+    bracket: tuple[float, float]
+    metrics: Metrics
+    evaluated: pd.DataFrame
+
+
+@dataclass(frozen=True, eq=False)
+class Fleet:
+    """The fewest replicas that serve a rate within limits.
+
+    Attributes:
+        replicas: How many.
+        gpus: In all of them.
+        metrics: As those of ``Capacity``, with so many.
+        evaluated: A row a number of ``replicas``: that, the metrics, and ``meets``.
+        cost_per_hour: In the currency of the price; None without one.
+        cost_per_million_tokens: Of output; None without a price.
+        kilowatts: Of all GPUs; None without a wattage.
+        kwh_per_million_tokens: Of output; None without a wattage.
+    """
+
+    replicas: int
+    gpus: int
+    metrics: Metrics
+    evaluated: pd.DataFrame
+    cost_per_hour: float | None
+    cost_per_million_tokens: float | None
+    kilowatts: float | None
+    kwh_per_million_tokens: float | None
+
+
+def capacity(
+    config: SimulationConfig,
+    slo: SLO,
+    workload: Workload | None = None,
+    *,
+    replications: int = 5,
+    tolerance: float = 0.02,
+    n_jobs: int | None = None,
+    random_seed_start: int = 42,
+) -> Capacity:
+    """The largest mean arrival rate that keeps ``slo``.
+
+    Every rate faces the same requests, arriving closer together or further apart (a
+    rate that varies keeps its shape; its periods shrink as it grows). The search goes
+    from lambda* up or down until it has crossed the limits, then halves that interval
+    in log rate. Where limits are kept in several stretches of rates, the answer is the
+    upper end of one of them.
+
+    A finite run above lambda* may keep limits that a longer one breaks, and TPOT never
+    feels the queue. So a rate counts only if its queue does not grow: when the last
+    request comes, no more wait than ``tolerance`` of all, or than one batch. The
+    configuration's ``num_requests`` is the length of a replication, warm-up included.
+
+    Args:
+        config: Everything but the rate.
+        slo: The limits.
+        workload: A trace to replay at scaled rates instead, once.
+        replications: Runs a rate; their requests are judged together.
+        tolerance: Greatest ratio of the bracket's ends, less 1.
+        n_jobs: Processes; None takes one a core. The answer does not depend on it.
+        random_seed_start: First seed.
+
+    Raises:
+        ConfigError: Limits that no rate keeps, or too few requests to tell.
+    """
+    plan = _Plan(workload, replications, n_jobs, random_seed_start)
+    trials = _Trials(config, slo, plan, number("tolerance", tolerance, above=0.0))
+    low, high = trials.bracket()
+    while high / low - 1.0 > tolerance:
+        middle = math.sqrt(low * high)
+        low, high = (middle, high) if trials.meets(middle) else (low, middle)
+    return Capacity(low, (low, high), trials.metrics(low), _table("rate", trials.rows))
+
+
+def fewest_replicas(
+    config: SimulationConfig,
+    rate: float,
+    slo: SLO,
+    workload: Workload | None = None,
+    *,
+    gpus_per_replica: int = 1,
+    price_per_gpu_hour: float | None = None,
+    watts_per_gpu: float | None = None,
+    replications: int = 5,
+    n_jobs: int | None = None,
+    random_seed_start: int = 42,
+) -> Fleet:
+    """The fewest replicas that keep ``slo`` at a rate; one fewer does not.
+
+    The search starts from the capacity of one. A run of n replicas has n times the
+    requests of the configuration (a trace has its own), so that each serves as many
+    as one alone does. GPUs cost and draw the same, busy or idle.
+
+    Args:
+        config: One replica, and the router; ``server="continuous"`` to have several.
+        rate: Mean arrival rate of all together, requests a second.
+        slo: The limits.
+        workload: A trace to replay at this rate instead, once.
+        gpus_per_replica: GPUs that make one replica.
+        price_per_gpu_hour: In any currency.
+        watts_per_gpu: What a GPU draws, with its part of the machine around it.
+        replications: Runs a number of replicas; their requests are judged together.
+        n_jobs: Processes; None takes one a core. The answer does not depend on it.
+        random_seed_start: First seed.
+
+    Raises:
+        ConfigError: As ``capacity``; or a rate, price or wattage that is not above 0.
+    """
+    number("rate", rate, above=0.0)
+    each = whole("gpus_per_replica", gpus_per_replica, 1)
+    for name, value in (
+        ("price_per_gpu_hour", price_per_gpu_hour),
+        ("watts_per_gpu", watts_per_gpu),
+    ):
+        if value is not None:
+            number(name, value, above=0.0)
+    plan = _Plan(workload, replications, n_jobs, random_seed_start)
+    one = config.replace(replicas=1)
+    rows: dict[float, Row] = {}
+
+    def meets(n: int) -> bool:
+        trials = _Trials(_several(one, n, plan), slo, plan)
+        kept = trials.meets(rate)
+        rows[n] = trials.rows[rate]
+        return kept
+
+    alone = capacity(
+        one,
+        slo,
+        workload,
+        replications=replications,
+        n_jobs=n_jobs,
+        random_seed_start=random_seed_start,
+    )
+    n = math.ceil(rate / alone.rate)
+    while not meets(n):
+        n += 1
+    while n > 1 and n - 1 not in rows and meets(n - 1):
+        n -= 1
+    metrics = {name: value for name, value in rows[n].items() if name != "meets"}
+    gpus = n * each
+    million = rate * metrics["avg_output_length"] * 3600.0 / 1e6  # tokens an hour
+    cost = None if price_per_gpu_hour is None else gpus * price_per_gpu_hour
+    power = None if watts_per_gpu is None else gpus * watts_per_gpu / 1000.0
+    return Fleet(
+        replicas=n,
+        gpus=gpus,
+        metrics=metrics,
+        evaluated=_table("replicas", rows),
+        cost_per_hour=cost,
+        cost_per_million_tokens=None if cost is None else cost / million,
+        kilowatts=power,
+        kwh_per_million_tokens=None if power is None else power / million,
+    )
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What is replayed how often, and by how many processes."""
+
+    workload: Workload | None
+    replications: int
+    n_jobs: int | None
+    first_seed: int
+
+    def configs(self, config: SimulationConfig) -> list[SimulationConfig]:
+        """A configuration a replication, with its seed; one for a trace."""
+        whole("replications", self.replications, 1)
+        first = whole("random_seed_start", self.first_seed, 0)
+        runs = self.replications if self.workload is None else 1
+        return [config.replace(random_seed=first + i) for i in range(runs)]
+
+    def requests(self, config: SimulationConfig) -> Workload:
+        """The requests of one replication, at a mean rate of 1 a second."""
+        if self.workload is None:
+            mean = config.arrivals.mean(config.num_requests)
+            return Workload.generate(config).scaled(1.0 / mean)
+        arrival = self.workload.arrival_time
+        span = float(arrival[-1] - arrival[0])
+        if not span > 0.0:
+            must = "several requests that come at different times"
+            raise fail("workload", self.workload, must)
+        return self.workload.scaled(span / len(arrival))
+
+
+@dataclass
+class _Trials:
+    """Tries rates, and remembers what came of each."""
+
+    config: SimulationConfig
+    slo: SLO
+    plan: _Plan
+    tolerance: float = 0.02
+    rows: dict[float, Row] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._configs = self.plan.configs(self.config)
+        self._requests = [self.plan.requests(config) for config in self._configs]
+        n = len(self._requests[0])
+        holds = self.config.largest_batch * self.config.replicas
+        runs = len(self._configs)
+        skipped = self.config.warmup_requests
+        least = max(_BATCHES * holds, skipped + math.ceil(_FEWEST / runs))
+        if n < least:
+            name = "num_requests" if self.plan.workload is None else "workload"
+            must = (
+                f"at least {least} requests: {_FEWEST} measured ones in all have 20 "
+                f"beyond the p99, and the {holds} in service must be few of a run's"
+            )
+            raise fail(name, n, must)
+        self._queue = max(self.tolerance * n, holds)
+
+    def meets(self, rate: float) -> bool:
+        """Are the limits kept at ``rate``, and does the queue not grow?"""
+        if rate not in self.rows:
+            found = self._run([its.scaled(rate) for its in self._requests])
+            found["goodput"] = rate * found["within"]
+            kept = not self.slo.broken(found) and found["waiting"] <= self._queue
+            self.rows[rate] = found | {"meets": kept}
+        return bool(self.rows[rate]["meets"])
+
+    def metrics(self, rate: float) -> Metrics:
+        """What was found at ``rate``."""
+        return {k: v for k, v in self.rows[rate].items() if k != "meets"}
+
+    def bracket(self) -> tuple[float, float]:
+        """A rate that keeps the limits, and a higher one that breaks them."""
+        rate = self._carried()
+        if self.meets(rate):
+            while self.meets(1.1 * rate):
+                rate *= 1.1
+            return rate, 1.1 * rate
+        fills = self.config.server == "static" and self.config.batch_timeout is None
+        if not fills:
+            self._check_alone()
+        # who waits for full batches breaks limits at low rates too: smaller steps
+        step, least = (1.2, rate / 1000.0) if fills else (2.0, 0.0)
+        while not self.meets(rate / step):
+            rate /= step
+            if rate < least:
+                raise self._met_nowhere()
+        return rate / step, rate
+
+    def _met_nowhere(self) -> ConfigError:
+        best = min(self.rows, key=lambda rate: self.rows[rate]["p99_latency"])
+        said = "; ".join(self.slo.broken(self.rows[best]))
+        return ConfigError(
+            f"slo: kept at no rate from {min(self.rows):.3g} to {max(self.rows):.3g} "
+            f"requests/s; batches wait to be full (batch_timeout=None), and at "
+            f"{best:.3g}, the best, {said}"
+        )
+
+    def _check_alone(self) -> None:
+        """Refuse limits that a request alone on the server breaks."""
+        law, timeout = self.config.step_time, self.config.batch_timeout or 0.0
+        alone = []
+        for its in self._requests:
+            prompt, output = (
+                its.prompt_length.astype(np.float64),
+                its.output_length.astype(np.float64),
+            )
+            steps = law.alone_stepwise(prompt, output, self.config.max_batched_tokens)
+            longest = np.maximum(steps, law.alone(prompt, output)).max() + timeout
+            times = 2.0 * float(longest) * np.arange(len(its), dtype=np.float64)
+            alone.append(replace(its, arrival_time=times))
+        said = self.slo.broken(self._run(alone))
+        if said:
+            raise ConfigError(
+                f"{said[0]} even where requests come one at a time: no rate will do"
+            )
+
+    def _carried(self) -> float:
+        """lambda* of these requests, where the search starts."""
+        config = self.config
+        if (trace := self.plan.workload) is not None:
+            config = config.replace(
+                prompt_length_dist="empirical",
+                prompt_dist_params=_counted(trace.prompt_length),
+                output_length_dist="empirical",
+                output_dist_params=_counted(trace.output_length),
+            )
+        rate = config.max_stable_rate
+        if not math.isfinite(rate):
+            raise fail("gamma", config.gamma, "above 0: this server takes no time")
+        return rate
+
+    def _run(self, requests: list[Workload]) -> Row:
+        """What came of the requests of all replications together."""
+        jobs = list(zip(self._configs, requests, strict=True))
+        runs = list(in_parallel(jobs, self.plan.n_jobs, _times))
+        pooled = {name: np.concatenate([run[name] for run in runs]) for name in runs[0]}
+        found: Row = {"waiting": float(pooled["waiting"].mean())}
+        for name in _TIMES:
+            known = pooled[name][~np.isnan(pooled[name])]
+            some = len(known) > 0
+            found[f"p99_{name}"] = float(np.quantile(known, 0.99)) if some else math.nan
+            found[f"avg_{name}"] = float(known.mean()) if some else math.nan
+        late = [pooled[name] > limit for name, limit in self.slo.limits.items()]
+        found["within"] = 1.0 - float(np.any(late, axis=0).mean())
+        found["avg_output_length"] = float(pooled["output"].mean())
+        return found
+
+
+def _times(config: SimulationConfig, record: RunRecord) -> Row:
+    """Columns of the measured requests, and how many waited when the last one came."""
+    measured = slice(config.warmup_requests, None)
+    arrival, first = record.arrival_time[measured], record.first_token_time[measured]
+    end, output = record.processing_end_time[measured], record.output_length[measured]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        tpot = np.where(output > 1, (end - first) / (output - 1), np.nan)
+    waiting = np.sum(record.processing_start_time > record.arrival_time[-1])
+    return {
+        "ttft": first - arrival,
+        "tpot": tpot,
+        "latency": end - arrival,
+        "output": output,
+        "waiting": np.array([float(waiting)]),
+    }
+
+
+def _several(config: SimulationConfig, n: int, plan: _Plan) -> SimulationConfig:
+    """``n`` replicas, and unless a trace is replayed as many requests for each."""
+    if plan.workload is not None:
+        return config.replace(replicas=n)
+    requests, skipped = n * config.num_requests, n * config.warmup_requests
+    return config.replace(replicas=n, num_requests=requests, warmup_requests=skipped)
+
+
+def _counted(tokens: IntArray) -> Mapping[str, object]:
+    """Parameters of the empirical law of ``tokens``."""
+    values, weights = np.unique(tokens, return_counts=True)
+    return {"values": values, "weights": weights}
+
+
+def _table(name: str, rows: Mapping[float, Row]) -> pd.DataFrame:
+    """A row a value of ``name``, ascending."""
+    return pd.DataFrame([{name: key, **rows[key]} for key in sorted(rows)])
