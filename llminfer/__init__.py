@@ -17,6 +17,7 @@ from llminfer.checks import ConfigError, OverloadWarning, TraceError
 from llminfer.compare import blocked_anova, paired_differences
 from llminfer.config import SimulationConfig
 from llminfer.continuous import ContinuousBatchingServer
+from llminfer.datasets import DataMissing, fetch
 from llminfer.experiment import (
     ExperimentConfig,
     ExperimentRunner,
@@ -58,6 +59,7 @@ from llminfer.stats import (
     summarize,
 )
 from llminfer.timing import PRESETS, BatchProcessor
+from llminfer.traces import ServedLog, read_bench, read_settings, read_vllm_log
 from llminfer.verdict import Verdict
 from llminfer.workload import RequestGenerator, Workload
 
@@ -68,6 +70,7 @@ __all__ = [
     "ClassRoundRobinPolicy",
     "ConfigError",
     "ContinuousBatchingServer",
+    "DataMissing",
     "Estimate",
     "ExperimentConfig",
     "ExperimentRunner",
@@ -84,6 +87,7 @@ __all__ = [
     "SJFAgingPolicy",
     "SJFPolicy",
     "SchedulingPolicy",
+    "ServedLog",
     "SimulationConfig",
     "SimulationRunner",
     "StepSeries",
@@ -96,6 +100,7 @@ __all__ = [
     "blocked_anova",
     "compute_confidence_interval",
     "constant_rate",
+    "fetch",
     "get_policy",
     "goodput",
     "kv_occupancy",
@@ -105,6 +110,9 @@ __all__ = [
     "pooled_quantile",
     "queue_length",
     "ramp_rate",
+    "read_bench",
+    "read_settings",
+    "read_vllm_log",
     "register_policy",
     "replicate_until",
     "running",
