@@ -18,6 +18,7 @@ from llminfer.checks import ConfigError, OverloadWarning, TraceError
 from llminfer.compare import blocked_anova, paired_differences
 from llminfer.config import SimulationConfig
 from llminfer.continuous import ContinuousBatchingServer
+from llminfer.datasets import DataMissing, fetch
 from llminfer.experiment import (
     ExperimentConfig,
     ExperimentRunner,
@@ -59,6 +60,7 @@ from llminfer.stats import (
     summarize,
 )
 from llminfer.timing import PRESETS, BatchProcessor
+from llminfer.traces import ServedLog, read_bench, read_settings, read_vllm_log
 from llminfer.verdict import Verdict
 from llminfer.workload import RequestGenerator, Workload
 
@@ -71,6 +73,7 @@ __all__ = [
     "ClassRoundRobinPolicy",
     "ConfigError",
     "ContinuousBatchingServer",
+    "DataMissing",
     "Estimate",
     "ExperimentConfig",
     "ExperimentRunner",
@@ -88,6 +91,7 @@ __all__ = [
     "SJFAgingPolicy",
     "SJFPolicy",
     "SchedulingPolicy",
+    "ServedLog",
     "SimulationConfig",
     "SimulationRunner",
     "StepSeries",
@@ -101,6 +105,7 @@ __all__ = [
     "capacity",
     "compute_confidence_interval",
     "constant_rate",
+    "fetch",
     "fewest_replicas",
     "get_policy",
     "goodput",
@@ -111,6 +116,9 @@ __all__ = [
     "pooled_quantile",
     "queue_length",
     "ramp_rate",
+    "read_bench",
+    "read_settings",
+    "read_vllm_log",
     "register_policy",
     "replicate_until",
     "running",

@@ -14,10 +14,10 @@ import pandas as pd
 from llminfer.arrivals import ArrivalRate, unit_arrivals
 from llminfer.checks import TraceError, fail, number, whole
 from llminfer.config import SimulationConfig
+from llminfer.csvfile import read_csv
 from llminfer.lengths import MOST_TOKENS, FloatArray, IntArray, length_law
 from llminfer.request import Request
 from llminfer.streams import stream
-from llminfer.traces import read_csv
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,7 +89,7 @@ class Workload:
 
     @classmethod
     def from_csv(cls, path: str | Path, limit: int | None = None) -> Self:
-        """A workload from a CSV trace: see ``llminfer.traces.read_csv``.
+        """A workload from a CSV trace: see ``llminfer.csvfile.read_csv``.
 
         Raises:
             TraceError: A bad row, named by its number, or no such file.

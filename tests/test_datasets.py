@@ -1,0 +1,130 @@
+"""Public data: where it is looked for, and what is said where it is missing."""
+
+from __future__ import annotations
+
+import hashlib
+
+import pooch
+import pytest
+
+from llminfer import ConfigError, DataMissing, datasets, fetch
+
+NAMES = sorted(datasets.DATASETS)
+
+
+@pytest.fixture
+def offline(monkeypatch):
+    """No folder of data, and no network."""
+
+    def fail(*_, **__):
+        raise OSError("no network")
+
+    monkeypatch.delenv("LLMINFER_DATA", raising=False)
+    monkeypatch.setattr(pooch.HTTPDownloader, "__call__", fail)
+
+
+@pytest.fixture
+def small(monkeypatch):
+    """One public file of three bytes instead of the real ones."""
+    digest = hashlib.sha256(b"abc").hexdigest()
+    monkeypatch.setattr(datasets, "_FILES", {"set/a.csv": (digest, "home/a.csv")})
+    monkeypatch.setattr(datasets, "DATASETS", {"small": "set/a.csv"})
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_folder_that_is_named_comes_first(data, name):
+    place = fetch(name)
+    assert place.is_relative_to(data)
+    assert place.is_file() or (place / "requests.jsonl").is_file()
+
+
+def test_digests_are_those_kept_beside_the_data(data):
+    kept = dict(
+        reversed(line.split("  ./"))
+        for line in (data / "SHA256SUMS").read_text().splitlines()
+    )
+    assert {part: digest for part, (digest, _) in datasets._FILES.items()} == kept
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_missing_and_offline_is_one_clear_line(offline, name):
+    with pytest.raises(DataMissing) as caught:
+        fetch(name)
+    message = str(caught.value)
+    assert "\n" not in message
+    assert message.startswith(f"{name}: not on disk and cannot be fetched: go online")
+    assert "LLMINFER_DATA" in message
+    assert "https://raw.githubusercontent.com/" in message
+    assert caught.value._render_traceback_() == [message]
+
+
+def test_an_unknown_name_is_refused():
+    with pytest.raises(ConfigError, match=r"^name='azure-2023-chat': must be one of"):
+        fetch("azure-2023-chat")
+
+
+def test_what_was_fetched_stays_in_the_users_cache(
+    offline, small, store_folder, monkeypatch
+):
+    def give(self, url, output_file, pooch, **_):
+        assert url == "https://raw.githubusercontent.com/home/a.csv"
+        with open(output_file, "wb") as file:
+            file.write(b"abc")
+
+    with monkeypatch.context() as online:
+        online.setattr(pooch.HTTPDownloader, "__call__", give)
+        place = fetch("small")
+    assert place == store_folder / "data" / "set" / "a.csv"
+    assert fetch("small") == place  # offline again
+    assert place.read_bytes() == b"abc"
+
+
+def test_another_file_than_the_published_one_is_refused(
+    offline, small, tmp_path, monkeypatch
+):
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set" / "a.csv").write_bytes(b"abd")
+    monkeypatch.setenv("LLMINFER_DATA", str(tmp_path))
+    with pytest.raises(DataMissing, match=r"small: .*a\.csv is not the published file"):
+        fetch("small")
+
+    def wrong(self, url, output_file, pooch, **_):
+        with open(output_file, "wb") as file:
+            file.write(b"abd")
+
+    monkeypatch.delenv("LLMINFER_DATA")
+    monkeypatch.setattr(pooch.HTTPDownloader, "__call__", wrong)
+    with pytest.raises(DataMissing, match="fetched, and not the published file"):
+        fetch("small")
+
+
+class Shell:
+    """As much of IPython as is asked for."""
+
+    def __init__(self):
+        self.input_transformers_post = []
+
+
+def test_a_notebook_without_data_says_so_and_does_no_more(offline, monkeypatch, capsys):
+    shell = Shell()
+    monkeypatch.setattr(datasets, "_notebook", lambda: shell)
+    monkeypatch.delenv("CI", raising=False)
+    assert datasets.needed("azure-2023-conv", "azure-2023-code") == []
+    said = capsys.readouterr().out
+    assert said.count("\n") == 1
+    assert said.startswith("azure-2023-conv: not on disk")
+    (silenced,) = shell.input_transformers_post
+    assert silenced(["1 / 0\n"]) == []
+
+
+def test_missing_data_is_an_error_in_continuous_integration(offline, monkeypatch):
+    monkeypatch.setattr(datasets, "_notebook", Shell)
+    monkeypatch.setenv("CI", "true")
+    with pytest.raises(DataMissing):
+        datasets.needed("azure-2023-conv")
+
+
+def test_missing_data_is_an_error_in_a_script(offline, monkeypatch):
+    monkeypatch.delenv("CI", raising=False)
+    with pytest.raises(DataMissing):
+        datasets.needed("azure-2023-conv")
