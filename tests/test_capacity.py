@@ -200,9 +200,7 @@ def test_a_fleet_for_a_trace():
     assert fleet.replicas == 2
     assert fleet.cost_per_hour is None
     static = REAL.replace(server="static", batch_timeout=0.0)
-    with pytest.raises(
-        ConfigError, match=r'replicas=\d+: must be 1 unless server='
-    ):
+    with pytest.raises(ConfigError, match=r"replicas=\d+: must be 1 unless server="):
         fewest_replicas(static, 50.0, SLO(ttft=10.0), trace, n_jobs=1)
 
 
