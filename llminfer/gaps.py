@@ -7,7 +7,7 @@ arithmetic progressions, each of which stands for several sequences.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,6 +18,8 @@ from llminfer.record import RunRecord, StepLog
 
 _LISTED = 8192  # gaps that are listed one by one rather than narrowed down further
 _SAMPLED = 4096  # gaps that say where a quantile will be
+_SPREAD = _SAMPLED**0.5  # places in the sample by which it may err, about
+_AT_ONCE = 2**14  # stretches; what is worked out on the way to their gaps stays small
 
 
 class Gaps(NamedTuple):
@@ -51,12 +53,22 @@ class Gaps(NamedTuple):
             Shape (k,); NaN if there are no gaps.
         """
         wanted = np.asarray(shares, dtype=np.float64)
-        gaps = self._rows(np.flatnonzero((self.steps > 0) & (self.weight > 0)))
-        if not len(gaps.first):
-            return np.full(wanted.shape, np.nan)
-        ranks = wanted * (gaps.number() - 1)
-        sample = gaps._sample()
-        return np.array([_at_rank(gaps, rank, sample) for rank in ranks])
+        some = (self.steps > 0) & (self.weight > 0)
+        rest = self if some.all() else self._rows(np.flatnonzero(some))
+        found = np.full(wanted.shape, np.nan)
+        if not len(rest.first):
+            return found
+        sample, total, passed = rest._sample(), rest.number(), 0
+        for place in np.argsort(wanted):  # a later one need not look at less again
+            rank = wanted[place] * (total - 1)
+            near = len(sample) * rank / total + np.array([-2.0, 2.0]) * _SPREAD
+            low, high = sample[near.clip(0, len(sample) - 1).astype(np.int64)].tolist()
+            upto = rest.up_to(low)
+            if passed + int(upto @ rest.weight) <= rank:
+                passed += int(upto @ rest.weight)
+                rest = rest._tail(upto)
+            found[place] = _at_rank(rest, passed, rank, high)
+        return found
 
     def number(self) -> int:
         """How many gaps there are."""
@@ -87,7 +99,9 @@ class Gaps(NamedTuple):
         return Gaps(first, growth, self.steps[rows], self.weight[rows])
 
     def _last(self) -> FloatArray:
-        return self.first + self.growth * (self.steps - 1)
+        last = self.growth * (self.steps - 1)
+        last += self.first
+        return last
 
     def _sample(self) -> FloatArray:
         """Some of the gaps, evenly spread over the run, in ascending order."""
@@ -106,24 +120,22 @@ class Gaps(NamedTuple):
         return values[order], np.cumsum(np.repeat(self.weight, steps)[order])
 
 
-def _at_rank(gaps: Gaps, rank: float, sample: FloatArray) -> float:
+def _at_rank(gaps: Gaps, passed: int, rank: float, near: float) -> float:
     """The gap of this rank in ascending order, from 0; between two, on a line.
 
     The ranks below and above are narrowed down to an interval (low, high], first by
     where a sample has them, then by halves, until the gaps in it can be listed.
 
     Args:
-        gaps: All of them.
-        rank: From 0 to one below their number.
-        sample: Some of them, ascending.
+        gaps: Those from some rank on.
+        passed: How many there are before these.
+        rank: From ``passed`` to one below the number of all.
+        near: A gap that is probably a little above.
     """
-    below, total, passed = int(rank), gaps.number(), 0
+    below, total = int(rank), passed + gaps.number()
     low, high = float(gaps.first.min()) - 1.0, float(gaps._last().max())
-    near = len(sample) * rank / total + np.array([-2.0, 2.0]) * len(sample) ** 0.5
-    cuts = sample[near.clip(0, len(sample) - 1).astype(np.int64)].tolist()
-    while gaps.steps.sum() > _LISTED + (0 if cuts else len(gaps.first)):
-        halve = not cuts
-        cut = (low + high) / 2.0 if halve else cuts.pop()
+    cut, halves = near, False
+    while gaps.steps.sum() > _LISTED + (len(gaps.first) if halves else 0):
         if low < cut < high:
             some = gaps.up_to(cut)
             upto = passed + int(some @ gaps.weight)
@@ -134,8 +146,9 @@ def _at_rank(gaps: Gaps, rank: float, sample: FloatArray) -> float:
             else:  # between the two ranks
                 one, other = gaps._head(some)._last(), gaps._tail(some).first
                 return _on_line(rank, one.max(), other.min())
-        elif halve:
+        elif halves:
             return high  # as near as numbers get
+        cut, halves = (low + high) / 2.0, True
     values, upto_each = gaps._listed()
     at = np.searchsorted(passed + upto_each, [below, below + 1], side="right")
     return _on_line(rank, *values[at.clip(max=len(values) - 1)])
@@ -145,19 +158,24 @@ def _on_line(rank: float, one: float, other: float) -> float:
     return float(one + (rank - int(rank)) * (other - one))
 
 
+def _some(first: FloatArray, growth: FloatArray, steps: Any, weight: Any) -> Gaps:
+    """Those progressions that have gaps, and somebody whose gaps they are."""
+    return Gaps(first, growth, steps, weight)._rows(
+        np.flatnonzero((steps > 0) & (weight > 0))
+    )
+
+
 def _single(values: FloatArray, weight: Any) -> Gaps:
     """Gaps one by one, each for ``weight`` sequences."""
     one = np.ones(len(values), dtype=np.int64)
     return Gaps(values, np.zeros(len(values)), one, one * weight)
 
 
-def _joined(parts: Sequence[Gaps]) -> Gaps:
-    return Gaps(
-        np.concatenate([part.first for part in parts]),
-        np.concatenate([part.growth for part in parts]),
-        np.concatenate([part.steps for part in parts]),
-        np.concatenate([part.weight for part in parts]),
-    )
+def _joined(parts: list[Gaps]) -> Gaps:
+    """All of them; ``parts`` is emptied, since both at once would be much."""
+    columns = [list(column) for column in zip(*parts, strict=True)]
+    parts.clear()
+    return Gaps(*(np.concatenate(columns.pop(0)) for _ in Gaps._fields))
 
 
 def token_gaps(record: RunRecord, kappa: float, warmup_requests: int = 0) -> Gaps:
@@ -175,13 +193,14 @@ def token_gaps(record: RunRecord, kappa: float, warmup_requests: int = 0) -> Gap
     log = record.steps
     if log is None:
         return _static_gaps(record, kappa, warmup_requests)
-    parts = []
+    parts: list[Gaps] = []
     for server in range(log.replicas):
         parts += _server_gaps(record, log, server, kappa, warmup_requests)
     # Steps that take no time hold gaps of no time, which no clock tells apart.
     gaps = int((record.output_length[warmup_requests:] - 1).sum())
     unseen = gaps - sum(part.number() for part in parts)
-    return _joined([*parts, _single(np.zeros(1), unseen)])
+    parts.append(_single(np.zeros(1), unseen))
+    return _joined(parts)
 
 
 def _static_gaps(record: RunRecord, kappa: float, skip: int) -> Gaps:
@@ -203,38 +222,42 @@ def _first_step(time: FloatArray, steps: IntArray, growth: FloatArray) -> FloatA
 
 def _server_gaps(
     record: RunRecord, log: StepLog, server: int, kappa: float, skip: int
-) -> list[Gaps]:
+) -> Iterator[Gaps]:
     """The gaps of the requests from ``skip`` on that one server took."""
     rows = np.flatnonzero((log.batch_replica == server) & (log.batch_decoding > 0))
-    start, end = record.batch_start[rows], record.batch_end[rows]
-    steps = log.batch_steps[rows]
-    growth = np.where(steps > 1, kappa * log.batch_decoding[rows], 0.0)
-    first = _first_step(end - start, steps, growth)
     mine = skip + np.flatnonzero(log.replica[skip:] == server)
-    request, begin, last = _decoding_times(record, log, mine, end)
-    before = np.concatenate(([-np.inf], end[:-1]))  # the last decode step's end
+    begin, last, away = _decoding_times(record, log, mine, record.batch_end[rows])
+    yield _single(away, 1)
     some = last > begin
-    weight = np.searchsorted(np.sort(begin[some]), start, side="right")
-    weight -= np.searchsorted(np.sort(last[some]), before, side="right")
+    begin, last = np.sort(begin[some]), np.sort(last[some])
+    before, seen = -np.inf, 0  # the last decode step's end; how many began by then
+    for low in range(0, len(rows), _AT_ONCE):
+        some = rows[low : low + _AT_ONCE]
+        start, end = record.batch_start[some], record.batch_end[some]
+        steps = log.batch_steps[some]
+        growth = np.where(steps > 1, kappa * log.batch_decoding[some], 0.0)
+        first = _first_step(end - start, steps, growth)
+        ends = np.concatenate(([before], end[:-1]))
+        begun = np.searchsorted(begin, start, side="right")
+        weight = begun - np.searchsorted(last, ends, side="right")
 
-    # Between two tokens that a preemption parts, and between two that the prefill of
-    # others parts: of those who decoded before it, and of those who just began.
-    returns = np.flatnonzero(request[1:] == request[:-1])
-    away = begin[1:][returns] - last[:-1][returns]
-    late = start > before
-    row = np.searchsorted(start, begin[some])
-    waited = ((start + first)[row] - begin[some])[late[row]]
-    old = weight - np.bincount(row[late[row]], minlength=len(start))
-    return [
-        Gaps(first + growth * late, growth, steps - late, weight),
-        _single((start + first - before)[late & (old > 0)], old[late & (old > 0)]),
-        _single(np.concatenate((away, waited)), 1),
-    ]
+        # Between two tokens that the prefill of others parts: of those who decoded
+        # before it, and of those who just began.
+        late = start > ends
+        new = begin[seen : begun[-1]]
+        row = np.searchsorted(start, new)
+        waited = ((start + first)[row] - new)[late[row]]
+        old = weight - np.bincount(row[late[row]], minlength=len(start))
+        parted = late & (old > 0)
+        yield _some(first + growth * late, growth, steps - late, weight)
+        yield _single((start + first - ends)[parted], old[parted])
+        yield _single(waited, 1)
+        before, seen = end[-1], begun[-1]
 
 
 def _decoding_times(
     record: RunRecord, log: StepLog, mine: IntArray, row_end: FloatArray
-) -> tuple[IntArray, FloatArray, FloatArray]:
+) -> tuple[FloatArray, FloatArray, FloatArray]:
     """When requests decoded: from a first token, or the one after a preemption, on.
 
     Args:
@@ -244,10 +267,12 @@ def _decoding_times(
         row_end: When that server's stretches with decode steps ended, ascending.
 
     Returns:
-        The request, and when its first and last token in a row appeared, by request
-        and time.
+        When the first and the last token in a row appeared, and the gaps between two
+        tokens that a preemption parts, seconds.
     """
     first, end = record.first_token_time[mine], record.processing_end_time[mine]
+    if not len(log.preempted_request):
+        return first, end, np.empty(0)
     some = np.isin(log.preempted_request, mine)
     who, time = log.preempted_request[some], log.preempted_time[some]
     order = np.lexsort((time, who))
@@ -266,8 +291,6 @@ def _decoding_times(
     before[again] = next_token[again - 1]
     row = np.searchsorted(row_end, time, side="right")
     decoded = np.concatenate(([-np.inf], row_end))[row]
-    return (
-        np.insert(mine, place, who),
-        np.insert(first, place + 1, next_token),
-        np.insert(end, place, np.maximum(before, decoded)),
-    )
+    last = np.maximum(before, decoded)
+    begin = np.insert(first, place + 1, next_token)
+    return begin, np.insert(end, place, last), next_token - last
