@@ -18,7 +18,6 @@ from llminfer.record import RunRecord, StepLog
 
 _LISTED = 8192  # gaps that are listed one by one rather than narrowed down further
 _SAMPLED = 4096  # gaps that say where a quantile will be
-_SPREAD = _SAMPLED**0.5  # places in the sample by which it may err, about
 _AT_ONCE = 2**14  # stretches; what is worked out on the way to their gaps stays small
 
 
@@ -52,23 +51,50 @@ class Gaps(NamedTuple):
         Returns:
             Shape (k,); NaN if there are no gaps.
         """
-        wanted = np.asarray(shares, dtype=np.float64)
         some = (self.steps > 0) & (self.weight > 0)
-        rest = self if some.all() else self._rows(np.flatnonzero(some))
-        found = np.full(wanted.shape, np.nan)
-        if not len(rest.first):
-            return found
-        sample, total, passed = rest._sample(), rest.number(), 0
-        for place in np.argsort(wanted):  # a later one need not look at less again
-            rank = wanted[place] * (total - 1)
-            near = len(sample) * rank / total + np.array([-2.0, 2.0]) * _SPREAD
-            low, high = sample[near.clip(0, len(sample) - 1).astype(np.int64)].tolist()
-            upto = rest.up_to(low)
-            if passed + int(upto @ rest.weight) <= rank:
-                passed += int(upto @ rest.weight)
-                rest = rest._tail(upto)
-            found[place] = _at_rank(rest, passed, rank, high)
-        return found
+        gaps = self if some.all() else self._rows(np.flatnonzero(some))
+        ranks = np.asarray(shares, dtype=np.float64) * (gaps.number() - 1)
+        if not len(gaps.first):
+            return np.full(ranks.shape, np.nan)
+        found = []
+        for rank, near in zip(ranks, gaps._near(ranks), strict=True):
+            passed, some = near
+            # Rarely the sample errs.
+            if not passed <= rank < passed + some.number() - 1:
+                passed, some = 0, gaps
+            found.append(_at_rank(some, passed, rank))
+        return np.array(found)
+
+    def _near(self, ranks: FloatArray) -> list[tuple[int, Gaps]]:
+        """For each rank the gaps that a sample says are near it.
+
+        Args:
+            ranks: In ascending order of all gaps, from 0, shape (k,).
+
+        Returns:
+            For each rank how many gaps are smaller than these, and these.
+        """
+        sample = self._sample()
+        place = len(sample) * ranks / self.number()
+        err = 2.0 * len(sample) ** 0.5
+        edges = np.concatenate(([-np.inf], sample, [np.inf]))
+        most = len(edges) - 1
+        lows = edges[(place - err).astype(np.int64).clip(0, most)]
+        highs = edges[(place + err + 2.0).astype(np.int64).clip(0, most)]
+        passed = [0] * len(ranks)
+        inside: list[list[Gaps]] = [[] for _ in ranks]
+        for at in range(0, len(self.first), _AT_ONCE):
+            piece = Gaps(*(column[at : at + _AT_ONCE] for column in self))
+            last, gaps = piece._last(), piece.steps * piece.weight
+            for k, (low, high) in enumerate(zip(lows, highs, strict=True)):
+                passed[k] += int(gaps[last <= low].sum())
+                near = np.flatnonzero((last > low) & (piece.first <= high))
+                some = piece._rows(near)
+                upto = some.up_to(low)
+                passed[k] += int(upto @ some.weight)
+                some = some._tail(upto)
+                inside[k].append(some._head(some.up_to(high)))
+        return [(n, _joined(some)) for n, some in zip(passed, inside, strict=True)]
 
     def number(self) -> int:
         """How many gaps there are."""
@@ -90,9 +116,10 @@ class Gaps(NamedTuple):
     def _tail(self, some: IntArray) -> Gaps:
         """All but the first ``some`` of each."""
         rows = np.flatnonzero(some < self.steps)
-        there, gone = self._rows(rows), some[rows]
-        first = there.first + gone * there.growth
-        return there._replace(first=first, steps=there.steps - gone)
+        rest, gone = self._rows(rows), some[rows]
+        np.add(rest.first, gone * rest.growth, out=rest.first)
+        np.subtract(rest.steps, gone, out=rest.steps)
+        return rest
 
     def _rows(self, rows: IntArray) -> Gaps:
         first, growth = self.first[rows], self.growth[rows]
@@ -105,7 +132,8 @@ class Gaps(NamedTuple):
 
     def _sample(self) -> FloatArray:
         """Some of the gaps, evenly spread over the run, in ascending order."""
-        upto = np.cumsum(self.steps * self.weight)
+        upto = self.steps * self.weight
+        np.cumsum(upto, out=upto)
         at = np.arange(0, upto[-1], max(1, upto[-1] // _SAMPLED))
         row = np.searchsorted(upto, at, side="right")
         left = (upto[row] - 1 - at) // self.weight[row]
@@ -120,35 +148,32 @@ class Gaps(NamedTuple):
         return values[order], np.cumsum(np.repeat(self.weight, steps)[order])
 
 
-def _at_rank(gaps: Gaps, passed: int, rank: float, near: float) -> float:
+def _at_rank(gaps: Gaps, passed: int, rank: float) -> float:
     """The gap of this rank in ascending order, from 0; between two, on a line.
 
-    The ranks below and above are narrowed down to an interval (low, high], first by
-    where a sample has them, then by halves, until the gaps in it can be listed.
+    The ranks below and above are narrowed down to an interval (low, high] by halves,
+    until the gaps in it can be listed.
 
     Args:
-        gaps: Those from some rank on.
-        passed: How many there are before these.
-        rank: From ``passed`` to one below the number of all.
-        near: A gap that is probably a little above.
+        gaps: Some, those of the ranks below and above among them.
+        passed: How many of all gaps are smaller than these.
+        rank: Among all.
     """
     below, total = int(rank), passed + gaps.number()
     low, high = float(gaps.first.min()) - 1.0, float(gaps._last().max())
-    cut, halves = near, False
-    while gaps.steps.sum() > _LISTED + (len(gaps.first) if halves else 0):
-        if low < cut < high:
-            some = gaps.up_to(cut)
-            upto = passed + int(some @ gaps.weight)
-            if upto > below + 1 or upto == total:
-                gaps, high = gaps._head(some), cut
-            elif upto <= below:
-                gaps, low, passed = gaps._tail(some), cut, upto
-            else:  # between the two ranks
-                one, other = gaps._head(some)._last(), gaps._tail(some).first
-                return _on_line(rank, one.max(), other.min())
-        elif halves:
+    while gaps.steps.sum() > _LISTED + len(gaps.first):
+        cut = (low + high) / 2.0
+        if not low < cut < high:
             return high  # as near as numbers get
-        cut, halves = (low + high) / 2.0, True
+        some = gaps.up_to(cut)
+        upto = passed + int(some @ gaps.weight)
+        if upto > below + 1 or upto == total:
+            gaps, high = gaps._head(some), cut
+        elif upto <= below:
+            gaps, low, passed = gaps._tail(some), cut, upto
+        else:  # between the two ranks
+            one, other = gaps._head(some)._last(), gaps._tail(some).first
+            return _on_line(rank, one.max(), other.min())
     values, upto_each = gaps._listed()
     at = np.searchsorted(passed + upto_each, [below, below + 1], side="right")
     return _on_line(rank, *values[at.clip(max=len(values) - 1)])
@@ -167,8 +192,8 @@ def _some(first: FloatArray, growth: FloatArray, steps: Any, weight: Any) -> Gap
 
 def _single(values: FloatArray, weight: Any) -> Gaps:
     """Gaps one by one, each for ``weight`` sequences."""
-    one = np.ones(len(values), dtype=np.int64)
-    return Gaps(values, np.zeros(len(values)), one, one * weight)
+    one: Any = np.ones(len(values), dtype=np.int32)
+    return Gaps(values, np.zeros(len(values)), one, np.int64(1) * one * weight)
 
 
 def _joined(parts: list[Gaps]) -> Gaps:
@@ -199,7 +224,8 @@ def token_gaps(record: RunRecord, kappa: float, warmup_requests: int = 0) -> Gap
     # Steps that take no time hold gaps of no time, which no clock tells apart.
     gaps = int((record.output_length[warmup_requests:] - 1).sum())
     unseen = gaps - sum(part.number() for part in parts)
-    parts.append(_single(np.zeros(1), unseen))
+    if unseen or not parts:
+        parts.append(_single(np.zeros(1), unseen))
     return _joined(parts)
 
 
@@ -230,6 +256,8 @@ def _server_gaps(
     yield _single(away, 1)
     some = last > begin
     begin, last = np.sort(begin[some]), np.sort(last[some])
+    # A product with the weight, of 64 bits, has 64 bits too.
+    short = log.batch_steps.max(initial=0) < 2**31
     before, seen = -np.inf, 0  # the last decode step's end; how many began by then
     for low in range(0, len(rows), _AT_ONCE):
         some = rows[low : low + _AT_ONCE]
@@ -249,7 +277,8 @@ def _server_gaps(
         waited = ((start + first)[row] - new)[late[row]]
         old = weight - np.bincount(row[late[row]], minlength=len(start))
         parted = late & (old > 0)
-        yield _some(first + growth * late, growth, steps - late, weight)
+        left = (steps - late).astype(np.int32 if short else np.int64)
+        yield _some(first + growth * late, growth, left, weight)
         yield _single((start + first - ends)[parted], old[parted])
         yield _single(waited, 1)
         before, seen = end[-1], begun[-1]
