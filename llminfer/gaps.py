@@ -51,8 +51,8 @@ class Gaps(NamedTuple):
         Returns:
             Shape (k,); NaN if there are no gaps.
         """
-        some = (self.steps > 0) & (self.weight > 0)
-        gaps = self if some.all() else self._rows(np.flatnonzero(some))
+        there = (self.steps > 0) & (self.weight > 0)
+        gaps = self if there.all() else self._rows(np.flatnonzero(there))
         ranks = np.asarray(shares, dtype=np.float64) * (gaps.number() - 1)
         if not len(gaps.first):
             return np.full(ranks.shape, np.nan)
@@ -84,7 +84,7 @@ class Gaps(NamedTuple):
         passed = [0] * len(ranks)
         inside: list[list[Gaps]] = [[] for _ in ranks]
         for at in range(0, len(self.first), _AT_ONCE):
-            piece = Gaps(*(column[at : at + _AT_ONCE] for column in self))
+            piece = self._rows(slice(at, at + _AT_ONCE))
             last, gaps = piece._last(), piece.steps * piece.weight
             for k, (low, high) in enumerate(zip(lows, highs, strict=True)):
                 passed[k] += int(gaps[last <= low].sum())
@@ -121,7 +121,7 @@ class Gaps(NamedTuple):
         np.subtract(rest.steps, gone, out=rest.steps)
         return rest
 
-    def _rows(self, rows: IntArray) -> Gaps:
+    def _rows(self, rows: IntArray | slice) -> Gaps:
         first, growth = self.first[rows], self.growth[rows]
         return Gaps(first, growth, self.steps[rows], self.weight[rows])
 
@@ -257,13 +257,13 @@ def _server_gaps(
     some = last > begin
     begin, last = np.sort(begin[some]), np.sort(last[some])
     # A product with the weight, of 64 bits, has 64 bits too.
-    short = log.batch_steps.max(initial=0) < 2**31
+    kind: Any = "i4" if log.batch_steps.max(initial=0) < 2**31 else "i8"
     before, seen = -np.inf, 0  # the last decode step's end; how many began by then
     for low in range(0, len(rows), _AT_ONCE):
-        some = rows[low : low + _AT_ONCE]
-        start, end = record.batch_start[some], record.batch_end[some]
-        steps = log.batch_steps[some]
-        growth = np.where(steps > 1, kappa * log.batch_decoding[some], 0.0)
+        these = rows[low : low + _AT_ONCE]
+        start, end = record.batch_start[these], record.batch_end[these]
+        steps = log.batch_steps[these]
+        growth = np.where(steps > 1, kappa * log.batch_decoding[these], 0.0)
         first = _first_step(end - start, steps, growth)
         ends = np.concatenate(([before], end[:-1]))
         begun = np.searchsorted(begin, start, side="right")
@@ -277,7 +277,7 @@ def _server_gaps(
         waited = ((start + first)[row] - new)[late[row]]
         old = weight - np.bincount(row[late[row]], minlength=len(start))
         parted = late & (old > 0)
-        left = (steps - late).astype(np.int32 if short else np.int64)
+        left: Any = (steps - late).astype(kind)
         yield _some(first + growth * late, growth, left, weight)
         yield _single((start + first - ends)[parted], old[parted])
         yield _single(waited, 1)
