@@ -38,11 +38,12 @@ _MEASURED = ("opt-13b-a100", "llama-2-70b-dgx-h100")
 _NOISE = 0.03  # what the law misses of a latency, relative
 _ALIKE = 9.0  # requests served together err together: so many count as one
 _ROBUST = 0.05  # relative errors above it count linearly, not squared
-_FLOOR = 5.0  # TPOTs; a time to first token is known no better
+_FLOOR = 50.0  # TPOTs; shorter times tell more of where in a step somebody arrived
 _UNSURE = math.log(2.0)  # a standard error of a factor of two: not identified
 _LEAST = 10  # requests to fit to
 _STARTS = ((1.0, 1.0, 1.0), (2.0, 1.0, 0.5), (0.5, 4.0, 1.0), (1.0, 0.2, 2.0))
 _WIDE, _NARROW = 0.1, (0.05, 0.02)  # relative steps of the derivatives
+_SURVEY = 0.3  # the same for the intervals: over the small jumps of a simulation
 
 Residuals = Callable[[FloatArray], FloatArray]
 
@@ -137,12 +138,15 @@ def errors(
     Args:
         measured: A log.
         simulated: The same requests, simulated.
-        part: Which of them to compare, shape (n,).
+        part: Which of them to compare, shape (n,); NaN where there are none.
     """
     rows = {}
     for name in MEASURES:
         pair = [getattr(log, name)[part] for log in (measured, simulated)]
         real, ours = (values[~np.isnan(values)] for values in pair)
+        if not len(real):
+            rows[name] = dict.fromkeys(("mean", *_QUANTILES), math.nan)
+            continue
         rows[name] = {"mean": ours.mean() / real.mean() - 1.0} | {
             key: np.quantile(ours, q) / np.quantile(real, q) - 1.0
             for key, q in _QUANTILES.items()
@@ -177,7 +181,7 @@ def fit(
     base = Fitted({}, (), engine_settings).config(num_requests=len(log))
     residuals, start = _objective(log, base, part), _start(log, part)
     logs = _least(residuals, start)
-    slopes = _slopes(residuals, logs, _WIDE)
+    slopes = _slopes(residuals, logs, _SURVEY)
     rows = len(COEFFICIENTS) - 1  # of the residuals are the ratios'
     noise = max(_NOISE, float(np.sqrt(np.mean(residuals(logs)[:-rows] ** 2))))
     variance = noise**2 * _ALIKE
@@ -216,8 +220,8 @@ def _objective(
     log: ServedLog, base: SimulationConfig, part: npt.NDArray[np.bool_]
 ) -> Residuals:
     """What is to be small: errors of the log's part, then of the usual ratios."""
-    floor = _FLOOR * float(np.nanmedian(log.tpot[part]))
-    floors = {"ttft": floor, "tpot": 0.0, "latency": floor}
+    short = _FLOOR * float(np.nanmedian(log.tpot[part]))
+    floors = {"ttft": short, "tpot": 0.0, "latency": short}
     use = {name: part & (getattr(log, name) > 0.0) for name in MEASURES}
     usual, pull = _usual_ratios(), _NOISE * math.sqrt(_ALIKE)
 
