@@ -18,12 +18,12 @@ import numpy.typing as npt
 import pandas as pd
 from scipy.optimize import least_squares, nnls
 
-from llminfer.checks import TraceError
+from llminfer.checks import TraceError, choice
 from llminfer.config import SimulationConfig
 from llminfer.experiment import simulate
 from llminfer.lengths import FloatArray
 from llminfer.record import RunRecord
-from llminfer.stats import Estimate, require_columns
+from llminfer.stats import Estimate, require_columns, t_quantile
 from llminfer.timing import COEFFICIENTS, PRESETS
 from llminfer.traces import ServedLog
 
@@ -41,6 +41,7 @@ _ROBUST = 0.05  # relative errors above it count linearly, not squared
 _FLOOR = 50.0  # TPOTs; shorter times tell more of where in a step somebody arrived
 _UNSURE = math.log(2.0)  # a standard error of a factor of two: not identified
 _LEAST = 10  # requests to fit to
+_GROUPS = 10  # of requests, for the jackknife
 _STARTS = ((1.0, 1.0, 1.0), (2.0, 1.0, 0.5), (0.5, 4.0, 1.0), (1.0, 0.2, 2.0))
 _WIDE, _NARROW = 0.1, (0.05, 0.02)  # relative steps of the derivatives
 _SURVEY = 0.3  # the same for the intervals: over the small jumps of a simulation
@@ -119,6 +120,36 @@ class Calibration(Fitted):
     def errors(self) -> pd.DataFrame:
         """Relative errors on the part held back: mean and percentiles by measure."""
         return errors(self.log, self.simulated, ~self.fitted)
+
+    def mean_error(self, measure: str) -> Estimate:
+        """The relative error of a mean on the part held back, with a 95% interval.
+
+        Args:
+            measure: ttft, tpot or latency.
+
+        Raises:
+            ConfigError: Another measure.
+            TraceError: Too little is held back for an interval.
+
+        Source: the delete-a-group jackknife, Miller (1974), over stretches of
+        requests that complete together.
+        """
+        choice("measure", measure, MEASURES)
+        pair = [getattr(log, measure) for log in (self.log, self.simulated)]
+        rest = np.flatnonzero(~self.fitted & ~np.isnan(pair[0]))
+        if len(rest) < 2 * _GROUPS:
+            must = f"must be at least {2 * _GROUPS}"
+            raise TraceError(f"{len(rest)} requests held back: {must}")
+        order = rest[np.argsort(self.log.last_token_time[rest], kind="stable")]
+        sums = np.array(
+            [[v[i].sum() for v in pair] for i in np.array_split(order, _GROUPS)]
+        )
+        real, ours = sums.sum(axis=0)
+        without = (ours - sums[:, 1]) / (real - sums[:, 0])
+        error = math.sqrt((_GROUPS - 1) ** 2 / _GROUPS * without.var(ddof=1))
+        half = t_quantile(0.95, _GROUPS - 1) * error
+        value = ours / real - 1.0
+        return Estimate(value, value - half, value + half)
 
     def residuals(self) -> pd.DataFrame:
         """A row a request: when it completed, seconds; ``fitted``; relative errors."""
