@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 
 from llminfer.checks import fail
 from llminfer.figures import COLORS
+from llminfer.lengths import FloatArray
 from llminfer.record import RunRecord
 from llminfer.series import kv_occupancy, queue_length, running
 
@@ -97,15 +98,15 @@ def over_time(record: RunRecord, points: int = 200) -> pd.DataFrame:
         points: Of the grid.
 
     Returns:
-        ``time``, seconds; means of the requests ``running`` and ``waiting`` between
-        that and the time before; ``held``, the share of KV blocks at that time, NaN
-        without a limit.
+        ``time``, seconds; means between that and the time before of the requests
+        ``running`` and ``waiting``, and of the share of KV blocks that is ``held``;
+        NaN without a limit.
     """
     last = float(record.processing_end_time.max())
     edges = np.linspace(float(record.arrival_time[0]), last, points + 1)
     held = np.full(points, np.nan)
     if record.steps is not None and record.steps.kv_blocks is not None:
-        held = np.interp(edges[1:], *kv_occupancy(record))
+        held = _means(*kv_occupancy(record), edges)
     return pd.DataFrame(
         {
             "time": edges[1:],
@@ -114,3 +115,12 @@ def over_time(record: RunRecord, points: int = 200) -> pd.DataFrame:
             "held": held,
         }
     )
+
+
+def _means(times: FloatArray, values: FloatArray, edges: FloatArray) -> FloatArray:
+    """Exact means between neighbouring ``edges`` of a path drawn by lines."""
+    at = np.searchsorted(times, edges, side="right")
+    path = np.insert(values, at, np.interp(edges, times, values))
+    steps = np.diff(np.insert(times, at, edges))
+    area = np.append(0.0, np.cumsum(steps * (path[1:] + path[:-1]) / 2.0))
+    return np.asarray(np.diff(area[at + np.arange(len(edges))]) / np.diff(edges))

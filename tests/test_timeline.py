@@ -15,6 +15,7 @@ from llminfer import (
     simulate,
     timeline,
 )
+from llminfer.experiment import metrics_of
 
 SHORT_OF_MEMORY = SimulationConfig.from_preset(
     "llama-3.1-8b-rtx4090",
@@ -128,7 +129,12 @@ def test_over_time_has_the_means_of_the_run(record):
     wait = (record.waits[1] - record.waits[0]).sum()
     assert (table["waiting"] * steps).sum() == pytest.approx(wait)
     assert table["held"].between(0.0, 1.0).all()
-    at = table["time"].iloc[20]
-    assert table["held"].iloc[20] == np.interp(at, *kv_occupancy(record))
+    lasted = record.processing_end_time.max() - record.arrival_time[0]
+    held = metrics_of(SHORT_OF_MEMORY, record)["avg_kv_occupancy"] * lasted
+    assert (table["held"] * steps).sum() == pytest.approx(held)
+    times, path = kv_occupancy(record)
+    fine = np.linspace(*table["time"].iloc[19:21], 2001)
+    mean = np.interp(fine, times, path).mean()
+    assert table["held"].iloc[20] == pytest.approx(mean, abs=0.005)
     free = timeline.over_time(simulate(SHORT_OF_MEMORY.replace(kv_blocks=None)))
     assert free["held"].isna().all()
