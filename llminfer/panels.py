@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any
 
 import matplotlib as mpl
@@ -20,6 +21,7 @@ from llminfer.experiment import simulate
 from llminfer.figures import COLORS, DASHES, GHOST, STYLE, log_axis, powers_of_two
 from llminfer.lengths import FloatArray
 from llminfer.metrics import MetricsCollector, goodput
+from llminfer.theory import latency_curve
 from llminfer.workload import Workload
 
 Curve = tuple[FloatArray, FloatArray]
@@ -101,7 +103,7 @@ class LatencyPicture(Picture):
 
     loads = (0.1, 0.3, 0.5, 0.65, 0.8, 0.9, 0.97)
 
-    def __init__(self, requests: int = 3000) -> None:
+    def __init__(self, requests: int = 2000) -> None:
         super().__init__(requests)
 
     def compose(self) -> None:
@@ -118,6 +120,7 @@ class LatencyPicture(Picture):
         self.add(right, "p99", 1, "p99")
         self.add(right, "mean", 0, "mean")
         right.axvline(1.0, color="#b00020", linewidth=1.0)
+        self.add(right, "theory", 6, "mean, theory", linestyle=":", linewidth=2.0)
         self.add(right, "here", 6, "now", marker="o", linestyle="none")
         right.legend(loc="upper left")
 
@@ -133,9 +136,8 @@ class LatencyPicture(Picture):
         arrival = record.arrival_time
         latency = np.quantile((record.processing_end_time - arrival)[300:], shares)
         ttft = np.quantile((record.first_token_time - arrival)[300:], shares)
-        pace = config.max_stable_rate / config.arrivals.mean(own.num_requests)
-        rows = [mean_and_p99(own, requests.scaled(load * pace)) for load in self.loads]
-        mean, p99 = np.array(rows).T
+        steady = own.arrival_pattern == "constant"  # then any rate will do
+        mean, p99 = _along(own.replace(arrival_rate=1.0) if steady else own, self.loads)
         loads = np.array(self.loads)
         here = np.array([min(config.offered_load, 1.19)])
         return {
@@ -143,6 +145,7 @@ class LatencyPicture(Picture):
             "ttft": (ttft, shares),
             "mean": (loads, mean),
             "p99": (loads, p99),
+            "theory": (loads, latency_curve(own, self.loads)),
             "here": (here, np.array([metrics["avg_latency"]])),
         }, {
             "mean latency": f"{metrics['avg_latency']:.3g} s",
@@ -214,6 +217,15 @@ class BatchSizePicture(Picture):
 
 def _canvas(figure: Figure) -> Any:
     return FigureCanvasAgg(figure)
+
+
+@lru_cache(maxsize=64)
+def _along(config: SimulationConfig, loads: tuple[float, ...]) -> FloatArray:
+    """Simulated mean and p99 of latency by offered load, seconds, shape (2, loads)."""
+    requests = Workload.generate(config)
+    pace = config.max_stable_rate / config.arrivals.mean(config.num_requests)
+    rows = [mean_and_p99(config, requests.scaled(load * pace)) for load in loads]
+    return np.array(rows).T
 
 
 def mean_and_p99(config: SimulationConfig, requests: Workload) -> tuple[float, float]:

@@ -14,7 +14,13 @@ import tracemalloc
 import simpy
 from twin import run_twin
 
-from llminfer import LLMInferenceServer, SimulationConfig, SimulationRunner, Workload
+from llminfer import (
+    LLMInferenceServer,
+    SimulationConfig,
+    SimulationRunner,
+    Workload,
+    app,
+)
 from llminfer.panels import BatchSizePicture, LatencyPicture
 from llminfer.widgets import Panel
 
@@ -110,7 +116,7 @@ def events():
 
 def sliders():
     """From a slider's move to the picture's new data, median of twenty moves."""
-    base = SimulationConfig(arrival_rate=2.0, batch_timeout=0.0, random_seed=42)
+    base = app.REPORT
     for picture in (LatencyPicture(), BatchSizePicture()):
         panel = Panel(base, picture, controls=["arrival_rate", "alpha"])
         seconds = []

@@ -122,6 +122,15 @@ def test_the_gauge_says_the_load_in_words_and_as_a_meter(panel):
     assert 'aria-valuenow="1.50"' in panel.load.value
 
 
+def test_theory_runs_through_the_simulated_means_and_goes_where_it_has_no_say(panel):
+    loads, mean = curve(panel, "mean")
+    _, exact = curve(panel, "theory")
+    low = loads <= 0.5  # few requests: the panel is quick, not precise
+    assert exact[low] == pytest.approx(mean[low], rel=0.3)
+    panel.controls["batch_timeout"].value = 1.0
+    assert np.isnan(curve(panel, "theory")[1]).all()
+
+
 def test_every_control_has_a_label_and_every_button_a_tooltip(panel):
     controls = [*panel.controls.values(), panel.preset]
     assert all(control.description for control in controls)
