@@ -6,9 +6,9 @@ import numpy as np
 
 from llminfer.config import SimulationConfig
 from llminfer.experiment import simulate
-from llminfer.figures import log_axis
+from llminfer.figures import DASHES, log_axis
 from llminfer.metrics import MetricsCollector, goodput
-from llminfer.panels import Curve, Picture
+from llminfer.panels import GOOD_ENOUGH, Curve, Picture
 from llminfer.timeline import over_time
 from llminfer.workload import Workload
 
@@ -23,14 +23,9 @@ class ContinuousPicture(Picture):
 
     Args:
         requests: Requests a simulation.
-        ttft_limit: Longest time to the first token that counts as good, seconds.
-        tpot_limit: Longest time an output token after the first, seconds.
     """
 
-    def __init__(
-        self, requests: int = 1200, ttft_limit: float = 2.0, tpot_limit: float = 0.1
-    ) -> None:
-        self.limits = ttft_limit, tpot_limit
+    def __init__(self, requests: int = 1200) -> None:
         super().__init__(requests)
 
     def compose(self) -> None:
@@ -39,18 +34,19 @@ class ContinuousPicture(Picture):
         left.set(xscale="log", xlim=(0.01, 1000.0), ylim=(0.0, 1.02))
         left.xaxis.set_major_formatter("{x:g}")
         left.set(xlabel="seconds from arrival", ylabel="share of requests")
-        self.add(left, "continuous ttft", 1, "first token, continuous")
-        self.add(left, "static ttft", 1, "first token, static", linestyle=":")
-        self.add(left, "continuous latency", 0, "last token, continuous", linestyle="-")
-        self.add(left, "static latency", 0, "last token, static", linestyle=":")
+        self.add(left, "static latency", 0, "static, last token")
+        self.add(left, "static ttft", 0, "static, first token", linestyle=":")
+        self.add(left, "continuous latency", 1, "continuous, last token")
+        name, dots = "continuous, first token", DASHES[4]
+        self.add(left, "continuous ttft", 1, name, linestyle=dots)
         left.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2)
         log_axis(counts, 0.8, 2000.0)
-        self.add(counts, "waiting", 1, "waiting")
-        self.add(counts, "running", 0, "running")
+        self.add(counts, "running", 1, "running", linestyle="-")
+        self.add(counts, "waiting", 4, "waiting", linestyle="--")
         counts.set_ylabel("requests")
         counts.tick_params(labelbottom=False)
         counts.legend(loc="upper left", ncols=2)
-        self.add(held, "held", 2, linestyle="-")
+        self.add(held, "held", 1, linestyle="-")
         held.set(ylim=(0.0, 1.05), ylabel="blocks held")
         held.yaxis.set_major_formatter("{x:.0%}")
         for ax in (counts, held):
@@ -80,7 +76,7 @@ class ContinuousPicture(Picture):
             for time in ("ttft", "tpot", "latency"):
                 label = time if time == "latency" else time.upper()
                 readings[f"p99 {label}, {name}"] = f"{found[f'p99_{time}']:.3g} s"
-            good = goodput(record, *self.limits, _SKIPPED)
+            good = goodput(record, *GOOD_ENOUGH, _SKIPPED)
             readings[f"goodput, {name}"] = f"{good:.3g} requests/s"
             if record.steps is not None:
                 readings["preemptions"] = f"{found['preemptions']:,.0f}"

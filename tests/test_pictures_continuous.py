@@ -84,9 +84,9 @@ def test_memory_too_small_for_a_request_is_said_in_words(panel):
     assert "ConfigError: kv_blocks=640: must be at least" in panel.load.value
 
 
-def test_goodput_counts_both_limits():
-    easy = ContinuousPicture(400, ttft_limit=1000.0, tpot_limit=10.0)
-    hard = ContinuousPicture(400, ttft_limit=1000.0, tpot_limit=0.001)
+def test_goodput_falls_below_the_rate_where_first_tokens_come_late(panel):
     told = "goodput, continuous"
-    assert float(easy.update(START)[told].split()[0]) > 1.0
-    assert float(hard.update(START)[told].split()[0]) < 0.2
+    assert reading(panel, told) > 0.8 * START.arrival_rate
+    panel.controls["batch_size"].value = 4
+    assert reading(panel, told) < 0.2 * START.arrival_rate
+    assert reading(panel, "goodput, static") < reading(panel, told) + 0.1
