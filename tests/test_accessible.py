@@ -5,15 +5,17 @@ import itertools
 import matplotlib.colors
 import pytest
 
+from llminfer import story, timeline
 from llminfer.panels import BatchSizePicture, LatencyPicture
+from llminfer.pictures_continuous import ContinuousPicture
 from llminfer.pictures_load import RampPicture
 from llminfer.policy_panel import PolicyPicture
-from llminfer.story import LOOKS
 from llminfer.wave_picture import WavePicture
 from llminfer.workload_panel import WorkloadPicture
 
 PICTURES = (
     BatchSizePicture,
+    ContinuousPicture,
     LatencyPicture,
     PolicyPicture,
     RampPicture,
@@ -58,6 +60,7 @@ def test_no_text_is_smaller_than_nine_points_on_the_screen(figure):
     assert min(text.get_fontsize() for text in texts) >= 9.0
 
 
-def test_bars_of_the_story_differ_in_print_without_colour():
-    for (one, a), (other, b) in itertools.combinations(LOOKS.items(), 2):
+@pytest.mark.parametrize("looks", [story.LOOKS, timeline.LOOKS])
+def test_bars_differ_in_print_without_colour(looks):
+    for (one, a), (other, b) in itertools.combinations(looks.items(), 2):
         assert abs(luminance(a) - luminance(b)) > 0.05, (one, other)
