@@ -13,7 +13,7 @@ from llminfer.arrivals import (
     sinusoidal_rate,
     step_rate,
 )
-from llminfer.capacity import SLO, Capacity, Fleet, capacity, fewest_replicas
+from llminfer.capacity import SLO, Capacity, capacity, largest_rates
 from llminfer.checks import ConfigError, OverloadWarning, TraceError
 from llminfer.compare import blocked_anova, paired_differences
 from llminfer.config import SimulationConfig
@@ -27,6 +27,7 @@ from llminfer.experiment import (
     simulate,
     sweep,
 )
+from llminfer.fleet import Fleet, fewest_replicas
 from llminfer.metrics import MetricsCollector, goodput
 from llminfer.policies import (
     ClassRoundRobinPolicy,
@@ -110,6 +111,7 @@ __all__ = [
     "get_policy",
     "goodput",
     "kv_occupancy",
+    "largest_rates",
     "latency_quantile",
     "mser5",
     "paired_differences",

@@ -40,8 +40,8 @@ class Batch:
     chunked: bool = field(init=False)
     whole: bool = field(init=False)  # must a whole prompt fit into the free blocks?
     pool: BlockPool | None = field(init=False)
-    prompt: array[int] = field(init=False)
-    output: array[int] = field(init=False)
+    prompt: memoryview[int] = field(init=False)
+    output: memoryview[int] = field(init=False)
     start: array[float] = field(init=False)
     first: array[float] = field(init=False)
     finished: array[float] = field(init=False)
@@ -75,7 +75,7 @@ class Batch:
         self.pool = block_pool(
             config.kv_blocks, config.block_size, config.prefix_caching
         )
-        self.log = Log(blocks=self.pool is not None)
+        self.log = Log(config.kv_blocks)
         requests = self.requests
         self.prompt, self.output = requests.prompt, requests.output
         self.start, self.first = requests.start, requests.first

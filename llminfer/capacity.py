@@ -1,4 +1,4 @@
-"""The largest rate within limits, and the fewest servers for a rate."""
+"""The largest rate that a server carries within limits."""
 
 from __future__ import annotations
 
@@ -90,31 +90,6 @@ class Capacity:
     evaluated: pd.DataFrame
 
 
-@dataclass(frozen=True, eq=False)
-class Fleet:
-    """The fewest replicas that serve a rate within limits.
-
-    Attributes:
-        replicas: How many.
-        gpus: In all of them.
-        metrics: As those of ``Capacity``, with so many.
-        evaluated: A row a number of ``replicas``: that, the metrics, and ``meets``.
-        cost_per_hour: In the currency of the price; None without one.
-        cost_per_million_tokens: Of output; None without a price.
-        kilowatts: Of all GPUs; None without a wattage.
-        kwh_per_million_tokens: Of output; None without a wattage.
-    """
-
-    replicas: int
-    gpus: int
-    metrics: Metrics
-    evaluated: pd.DataFrame
-    cost_per_hour: float | None
-    cost_per_million_tokens: float | None
-    kilowatts: float | None
-    kwh_per_million_tokens: float | None
-
-
 def capacity(
     config: SimulationConfig,
     slo: SLO,
@@ -150,99 +125,44 @@ def capacity(
     Raises:
         ConfigError: Limits that no rate keeps, or too few requests to tell.
     """
-    plan = _Plan(workload, replications, n_jobs, random_seed_start)
-    trials = _Trials(config, slo, plan, number("tolerance", tolerance, above=0.0))
+    plan = Plan(workload, replications, n_jobs, random_seed_start)
+    trials = Trials(config, slo, plan, number("tolerance", tolerance, above=0.0))
     low, high = trials.bracket()
     while high / low - 1.0 > tolerance:
         middle = math.sqrt(low * high)
         low, high = (middle, high) if trials.meets(middle) else (low, middle)
-    return Capacity(low, (low, high), trials.metrics(low), _table("rate", trials.rows))
+    return Capacity(low, (low, high), trials.metrics(low), tried("rate", trials.rows))
 
 
-def fewest_replicas(
-    config: SimulationConfig,
-    rate: float,
-    slo: SLO,
-    workload: Workload | None = None,
-    *,
-    gpus_per_replica: int = 1,
-    price_per_gpu_hour: float | None = None,
-    watts_per_gpu: float | None = None,
-    replications: int = 5,
-    n_jobs: int | None = None,
-    random_seed_start: int = 42,
-) -> Fleet:
-    """The fewest replicas that keep ``slo`` at a rate; one fewer does not.
+def largest_rates(
+    runs: pd.DataFrame, metric: str, limit: float, rate: str = "arrival_rate"
+) -> pd.Series:
+    """The rate up to which each replication of a sweep keeps a limit.
 
-    The search starts from the capacity of one. A run of n replicas has n times the
-    requests of the configuration (a trace has its own), so that each serves as many
-    as one alone does. GPUs cost and draw the same, busy or idle.
+    Between two rates of the sweep the metric is taken to grow exponentially. Who keeps
+    the limit at all of them gets the last, who keeps it at none the first.
 
     Args:
-        config: One replica, and the router; ``server="continuous"`` to have several.
-        rate: Mean arrival rate of all together, requests a second.
-        slo: The limits.
-        workload: A trace to replay at this rate instead, once.
-        gpus_per_replica: GPUs that make one replica.
-        price_per_gpu_hour: In any currency.
-        watts_per_gpu: What a GPU draws, with its part of the machine around it.
-        replications: Runs a number of replicas; their requests are judged together.
-        n_jobs: Processes; None takes one a core. The answer does not depend on it.
-        random_seed_start: First seed.
+        runs: A sweep's table over rates, each with the same replications.
+        metric: The column that must not be above ``limit``.
+        limit: In the unit of the metric.
+        rate: The column of the rates.
 
-    Raises:
-        ConfigError: As ``capacity``; or a rate, price or wattage that is not above 0.
+    Returns:
+        Rates by ``replication``.
     """
-    number("rate", rate, above=0.0)
-    each = whole("gpus_per_replica", gpus_per_replica, 1)
-    for name, value in (
-        ("price_per_gpu_hour", price_per_gpu_hour),
-        ("watts_per_gpu", watts_per_gpu),
-    ):
-        if value is not None:
-            number(name, value, above=0.0)
-    plan = _Plan(workload, replications, n_jobs, random_seed_start)
-    one = config.replace(replicas=1)
-    rows: dict[float, Row] = {}
-
-    def meets(n: int) -> bool:
-        trials = _Trials(_several(one, n, plan), slo, plan)
-        kept = trials.meets(rate)
-        rows[n] = trials.rows[rate]
-        return kept
-
-    alone = capacity(
-        one,
-        slo,
-        workload,
-        replications=replications,
-        n_jobs=n_jobs,
-        random_seed_start=random_seed_start,
-    )
-    n = math.ceil(rate / alone.rate)
-    while not meets(n):
-        n += 1
-    while n > 1 and n - 1 not in rows and meets(n - 1):
-        n -= 1
-    metrics = {name: value for name, value in rows[n].items() if name != "meets"}
-    gpus = n * each
-    million = rate * metrics["avg_output_length"] * 3600.0 / 1e6  # tokens an hour
-    cost = None if price_per_gpu_hour is None else gpus * price_per_gpu_hour
-    power = None if watts_per_gpu is None else gpus * watts_per_gpu / 1000.0
-    return Fleet(
-        replicas=n,
-        gpus=gpus,
-        metrics=metrics,
-        evaluated=_table("replicas", rows),
-        cost_per_hour=cost,
-        cost_per_million_tokens=None if cost is None else cost / million,
-        kilowatts=power,
-        kwh_per_million_tokens=None if power is None else power / million,
-    )
+    number("limit", limit, above=0.0)
+    table = runs.pivot(index="replication", columns=rate, values=metric)
+    rates = table.columns.to_numpy(dtype=np.float64)
+    found = [
+        float(np.interp(np.log(limit), np.maximum.accumulate(row), rates))
+        for row in np.log(table.to_numpy(dtype=np.float64))
+    ]
+    return pd.Series(found, table.index, name=rate)
 
 
 @dataclass(frozen=True)
-class _Plan:
+class Plan:
     """What is replayed how often, and by how many processes."""
 
     workload: Workload | None
@@ -271,12 +191,12 @@ class _Plan:
 
 
 @dataclass
-class _Trials:
+class Trials:
     """Tries rates, and remembers what came of each."""
 
     config: SimulationConfig
     slo: SLO
-    plan: _Plan
+    plan: Plan
     tolerance: float = 0.02
     rows: dict[float, Row] = field(default_factory=dict)
 
@@ -405,20 +325,12 @@ def _times(config: SimulationConfig, record: RunRecord) -> Row:
     }
 
 
-def _several(config: SimulationConfig, n: int, plan: _Plan) -> SimulationConfig:
-    """``n`` replicas, and unless a trace is replayed as many requests for each."""
-    if plan.workload is not None:
-        return config.replace(replicas=n)
-    requests, skipped = n * config.num_requests, n * config.warmup_requests
-    return config.replace(replicas=n, num_requests=requests, warmup_requests=skipped)
-
-
 def _counted(tokens: IntArray) -> Mapping[str, object]:
     """Parameters of the empirical law of ``tokens``."""
     values, weights = np.unique(tokens, return_counts=True)
     return {"values": values, "weights": weights}
 
 
-def _table(name: str, rows: Mapping[float, Row]) -> pd.DataFrame:
+def tried(name: str, rows: Mapping[float, Row]) -> pd.DataFrame:
     """A row a value of ``name``, ascending."""
     return pd.DataFrame([{name: key, **rows[key]} for key in sorted(rows)])

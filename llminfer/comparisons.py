@@ -4,11 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
+
+import numpy as np
+import pandas as pd
+from scipy.special import ndtri, stdtr
 
 from llminfer import theory
 from llminfer.config import SimulationConfig
 from llminfer.record import RunRecord
+from llminfer.stats import summarize
 
 Measure = Callable[[RunRecord, int], float]  # of a run, less so many of warm-up
 
@@ -38,9 +44,48 @@ class Comparison:
         return self.measure(record, self.config.warmup_requests)
 
 
-def comparisons() -> list[Comparison]:
+@lru_cache(maxsize=1)
+def comparisons() -> tuple[Comparison, ...]:
     """All cases, those of one configuration next to each other."""
-    return [*_singles(), *_priorities(), *_bulks(), *_limits()]
+    return (*_singles(), *_priorities(), *_bulks(), *_continuous(), *_limits())
+
+
+def estimates(config: SimulationConfig, record: RunRecord) -> dict[str, float]:
+    """All that theory knows of a configuration here, as one run has it: a measure."""
+    own = config.replace(random_seed=None)
+    cases = (case for case in comparisons() if case.config == own)
+    return {case.metric: case.estimate(record) for case in cases}
+
+
+def beside_theory(runs: pd.DataFrame) -> pd.DataFrame:
+    """Every exact value, and what the runs say of it.
+
+    Args:
+        runs: A sweep over ``case``, the names of ``comparisons()``, by ``estimates``.
+
+    Returns:
+        A row a comparison: ``name``, ``metric``, ``source``, ``exact``; ``mean``,
+        ``ci_lower`` and ``ci_upper`` of the replications; ``t``, their distance in
+        standard errors, and ``z``, the normal number that is as rare.
+    """
+    rows = []
+    for case in comparisons():
+        own = runs[runs["case"] == case.name]
+        (found,) = summarize(own, "case", case.metric).to_dict("records")
+        error = own[case.metric].std() / len(own) ** 0.5
+        t = (found["mean"] - case.exact) / error
+        rows.append(
+            {
+                "name": case.name,
+                "metric": case.metric,
+                "source": case.source,
+                "exact": case.exact,
+                **{key: found[key] for key in ("mean", "ci_lower", "ci_upper")},
+                "t": t,
+                "z": float(ndtri(stdtr(len(own) - 1, t))),
+            }
+        )
+    return pd.DataFrame(rows)
 
 
 CAPPED: dict[str, Any] = {"mu": 4, "sigma": 1.5, "max": 8192}
@@ -99,7 +144,9 @@ def _later_batches(record: RunRecord, skip: int) -> Any:
 
 
 def _mean_batch(record: RunRecord, skip: int) -> float:
-    return float(record.batch_size[_later_batches(record, skip)].mean())
+    later = _later_batches(record, skip)
+    steps = None if record.steps is None else record.steps.batch_steps[later]
+    return float(np.average(record.batch_size[later], weights=steps))
 
 
 def _busy_share(record: RunRecord, skip: int) -> float:
@@ -210,6 +257,38 @@ def _bulks() -> Iterator[Comparison]:
         if queue.least == 1:
             cases.append(("mean batch", law, queue.mean_batch, _mean_batch))
         yield from _cases(name, config, cases)
+
+
+def _continuous() -> Iterator[Comparison]:
+    """Iteration-level batches under FCFS, with geometric outputs."""
+    steps = {
+        "server": "continuous",
+        "batch_size": 8,
+        "max_batched_tokens": 10**6,
+        "output_length_dist": "geometric",
+        "output_dist_params": {"mean": 50},
+    }
+    real = _real("llama-3.1-8b-rtx4090", 0.85, **steps)
+    real = real.replace(kappa=0.0)
+    kinds = {
+        "continuous, B = 8, report, load 0.5": _run(0.5, **steps),
+        "continuous, B = 8, RTX 4090 (κ = 0), load 0.85": real.replace(
+            arrival_rate=0.85 * real.max_stable_rate
+        ),
+    }
+    for name, config in kinds.items():
+        chain, law = theory.continuous(config), "chain of steps, Neuts"
+        yield from _cases(
+            name,
+            config,
+            [
+                ("mean wait", law, chain.mean, _mean_wait),
+                ("mean TTFT", law, chain.mean_ttft, _mean_ttft),
+                ("mean latency", law, chain.mean_latency, _mean_latency),
+                ("mean batch", law, chain.mean_batch, _mean_batch),
+                ("busy share", law, chain.utilization, _busy_share),
+            ],
+        )
 
 
 def _limits() -> Iterator[Comparison]:

@@ -96,6 +96,38 @@ def with_completion_rate(config: SimulationConfig, record: RunRecord) -> Row:
     return metrics_of(config, record) | {"completion_rate": rate}
 
 
+def tails(config: SimulationConfig, record: RunRecord) -> Row:
+    """What a sweep over rates needs, without what is slow to compute.
+
+    Returns:
+        ``avg_`` and ``p99_`` of ``latency``, ``ttft`` and ``tpot``, seconds, without
+        the warm-up; ``busy_rate``, requests completed a second between the first and
+        the last fifth of all completions: in an overloaded run what the server
+        carries, filling up and emptying left out.
+    """
+    measured = slice(config.warmup_requests, None)
+    arrival, first = record.arrival_time[measured], record.first_token_time[measured]
+    end, output = record.processing_end_time[measured], record.output_length[measured]
+    several = output > 1
+    times = {
+        "latency": end - arrival,
+        "ttft": first - arrival,
+        "tpot": (end - first)[several] / (output[several] - 1),
+    }
+    found: Row = {}
+    for name, values in times.items():
+        found[f"avg_{name}"] = float(values.mean()) if values.size else np.nan
+        found[f"p99_{name}"] = (
+            float(np.quantile(values, 0.99)) if values.size else np.nan
+        )
+    done = np.sort(record.processing_end_time)
+    fifth = len(done) // 5
+    middle = done[fifth : len(done) - fifth]
+    lasted = float(middle[-1] - middle[0])
+    found["busy_rate"] = (len(middle) - 1) / lasted if lasted > 0.0 else np.nan
+    return found
+
+
 def latency_parts(config: SimulationConfig, record: RunRecord) -> Row:
     """Mean and p99 of latency, and what the mean is made of, seconds.
 

@@ -43,7 +43,7 @@ class WavePicture(Picture):
         left.yaxis.set_major_formatter("{x:g}")
         log_axis(right, 0.05, 1000.0)
         right.set_ylabel("p99 latency, seconds")
-        left.legend(loc="lower right", ncols=2)
+        left.legend(loc="lower left", bbox_to_anchor=(0.0, 1.0), ncols=4)
 
     def compute(
         self, config: SimulationConfig

@@ -30,11 +30,16 @@ def _log(low: float, high: float, step: float) -> dict[str, Any]:
 
 
 _SIZES = [2**k for k in range(10)]
-_UNTIL_FULL = math.inf  # a selection cannot hold None
+_NONE = math.inf  # a selection cannot hold None
 _TIMEOUTS: list[tuple[str, float]] = [
     ("at once", 0.0),
     *((f"{s:g} s", s) for s in (0.1, 0.3, 1.0, 3.0, 10.0)),
-    ("until full", _UNTIL_FULL),
+    ("until full", _NONE),
+]
+_BUDGETS = [2**k for k in range(8, 15)]
+_BLOCKS: list[tuple[str, float]] = [
+    *((str(n), n) for n in (640, 800, 1024, 1280, 1536, 2048, 3072, 4096)),
+    ("no limit", _NONE),
 ]
 _SIGMAS = [0.0, 0.1, 0.25, 0.5, 1.0, 2.0]
 
@@ -47,6 +52,13 @@ CONTROLS: Mapping[str, Control] = {
     "kappa": Control("κ (s/KV token)", w.FloatLogSlider, _log(-9, -4, 0.05)),
     "batch_size": Control("batch size B", w.SelectionSlider, {"options": _SIZES}),
     "batch_timeout": Control("wait to fill", w.SelectionSlider, {"options": _TIMEOUTS}),
+    "max_batched_tokens": Control(
+        "token budget", w.SelectionSlider, {"options": _BUDGETS}
+    ),
+    "kv_blocks": Control("KV blocks", w.SelectionSlider, {"options": _BLOCKS}),
+    "chunked_prefill": Control(
+        "prefill", w.Dropdown, {"options": [("in chunks", True), ("whole", False)]}
+    ),
     "arrival_pattern_params.end_rate": Control(
         "λ at the end", w.FloatLogSlider, _log(-1, 2, 0.02)
     ),
@@ -232,7 +244,7 @@ def _put(slider: w.ValueWidget, value: Any) -> None:
         low, high = slider.base**slider.min, slider.base**slider.max
         slider.value = min(max(value, low), high)
     elif isinstance(slider, w.SelectionSlider):
-        wanted = _UNTIL_FULL if value is None else value
+        wanted = _NONE if value is None else value
         options = [o if isinstance(o, tuple) else (str(o), o) for o in slider.options]
         if wanted not in [option for _, option in options]:
             options.append((f"{wanted:g}", wanted))
@@ -246,4 +258,4 @@ def _told(slider: w.ValueWidget) -> Any:
     """What a slider says, to four digits: nobody sets more by hand."""
     if isinstance(slider, w.FloatLogSlider):
         return float(f"{slider.value:.4g}")
-    return None if slider.value == _UNTIL_FULL else slider.value
+    return None if slider.value == _NONE else slider.value

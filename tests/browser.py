@@ -14,6 +14,7 @@ from playwright.sync_api import BrowserContext, Locator, Page, TimeoutError
 
 WIDTHS, HEIGHT = (1280, 900), 1400  # CSS pixels
 PRESSES = 3
+QUIET = 5  # looks at an idle kernel
 RUN_LIMIT, PATIENCE, POLL = 600.0, 2.0, 0.1  # seconds, wall-clock
 _SCRIPT = Path(__file__).with_name("browser.js").read_text()
 _RAISED = re.compile(r"\b[A-Z]\w*(?:Error|Exception): .*")
@@ -107,7 +108,7 @@ def _walk(page: Page, stem: str, shots: Path | None) -> Iterator[Fault]:
 
 
 def _try_panel(page: Page, panel: Locator, keys: tuple[str, str]) -> Iterator[str]:
-    picture = _next_picture(page, panel, before="")
+    start = picture = _next_picture(page, panel, before="")
     if not picture:
         yield "there is no picture"
     sliders = panel.locator(".widget-slider").all()
@@ -118,15 +119,28 @@ def _try_panel(page: Page, panel: Locator, keys: tuple[str, str]) -> Iterator[st
         if not slider.is_visible():
             yield f"{name} is out of sight"
             continue
+        said = _said(panel)
         if not _press(slider, keys):
             yield f"{name}: its readout does not move"
         before, picture = picture, _next_picture(page, panel, picture)
         if picture == before:
             yield f"{name}: the picture stays"
+        if said and said == _said(panel):
+            yield f"{name}: the numbers stay"
         yield from (f"{name}: {error}" for error in set(_call(page, "takeErrors")))
     yield from panel.evaluate("panel => workbook.clipped(panel)")
+    if (reset := panel.get_by_role("button", name="Reset")).count():
+        picture = _at_rest(page, panel)
+        reset.click()
+        if _next_picture(page, panel, picture) != start:
+            yield "after a reset the picture is not that of the start"
     if said := _RAISED.search(panel.locator(".jp-OutputArea").first.inner_text()):
         yield f"it says {said[0]!r}"
+
+
+def _said(panel: Locator) -> list[str]:
+    """What the panel says in words and numbers."""
+    return panel.locator(".widget-html").all_inner_texts()
 
 
 def _press(slider: Locator, keys: tuple[str, str]) -> bool:
@@ -140,6 +154,15 @@ def _press(slider: Locator, keys: tuple[str, str]) -> bool:
         if readout.inner_text() != before:
             return True
     return False
+
+
+def _at_rest(page: Page, panel: Locator) -> str:
+    """A digest of the panel's pixels once no press is on its way any more."""
+    idle = 0
+    while idle < QUIET:
+        page.wait_for_timeout(POLL * 1000)
+        idle = idle + 1 if _call(page, "idle") else 0
+    return str(panel.evaluate("panel => workbook.pixels(panel)"))
 
 
 def _next_picture(page: Page, panel: Locator, before: str) -> str:

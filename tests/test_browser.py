@@ -81,6 +81,15 @@ def with_output(two):
 
 panel(png, hold=with_output)
 """
+NUMBER = "panel(png, step=1, hold=lambda two: w.VBox([*two, w.HTML('mean 3 s')]))"
+FORGETS = """\
+def with_reset(two):
+    button = w.Button(description="Reset")
+    button.on_click(lambda _: setattr(two[0], "value", two[0].value + 5))
+    return w.VBox([*two, button])
+
+panel(png, step=1, hold=with_reset)
+"""
 SQUEEZED = "panel(png, step=1, hold=lambda two: w.HBox(two, layout={'width': '200px'}))"
 FAULTY = {
     "panel(lambda x: 1 / 0)": "ZeroDivisionError",
@@ -88,6 +97,8 @@ FAULTY = {
     "panel(png, max=200, value=100, step=1, readout_format='.0e')": "readout does not",
     SQUEEZED: "clipped",
     "panel(lambda x: png(0) + bytes(int(10 * x)))": "the picture stays",
+    NUMBER: "the numbers stay",
+    FORGETS: "after a reset",
 }
 
 
@@ -104,7 +115,7 @@ def test_a_reader_would_stumble_over_each_planted_fault(
         told = [text for panel, text in faults if panel == number]
         for width in WIDTHS:
             assert any(f"{width} px" in text and fault in text for text in told), cell
-    assert {panel for panel, _ in faults} == set(range(5, 10))
+    assert {panel for panel, _ in faults} == set(range(5, 12))
 
 
 def test_a_failing_cell_is_told(

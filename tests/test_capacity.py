@@ -13,6 +13,7 @@ from llminfer import (
     Workload,
     capacity,
     fewest_replicas,
+    largest_rates,
     sweep,
     theory,
 )
@@ -208,3 +209,19 @@ def test_a_price_must_be_above_nothing():
     for name in ("price_per_gpu_hour", "watts_per_gpu"):
         with pytest.raises(ConfigError, match=f"{name}=0: must be"):
             fewest_replicas(REAL, 1.0, SLO(ttft=1.0), **{name: 0})
+
+
+def test_largest_rates_of_a_sweep():
+    rates = [1.0, 2.0, 3.0, 4.0]
+    rows = {0: [1.0, 10.0, 100.0, 1000.0], 1: [2.0, 2.0, 2.0, 2.0], 2: [50.0] * 4}
+    runs = pd.DataFrame(
+        [
+            {"arrival_rate": rate, "replication": i, "p99": value}
+            for i, values in rows.items()
+            for rate, value in zip(rates, values, strict=True)
+        ]
+    )
+    found = largest_rates(runs, "p99", 10.0**1.5)
+    assert found.loc[0] == pytest.approx(2.5)
+    assert found.loc[1] == 4.0
+    assert found.loc[2] == 1.0

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from llminfer import ConfigError, RunRecord, SimulationConfig, simulate
-from llminfer.measures import by_group, over_a_wave, with_completion_rate
+from llminfer.experiment import metrics_of
+from llminfer.measures import by_group, over_a_wave, tails, with_completion_rate
 
 CONFIG = SimulationConfig(
     prompt_length_dist="bimodal",
@@ -114,3 +115,31 @@ def test_completion_rate_counts_the_warm_up_that_throughput_leaves_out():
     config = SERVER.replace(arrival_rate=4.0 * SERVER.max_stable_rate)
     found = with_completion_rate(config, simulate(config))
     assert found["throughput_req_per_sec"] < 0.95 * found["completion_rate"]
+
+
+def test_tails_are_those_of_the_metrics():
+    config = SimulationConfig(
+        batch_timeout=0.0, num_requests=1000, warmup_requests=100, random_seed=1
+    )
+    config = config.replace(arrival_rate=0.7 * config.max_stable_rate)
+    record = simulate(config)
+    found, metrics = tails(config, record), metrics_of(config, record)
+    for name in ("latency", "ttft", "tpot"):
+        for kind in ("avg", "p99"):
+            assert found[f"{kind}_{name}"] == metrics[f"{kind}_{name}"]
+
+
+@pytest.mark.parametrize("server", ["static", "continuous"])
+def test_the_busy_rate_of_an_overloaded_run_is_what_is_carried(server):
+    config = SimulationConfig.from_preset(
+        "llama-3.1-8b-rtx4090",
+        server=server,
+        batch_size=16,
+        batch_timeout=0.0,
+        arrival_rate=40.0,
+        prompt_dist_params={"mu": 4, "sigma": 1.5, "max": 8192},
+        num_requests=6000,
+        random_seed=1,
+    )
+    rate = tails(config, simulate(config))["busy_rate"]
+    assert rate == pytest.approx(config.max_stable_rate, rel=0.03)

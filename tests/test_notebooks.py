@@ -34,6 +34,9 @@ def faults(notebook: NotebookNode) -> list[str]:
         where = f"code cell {number}"
         found += [f"{where}: {fault}" for fault in _fault_of_output(cell)]
         found += [f"{where}: {fault}" for fault in _fault_of_code(tree, ours)]
+        # A figure is shown at the end of the cell that makes it, as it is then.
+        if ".new(" in cell.source and ".save(" not in cell.source:
+            found.append(f"{where}: shows a figure that is not finished")
     return found
 
 
@@ -122,6 +125,7 @@ ERROR = {"output_type": "error", "ename": "ValueError", "evalue": "", "traceback
         ("1", [], [STDOUT | {"text": "in /home/me/x.py"}], "one machine's"),
         ("1", [], [STDOUT | {"text": "<A at 0x7f3a5c0e>"}], "one machine's"),
         ("1", [], [STDOUT | {"name": "stderr", "text": "x\n" * 9}], "wall of stderr"),
+        ("fig, ax = figures.new()", [], [], "not finished"),
         (LONG, [], [], "function f is long"),
         ("from llminfer.checks import fail\nfail = 1", [], [], "redefines fail"),
         ("for sweep in range(3): pass", [], [], "redefines sweep"),

@@ -1,0 +1,129 @@
+"""The fewest servers for a rate, and what they cost."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import pandas as pd
+
+from llminfer.capacity import SLO, Plan, Trials, capacity, tried
+from llminfer.checks import number, whole
+from llminfer.config import SimulationConfig
+from llminfer.experiment import Metrics, Row
+from llminfer.workload import Workload
+
+
+@dataclass(frozen=True, eq=False)
+class Fleet:
+    """The fewest replicas that serve a rate within limits.
+
+    Attributes:
+        replicas: How many.
+        gpus: In all of them.
+        metrics: As those of ``Capacity``, with so many.
+        evaluated: A row a number of ``replicas``: that, the metrics, and ``meets``.
+        cost_per_hour: In the currency of the price; None without one.
+        cost_per_million_tokens: Of output; None without a price.
+        kilowatts: Of all GPUs; None without a wattage.
+        kwh_per_million_tokens: Of output; None without a wattage.
+    """
+
+    replicas: int
+    gpus: int
+    metrics: Metrics
+    evaluated: pd.DataFrame
+    cost_per_hour: float | None
+    cost_per_million_tokens: float | None
+    kilowatts: float | None
+    kwh_per_million_tokens: float | None
+
+
+def fewest_replicas(
+    config: SimulationConfig,
+    rate: float,
+    slo: SLO,
+    workload: Workload | None = None,
+    *,
+    gpus_per_replica: int = 1,
+    price_per_gpu_hour: float | None = None,
+    watts_per_gpu: float | None = None,
+    replications: int = 5,
+    n_jobs: int | None = None,
+    random_seed_start: int = 42,
+) -> Fleet:
+    """The fewest replicas that keep ``slo`` at a rate; one fewer does not.
+
+    The search starts from the capacity of one. A run of n replicas has n times the
+    requests of the configuration (a trace has its own), so that each serves as many
+    as one alone does. GPUs cost and draw the same, busy or idle.
+
+    Args:
+        config: One replica, and the router; ``server="continuous"`` to have several.
+        rate: Mean arrival rate of all together, requests a second.
+        slo: The limits.
+        workload: A trace to replay at this rate instead, once.
+        gpus_per_replica: GPUs that make one replica.
+        price_per_gpu_hour: In any currency.
+        watts_per_gpu: What a GPU draws, with its part of the machine around it.
+        replications: Runs a number of replicas; their requests are judged together.
+        n_jobs: Processes; None takes one a core. The answer does not depend on it.
+        random_seed_start: First seed.
+
+    Raises:
+        ConfigError: As ``capacity``; or a rate, price or wattage that is not above 0.
+    """
+    number("rate", rate, above=0.0)
+    each = whole("gpus_per_replica", gpus_per_replica, 1)
+    for name, value in (
+        ("price_per_gpu_hour", price_per_gpu_hour),
+        ("watts_per_gpu", watts_per_gpu),
+    ):
+        if value is not None:
+            number(name, value, above=0.0)
+    plan = Plan(workload, replications, n_jobs, random_seed_start)
+    one = config.replace(replicas=1)
+    rows: dict[float, Row] = {}
+
+    def meets(n: int) -> bool:
+        trials = Trials(_several(one, n, plan), slo, plan)
+        kept = trials.meets(rate)
+        rows[n] = trials.rows[rate]
+        return kept
+
+    alone = capacity(
+        one,
+        slo,
+        workload,
+        replications=replications,
+        n_jobs=n_jobs,
+        random_seed_start=random_seed_start,
+    )
+    n = math.ceil(rate / alone.rate)
+    while not meets(n):
+        n += 1
+    while n > 1 and n - 1 not in rows and meets(n - 1):
+        n -= 1
+    metrics = {name: value for name, value in rows[n].items() if name != "meets"}
+    gpus = n * each
+    million = rate * metrics["avg_output_length"] * 3600.0 / 1e6  # tokens an hour
+    cost = None if price_per_gpu_hour is None else gpus * price_per_gpu_hour
+    power = None if watts_per_gpu is None else gpus * watts_per_gpu / 1000.0
+    return Fleet(
+        replicas=n,
+        gpus=gpus,
+        metrics=metrics,
+        evaluated=tried("replicas", rows),
+        cost_per_hour=cost,
+        cost_per_million_tokens=None if cost is None else cost / million,
+        kilowatts=power,
+        kwh_per_million_tokens=None if power is None else power / million,
+    )
+
+
+def _several(config: SimulationConfig, n: int, plan: Plan) -> SimulationConfig:
+    """``n`` replicas, and unless a trace is replayed as many requests for each."""
+    if plan.workload is not None:
+        return config.replace(replicas=n)
+    requests, skipped = n * config.num_requests, n * config.warmup_requests
+    return config.replace(replicas=n, num_requests=requests, warmup_requests=skipped)

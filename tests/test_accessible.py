@@ -1,0 +1,66 @@
+"""Curves and bars can be told apart without colour, and read at the size shown."""
+
+import itertools
+
+import matplotlib.colors
+import pytest
+
+from llminfer import story, timeline
+from llminfer.panels import BatchSizePicture, LatencyPicture
+from llminfer.pictures_continuous import ContinuousPicture
+from llminfer.pictures_load import RampPicture
+from llminfer.policy_panel import PolicyPicture
+from llminfer.wave_picture import WavePicture
+from llminfer.workload_panel import WorkloadPicture
+
+PICTURES = (
+    BatchSizePicture,
+    ContinuousPicture,
+    LatencyPicture,
+    PolicyPicture,
+    RampPicture,
+    WavePicture,
+    WorkloadPicture,
+)
+
+
+@pytest.fixture(params=PICTURES, ids=lambda kind: kind.__name__)
+def figure(request):
+    return request.param().figure
+
+
+def luminance(color):
+    """Of a colour as a screen shows it, 0 (black) to 1 (white): WCAG 2.1."""
+    red, green, blue = (
+        c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4
+        for c in matplotlib.colors.to_rgb(color)
+    )
+    return 0.2126 * red + 0.7152 * green + 0.0722 * blue
+
+
+def test_no_two_curves_of_an_axes_differ_by_colour_alone(figure):
+    for ax in figure.axes:
+        named = [li for li in ax.get_lines() if not li.get_label().startswith("_")]
+        looks = [(str(li._dash_pattern), li.get_marker()) for li in named]
+        assert len(set(looks)) == len(looks), [li.get_label() for li in named]
+
+
+def test_no_text_is_smaller_than_nine_points_on_the_screen(figure):
+    texts = [
+        text
+        for ax in figure.axes
+        for text in (ax.xaxis.label, ax.yaxis.label, *ax.get_xticklabels())
+    ]
+    texts += [
+        text
+        for ax in figure.axes
+        if ax.get_legend()
+        for text in ax.get_legend().get_texts()
+    ]
+    assert min(text.get_fontsize() for text in texts) >= 9.0
+
+
+@pytest.mark.parametrize("looks", [story.LOOKS, timeline.LOOKS])
+def test_bars_differ_in_print_without_colour(looks):
+    for (one, a), (other, b) in itertools.combinations(looks.items(), 2):
+        assert abs(luminance(a) - luminance(b)) > 0.05, (one, other)
