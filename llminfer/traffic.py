@@ -15,7 +15,7 @@ from llminfer.config import SimulationConfig
 from llminfer.experiment import Row, simulate
 from llminfer.lengths import FloatArray, IntArray, LengthLaw, LogNormal
 from llminfer.record import RunRecord
-from llminfer.stats import Estimate, t_quantile
+from llminfer.stats import Estimate, compute_confidence_interval, t_quantile
 from llminfer.workload import Workload
 
 Numbers = FloatArray | IntArray
@@ -134,6 +134,8 @@ def token_times(record: RunRecord) -> dict[str, FloatArray]:
 def replayed(config: SimulationConfig, trace: Workload) -> list[Row]:
     """Median and p99 of TTFT and TPOT in a replay, seconds, with ``by_blocks``.
 
+    The intervals are found on the log scale: half as much is as far as twice as much.
+
     Returns:
         A row a number: ``metric``, such as ``p99_ttft``; ``mean``, which is the
         number; ``ci_lower`` and ``ci_upper``.
@@ -141,10 +143,24 @@ def replayed(config: SimulationConfig, trace: Workload) -> list[Row]:
     rows: list[Row] = []
     for name, values in token_times(simulate(config, trace)).items():
         for metric, q in ((f"p50_{name}", 0.5), (f"p99_{name}", 0.99)):
-            its = by_blocks(partial(np.quantile, q=q), values)
-            bounds = {"ci_lower": its.lower, "ci_upper": its.upper}
-            rows.append({"metric": metric, "mean": its.value, **bounds})
+            its = by_blocks(partial(np.quantile, q=q), np.log(values))
+            number, lower, upper = np.exp([its.value, its.lower, its.upper])
+            bounds = {"ci_lower": lower, "ci_upper": upper}
+            rows.append({"metric": metric, "mean": number, **bounds})
     return rows
+
+
+def typical(values: npt.ArrayLike) -> dict[str, float]:
+    """Geometric mean and its Student t interval: for rates and for ratios.
+
+    Args:
+        values: Above 0, one a part that is nearly independent of the others.
+
+    Returns:
+        ``{"mean", "ci_lower", "ci_upper"}``.
+    """
+    logs = compute_confidence_interval(np.log(values))
+    return {name: math.exp(its) for name, its in logs.items()}
 
 
 def by_blocks(

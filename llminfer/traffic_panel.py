@@ -42,18 +42,21 @@ class TrafficPicture(Picture):
         left.set(xscale="log", xlim=(_LEAST, _MOST), ylim=(0.0, 1.02))
         left.xaxis.set_major_formatter("{x:g}")
         left.set(xlabel="seconds", ylabel="share of requests")
-        self._pair(left, "ttft", 1, "first token (TTFT)")
-        self._pair(left, "tpot", 0, "each further one (TPOT)")
+        self._pair(left, "ttft", 1, ("-", ":"), "TTFT, ")
+        self._pair(left, "tpot", 0, ("--", "-."), "TPOT, ")
         left.legend(loc="lower left", bbox_to_anchor=(0.0, 1.0), ncols=2)
         log_axis(right, _LEAST, _MOST)
         right.set(xlim=(0, self.requests), xlabel="request, by arrival")
         right.set_ylabel(f"worst TTFT of {_GROUP} in a row, s")
-        self._pair(right, "path", 1, "trace")
+        self._pair(right, "path", 1, ("-", ":"))
         right.legend(loc="lower left", bbox_to_anchor=(0.0, 1.0), ncols=2)
 
-    def _pair(self, ax: Axes, name: str, i: int, label: str) -> None:
-        self.add(ax, name, i, label, linestyle="-")
-        self.add(ax, f"{name} twin", i, "its twin", linestyle=":")
+    def _pair(
+        self, ax: Axes, name: str, i: int, dashes: tuple[str, str], of: str = ""
+    ) -> None:
+        """Curves of a trace and of its twin."""
+        self.add(ax, name, i, f"{of}trace", linestyle=dashes[0])
+        self.add(ax, f"{name} twin", i, f"{of}its twin", linestyle=dashes[1])
 
     def compute(
         self, config: SimulationConfig

@@ -23,6 +23,7 @@ from llminfer.traffic import (
     replayed,
     token_times,
     twin,
+    typical,
     variation,
 )
 
@@ -167,5 +168,13 @@ def test_token_times_are_those_of_the_metrics():
         assert times[name].mean() == pytest.approx(metrics[f"avg_{name}"])
         for q in ("p50", "p99"):
             row = table[f"{q}_{name}"]
-            assert row["mean"] == pytest.approx(metrics[f"{q}_{name}"])
+            assert row["mean"] == pytest.approx(metrics[f"{q}_{name}"], rel=1e-3)
             assert row["ci_lower"] <= row["mean"] <= row["ci_upper"]
+
+
+def test_what_is_typical_turns_over_with_a_ratio():
+    some = np.array([0.5, 1.0, 3.0, 8.0])
+    found, turned = typical(some), typical(1.0 / some)
+    assert found["mean"] == pytest.approx(12.0**0.25)
+    assert turned["mean"] == pytest.approx(1.0 / found["mean"])
+    assert turned["ci_lower"] == pytest.approx(1.0 / found["ci_upper"])

@@ -88,3 +88,9 @@ def test_coefficients_of_another_engine_stay_through_moves(panel):
     assert panel.config.gamma == gamma
     panel.reset.click()
     assert panel.config.gamma == BASE.gamma
+
+
+def test_curves_of_an_axes_differ_by_more_than_colour(panel):
+    for ax in panel.picture.figure.axes:
+        shown = [li for li in ax.get_lines() if not li.get_label().startswith("_")]
+        assert len({li.get_linestyle() for li in shown}) == len(shown) > 1
