@@ -40,6 +40,7 @@ lab: $(READY)
 
 bench: $(READY)
 	@$(PY) tests/bench.py
+	@$(PY) tests/bench_continuous.py
 
 lint: $(READY)
 	@$(PY) -m ruff format --check .
