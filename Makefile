@@ -44,6 +44,7 @@ app: $(READY)
 
 bench: $(READY)
 	@$(PY) tests/bench.py
+	@$(PY) tests/bench_continuous.py
 
 lint: $(READY)
 	@$(PY) -m ruff format --check .
