@@ -15,7 +15,7 @@ from step_twin import run_twins
 from llminfer import SimulationConfig, SimulationRunner, Workload
 
 REQUESTS = 100_000
-TWIN_REQUESTS = 1_000
+TWIN_REQUESTS = 3_000
 BUSY = SimulationConfig(
     server="continuous",
     arrival_rate=8.0,
