@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from llminfer.config import SimulationConfig
 from llminfer.panels import LatencyPicture
+from llminfer.pictures_continuous import ContinuousPicture
+from llminfer.timing import PRESETS
 from llminfer.widgets import Panel
 
 REPORT = SimulationConfig(  # the course report's server
@@ -24,3 +26,20 @@ def start_panel() -> Panel:
     """The course report's static server, with a slider for all that it has."""
     names = ("arrival_rate", "alpha", "beta", "gamma", "batch_size", "batch_timeout")
     return Panel(REPORT, LatencyPicture(), names)
+
+
+def continuous_panel() -> Panel:
+    """An RTX 4090 with Llama-3.1-8B, as vLLM serves it and as static batches would."""
+    server = REPORT.replace(
+        **PRESETS["llama-3.1-8b-rtx4090"].coefficients,
+        server="continuous",
+        arrival_rate=5.0,  # requests/s
+        output_length_dist="lognormal",
+        output_dist_params={"mu": 5, "sigma": 0.8, "max": 2048},  # tokens
+        batch_size=128,
+        kv_blocks=1024,
+        num_requests=3_500,
+    )
+    names = ["arrival_rate", "batch_size", "max_batched_tokens", "kv_blocks"]
+    names += ["chunked_prefill", "alpha", "beta", "gamma", "delta", "kappa"]
+    return Panel(server, ContinuousPicture(), names)

@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+import itertools
+import math
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
+import numpy as np
+import pandas as pd
+from scipy.special import ndtri, stdtr
+
 from llminfer import theory
+from llminfer.checks import OverloadWarning
 from llminfer.config import SimulationConfig
+from llminfer.experiment import run_many
 from llminfer.record import RunRecord
+from llminfer.stats import compute_confidence_interval
 
 Measure = Callable[[RunRecord, int], float]  # of a run, less so many of warm-up
 
@@ -38,9 +49,63 @@ class Comparison:
         return self.measure(record, self.config.warmup_requests)
 
 
-def comparisons() -> list[Comparison]:
+@lru_cache(maxsize=1)
+def comparisons() -> tuple[Comparison, ...]:
     """All cases, those of one configuration next to each other."""
-    return [*_singles(), *_priorities(), *_bulks(), *_limits()]
+    return (*_singles(), *_priorities(), *_bulks(), *_continuous(), *_limits())
+
+
+def estimates(config: SimulationConfig, record: RunRecord) -> dict[str, float]:
+    """All that theory knows of a configuration here, as one run has it: a measure."""
+    own = config.replace(random_seed=None)
+    cases = (case for case in comparisons() if case.config == own)
+    return {case.metric: case.estimate(record) for case in cases}
+
+
+def beside_theory(
+    replications: int = 30, first_seed: int = 42, n_jobs: int | None = None
+) -> pd.DataFrame:
+    """Every exact value, and what replications of its own say of it.
+
+    No seed is used twice. On shared ones all configurations would face the same
+    requests, and a sample that is unlucky for one would be so for all.
+
+    Args:
+        replications: Runs a comparison.
+        first_seed: Of the first; each comparison takes the next ``replications``.
+        n_jobs: Processes; None takes one a core. The numbers do not depend on it.
+
+    Returns:
+        A row a comparison: ``name``, ``metric``, ``source``, ``exact``; ``mean``,
+        ``ci_lower`` and ``ci_upper`` of the replications; ``t``, their distance in
+        standard errors, and ``z``, the normal number that is as rare.
+    """
+    seeds = itertools.count(first_seed)
+    configs = [
+        case.config.replace(random_seed=next(seeds))
+        for case in comparisons()
+        for _ in range(replications)
+    ]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", OverloadWarning)  # the floods are meant
+        found = iter(run_many(configs, n_jobs, "comparisons", estimates))
+    rows = []
+    for case in comparisons():
+        values = np.array([next(found)[case.metric] for _ in range(replications)])
+        error = values.std(ddof=1) / math.sqrt(replications)
+        t = (values.mean() - case.exact) / error
+        rows.append(
+            {
+                "name": case.name,
+                "metric": case.metric,
+                "source": case.source,
+                "exact": case.exact,
+                **compute_confidence_interval(values),
+                "t": t,
+                "z": float(ndtri(stdtr(replications - 1, t))),
+            }
+        )
+    return pd.DataFrame(rows)
 
 
 CAPPED: dict[str, Any] = {"mu": 4, "sigma": 1.5, "max": 8192}
@@ -99,7 +164,9 @@ def _later_batches(record: RunRecord, skip: int) -> Any:
 
 
 def _mean_batch(record: RunRecord, skip: int) -> float:
-    return float(record.batch_size[_later_batches(record, skip)].mean())
+    later = _later_batches(record, skip)
+    steps = None if record.steps is None else record.steps.batch_steps[later]
+    return float(np.average(record.batch_size[later], weights=steps))
 
 
 def _busy_share(record: RunRecord, skip: int) -> float:
@@ -210,6 +277,38 @@ def _bulks() -> Iterator[Comparison]:
         if queue.least == 1:
             cases.append(("mean batch", law, queue.mean_batch, _mean_batch))
         yield from _cases(name, config, cases)
+
+
+def _continuous() -> Iterator[Comparison]:
+    """Iteration-level batches under FCFS, with geometric outputs."""
+    steps = {
+        "server": "continuous",
+        "batch_size": 8,
+        "max_batched_tokens": 10**6,
+        "output_length_dist": "geometric",
+        "output_dist_params": {"mean": 50},
+    }
+    real = _real("llama-3.1-8b-rtx4090", 0.85, **steps)
+    real = real.replace(kappa=0.0)
+    kinds = {
+        "continuous, B = 8, report, load 0.5": _run(0.5, **steps),
+        "continuous, B = 8, RTX 4090 (κ = 0), load 0.85": real.replace(
+            arrival_rate=0.85 * real.max_stable_rate
+        ),
+    }
+    for name, config in kinds.items():
+        chain, law = theory.continuous(config), "chain of steps, Neuts"
+        yield from _cases(
+            name,
+            config,
+            [
+                ("mean wait", law, chain.mean, _mean_wait),
+                ("mean TTFT", law, chain.mean_ttft, _mean_ttft),
+                ("mean latency", law, chain.mean_latency, _mean_latency),
+                ("mean batch", law, chain.mean_batch, _mean_batch),
+                ("busy share", law, chain.utilization, _busy_share),
+            ],
+        )
 
 
 def _limits() -> Iterator[Comparison]:

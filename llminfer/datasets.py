@@ -93,25 +93,25 @@ def fetch(name: str) -> Path:
     return home / "data" / place
 
 
-def needed(*names: str) -> list[Path]:
-    """Where data sets lie that a notebook cannot do without; see ``fetch``.
+def needed(*names: str) -> dict[str, Path]:
+    """Where data sets lie that a notebook cannot do without, by name; see ``fetch``.
 
-    If one is missing the notebook says so in one line, and its later cells do
-    nothing. In continuous integration (``CI`` is set) and in scripts it is an error.
+    If one is missing the notebook says so in one line, nothing is returned, and its
+    later cells do nothing, so this belongs at the end of a cell. In continuous integration (``CI`` is set) and in scripts it is an error.
 
     Raises:
         ConfigError: An unknown name.
         DataMissing: One is missing, and this is no notebook in a reader's hands.
     """
     try:
-        return [fetch(name) for name in names]
+        return {name: fetch(name) for name in names}
     except DataMissing as missing:
         shell = _notebook()
         if shell is None or os.environ.get("CI"):
             raise
         print(missing)
         shell.input_transformers_post.append(lambda lines: [])
-        return []
+        return {}
 
 
 def _notebook() -> Any:

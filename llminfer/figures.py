@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from typing import Any
 
 import matplotlib as mpl
@@ -12,12 +11,9 @@ import pandas as pd
 from cycler import cycler
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
+from matplotlib.ticker import FuncFormatter, NullFormatter
 
-from llminfer.lengths import FloatArray
 from llminfer.report import figures_dir
-
-Span = tuple[FloatArray, FloatArray]  # start and end, seconds
 
 COLUMN, PAGE = 3.4, 7.0  # inches: one column and the full width of a two-column page
 COLORS = (  # Okabe and Ito (2008): told apart by the colour blind, and in grey
@@ -136,24 +132,6 @@ def dots(
     ax.errorbar(rows["mean"], places, xerr=bounds, label=label, **shown)
     ax.set_yticks(places, order)
     ax.set_ylim(len(order) - 0.5, -0.5)
-
-
-def timeline(ax: Axes, spans: Mapping[str, Span], colors: Sequence[str]) -> None:
-    """One bar a request, the first to arrive on top.
-
-    Args:
-        ax: Where to draw.
-        spans: From when to when each request is where, by name; seconds, shape (n,).
-        colors: One a name.
-    """
-    for (name, (start, end)), color in zip(spans.items(), colors, strict=True):
-        rows = np.arange(1, len(start) + 1)
-        ax.barh(rows, end - start, left=start, height=0.75, color=color, label=name)
-    ax.invert_yaxis()
-    ax.grid(axis="y", visible=False)
-    ax.set(xlabel="time, seconds", ylabel="request, by arrival")
-    ax.yaxis.set_major_locator(MaxNLocator(integer=True))
-    ax.set_xlim(left=0.0)
 
 
 def log_axis(ax: Axes, low: float, high: float) -> None:

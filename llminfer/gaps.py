@@ -7,7 +7,7 @@ arithmetic progressions, each of which stands for several sequences.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,6 +18,7 @@ from llminfer.record import RunRecord, StepLog
 
 _LISTED = 8192  # gaps that are listed one by one rather than narrowed down further
 _SAMPLED = 4096  # gaps that say where a quantile will be
+_AT_ONCE = 2**14  # stretches; what is worked out on the way to their gaps stays small
 
 
 class Gaps(NamedTuple):
@@ -50,13 +51,50 @@ class Gaps(NamedTuple):
         Returns:
             Shape (k,); NaN if there are no gaps.
         """
-        wanted = np.asarray(shares, dtype=np.float64)
-        gaps = self._rows(np.flatnonzero((self.steps > 0) & (self.weight > 0)))
+        there = (self.steps > 0) & (self.weight > 0)
+        gaps = self if there.all() else self._rows(np.flatnonzero(there))
+        ranks = np.asarray(shares, dtype=np.float64) * (gaps.number() - 1)
         if not len(gaps.first):
-            return np.full(wanted.shape, np.nan)
-        ranks = wanted * (gaps.number() - 1)
-        sample = gaps._sample()
-        return np.array([_at_rank(gaps, rank, sample) for rank in ranks])
+            return np.full(ranks.shape, np.nan)
+        found = []
+        for rank, near in zip(ranks, gaps._near(ranks), strict=True):
+            passed, some = near
+            # Rarely the sample errs.
+            if not passed <= rank < passed + some.number() - 1:
+                passed, some = 0, gaps
+            found.append(_at_rank(some, passed, rank))
+        return np.array(found)
+
+    def _near(self, ranks: FloatArray) -> list[tuple[int, Gaps]]:
+        """For each rank the gaps that a sample says are near it.
+
+        Args:
+            ranks: In ascending order of all gaps, from 0, shape (k,).
+
+        Returns:
+            For each rank how many gaps are smaller than these, and these.
+        """
+        sample = self._sample()
+        place = len(sample) * ranks / self.number()
+        err = 2.0 * len(sample) ** 0.5
+        edges = np.concatenate(([-np.inf], sample, [np.inf]))
+        most = len(edges) - 1
+        lows = edges[(place - err).astype(np.int64).clip(0, most)]
+        highs = edges[(place + err + 2.0).astype(np.int64).clip(0, most)]
+        passed = [0] * len(ranks)
+        inside: list[list[Gaps]] = [[] for _ in ranks]
+        for at in range(0, len(self.first), _AT_ONCE):
+            piece = self._rows(slice(at, at + _AT_ONCE))
+            last, gaps = piece._last(), piece.steps * piece.weight
+            for k, (low, high) in enumerate(zip(lows, highs, strict=True)):
+                passed[k] += int(gaps[last <= low].sum())
+                near = np.flatnonzero((last > low) & (piece.first <= high))
+                some = piece._rows(near)
+                upto = some.up_to(low)
+                passed[k] += int(upto @ some.weight)
+                some = some._tail(upto)
+                inside[k].append(some._head(some.up_to(high)))
+        return [(n, _joined(some)) for n, some in zip(passed, inside, strict=True)]
 
     def number(self) -> int:
         """How many gaps there are."""
@@ -78,20 +116,24 @@ class Gaps(NamedTuple):
     def _tail(self, some: IntArray) -> Gaps:
         """All but the first ``some`` of each."""
         rows = np.flatnonzero(some < self.steps)
-        there, gone = self._rows(rows), some[rows]
-        first = there.first + gone * there.growth
-        return there._replace(first=first, steps=there.steps - gone)
+        rest, gone = self._rows(rows), some[rows]
+        np.add(rest.first, gone * rest.growth, out=rest.first)
+        np.subtract(rest.steps, gone, out=rest.steps)
+        return rest
 
-    def _rows(self, rows: IntArray) -> Gaps:
+    def _rows(self, rows: IntArray | slice) -> Gaps:
         first, growth = self.first[rows], self.growth[rows]
         return Gaps(first, growth, self.steps[rows], self.weight[rows])
 
     def _last(self) -> FloatArray:
-        return self.first + self.growth * (self.steps - 1)
+        last = self.growth * (self.steps - 1)
+        last += self.first
+        return last
 
     def _sample(self) -> FloatArray:
         """Some of the gaps, evenly spread over the run, in ascending order."""
-        upto = np.cumsum(self.steps * self.weight)
+        upto = self.steps * self.weight
+        np.cumsum(upto, out=upto)
         at = np.arange(0, upto[-1], max(1, upto[-1] // _SAMPLED))
         row = np.searchsorted(upto, at, side="right")
         left = (upto[row] - 1 - at) // self.weight[row]
@@ -106,36 +148,32 @@ class Gaps(NamedTuple):
         return values[order], np.cumsum(np.repeat(self.weight, steps)[order])
 
 
-def _at_rank(gaps: Gaps, rank: float, sample: FloatArray) -> float:
+def _at_rank(gaps: Gaps, passed: int, rank: float) -> float:
     """The gap of this rank in ascending order, from 0; between two, on a line.
 
-    The ranks below and above are narrowed down to an interval (low, high], first by
-    where a sample has them, then by halves, until the gaps in it can be listed.
+    The ranks below and above are narrowed down to an interval (low, high] by halves,
+    until the gaps in it can be listed.
 
     Args:
-        gaps: All of them.
-        rank: From 0 to one below their number.
-        sample: Some of them, ascending.
+        gaps: Some, those of the ranks below and above among them.
+        passed: How many of all gaps are smaller than these.
+        rank: Among all.
     """
-    below, total, passed = int(rank), gaps.number(), 0
+    below, total = int(rank), passed + gaps.number()
     low, high = float(gaps.first.min()) - 1.0, float(gaps._last().max())
-    near = len(sample) * rank / total + np.array([-2.0, 2.0]) * len(sample) ** 0.5
-    cuts = sample[near.clip(0, len(sample) - 1).astype(np.int64)].tolist()
-    while gaps.steps.sum() > _LISTED + (0 if cuts else len(gaps.first)):
-        halve = not cuts
-        cut = (low + high) / 2.0 if halve else cuts.pop()
-        if low < cut < high:
-            some = gaps.up_to(cut)
-            upto = passed + int(some @ gaps.weight)
-            if upto > below + 1 or upto == total:
-                gaps, high = gaps._head(some), cut
-            elif upto <= below:
-                gaps, low, passed = gaps._tail(some), cut, upto
-            else:  # between the two ranks
-                one, other = gaps._head(some)._last(), gaps._tail(some).first
-                return _on_line(rank, one.max(), other.min())
-        elif halve:
+    while gaps.steps.sum() > _LISTED + len(gaps.first):
+        cut = (low + high) / 2.0
+        if not low < cut < high:
             return high  # as near as numbers get
+        some = gaps.up_to(cut)
+        upto = passed + int(some @ gaps.weight)
+        if upto > below + 1 or upto == total:
+            gaps, high = gaps._head(some), cut
+        elif upto <= below:
+            gaps, low, passed = gaps._tail(some), cut, upto
+        else:  # between the two ranks
+            one, other = gaps._head(some)._last(), gaps._tail(some).first
+            return _on_line(rank, one.max(), other.min())
     values, upto_each = gaps._listed()
     at = np.searchsorted(passed + upto_each, [below, below + 1], side="right")
     return _on_line(rank, *values[at.clip(max=len(values) - 1)])
@@ -145,19 +183,24 @@ def _on_line(rank: float, one: float, other: float) -> float:
     return float(one + (rank - int(rank)) * (other - one))
 
 
+def _some(first: FloatArray, growth: FloatArray, steps: Any, weight: Any) -> Gaps:
+    """Those progressions that have gaps, and somebody whose gaps they are."""
+    return Gaps(first, growth, steps, weight)._rows(
+        np.flatnonzero((steps > 0) & (weight > 0))
+    )
+
+
 def _single(values: FloatArray, weight: Any) -> Gaps:
     """Gaps one by one, each for ``weight`` sequences."""
-    one = np.ones(len(values), dtype=np.int64)
-    return Gaps(values, np.zeros(len(values)), one, one * weight)
+    one: Any = np.ones(len(values), dtype=np.int32)
+    return Gaps(values, np.zeros(len(values)), one, np.int64(1) * one * weight)
 
 
-def _joined(parts: Sequence[Gaps]) -> Gaps:
-    return Gaps(
-        np.concatenate([part.first for part in parts]),
-        np.concatenate([part.growth for part in parts]),
-        np.concatenate([part.steps for part in parts]),
-        np.concatenate([part.weight for part in parts]),
-    )
+def _joined(parts: list[Gaps]) -> Gaps:
+    """All of them; ``parts`` is emptied, since both at once would be much."""
+    columns = [list(column) for column in zip(*parts, strict=True)]
+    parts.clear()
+    return Gaps(*(np.concatenate(columns.pop(0)) for _ in Gaps._fields))
 
 
 def token_gaps(record: RunRecord, kappa: float, warmup_requests: int = 0) -> Gaps:
@@ -175,13 +218,15 @@ def token_gaps(record: RunRecord, kappa: float, warmup_requests: int = 0) -> Gap
     log = record.steps
     if log is None:
         return _static_gaps(record, kappa, warmup_requests)
-    parts = []
+    parts: list[Gaps] = []
     for server in range(log.replicas):
         parts += _server_gaps(record, log, server, kappa, warmup_requests)
     # Steps that take no time hold gaps of no time, which no clock tells apart.
     gaps = int((record.output_length[warmup_requests:] - 1).sum())
     unseen = gaps - sum(part.number() for part in parts)
-    return _joined([*parts, _single(np.zeros(1), unseen)])
+    if unseen or not parts:
+        parts.append(_single(np.zeros(1), unseen))
+    return _joined(parts)
 
 
 def _static_gaps(record: RunRecord, kappa: float, skip: int) -> Gaps:
@@ -203,38 +248,45 @@ def _first_step(time: FloatArray, steps: IntArray, growth: FloatArray) -> FloatA
 
 def _server_gaps(
     record: RunRecord, log: StepLog, server: int, kappa: float, skip: int
-) -> list[Gaps]:
+) -> Iterator[Gaps]:
     """The gaps of the requests from ``skip`` on that one server took."""
     rows = np.flatnonzero((log.batch_replica == server) & (log.batch_decoding > 0))
-    start, end = record.batch_start[rows], record.batch_end[rows]
-    steps = log.batch_steps[rows]
-    growth = np.where(steps > 1, kappa * log.batch_decoding[rows], 0.0)
-    first = _first_step(end - start, steps, growth)
     mine = skip + np.flatnonzero(log.replica[skip:] == server)
-    request, begin, last = _decoding_times(record, log, mine, end)
-    before = np.concatenate(([-np.inf], end[:-1]))  # the last decode step's end
+    begin, last, away = _decoding_times(record, log, mine, record.batch_end[rows])
+    yield _single(away, 1)
     some = last > begin
-    weight = np.searchsorted(np.sort(begin[some]), start, side="right")
-    weight -= np.searchsorted(np.sort(last[some]), before, side="right")
+    begin, last = np.sort(begin[some]), np.sort(last[some])
+    # A product with the weight, of 64 bits, has 64 bits too.
+    kind: Any = "i4" if log.batch_steps.max(initial=0) < 2**31 else "i8"
+    before, seen = -np.inf, 0  # the last decode step's end; how many began by then
+    for low in range(0, len(rows), _AT_ONCE):
+        these = rows[low : low + _AT_ONCE]
+        start, end = record.batch_start[these], record.batch_end[these]
+        steps = log.batch_steps[these]
+        growth = np.where(steps > 1, kappa * log.batch_decoding[these], 0.0)
+        first = _first_step(end - start, steps, growth)
+        ends = np.concatenate(([before], end[:-1]))
+        begun = np.searchsorted(begin, start, side="right")
+        weight = begun - np.searchsorted(last, ends, side="right")
 
-    # Between two tokens that a preemption parts, and between two that the prefill of
-    # others parts: of those who decoded before it, and of those who just began.
-    returns = np.flatnonzero(request[1:] == request[:-1])
-    away = begin[1:][returns] - last[:-1][returns]
-    late = start > before
-    row = np.searchsorted(start, begin[some])
-    waited = ((start + first)[row] - begin[some])[late[row]]
-    old = weight - np.bincount(row[late[row]], minlength=len(start))
-    return [
-        Gaps(first + growth * late, growth, steps - late, weight),
-        _single((start + first - before)[late & (old > 0)], old[late & (old > 0)]),
-        _single(np.concatenate((away, waited)), 1),
-    ]
+        # Between two tokens that the prefill of others parts: of those who decoded
+        # before it, and of those who just began.
+        late = start > ends
+        new = begin[seen : begun[-1]]
+        row = np.searchsorted(start, new)
+        waited = ((start + first)[row] - new)[late[row]]
+        old = weight - np.bincount(row[late[row]], minlength=len(start))
+        parted = late & (old > 0)
+        left: Any = (steps - late).astype(kind)
+        yield _some(first + growth * late, growth, left, weight)
+        yield _single((start + first - ends)[parted], old[parted])
+        yield _single(waited, 1)
+        before, seen = end[-1], begun[-1]
 
 
 def _decoding_times(
     record: RunRecord, log: StepLog, mine: IntArray, row_end: FloatArray
-) -> tuple[IntArray, FloatArray, FloatArray]:
+) -> tuple[FloatArray, FloatArray, FloatArray]:
     """When requests decoded: from a first token, or the one after a preemption, on.
 
     Args:
@@ -244,10 +296,12 @@ def _decoding_times(
         row_end: When that server's stretches with decode steps ended, ascending.
 
     Returns:
-        The request, and when its first and last token in a row appeared, by request
-        and time.
+        When the first and the last token in a row appeared, and the gaps between two
+        tokens that a preemption parts, seconds.
     """
     first, end = record.first_token_time[mine], record.processing_end_time[mine]
+    if not len(log.preempted_request):
+        return first, end, np.empty(0)
     some = np.isin(log.preempted_request, mine)
     who, time = log.preempted_request[some], log.preempted_time[some]
     order = np.lexsort((time, who))
@@ -266,8 +320,6 @@ def _decoding_times(
     before[again] = next_token[again - 1]
     row = np.searchsorted(row_end, time, side="right")
     decoded = np.concatenate(([-np.inf], row_end))[row]
-    return (
-        np.insert(mine, place, who),
-        np.insert(first, place + 1, next_token),
-        np.insert(end, place, np.maximum(before, decoded)),
-    )
+    last = np.maximum(before, decoded)
+    begin = np.insert(first, place + 1, next_token)
+    return begin, np.insert(end, place, last), next_token - last

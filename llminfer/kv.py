@@ -44,13 +44,14 @@ class BlockPool:
 
     def needed_in(self, step: int, steps: int, sequences: int) -> int:
         """Blocks that all that decode, ``sequences``, need in ``steps`` steps."""
-        cycles, rest = divmod(steps, self.block_size)
-        place = step % self.block_size
+        size, cycle = self.block_size, self.cycle
+        place = step % size
+        if (end := place + steps) <= size:
+            return sum(cycle[place:end])
+        cycles, rest = divmod(steps, size)
         end = place + rest
-        need = cycles * sequences + sum(self.cycle[place:end])
-        if end > self.block_size:
-            need += sum(self.cycle[: end - self.block_size])
-        return need
+        need = cycles * sequences + sum(cycle[place:end])
+        return need + sum(cycle[: end - size]) if end > size else need
 
     def lasts(self, step: int, most: int, sequences: int) -> int:
         """Steps from ``step`` on for which the free blocks last, up to ``most``."""

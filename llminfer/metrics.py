@@ -39,49 +39,11 @@ class MetricsCollector:
         """
         record = _as_record(requests)
         skip = _measured(record, warmup_requests)
-        arrival = record.arrival_time[skip:]
-        start = record.processing_start_time[skip:]
-        first = record.first_token_time[skip:]
-        end = record.processing_end_time[skip:]
-        prompt = record.prompt_length[skip:].astype(np.float64)
-        output = record.output_length[skip:].astype(np.float64)
-        latency = end - arrival
-        wait = start - record.queue_entry_time[skip:]
-        processing = end - start
-        span = float(end.max() - arrival[0])
-        several = output > 1.0
-        tpot = (end - first)[several] / (output[several] - 1.0)
-
-        metrics = _spread("latency", latency, "avg median std min max p50 p95 p99")
-        metrics |= _spread("e2e", latency, _FIELD)
-        metrics |= _spread("normalized_latency", latency / output, _FIELD)
-        metrics |= _spread("queue_wait", wait, "avg median max p95 p99 p999")
-        metrics |= _spread("processing_time", processing, "avg median max")
-        metrics |= _spread("ttft", first - arrival, _FIELD)
-        metrics |= _spread("tpot", tpot, _FIELD)
-        total_tokens = float(prompt.sum() + output.sum())
-        metrics |= {
-            "throughput_req_per_sec": _ratio(len(latency), span),
-            "throughput_tokens_per_sec": _ratio(float(output.sum()), span),
-            "total_requests": len(latency),
-            "simulation_time": span,
-            "fairness_index": _jain(latency),
-            "starvation_rate": float(
-                100.0 * np.mean(latency > 3.0 * metrics["median_latency"])
-            ),
-            "avg_prompt_length": float(prompt.mean()),
-            "avg_output_length": float(output.mean()),
-            "total_tokens": total_tokens,
-        }
-        metrics |= _whole_run(record)
+        metrics = _of_requests(record, skip, step_time) | _whole_run(record)
         if record.steps is not None:
             metrics["preemptions"] = int(record.preemptions[skip:].sum())
-        if step_time is not None:
-            alone = _alone(record, step_time, prompt, output)
-            with np.errstate(divide="ignore", invalid="ignore"):
-                metrics |= _spread("slowdown", latency / alone, "avg p50 p99")
-            if len(record.batch_start):
-                metrics |= _gap_metrics(token_gaps(record, step_time.kappa, skip))
+        if step_time is not None and len(record.batch_start):
+            metrics |= _gap_metrics(token_gaps(record, step_time.kappa, skip))
         return metrics
 
 
@@ -121,6 +83,48 @@ def _measured(record: RunRecord, warmup_requests: int) -> int:
         must = f"below the number of completed requests, {len(record.arrival_time)}"
         raise fail("warmup_requests", warmup_requests, must)
     return skip
+
+
+def _of_requests(
+    record: RunRecord, skip: int, step_time: StepTime | None
+) -> dict[str, float]:
+    """What each measured request has, summed up."""
+    arrival = record.arrival_time[skip:]
+    start = record.processing_start_time[skip:]
+    first = record.first_token_time[skip:]
+    end = record.processing_end_time[skip:]
+    prompt = record.prompt_length[skip:].astype(np.float64)
+    output = record.output_length[skip:].astype(np.float64)
+    latency = end - arrival
+    span = float(end.max() - arrival[0])
+    several = output > 1.0
+    tpot = (end - first)[several] / (output[several] - 1.0)
+
+    metrics = _spread("latency", latency, "avg median std min max p50 p90 p95 p99")
+    metrics |= {f"{key}_e2e": metrics[f"{key}_latency"] for key in _FIELD.split()}
+    del metrics["p90_latency"]
+    metrics |= _spread("normalized_latency", latency / output, _FIELD)
+    wait = start - record.queue_entry_time[skip:]
+    metrics |= _spread("queue_wait", wait, "avg median max p95 p99 p999")
+    metrics |= _spread("processing_time", end - start, "avg median max")
+    metrics |= _spread("ttft", first - arrival, _FIELD)
+    metrics |= _spread("tpot", tpot, _FIELD)
+    if step_time is not None:
+        alone = _alone(record, step_time, prompt, output)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            metrics |= _spread("slowdown", latency / alone, "avg p50 p99")
+    slow = latency > 3.0 * metrics["median_latency"]
+    return metrics | {
+        "throughput_req_per_sec": _ratio(len(latency), span),
+        "throughput_tokens_per_sec": _ratio(float(output.sum()), span),
+        "total_requests": len(latency),
+        "simulation_time": span,
+        "fairness_index": _jain(latency),
+        "starvation_rate": float(100.0 * np.mean(slow)),
+        "avg_prompt_length": float(prompt.mean()),
+        "avg_output_length": float(output.mean()),
+        "total_tokens": float(prompt.sum() + output.sum()),
+    }
 
 
 def _alone(

@@ -61,11 +61,14 @@ class Scheduler(Batch):
         waiting = arrived - self.admitted
         if self.control is not None:
             self._ask_control(now, waiting)
-        alone = False
-        if self.pool is not None or waiting or self.partial >= 0 or not self.chunked:
-            alone = self._schedule(now, waiting)
+        pool, room = self.pool, len(self.running) < self.limit
+        plain = pool is None and self.partial < 0 and not (waiting and room)
+        if plain:  # nothing to schedule: a short way, since most stretches take it
+            alone, self.decodes, self.tokens = False, self.decoding, 0
+        elif self.chunked:
+            alone = self._mixed(now, waiting)
         else:
-            self.decodes, self.tokens = self.decoding, 0
+            alone = self._apart(now, waiting)
         decodes, tokens = self.decodes, self.tokens
         step = self.alpha * tokens + self.beta if tokens else 0.0
         if decodes:
@@ -73,14 +76,17 @@ class Scheduler(Batch):
         elif not tokens:
             return math.inf
         self.began, self.step = now, step
-        if self.pool is not None:
-            self.first_free = self.pool.free
+        if pool is not None:
+            self.first_free = pool.free
         if alone:
             self.steps, self.open = 1, False
             self.end = end = now + step
             return end
-        self.growth = growth = self.kappa * decodes
-        self.steps = steps = self._steps_alike(waiting)
+        if plain and self.control is None:
+            steps, self.open = (self.heap[0] >> self.shift) - self.decoded, room
+        else:
+            steps = self._steps_alike(waiting)
+        self.steps, self.growth = steps, (growth := self.kappa * decodes)
         self.end = end = now + steps * step + growth * (steps * (steps - 1) // 2)
         if self.control is not None:
             arrival = self._until(arrival)
@@ -108,9 +114,10 @@ class Scheduler(Batch):
 
     def finish(self) -> None:
         """The stretch has ended: its tokens are out."""
-        steps, decodes, pool, end = self.steps, self.decodes, self.pool, self.end
-        size = decodes + len(self.prefilled) + (self.partial >= 0)
-        if pool is None:
+        steps, decodes, end = self.steps, self.decodes, self.end
+        prefilled, partial = self.prefilled, self.partial >= 0
+        size = decodes + len(prefilled) + partial
+        if (pool := self.pool) is None:
             self.note(self.pack(self.began, end, steps, size, decodes))
         else:
             first = pool.blocks - self.first_free
@@ -118,14 +125,14 @@ class Scheduler(Batch):
                 pool.free -= self._later_blocks(steps - 1)
             last = pool.blocks - pool.free
             self.note(self.pack(self.began, end, steps, size, decodes, first, last))
-        if steps > 1 and self.partial >= 0:
+        if partial and steps > 1:
             self.computed += (steps - 1) * self.tokens
         if decodes:
             self.decoded = decoded = self.decoded + steps
             self.kv_tokens += steps * decodes
             if self.heap[0] >> self.shift <= decoded:
                 self.complete(end)
-        if self.prefilled:
+        if prefilled:
             self.emit(end)
 
     # Who is in the next step
@@ -145,10 +152,6 @@ class Scheduler(Batch):
             return min(arrival, self.control.tick)
         self.open = True
         return self.control.tick
-
-    def _schedule(self, now: float, waiting: int) -> bool:
-        """Say who is in the step that begins now; is it unlike the one after?"""
-        return self._mixed(now, waiting) if self.chunked else self._apart(now, waiting)
 
     def _mixed(self, now: float, waiting: int) -> bool:
         """Schedule a step that decodes and prefills; is it unlike the one after?"""

@@ -13,10 +13,9 @@ import pandas as pd
 from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
-from llminfer import readout
+from llminfer import readout, timeline
 from llminfer.config import SimulationConfig
 from llminfer.experiment import simulate
-from llminfer.figures import COLORS
 from llminfer.lengths import FloatArray
 from llminfer.panels import Curve, Picture
 from llminfer.record import RunRecord
@@ -26,10 +25,9 @@ from llminfer.widgets import IMAGE
 from llminfer.workload import Workload
 
 SERVERS: Mapping[str, str] = {"static": "static batches", "continuous": "continuous"}
+_SAME = ("waiting", "prefilling", "decoding")
 LOOKS: Mapping[str, str] = {
-    "waiting": "#bbbbbb",
-    "prefilling": COLORS[1],
-    "decoding": COLORS[0],
+    **{phase: timeline.LOOKS[phase] for phase in _SAME},
     "held by its batch": "#a8d4ee",
 }
 _EVENTS = ("arrives", "goes in", "first token", "last token")
@@ -98,15 +96,16 @@ class StoryPicture(Picture):
         self.figure.legend(*handles, loc="outside upper center", ncols=len(LOOKS))
 
     def to_frame(self) -> pd.DataFrame:
-        """One row a request and phase: server, request, phase, start and end in s."""
+        """One row a server, phase and request, as ``timeline.draw`` takes them."""
         rows = [
-            pd.DataFrame({"phase": phase, "start": start, "end": end}).assign(
-                server=server, request=np.arange(1, len(start) + 1)
-            )
+            pd.DataFrame({"begin": begin, "end": end}, pd.RangeIndex(len(begin)))
+            .rename_axis("request")
+            .reset_index()
+            .assign(phase=phase, server=server)
             for server, own in self.phases.items()
-            for phase, (start, end) in own.items()
+            for phase, (begin, end) in own.items()
         ]
-        return pd.concat(rows)[["server", "request", "phase", "start", "end"]]
+        return pd.concat(rows)[["server", "request", "phase", "begin", "end"]]
 
     def save_animation(self, name: str, seconds: float = 0.5) -> Path:
         """All moments one after another, as ``name.gif`` among the figures.
@@ -192,7 +191,6 @@ class StoryPanel(w.VBox):  # type: ignore[misc]
         self.play.tooltip = "Play, pause, or start again"
         w.jslink((self.play, "value"), (self.moment, "value"))
         self.image = w.Image(format="png", layout=IMAGE)
-        self.image.alt = "bars of a dozen requests on a static and a continuous server"
         self.told = w.HTML()
         self.moment.observe(lambda _: self._show(), "value")
         flow = w.Layout(display="flex", flex_flow="row wrap", width="100%")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from types import MappingProxyType
 
 import numpy as np
 import pandas as pd
@@ -72,14 +74,17 @@ def phases(
     return rows.assign(phase=[_PHASES[phase] for phase in rows["phase"]])
 
 
-def draw(ax: Axes, table: pd.DataFrame) -> None:
+def draw(
+    ax: Axes, table: pd.DataFrame, looks: Mapping[str, str] = MappingProxyType(LOOKS)
+) -> None:
     """One bar a request, the first to arrive on top.
 
     Args:
         ax: Where to draw.
         table: Of ``phases``.
+        looks: The colour of each phase.
     """
-    for name, color in LOOKS.items():
+    for name, color in looks.items():
         rows = table[table["phase"] == name]
         spans = rows["end"] - rows["begin"]
         place = rows["request"] + 1

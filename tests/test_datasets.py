@@ -58,6 +58,10 @@ def test_missing_and_offline_is_one_clear_line(offline, name):
     assert caught.value._render_traceback_() == [message]
 
 
+def test_a_notebook_with_its_data_gets_the_places(data):
+    assert datasets.needed(*NAMES[:2]) == {name: fetch(name) for name in NAMES[:2]}
+
+
 def test_an_unknown_name_is_refused():
     with pytest.raises(ConfigError, match=r"^name='azure-2023-chat': must be one of"):
         fetch("azure-2023-chat")
@@ -109,7 +113,7 @@ def test_a_notebook_without_data_says_so_and_does_no_more(offline, monkeypatch, 
     shell = Shell()
     monkeypatch.setattr(datasets, "_notebook", lambda: shell)
     monkeypatch.delenv("CI", raising=False)
-    assert datasets.needed("azure-2023-conv", "azure-2023-code") == []
+    assert datasets.needed("azure-2023-conv", "azure-2023-code") == {}
     said = capsys.readouterr().out
     assert said.count("\n") == 1
     assert said.startswith("azure-2023-conv: not on disk")

@@ -6,7 +6,7 @@ import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_notebook
 
-from notebooks.execute import main
+from notebooks.execute import execute, main
 
 CHATTY = """\
 import os, sys, warnings
@@ -62,3 +62,48 @@ def test_cells_run_in_the_folder_of_their_notebook(tmp_path: Path) -> None:
     path = write(tmp_path / "00_here.ipynb", ("open('made', 'w').close()", []))
     assert main([str(path)]) == 0
     assert (tmp_path / "made").exists()
+
+
+NEEDY = """\
+from llminfer.datasets import needed
+places = needed(
+    "azure-2023-code"
+)
+"""
+
+
+@pytest.fixture
+def without_data(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    """No data in reach, and nobody's continuous integration."""
+    monkeypatch.delenv("LLMINFER_DATA", raising=False)
+    monkeypatch.delenv("CI", raising=False)
+    for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")  # nobody listens there
+    return monkeypatch
+
+
+def test_a_notebook_without_its_data_is_left_as_it_is(
+    without_data: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    path = write(tmp_path / "00_needy.ipynb", (NEEDY, []), ("1 / 0", []))
+    before = path.read_bytes()
+    assert main([str(path)]) == 0
+    assert path.read_bytes() == before
+    said = capsys.readouterr().out
+    assert said.count("\n") == 1
+    assert "left as it is: azure-2023-code: not on disk" in said
+    without_data.setenv("CI", "true")
+    assert main([str(path)]) == 1
+
+
+def test_cells_after_missing_data_do_nothing(
+    without_data: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    path = write(tmp_path / "00_needy.ipynb", (NEEDY, []), ("1 / 0", []))
+    execute(path)
+    asked, after = nbformat.read(path, as_version=4).cells
+    assert asked.outputs[0].text.startswith("azure-2023-code: not on disk")
+    assert asked.outputs[0].text.count("\n") == 1
+    assert after.outputs == []
