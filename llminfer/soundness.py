@@ -44,6 +44,7 @@ def experiments(
     loads: Sequence[float],
     number: int = 1000,
     replications: int = 30,
+    *,
     seed: int = 42,
 ) -> pd.DataFrame:
     """One experiment many times over, with requests of its own each time.
