@@ -44,6 +44,8 @@ app: $(READY)
 
 bench: $(READY)
 	@$(PY) tests/bench.py
+	@$(PY) tests/bench_continuous.py
+	@$(PY) tests/bench_browser.py
 
 lint: $(READY)
 	@$(PY) -m ruff format --check .

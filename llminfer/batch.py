@@ -161,73 +161,83 @@ class Batch:
             waiting: How many are in the line.
             budget: Tokens that may be prefilled in this step.
         """
-        running, prompt, preempted = self.running, self.prompt, self.preempted
-        line, limit, pool, total = self.line, self.limit, self.pool, 0
+        total = self._readmit(now, budget) if self.preempted else 0
+        if self.preempted:
+            return total
+        line, running, limit, control = (
+            self.line,
+            self.running,
+            self.limit,
+            self.control,
+        )
         overtakes = line.overtakes
-        while total < budget and len(running) < limit:
-            if preempted:
-                i = preempted[-1]
-                whole, known = self._to_compute_again(i)
-            elif waiting:
-                i = line.peek(now) if overtakes else self.admitted
-                whole, known = prompt[i], 0
-            else:
+        while waiting and total < budget and len(running) < limit:
+            i = line.peek(now) if overtakes else self.admitted
+            tokens = self._enter(i, self.prompt[i], 0, budget - total, total)
+            if not tokens:
                 break
-            tokens = whole - known
-            if tokens > budget - total:
-                if self.chunked:
-                    tokens = budget - total
-                elif total:
-                    break
-            if pool is not None and not self._finds_blocks(i, whole, known, tokens):
+            if overtakes:
+                line.take(1, now)
+            total += tokens
+            waiting -= 1
+            self.admitted += 1
+            self.start[i] = now
+            if control is not None:
+                control.seen.take(1)
+        return total
+
+    def _readmit(self, now: float, budget: int) -> int:
+        """Admit the preempted who fit; the tokens to prefill for them."""
+        pool, preempted, total = self.pool, self.preempted, 0
+        assert pool is not None
+        while preempted and total < budget and len(self.running) < self.limit:
+            i = preempted[-1]
+            whole = self.prompt[i] + self.made[i]
+            known = pool.found(i) * pool.block_size
+            tokens = self._enter(i, whole, known, budget - total, total)
+            if not tokens:
                 break
             total += tokens
-            running[i] = -1
-            if known + tokens == whole:
-                self.prefilled.append(i)
-            else:
-                self.partial, self.computed = i, known + tokens
-            if preempted:
-                self.log.resumed[self.row[preempted.pop()]] = now
-            else:
-                if overtakes:
-                    line.take(1, now)
-                waiting -= 1
-                self.admitted += 1
-                self.start[i] = now
+            self.log.resumed[self.row[preempted.pop()]] = now
             if self.control is not None:
                 self.control.seen.take(1)
         return total
 
-    def _to_compute_again(self, i: int) -> tuple[int, int]:
-        """A preempted request's tokens, and how many of them it finds again."""
-        pool = self.pool
-        assert pool is not None
-        return self.prompt[i] + self.made[i], pool.found(i) * pool.block_size
-
-    def _finds_blocks(self, i: int, whole: int, known: int, tokens: int) -> bool:
-        """Take the blocks for a request that enters, if there are enough.
+    def _enter(self, i: int, whole: int, known: int, budget: int, others: int) -> int:
+        """Let a request run if it fits; its tokens to prefill in this step, or 0.
 
         Args:
-            i: The request, the last of the preempted if there are any.
-            whole: Tokens it has to compute before the next comes out.
+            i: The request.
+            whole: Tokens to be computed before its next one comes out.
             known: Those it finds in full blocks that are still there.
-            tokens: Those that this step computes.
+            budget: Tokens that may be prefilled for it.
+            others: Tokens that are prefilled for others who enter.
         """
+        tokens = whole - known
+        if tokens > budget:
+            if self.chunked:
+                tokens = budget
+            elif others:
+                return 0
         pool = self.pool
-        assert pool is not None
-        size = pool.block_size
-        blocks = -(-(known + tokens) // size)
-        must_be_free = -(-whole // size) if self.whole else blocks
-        if must_be_free > pool.free:
-            if self.whole and (self.preempted or not self.line.overtakes):
-                self.must_be_free = must_be_free
-            return False
-        self.must_be_free = 0
-        if self.preempted:
-            pool.reclaim(i)
-        pool.free -= blocks - known // size
-        return True
+        if pool is not None:
+            size = pool.block_size
+            blocks = -(-(known + tokens) // size)
+            must_be_free = -(-whole // size) if self.whole else blocks
+            if must_be_free > pool.free:
+                if self.whole and (self.preempted or not self.line.overtakes):
+                    self.must_be_free = must_be_free
+                return 0
+            self.must_be_free = 0
+            if self.preempted:
+                pool.reclaim(i)
+            pool.free -= blocks - known // size
+        self.running[i] = -1
+        if known + tokens == whole:
+            self.prefilled.append(i)
+        else:
+            self.partial, self.computed = i, known + tokens
+        return tokens
 
     # When tokens come out
 

@@ -14,6 +14,7 @@ from llminfer.config import SimulationConfig
 from llminfer.experiment import Metrics, Row, in_parallel
 from llminfer.lengths import IntArray
 from llminfer.record import RunRecord
+from llminfer.stats import t_quantile
 from llminfer.workload import Workload
 
 _TIMES = ("ttft", "tpot", "latency")
@@ -77,6 +78,9 @@ class Capacity:
     Attributes:
         rate: The largest that was seen to keep them.
         bracket: That rate, and the next that was seen to break them.
+        interval: Where the largest rate lies with 95% confidence, by the jackknife over
+            replications; NaN for a trace. Often wider than the bracket: more
+            replications or longer ones narrow it, a smaller tolerance does not.
         metrics: At ``rate``, of the pooled requests: ``p99_`` and ``avg_`` of ``ttft``,
             ``tpot`` and ``latency``, seconds; ``within``, the share within all limits;
             ``goodput``, so many a second; ``avg_output_length``, tokens; ``waiting``,
@@ -86,6 +90,7 @@ class Capacity:
 
     rate: float
     bracket: tuple[float, float]
+    interval: tuple[float, float]
     metrics: Metrics
     evaluated: pd.DataFrame
 
@@ -95,7 +100,7 @@ def capacity(
     slo: SLO,
     workload: Workload | None = None,
     *,
-    replications: int = 5,
+    replications: int = 10,
     tolerance: float = 0.02,
     n_jobs: int | None = None,
     random_seed_start: int = 42,
@@ -131,7 +136,13 @@ def capacity(
     while high / low - 1.0 > tolerance:
         middle = math.sqrt(low * high)
         low, high = (middle, high) if trials.meets(middle) else (low, middle)
-    return Capacity(low, (low, high), trials.metrics(low), tried("rate", trials.rows))
+    return Capacity(
+        low,
+        (low, high),
+        trials.interval(low),
+        trials.metrics(low),
+        tried("rate", trials.rows),
+    )
 
 
 def largest_rates(
@@ -199,6 +210,7 @@ class Trials:
     plan: Plan
     tolerance: float = 0.02
     rows: dict[float, Row] = field(default_factory=dict)
+    _runs: dict[float, list[Row]] = field(default_factory=dict)  # a rate's, by seed
 
     def __post_init__(self) -> None:
         self._configs = self.plan.configs(self.config)
@@ -220,11 +232,49 @@ class Trials:
     def meets(self, rate: float) -> bool:
         """Are the limits kept at ``rate``, and does the queue not grow?"""
         if rate not in self.rows:
-            found = self._run([its.scaled(rate) for its in self._requests])
+            runs = self._run([its.scaled(rate) for its in self._requests])
+            found = self._pooled(runs)
             found["goodput"] = rate * found["within"]
-            kept = not self.slo.broken(found) and found["waiting"] <= self._queue
-            self.rows[rate] = found | {"meets": kept}
+            self._runs[rate] = runs
+            self.rows[rate] = found | {"meets": self._excess(found) <= 0.0}
         return bool(self.rows[rate]["meets"])
+
+    def _excess(self, found: Row) -> float:
+        """By how much the worst limit is broken (in logs); 0 or less if none is."""
+        queue = math.log(max(found["waiting"], 1e-9) / self._queue)
+        if self.slo.goodput is not None:
+            return max(queue, self.slo.goodput - float(found["within"]))
+        limits = self.slo.limits.items()
+        ratios = [found[f"p99_{name}"] / limit for name, limit in limits]
+        return max(queue, *[math.log(ratio) for ratio in ratios if ratio > 0.0])
+
+    def interval(self, rate: float) -> tuple[float, float]:
+        """Of the largest rate, by leaving out one replication at a time.
+
+        Args:
+            rate: The largest that was seen to keep the limits.
+        """
+        n = len(self._configs)
+        if n < 2:
+            return math.nan, math.nan
+        # below the stretch of rates that ends here another one may begin
+        broken = [r for r, row in self.rows.items() if r < rate and not row["meets"]]
+        rates = sorted(r for r in self._runs if r > max(broken, default=0.0))
+        logs = [
+            self._crossing(rates, [j for j in range(n) if j != i]) for i in range(n)
+        ]
+        spread = math.sqrt((n - 1) * float(np.var(logs)))
+        half = t_quantile(0.95, n - 1) * spread
+        middle = self._crossing(rates, list(range(n)))
+        return math.exp(middle - half), math.exp(middle + half)
+
+    def _crossing(self, rates: list[float], chosen: list[int]) -> float:
+        """The log of the rate at which chosen replications begin to break limits."""
+        excess = [
+            self._excess(self._pooled([self._runs[rate][i] for i in chosen]))
+            for rate in rates
+        ]
+        return float(np.interp(0.0, np.maximum.accumulate(excess), np.log(rates)))
 
     def metrics(self, rate: float) -> Metrics:
         """What was found at ``rate``."""
@@ -270,7 +320,7 @@ class Trials:
             longest = np.maximum(steps, law.alone(prompt, output)).max() + timeout
             times = 2.0 * float(longest) * np.arange(len(its), dtype=np.float64)
             alone.append(replace(its, arrival_time=times))
-        said = self.slo.broken(self._run(alone))
+        said = self.slo.broken(self._pooled(self._run(alone)))
         if said:
             raise ConfigError(
                 f"{said[0]} even where requests come one at a time: no rate will do"
@@ -291,10 +341,13 @@ class Trials:
             raise fail("gamma", config.gamma, "above 0: this server takes no time")
         return rate
 
-    def _run(self, requests: list[Workload]) -> Row:
-        """What came of the requests of all replications together."""
+    def _run(self, requests: list[Workload]) -> list[Row]:
+        """What came of the requests of each replication."""
         jobs = list(zip(self._configs, requests, strict=True))
-        runs = list(in_parallel(jobs, self.plan.n_jobs, _times))
+        return list(in_parallel(jobs, self.plan.n_jobs, _times))
+
+    def _pooled(self, runs: list[Row]) -> Row:
+        """What came of the requests of several replications together."""
         pooled = {name: np.concatenate([run[name] for run in runs]) for name in runs[0]}
         found: Row = {"waiting": float(pooled["waiting"].mean())}
         for name in _TIMES:

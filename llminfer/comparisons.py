@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
+import math
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
@@ -12,9 +15,11 @@ import pandas as pd
 from scipy.special import ndtri, stdtr
 
 from llminfer import theory
+from llminfer.checks import OverloadWarning
 from llminfer.config import SimulationConfig
+from llminfer.experiment import run_many
 from llminfer.record import RunRecord
-from llminfer.stats import summarize
+from llminfer.stats import compute_confidence_interval
 
 Measure = Callable[[RunRecord, int], float]  # of a run, less so many of warm-up
 
@@ -57,32 +62,47 @@ def estimates(config: SimulationConfig, record: RunRecord) -> dict[str, float]:
     return {case.metric: case.estimate(record) for case in cases}
 
 
-def beside_theory(runs: pd.DataFrame) -> pd.DataFrame:
-    """Every exact value, and what the runs say of it.
+def beside_theory(
+    replications: int = 30, first_seed: int = 42, n_jobs: int | None = None
+) -> pd.DataFrame:
+    """Every exact value, and what replications of its own say of it.
+
+    No seed is used twice. On shared ones all configurations would face the same
+    requests, and a sample that is unlucky for one would be so for all.
 
     Args:
-        runs: A sweep over ``case``, the names of ``comparisons()``, by ``estimates``.
+        replications: Runs a comparison.
+        first_seed: Of the first; each comparison takes the next ``replications``.
+        n_jobs: Processes; None takes one a core. The numbers do not depend on it.
 
     Returns:
         A row a comparison: ``name``, ``metric``, ``source``, ``exact``; ``mean``,
         ``ci_lower`` and ``ci_upper`` of the replications; ``t``, their distance in
         standard errors, and ``z``, the normal number that is as rare.
     """
+    seeds = itertools.count(first_seed)
+    configs = [
+        case.config.replace(random_seed=next(seeds))
+        for case in comparisons()
+        for _ in range(replications)
+    ]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", OverloadWarning)  # the floods are meant
+        found = iter(run_many(configs, n_jobs, "comparisons", estimates))
     rows = []
     for case in comparisons():
-        own = runs[runs["case"] == case.name]
-        (found,) = summarize(own, "case", case.metric).to_dict("records")
-        error = own[case.metric].std() / len(own) ** 0.5
-        t = (found["mean"] - case.exact) / error
+        values = np.array([next(found)[case.metric] for _ in range(replications)])
+        error = values.std(ddof=1) / math.sqrt(replications)
+        t = (values.mean() - case.exact) / error
         rows.append(
             {
                 "name": case.name,
                 "metric": case.metric,
                 "source": case.source,
                 "exact": case.exact,
-                **{key: found[key] for key in ("mean", "ci_lower", "ci_upper")},
+                **compute_confidence_interval(values),
                 "t": t,
-                "z": float(ndtri(stdtr(len(own) - 1, t))),
+                "z": float(ndtri(stdtr(replications - 1, t))),
             }
         )
     return pd.DataFrame(rows)

@@ -97,7 +97,8 @@ def needed(*names: str) -> dict[str, Path]:
     """Where data sets lie that a notebook cannot do without, by name; see ``fetch``.
 
     If one is missing the notebook says so in one line, nothing is returned, and its
-    later cells do nothing, so this belongs at the end of a cell. In continuous integration (``CI`` is set) and in scripts it is an error.
+    later cells do nothing, so this belongs at the end of a cell. In continuous
+    integration (``CI`` is set) and in scripts it is an error.
 
     Raises:
         ConfigError: An unknown name.
@@ -144,5 +145,5 @@ def _download(part: str, folder: Path, name: str) -> None:
             why = "fetched, and not the published file"
         raise DataMissing(
             f"{name}: not on disk and {why}: go online, or set LLMINFER_DATA to a "
-            f"folder with {part} (from {url})"
+            f"folder with {DATASETS[name]} (from {url})"
         ) from None

@@ -48,7 +48,7 @@ def fewest_replicas(
     gpus_per_replica: int = 1,
     price_per_gpu_hour: float | None = None,
     watts_per_gpu: float | None = None,
-    replications: int = 5,
+    replications: int = 10,
     n_jobs: int | None = None,
     random_seed_start: int = 42,
 ) -> Fleet:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -185,12 +186,9 @@ def _spread(name: str, values: FloatArray, wanted: str) -> dict[str, float]:
     ranks = [key for key in keys if key in _QUANTILES]
     found = np.percentile(values, [_QUANTILES[key] for key in ranks] + [50.0])
     known = dict(zip([*ranks, "median"], map(float, found), strict=True))
-    known |= {
-        "avg": float(values.mean()),
-        "std": float(values.std()),
-        "min": float(values.min()),
-        "max": float(values.max()),
-    }
+    made: dict[str, Callable[[FloatArray], Any]]
+    made = {"avg": np.mean, "std": np.std, "min": np.min, "max": np.max}
+    known |= {key: float(made[key](values)) for key in keys if key in made}
     return {f"{key}_{name}": known[key] for key in keys}
 
 

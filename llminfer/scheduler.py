@@ -63,12 +63,13 @@ class Scheduler(Batch):
             self._ask_control(now, waiting)
         pool, room = self.pool, len(self.running) < self.limit
         plain = pool is None and self.partial < 0 and not (waiting and room)
-        if plain:
-            alone, tokens, decodes = False, 0, self.decoding
-            self.decodes = decodes
+        if plain:  # nothing to schedule: a short way, since most stretches take it
+            alone, self.decodes, self.tokens = False, self.decoding, 0
+        elif self.chunked:
+            alone = self._mixed(now, waiting)
         else:
-            alone = (self._mixed if self.chunked else self._apart)(now, waiting)
-            tokens, decodes = self.tokens, self.decodes
+            alone = self._apart(now, waiting)
+        decodes, tokens = self.decodes, self.tokens
         step = self.alpha * tokens + self.beta if tokens else 0.0
         if decodes:
             step += self.gamma + self.delta * decodes + self.kappa * self.kv_tokens

@@ -44,6 +44,7 @@ def experiments(
     loads: Sequence[float],
     number: int = 1000,
     replications: int = 30,
+    *,
     seed: int = 42,
 ) -> pd.DataFrame:
     """One experiment many times over, with requests of its own each time.
@@ -73,8 +74,8 @@ def experiments(
     for experiment in range(whole("number", number, 1)):
         generator = np.random.default_rng([seed, experiment])
         gaps = generator.standard_exponential(shape)
-        prompt = config.prompts.tokens(generator.random(shape))
-        output = config.outputs.tokens(generator.random(shape))
+        prompt = config.prompts.tokens(generator.random(shape)).astype(float)
+        output = config.outputs.tokens(generator.random(shape)).astype(float)
         service = config.step_time.alone(prompt, output)
         for load, at in at_loads.items():
             found = measure(at, waits(gaps / at.arrival_rate, service))

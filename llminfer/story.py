@@ -191,7 +191,6 @@ class StoryPanel(w.VBox):  # type: ignore[misc]
         self.play.tooltip = "Play, pause, or start again"
         w.jslink((self.play, "value"), (self.moment, "value"))
         self.image = w.Image(format="png", layout=IMAGE)
-        self.image.alt = "bars of a dozen requests on a static and a continuous server"
         self.told = w.HTML()
         self.moment.observe(lambda _: self._show(), "value")
         flow = w.Layout(display="flex", flex_flow="row wrap", width="100%")

@@ -125,7 +125,6 @@ class Panel(w.VBox):  # type: ignore[misc]
         self.reset = w.Button(description="Reset", tooltip="Back to the start")
         self.keep = w.Button(description="Keep", tooltip="Keep these curves in grey")
         self.image = w.Image(format="png", layout=IMAGE)
-        self.image.alt = "curves of the configuration set by the sliders"
         self.load, self.readings, self.code = w.HTML(), w.HTML(), w.HTML()
         self.measurement = Measurement()
         for control in self.controls.values():

@@ -56,10 +56,10 @@ RUNS = {
 }
 
 
-def best_times(tasks):
+def best_times(tasks, repetitions=REPETITIONS):
     """The least CPU seconds of a few repetitions of each, taken in turns."""
     seconds = {name: [] for name in tasks}
-    for _ in range(REPETITIONS):
+    for _ in range(repetitions):
         for name, task in tasks.items():
             start = time.process_time()
             task()

@@ -10,7 +10,9 @@ import statistics
 import tempfile
 from pathlib import Path
 
+from browser import panels_in
 from lab import find_chromium, running_chromium, running_page
+from playwright.sync_api import expect
 
 MOVES = 20
 APP = Path(__file__).parents[1] / "notebooks" / "app.ipynb"
@@ -36,9 +38,10 @@ def in_browser():
     ):
         page = browser.new_page()
         page.goto(url)
-        page.wait_for_selector(".widget-slider", timeout=60_000)
-        for number, picture in enumerate(page.locator("img.widget-image").all(), 1):
-            panel = page.locator(".widget-vbox", has=picture).last.element_handle()
+        panels = page.locator(".widget-vbox:has(> img.widget-image)")
+        expect(panels).to_have_count(panels_in(APP), timeout=60_000)
+        for number, found in enumerate(panels.all(), 1):
+            panel = found.element_handle()
             times = []
             for move in range(MOVES):
                 key = ("ArrowRight", "ArrowLeft")[move % 2]

@@ -69,6 +69,18 @@ def test_the_bracket_is_as_narrow_as_told_and_its_verdicts_are_right():
     assert found.metrics == table.loc[low].drop("meets").to_dict()
 
 
+def test_the_interval_holds_what_longer_runs_find_and_narrows_with_them():
+    slo = SLO(ttft=1.0)
+    short = capacity(SINGLE, slo, replications=6, n_jobs=1)
+    long = capacity(SINGLE, slo, replications=24, n_jobs=1, random_seed_start=500)
+    low, high = short.interval
+    assert low < long.rate < high
+    assert low < short.rate < high
+    assert long.interval[1] / long.interval[0] < high / low
+    trace = Workload.generate(SINGLE.replace(random_seed=1))
+    assert np.isnan(capacity(SINGLE, slo, trace, n_jobs=1).interval).all()
+
+
 def test_it_is_what_a_sweep_at_that_rate_measures():
     found = capacity(REAL, SLO(ttft=1.0), replications=2, n_jobs=1)
     runs = sweep(REAL, {"arrival_rate": [found.rate]}, replications=2, n_jobs=1)
@@ -82,7 +94,8 @@ def test_the_answer_does_not_depend_on_n_jobs():
     one, two = (
         capacity(REAL, slo, replications=3, tolerance=0.2, n_jobs=n) for n in (1, 2)
     )
-    assert (one.rate, one.bracket) == (two.rate, two.bracket)
+    assert (one.rate, one.interval) == (two.rate, two.interval)
+    assert one.bracket == two.bracket
     pd.testing.assert_frame_equal(one.evaluated, two.evaluated, check_exact=True)
 
 

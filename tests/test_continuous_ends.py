@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import warnings
+
 import numpy as np
 import pytest
 import simpy
 from continuous_cases import EXACT
 from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from llminfer import ContinuousBatchingServer, SimulationConfig, Workload
+from llminfer import (
+    ContinuousBatchingServer,
+    OverloadWarning,
+    SimulationConfig,
+    SimulationRunner,
+    Workload,
+)
 
 
 class Hung(Exception):
@@ -29,20 +38,42 @@ class BoundedEnvironment(simpy.Environment):
         super().step()
 
 
-@settings(max_examples=300)
-@given(EXACT)
-def test_no_setting_hangs(run):
+ROUTERS = ["round_robin", "random", "least_loaded", "shortest_queue"]
+
+
+@settings(max_examples=400)
+@given(EXACT, st.sampled_from([1, 1, 2, 3]), st.sampled_from(ROUTERS))
+def test_no_setting_hangs(run, replicas, router):
     config, workload = run
-    # Whoever was admitted first makes a token in every decode step, and every prefill
-    # step between two of them admits somebody. The clock of a controller comes on top.
+    if replicas > 1:
+        fields = {"batch_control": "static", "batch_control_params": {}}
+        config = config.replace(replicas=replicas, router=router, **fields)
+    # Whoever was admitted first computes a token in every step, and keeps it. Only
+    # where prefill goes apart he waits, for steps that each admit somebody.
     tokens = int((workload.prompt_length + workload.output_length).sum())
-    env = BoundedEnvironment(100 + (config.largest_batch + 2) * tokens)
-    config = config.replace(batch_control="static", batch_control_params={})
+    steps = tokens * (1 if config.chunked_prefill else config.largest_batch + 1)
+    # An arrival at a router is an event, and may interrupt a server; a process begins
+    # and ends, and all of them do.
+    env = BoundedEnvironment(steps + 4 * len(workload) + 3 * replicas + 4)
     server = ContinuousBatchingServer(env, config, workload)
     env.process(server.run())
     env.run()
+    assert server.record.steps.batch_steps.sum() <= steps
     assert len(server.record.processing_end_time) == len(workload)
     assert np.all(server.record.processing_end_time >= workload.arrival_time)
+
+
+@pytest.mark.parametrize("replicas", [1, 2])
+def test_only_more_requests_than_its_servers_carry_draw_a_warning(replicas):
+    config = SimulationConfig(
+        server="continuous", replicas=replicas, num_requests=20, warmup_requests=0
+    )
+    carried = config.max_stable_rate
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        SimulationRunner(config.replace(arrival_rate=0.99 * carried)).run()
+    with pytest.warns(OverloadWarning, match=r"overloaded: .* \(load 1.01\)"):
+        SimulationRunner(config.replace(arrival_rate=1.01 * carried)).run()
 
 
 def events(config, workload):

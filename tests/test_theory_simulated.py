@@ -9,9 +9,11 @@ import itertools
 
 import numpy as np
 import pytest
+from scipy.stats import norm, ttest_1samp
 
 from llminfer import SchedulingPolicy, SimulationConfig, Workload, simulate, theory
-from llminfer.comparisons import comparisons
+from llminfer import comparisons as module
+from llminfer.comparisons import beside_theory, comparisons, estimates
 
 REPLICATIONS, FIRST_SEED = 20, 5_000
 CASES = comparisons()
@@ -39,6 +41,26 @@ def test_the_simulation_agrees_with_theory(name):
 
 def test_there_are_enough_comparisons_and_each_is_named_once():
     assert len({(case.name, case.metric) for case in CASES}) == len(CASES) >= 40
+
+
+def test_each_comparison_has_replications_of_its_own(monkeypatch):
+    few = [case for case in CASES if case.name == "full, B = 6, no service time"]
+    few += [case for case in CASES if case.name == "flooded, B = 16, report"]
+    monkeypatch.setattr(module, "comparisons", lambda: few)
+    table = beside_theory(replications=3, first_seed=70, n_jobs=1)
+    assert table["metric"].tolist() == ["mean wait", "throughput"]
+    assert table["exact"].tolist() == [case.exact for case in few]
+    for i, case in enumerate(few):
+        configs = [case.config.replace(random_seed=70 + 3 * i + j) for j in range(3)]
+        values = [estimates(c, simulate(c))[case.metric] for c in configs]
+        row = table.loc[i]
+        assert row["mean"] == np.mean(values)
+        test = ttest_1samp(values, case.exact)
+        assert row["t"] == pytest.approx(test.statistic)
+        assert 2 * norm.sf(abs(row["z"])) == pytest.approx(test.pvalue)
+        interval = test.confidence_interval()
+        assert row["ci_lower"] == pytest.approx(interval.low)
+        assert row["ci_upper"] == pytest.approx(interval.high)
 
 
 CLASSES = SimulationConfig(
