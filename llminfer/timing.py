@@ -52,6 +52,12 @@ PRESETS: Mapping[str, Preset] = {
     "llama-2-70b-dgx-h100": Preset(
         9.9e-5, 1.8e-3, 2.98e-2, 2.1e-4, 1.73e-7, "fit to splitwise-sim, 8 GPUs"
     ),
+    "llama-3.1-8b-rtx4090-vllm": Preset(
+        9.02e-5, 2.66e-3, 1.56e-2, 3.06e-5, 1.99e-7, "fit to a vLLM log, notebook 08"
+    ),
+    "qwen3-32b-2xrtxpro6000": Preset(
+        1.57e-4, 1.10e-2, 2.67e-2, 4.30e-5, 1.98e-7, "fit to a vLLM log, notebook 08"
+    ),
 }
 
 

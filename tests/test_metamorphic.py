@@ -130,3 +130,59 @@ def test_classes_that_are_alike_are_one_class(aging_rate):
     np.testing.assert_array_equal(split.processing_end_time, joined.processing_end_time)
     waits = split.processing_start_time - split.arrival_time
     assert waits[kinds == 0].mean() < waits[kinds == 1].mean()
+
+
+CONTINUOUS = SimulationConfig.from_preset(
+    "llama-3.1-8b-rtx4090",
+    server="continuous",
+    arrival_rate=4.0,
+    prompt_dist_params={"mu": 5, "sigma": 1, "max": 2048},
+    output_length_dist="lognormal",
+    output_dist_params={"mu": 4, "sigma": 0.8, "max": 512},
+    batch_size=16,
+    num_requests=400,
+    warmup_requests=0,
+    random_seed=42,
+)
+SETTINGS = {
+    "no memory limit": {},
+    "preemptions": {"kv_blocks": 170, "batch_size": 64, "arrival_rate": 12.0},
+    "whole prompts": {"chunked_prefill": False, "max_batched_tokens": 512},
+    "shortest first": {"scheduling_policy": "SJF", "arrival_rate": 12.0},
+}
+
+
+@pytest.mark.parametrize("changes", SETTINGS.values(), ids=SETTINGS)
+def test_a_continuous_server_has_no_unit_of_time_either(changes):
+    config = CONTINUOUS.replace(**changes)
+    workload = Workload.generate(config)
+    slower = {name: 4 * getattr(config, name) for name in COEFFICIENTS}
+    fast = simulate(config, workload)
+    slow = simulate(config.replace(**slower), workload.scaled(1 / 4))
+    for name in TIMES:
+        np.testing.assert_array_equal(getattr(slow, name), 4 * getattr(fast, name))
+    assert (slow.preemptions == fast.preemptions).all()
+    assert fast.preemptions.any() == ("kv_blocks" in changes)
+
+
+@pytest.mark.parametrize("changes", SETTINGS.values(), ids=SETTINGS)
+def test_a_continuous_server_never_misses_room_that_nobody_takes(changes):
+    config = CONTINUOUS.replace(**changes).replace(batch_size=400)
+    workload = Workload.generate(config)
+    free = simulate(config, workload)
+    most = int(free.batch_size.max())
+    assert most < 400
+    limited = simulate(config.replace(batch_size=most), workload)
+    for name in TIMES:
+        np.testing.assert_array_equal(getattr(limited, name), getattr(free, name))
+
+
+def test_identical_classes_are_one():
+    config = CONTINUOUS.replace(kv_blocks=170, arrival_rate=12.0, batch_size=64)
+    classes = {name: {"share": 1.0, "weight": 2.0} for name in ("a", "b", "c")}
+    for policy in ("FCFS", "SJF"):
+        one = config.replace(scheduling_policy=policy)
+        apart = simulate(one.replace(request_classes=classes))
+        together = simulate(one)
+        for name in TIMES:
+            np.testing.assert_array_equal(getattr(apart, name), getattr(together, name))
