@@ -19,6 +19,7 @@ from llminfer.checks import whole
 from llminfer.config import SimulationConfig
 from llminfer.lengths import FloatArray
 from llminfer.record import RunRecord
+from llminfer.runlength import averaged_series, mser5, replicate_until
 from llminfer.stats import Values, compute_confidence_interval, confidence_level
 
 Numbers = dict[str, Any]
@@ -102,6 +103,74 @@ def share(hits: Sequence[bool] | pd.Series, confidence: float = 0.95) -> Numbers
     lower = betaincinv(k, n - k + 1.0, beyond) if k else 0.0
     upper = betaincinv(k + 1.0, n - k, 1.0 - beyond) if k < n else 1.0
     return {"mean": k / n, "ci_lower": float(lower), "ci_upper": float(upper)}
+
+
+def held_by_length(
+    waits: FloatArray, exact: float, lengths: Sequence[int]
+) -> dict[int, bool]:
+    """Whether the interval over the first so many waits a replication holds ``exact``.
+
+    Args:
+        waits: Seconds, shape (replications, n), without the warm-up.
+        exact: The mean wait, seconds.
+        lengths: How many.
+    """
+    return {n: covers(waits[:, :n].mean(axis=1), exact) for n in lengths}
+
+
+def stopped(means: FloatArray, exact: float, targets: Sequence[float]) -> Numbers:
+    """Replications until an interval is as narrow as asked, and whether it was right.
+
+    Args:
+        means: One a replication, seconds.
+        exact: What they estimate.
+        targets: Relative half-widths.
+
+    Returns:
+        For each target ``n``, how many, and ``near``, whether their mean was within
+        the target of ``exact``.
+    """
+    found: Numbers = {}
+    for target in targets:
+        ran = replicate_until(means.__getitem__, target, most=len(means))
+        near = abs(ran.estimate.value / exact - 1.0) <= target
+        found |= {f"n {target}": ran.n, f"near {target}": near}
+    return found
+
+
+def behind_cuts(waits: FloatArray, cuts: Sequence[int]) -> Numbers:
+    """Mean waits behind a warm-up cut, by how it is chosen.
+
+    Args:
+        waits: Seconds, shape (replications, n).
+        cuts: Requests to cut.
+
+    Returns:
+        ``means``, the replications' behind each of ``cuts``; ``each``, behind the cut
+        of MSER-5 for every replication alone; ``common``, behind its cut of the
+        averaged series; ``series``, that series.
+    """
+    series = averaged_series(list(waits))
+    each = [float(wait[mser5(wait) or 0 :].mean()) for wait in waits]
+    common = waits[:, mser5(series) or 0 :].mean(axis=1)
+    means = [waits[:, cut:].mean(axis=1) for cut in cuts]
+    return {"means": means, "each": each, "common": common, "series": series}
+
+
+def p99s(waits: FloatArray, exact: float, sizes: Sequence[int]) -> Numbers:
+    """The p99 wait over the exact one, from short runs: mean of p99s, and pooled.
+
+    Args:
+        waits: Seconds, shape (replications, n), without the warm-up.
+        exact: The p99, seconds.
+        sizes: Requests a replication.
+    """
+    found: Numbers = {}
+    for n in sizes:
+        part = waits[:, :n]
+        found[f"mean {n}"] = np.quantile(part, 0.99, axis=1).mean() / exact
+        found[f"pooled {n}"] = np.quantile(part, 0.99) / exact
+    return found
 
 
 def mean_wait(config: SimulationConfig, record: RunRecord) -> dict[str, float]:

@@ -35,7 +35,6 @@ def test_importing_the_module_loads_no_drawing_and_no_widgets():
     assert not {"matplotlib", "ipywidgets", "IPython"} & set(ran.stdout.split())
 
 
-@pytest.mark.skipif(not README.exists(), reason="README.md is not written yet")
 def test_the_readmes_python_runs(request, tmp_path, monkeypatch):
     blocks = re.findall(r"^```python\n(.*?)^```", README.read_text(), re.M | re.S)
     assert blocks
