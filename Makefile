@@ -22,18 +22,23 @@ report: $(READY)
 	@$(PY) notebooks/execute.py $(NOTEBOOKS)
 	@echo 'Done: look at figures/, and at the notebooks with `make lab`.'
 
-# Every step finds the runs of the one before in one cache, gone at the end; figures
-# drawn by a test go the same way. Last, what the notebooks wrote for the report must
-# compile.
+# All steps find each other's runs in one cache, gone at the end; figures drawn by a
+# test go the same way. The notebooks are checked beside the tests, from the last to the
+# first, while the browser goes from the first to the last. At the end, what they wrote
+# for the report must compile.
 test: $(READY)
 	@set -e; \
 	scratch=$$(mktemp -d); \
-	trap 'rm -rf "$$scratch"' EXIT INT TERM; \
+	trap 'rm -rf "$$scratch"' EXIT; \
+	trap 'exit 130' INT TERM; \
 	export LLMINFER_CACHE="$${LLMINFER_CACHE:-$$scratch/cache}"; \
 	export LLMINFER_FIGURES="$${LLMINFER_FIGURES:-$$scratch/figures}"; \
-	$(PY) -m pytest --ignore=tests/test_latex.py; \
-	TQDM_DISABLE=1 $(PY) -m pytest --nbval-lax --nbval-current-env \
-		--nbval-cell-timeout 300 notebooks/; \
+	TQDM_DISABLE=1 $(PY) -m pytest -p no:cacheprovider --nbval-lax \
+		--nbval-current-env --nbval-cell-timeout 600 $$(ls -r $(NOTEBOOKS)) \
+		>"$$scratch/notebooks.log" 2>&1 & notebooks=$$!; \
+	$(PY) -m pytest --ignore=tests/test_latex.py || { kill $$notebooks; exit 1; }; \
+	wait $$notebooks || { cat "$$scratch/notebooks.log"; exit 1; }; \
+	tail -n 3 "$$scratch/notebooks.log"; \
 	$(PY) -m pytest tests/test_latex.py
 
 lab: $(READY)
