@@ -29,14 +29,14 @@ report: $(READY)
 test: $(READY)
 	@set -e; \
 	scratch=$$(mktemp -d); \
-	trap 'rm -rf "$$scratch"' EXIT; \
+	trap 'kill $$notebooks 2>/dev/null; rm -rf "$$scratch"' EXIT; \
 	trap 'exit 130' INT TERM; \
 	export LLMINFER_CACHE="$${LLMINFER_CACHE:-$$scratch/cache}"; \
 	export LLMINFER_FIGURES="$${LLMINFER_FIGURES:-$$scratch/figures}"; \
 	TQDM_DISABLE=1 $(PY) -m pytest -p no:cacheprovider --nbval-lax \
 		--nbval-current-env --nbval-cell-timeout 600 $$(ls -r $(NOTEBOOKS)) \
 		>"$$scratch/notebooks.log" 2>&1 & notebooks=$$!; \
-	$(PY) -m pytest --ignore=tests/test_latex.py || { kill $$notebooks; exit 1; }; \
+	$(PY) -m pytest --ignore=tests/test_latex.py || exit 1; \
 	wait $$notebooks || { cat "$$scratch/notebooks.log"; exit 1; }; \
 	tail -n 3 "$$scratch/notebooks.log"; \
 	$(PY) -m pytest tests/test_latex.py

@@ -15,12 +15,12 @@ from llminfer.experiment import ExperimentConfig, metrics_of, simulate
 from llminfer.lengths import FloatArray
 from llminfer.stats import compute_confidence_interval, pooled_quantile
 
-_MEANS: Mapping[str, str] = {
-    "avg_latency": "mean latency {} s",
-    "avg_ttft": "TTFT {} s",
-    "avg_tpot": "TPOT {} s",
-    "throughput_req_per_sec": "throughput {} requests/s",
-    "utilization": "busy {} of the time",
+_MEANS: Mapping[str, tuple[str, float, str]] = {  # name, scale, unit
+    "avg_latency": ("mean latency", 1.0, "s"),
+    "avg_ttft": ("TTFT", 1.0, "s"),
+    "avg_tpot": ("TPOT", 1e3, "ms"),
+    "throughput_req_per_sec": ("throughput", 1.0, "requests/s"),
+    "utilization": ("busy", 100.0, "% of the time"),
 }
 
 
@@ -108,11 +108,10 @@ def _intervals(
 ) -> dict[str, str]:
     """Means and quantiles with the half-width of their 95% interval, as text."""
     shown: dict[str, str] = {}
-    for name, text in _MEANS.items():
-        values = np.array([row[name] for row in rows])
+    for name, (label, scale, unit) in _MEANS.items():
+        values = scale * np.array([row[name] for row in rows])
         if np.isfinite(values).all():
             estimate = compute_confidence_interval(values)
-            label, unit = text.split(" {} ")
             half = estimate["ci_upper"] - estimate["mean"]
             shown[label] = f"{_with_half(estimate['mean'], half)} {unit}"
     for q, label in ((0.5, "median"), (0.99, "p99")):
