@@ -23,23 +23,24 @@ report: $(READY)
 	@echo 'Done: look at figures/, and at the notebooks with `make lab`.'
 
 # All steps find each other's runs in one cache, gone at the end; figures drawn by a
-# test go the same way. The notebooks are checked beside the tests, from the last to the
-# first, while the browser goes from the first to the last. At the end, what they wrote
-# for the report must compile.
+# test go the same way. The browser goes through the notebooks from the first to the
+# last, while the tests run and then the notebooks are checked from the last to the
+# first. At the end, what they wrote for the report must compile.
 test: $(READY)
 	@set -e; \
 	scratch=$$(mktemp -d); \
-	trap 'kill $$notebooks 2>/dev/null; rm -rf "$$scratch"' EXIT; \
+	trap 'kill $$browser 2>/dev/null; rm -rf "$$scratch"' EXIT; \
 	trap 'exit 130' INT TERM; \
 	export LLMINFER_CACHE="$${LLMINFER_CACHE:-$$scratch/cache}"; \
 	export LLMINFER_FIGURES="$${LLMINFER_FIGURES:-$$scratch/figures}"; \
-	TQDM_DISABLE=1 $(PY) -m pytest -p no:cacheprovider --nbval-lax \
-		--nbval-current-env --nbval-cell-timeout 600 $$(ls -r $(NOTEBOOKS)) \
-		>"$$scratch/notebooks.log" 2>&1 & notebooks=$$!; \
-	$(PY) -m pytest --ignore=tests/test_latex.py || exit 1; \
-	wait $$notebooks || { cat "$$scratch/notebooks.log"; exit 1; }; \
-	tail -n 3 "$$scratch/notebooks.log"; \
-	$(PY) -m pytest tests/test_latex.py
+	$(PY) -m pytest -p no:cacheprovider tests/test_browser.py \
+		>"$$scratch/browser.log" 2>&1 & browser=$$!; \
+	$(PY) -m pytest --ignore=tests/test_browser.py --ignore=tests/test_latex.py; \
+	TQDM_DISABLE=1 $(PY) -m pytest --nbval-lax --nbval-current-env \
+		--nbval-cell-timeout 600 $$(ls -r $(NOTEBOOKS)); \
+	$(PY) -m pytest tests/test_latex.py; \
+	wait $$browser || { cat "$$scratch/browser.log"; exit 1; }; \
+	tail -n 3 "$$scratch/browser.log"
 
 lab: $(READY)
 	@$(PY) -m jupyterlab --ip=127.0.0.1 $(AS_ROOT) --notebook-dir=notebooks
