@@ -243,6 +243,7 @@ def of_policy(policy, params):
         ("Priority", {"aging_rate": "x"}),
         ("Priority", {"urgency_weight": -0.1}),
         ("Priority", {"base_priority": math.inf}),
+        ("SJF-Aging", {"aging_rate": -0.1}),
         ("FCFS", {"aging_rate": 1}),
         ("SJF", {"prediction_sigma": 1}),
     ],

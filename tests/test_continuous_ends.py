@@ -136,6 +136,24 @@ def test_memory_short_of_blocks_is_no_event_a_token():
     assert record.steps.batch_steps.sum() > 100 * count
 
 
+def test_a_router_interrupts_no_step_that_ends_alone():
+    config = SimulationConfig(
+        server="continuous",
+        replicas=2,
+        router="least_loaded",
+        batch_size=1,
+        alpha=0.125,
+        beta=0.0,
+        warmup_requests=0,
+    )
+    # Prefills of 1 s, and somebody sent to either server during each of them.
+    workload = Workload.from_arrays(0.375 * np.arange(100), [8] * 100, [1] * 100)
+    count, record = events(config, workload)
+    assert record.processing_end_time[-1] > record.arrival_time[-1] + 10.0
+    a_request = 2  # its arrival and its step
+    assert count <= a_request * len(workload) + 20
+
+
 def test_a_run_in_progress_has_no_record():
     env = simpy.Environment()
     config = SimulationConfig(server="continuous", num_requests=10, warmup_requests=0)

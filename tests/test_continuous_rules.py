@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import math
+
+import numpy as np
 import pytest
 from continuous_cases import serve
 
 from llminfer import ConfigError, SimulationConfig, Workload
+from llminfer.journal import Requests
+from llminfer.lines import waiting_line
+from llminfer.scheduler import Scheduler
 
 # A step of 1 s, 0.1 s a prompt token: whoever decodes shows in the whole seconds.
 STEPS = {"alpha": 0.125, "beta": 0.0, "gamma": 1.0, "delta": 0.0, "kappa": 0.0}
@@ -154,3 +160,23 @@ def test_bad_settings_are_refused_in_one_line(fields, message):
 
 def test_a_budget_below_the_batch_limit_is_no_matter_to_the_static_server():
     SimulationConfig(batch_size=4096, max_batched_tokens=2048)
+
+
+@pytest.mark.parametrize("began", [0.0, 1.7, 1e3 / 3.0])
+@pytest.mark.parametrize("step", [0.1, 1.0 / 3.0])
+@pytest.mark.parametrize("growth", [0.0, 1e-3 / 7.0, 0.01, 0.7])
+def test_who_comes_a_last_bit_after_a_step_is_in_the_one_after_it(began, step, growth):
+    workload = Workload.from_arrays([0.0], [1], [1])
+    line = waiting_line(SERVER.policy(), workload)
+    scheduler = Scheduler(SERVER, Requests.of(workload), line)
+    scheduler.began, scheduler.step, scheduler.growth = began, step, growth
+    n = np.arange(1, 400)
+    ends = (began + n * step + growth * (n * (n - 1) // 2)).tolist()
+    for i, end in enumerate(ends[:-1]):
+        for comes, leaves in (
+            (math.nextafter(end, 0.0), i),
+            (end, i),
+            (math.nextafter(end, math.inf), i + 1),
+        ):
+            assert scheduler.shorten(comes) == ends[leaves]
+            assert scheduler.steps == leaves + 1

@@ -147,6 +147,15 @@ def test_times_of_zero_count_as_times():
     assert metrics["min_latency"] == 0.0
 
 
+def test_a_rate_is_given_for_any_time_but_none():
+    half = compute_metrics(served_requests([(0.0, 1, 2, 0.0, 0.25, 0.5)]))
+    assert half["throughput_req_per_sec"] == 2.0
+    assert half["utilization"] == 1.0
+    none = compute_metrics(served_requests([(3.0, 1, 2, 3.0, 3.0, 3.0)]))
+    assert math.isnan(none["throughput_req_per_sec"])
+    assert math.isnan(none["utilization"])
+
+
 BASE = SimulationConfig(
     arrival_rate=3, num_requests=800, warmup_requests=80, random_seed=1
 )

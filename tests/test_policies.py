@@ -26,7 +26,7 @@ from llminfer import (
 )
 from llminfer.experiment import metrics_of
 from llminfer.lines import waiting_line
-from llminfer.policies import POLICIES
+from llminfer.policies import POLICIES, Waiting
 from llminfer.store import run_key
 
 CLASSES = {
@@ -387,6 +387,62 @@ def test_sjf_aging_goes_from_shortest_first_to_first_come():
     some = waits(under("SJF-Aging", aging_rate=0.05))
     assert waits(under("SJF-Aging", aging_rate=0.0)).mean() < some.mean()
     assert some.mean() < waits(under("FCFS")).mean()
+
+
+def columns(arrivals, prompts, outputs, classes=None):
+    """Waiting requests, numbered from 0."""
+    n = len(arrivals)
+    classes = np.zeros(n, dtype=int) if classes is None else np.array(classes)
+    return Waiting(
+        np.arange(n), np.array(arrivals), np.array(prompts), np.array(outputs), classes
+    )
+
+
+def test_by_default_ten_seconds_of_waiting_make_up_for_one():
+    """One second of estimated time, or one level of priority."""
+    apart = columns([0.0, 10.0], [1100, 100], [1, 1], [0, 1])
+    earlier, later = get_policy("SJF-Aging").keys(apart)
+    assert earlier == pytest.approx(later)
+    levels = (RequestClass(), RequestClass(base_priority=1.0))
+    priority = get_policy("Priority", urgency_weight=0.0, request_classes=levels)
+    earlier, later = priority.keys(apart)
+    assert earlier == pytest.approx(later)
+
+
+# Policies by themselves
+
+
+@pytest.mark.parametrize("policy", ["Predicted-SJF", "Priority", "SJF-Aging"])
+def test_a_policy_by_itself_estimates_as_a_plain_configuration_does(policy):
+    alone, plain = get_policy(policy), SimulationConfig()
+    time = alone.estimated_time(np.array([200, 3]), np.array([70.0, 9.0]))
+    prompt, output = np.array([200, 3]), np.array([70, 9])
+    assert time == pytest.approx(plain.step_time.alone(prompt, output))
+
+
+def test_each_request_keeps_its_prediction_whoever_waits_beside_it():
+    noisy = {"prediction_sigma": 1.0, "random_seed": 4}
+    among_many = get_policy("Predicted-SJF", **noisy).keys(
+        columns(np.zeros(9), np.ones(9), np.full(9, 50))
+    )
+    policy = get_policy("Predicted-SJF", **noisy)
+    for n in (1, 2, 3, 9):  # the first alone, then ever more
+        few = policy.keys(columns(np.zeros(n), np.ones(n), np.full(n, 50)))
+        assert few.tolist() == among_many[:n].tolist()
+    assert len(set(among_many)) == 9
+
+
+def test_predictions_without_a_seed_are_each_their_own():
+    seeds = {get_policy("Predicted-SJF").random_seed for _ in range(100)}
+    assert len(seeds) == 100
+
+
+@pytest.mark.parametrize("policy", OURS)
+def test_a_policy_is_itself_alone_and_shows_what_it_was_given(policy):
+    one, other = get_policy(policy), get_policy(policy)
+    assert len({one, other}) == 2
+    assert "noise" not in repr(one)
+    assert "queue" not in repr(one)
 
 
 # Classes
