@@ -29,7 +29,7 @@ report: $(READY)
 test: $(READY)
 	@set -e; \
 	scratch=$$(mktemp -d); \
-	trap 'kill $$browser 2>/dev/null; rm -rf "$$scratch"' EXIT; \
+	trap 'kill $$browser 2>/dev/null || :; rm -rf "$$scratch"' EXIT; \
 	trap 'exit 130' INT TERM; \
 	export LLMINFER_CACHE="$${LLMINFER_CACHE:-$$scratch/cache}"; \
 	export LLMINFER_FIGURES="$${LLMINFER_FIGURES:-$$scratch/figures}"; \
