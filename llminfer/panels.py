@@ -25,6 +25,7 @@ from llminfer.theory import latency_curve
 from llminfer.workload import Workload
 
 Curve = tuple[FloatArray, FloatArray]
+BATCH_LIMITS = (1, 2, 4, 8, 16, 32, 64, 128)
 GOOD_ENOUGH = (1.0, 0.1)  # limits of TTFT and TPOT, seconds
 _SCREEN: Any = {
     **STYLE,
@@ -162,26 +163,20 @@ class LatencyPicture(Picture):
 class BatchSizePicture(Picture):
     """Latency against the batch limit, for both rules of dispatch, and the capacity."""
 
-    sizes = (1, 2, 4, 8, 16, 32, 64, 128)
+    sizes = BATCH_LIMITS
 
     def __init__(self, requests: int = 1000) -> None:
         super().__init__(requests)
 
     def compose(self) -> None:
         left, right = self.figure.subplots(1, 2)
-        powers_of_two(left, list(self.sizes))
-        log_axis(left, 0.05, 1000.0)
-        left.set_xlim(0.9, 142.0)
-        left.set(xlabel="batch limit B", ylabel="latency, seconds")
+        over_batch_limits(left, 0.05, 1000.0, "latency, seconds")
         self.add(left, "greedy p99", 1, "at once, p99")
         self.add(left, "greedy mean", 0, "at once, mean")
         self.add(left, "full p99", 3, "until full, p99")
         self.add(left, "full mean", 2, "until full, mean")
         left.legend(loc="upper right", ncols=2)
-        powers_of_two(right, list(self.sizes))
-        log_axis(right, 0.1, 100.0)
-        right.set_xlim(0.9, 142.0)
-        right.set(xlabel="batch limit B", ylabel="requests/s")
+        over_batch_limits(right, 0.1, 100.0, "requests/s")
         self.add(right, "capacity", 0, "most it can carry, λ*(B)")
         self.add(right, "arriving", 1, "arriving, λ")
         right.legend(loc="upper left")
@@ -217,6 +212,13 @@ class BatchSizePicture(Picture):
 
 def _canvas(figure: Figure) -> Any:
     return FigureCanvasAgg(figure)
+
+
+def over_batch_limits(ax: Axes, low: float, high: float, label: str) -> None:
+    """Make ``ax`` one for curves over ``BATCH_LIMITS``, from ``low`` to ``high``."""
+    powers_of_two(ax, list(BATCH_LIMITS))
+    log_axis(ax, low, high)
+    ax.set(xlim=(0.9, 142.0), xlabel="batch limit B", ylabel=label)
 
 
 @lru_cache(maxsize=64)

@@ -9,9 +9,14 @@ import ipywidgets as w
 import numpy as np
 
 from llminfer.config import SimulationConfig
-from llminfer.figures import log_axis, powers_of_two
 from llminfer.lengths import LengthLaw
-from llminfer.panels import Curve, Picture, mean_and_p99
+from llminfer.panels import (
+    BATCH_LIMITS,
+    Curve,
+    Picture,
+    mean_and_p99,
+    over_batch_limits,
+)
 from llminfer.widgets import LABEL, SLIDER, Panel
 from llminfer.workload import Workload
 
@@ -22,17 +27,14 @@ _LENGTHS = np.unique(np.geomspace(1.0, 8192.0, 200).round())  # tokens
 class WorkloadPicture(Picture):
     """p99 against the batch limit, for both rules of dispatch, and the prompts."""
 
-    sizes = (1, 2, 4, 8, 16, 32, 64, 128)
+    sizes = BATCH_LIMITS
 
     def __init__(self, requests: int = 1000) -> None:
         super().__init__(requests)
 
     def compose(self) -> None:
         left, right = self.figure.subplots(1, 2)
-        powers_of_two(left, list(self.sizes))
-        log_axis(left, 0.3, 300.0)
-        left.set_xlim(0.9, 142.0)
-        left.set(xlabel="batch limit B", ylabel="p99 latency, seconds")
+        over_batch_limits(left, 0.3, 300.0, "p99 latency, seconds")
         for i, rule in enumerate(_RULES):
             self.add(left, rule, i, rule)
         ring = {"marker": "o", "linestyle": "none", "markerfacecolor": "none"}

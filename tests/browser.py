@@ -146,9 +146,11 @@ def _said(panel: Locator) -> list[str]:
 def _says_other(page: Page, panel: Locator, than: list[str]) -> bool:
     """Whether the words change; they come a little after the picture."""
     end = time.monotonic() + PATIENCE
-    while (other := _said(panel) != than) is False and time.monotonic() < end:
+    while _said(panel) == than:
+        if time.monotonic() > end:
+            return False
         page.wait_for_timeout(POLL * 1000)
-    return other
+    return True
 
 
 def _press(slider: Locator, keys: tuple[str, str]) -> bool:
