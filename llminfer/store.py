@@ -10,7 +10,6 @@ import functools
 import hashlib
 import json
 import os
-import re
 import sqlite3
 from collections.abc import Callable
 from pathlib import Path
@@ -22,7 +21,7 @@ import scipy
 from llminfer.config import SimulationConfig
 from llminfer.policies import SchedulingPolicy
 
-_IMPORT = re.compile(r"^\s*from llminfer\.(\w+) import", re.MULTILINE)
+_DRAW = ("panels", "report")  # folders of the package that change no number
 
 
 class RunStore:
@@ -88,24 +87,16 @@ def run_key(config: SimulationConfig, measure: Callable[..., Any]) -> str | None
         return None
     name = f"{measure.__module__}.{measure.__qualname__}"
     text = json.dumps(config.to_dict())  # in order: it numbers the request classes
-    source = source_digest(measure.__module__)
-    return hashlib.sha256((source + name + text).encode()).hexdigest()
+    return hashlib.sha256((source_digest() + name + text).encode()).hexdigest()
 
 
 @functools.cache
-def source_digest(module: str = "llminfer.experiment") -> str:
-    """Digest of the source that ``module`` runs, and of the libraries beneath.
-
-    That is the module and what it imports from the package, directly or not: what
-    only draws is not among it.
-    """
+def source_digest() -> str:
+    """Digest of the package's source, but what only draws, and of numpy and scipy."""
     home = Path(__file__).parent
-    open_names, seen = ["experiment", module.rpartition(".")[2]], set[str]()
-    while open_names:
-        if (name := open_names.pop()) not in seen:
-            seen.add(name)
-            open_names += _IMPORT.findall((home / f"{name}.py").read_text("utf-8"))
     digest = hashlib.sha256(f"{np.__version__} {scipy.__version__}".encode())
-    for name in sorted(seen):
-        digest.update(name.encode() + (home / f"{name}.py").read_bytes())
+    for path in sorted(home.rglob("*.py")):
+        place = path.relative_to(home)
+        if place.parts[0] not in _DRAW:
+            digest.update(place.as_posix().encode() + path.read_bytes())
     return digest.hexdigest()
