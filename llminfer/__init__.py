@@ -5,134 +5,85 @@ prefilled and decoded. ``SimulationConfig`` describes a run, ``SimulationRunner`
 runs it, ``sweep`` runs many. Units are seconds and tokens throughout.
 """
 
+import importlib
+from typing import Any
+
 from llminfer import theory
-from llminfer.arrivals import (
-    ArrivalRate,
-    constant_rate,
-    ramp_rate,
-    sinusoidal_rate,
-    step_rate,
-)
-from llminfer.capacity import SLO, Capacity, capacity, largest_rates
-from llminfer.checks import ConfigError, OverloadWarning, TraceError
-from llminfer.compare import blocked_anova, paired_differences
+from llminfer.base.errors import ConfigError, OverloadWarning, TraceError
+from llminfer.capacity import SLO, capacity
 from llminfer.config import SimulationConfig
-from llminfer.continuous import ContinuousBatchingServer
-from llminfer.datasets import DataMissing, fetch
-from llminfer.experiment import (
-    ExperimentConfig,
-    ExperimentRunner,
-    SimulationRunner,
-    save_results,
-    simulate,
-    sweep,
-)
-from llminfer.fleet import Fleet, fewest_replicas
-from llminfer.metrics import MetricsCollector, goodput
-from llminfer.policies import (
-    ClassRoundRobinPolicy,
-    FCFSPolicy,
-    PredictedSJFPolicy,
-    PriorityPolicy,
-    SchedulingPolicy,
-    SJFAgingPolicy,
-    SJFPolicy,
-    WFQPolicy,
-    get_policy,
-    register_policy,
-)
+from llminfer.data.logs import read_settings, read_vllm_log
+from llminfer.data.public import fetch
+from llminfer.experiment import SimulationRunner, simulate, sweep
+from llminfer.fleet import fewest_replicas
+from llminfer.metrics import goodput
+from llminfer.policies import SchedulingPolicy, register_policy
 from llminfer.record import RunRecord
-from llminfer.report import save_numbers, save_table, verdict_table
-from llminfer.request import Request, RequestClass
-from llminfer.runlength import averaged_series, mser5, replicate_until, welch
-from llminfer.series import (
-    StepSeries,
-    batch_limit,
-    kv_occupancy,
-    latency_quantile,
-    queue_length,
-    running,
-)
-from llminfer.static import LLMInferenceServer
-from llminfer.stats import (
-    Estimate,
-    compute_confidence_interval,
-    pooled_quantile,
-    summarize,
-)
-from llminfer.timing import PRESETS, BatchProcessor
-from llminfer.traces import ServedLog, read_bench, read_settings, read_vllm_log
-from llminfer.verdict import Verdict
-from llminfer.workload import RequestGenerator, Workload
+from llminfer.request import Request
+from llminfer.servers.continuous import ContinuousBatchingServer
+from llminfer.servers.static import LLMInferenceServer
+from llminfer.stats.intervals import Estimate
+from llminfer.timing import PRESETS
+from llminfer.workload import Workload
 
 __all__ = [
     "PRESETS",
     "SLO",
-    "ArrivalRate",
-    "BatchProcessor",
-    "Capacity",
-    "ClassRoundRobinPolicy",
     "ConfigError",
     "ContinuousBatchingServer",
-    "DataMissing",
     "Estimate",
-    "ExperimentConfig",
-    "ExperimentRunner",
-    "FCFSPolicy",
-    "Fleet",
     "LLMInferenceServer",
-    "MetricsCollector",
     "OverloadWarning",
-    "PredictedSJFPolicy",
-    "PriorityPolicy",
     "Request",
-    "RequestClass",
-    "RequestGenerator",
     "RunRecord",
-    "SJFAgingPolicy",
-    "SJFPolicy",
     "SchedulingPolicy",
-    "ServedLog",
     "SimulationConfig",
     "SimulationRunner",
-    "StepSeries",
     "TraceError",
-    "Verdict",
-    "WFQPolicy",
     "Workload",
-    "averaged_series",
-    "batch_limit",
-    "blocked_anova",
     "capacity",
-    "compute_confidence_interval",
-    "constant_rate",
     "fetch",
     "fewest_replicas",
-    "get_policy",
     "goodput",
-    "kv_occupancy",
-    "largest_rates",
-    "latency_quantile",
-    "mser5",
-    "paired_differences",
-    "pooled_quantile",
-    "queue_length",
-    "ramp_rate",
-    "read_bench",
     "read_settings",
     "read_vllm_log",
     "register_policy",
-    "replicate_until",
-    "running",
-    "save_numbers",
-    "save_results",
-    "save_table",
     "simulate",
-    "sinusoidal_rate",
-    "step_rate",
-    "summarize",
     "sweep",
     "theory",
-    "verdict_table",
-    "welch",
 ]
+
+_ELSEWHERE = {  # names of the source design, loaded when they are asked for
+    "ArrivalRate": "laws.arrivals",
+    "BatchProcessor": "servers.by_hand",
+    "ClassRoundRobinPolicy": "policies",
+    "ExperimentConfig": "course",
+    "ExperimentRunner": "course",
+    "FCFSPolicy": "policies",
+    "MetricsCollector": "metrics",
+    "PredictedSJFPolicy": "policies",
+    "PriorityPolicy": "policies",
+    "RequestClass": "request",
+    "RequestGenerator": "course",
+    "SJFAgingPolicy": "policies",
+    "SJFPolicy": "policies",
+    "Verdict": "report.verdict",
+    "WFQPolicy": "policies",
+    "compute_confidence_interval": "stats.intervals",
+    "constant_rate": "laws.arrivals",
+    "get_policy": "policies",
+    "ramp_rate": "laws.arrivals",
+    "save_results": "course",
+    "sinusoidal_rate": "laws.arrivals",
+    "step_rate": "laws.arrivals",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _ELSEWHERE:
+        raise AttributeError(f"module 'llminfer' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"llminfer.{_ELSEWHERE[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

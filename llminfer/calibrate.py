@@ -18,14 +18,14 @@ import numpy.typing as npt
 import pandas as pd
 from scipy.optimize import least_squares, nnls
 
-from llminfer.checks import TraceError, choice
+from llminfer.base.arrays import FloatArray
+from llminfer.base.errors import TraceError, choice
 from llminfer.config import SimulationConfig
+from llminfer.data.logs import ServedLog
 from llminfer.experiment import simulate
-from llminfer.lengths import FloatArray
 from llminfer.record import RunRecord
-from llminfer.stats import Estimate, require_columns, t_quantile
+from llminfer.stats.intervals import Estimate, require_columns, t_quantile
 from llminfer.timing import COEFFICIENTS, PRESETS
-from llminfer.traces import ServedLog
 
 MEASURES = ("ttft", "tpot", "latency")
 STEP_COLUMNS = ("prefill_tokens", "sequences", "kv_tokens", "seconds")

@@ -9,12 +9,12 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import pandas as pd
 
-from llminfer.checks import ConfigError, fail, number, whole
+from llminfer.base.arrays import IntArray
+from llminfer.base.errors import ConfigError, fail, number, whole
 from llminfer.config import SimulationConfig
 from llminfer.experiment import Metrics, Row, in_parallel
-from llminfer.lengths import IntArray
 from llminfer.record import RunRecord
-from llminfer.stats import t_quantile
+from llminfer.stats.intervals import t_quantile
 from llminfer.workload import Workload
 
 _TIMES = ("ttft", "tpot", "latency")

@@ -12,14 +12,22 @@ from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Self
 
-from llminfer.arrivals import ArrivalRate, arrival_law
-from llminfer.checks import ConfigError, build, choice, fail, nearest, number, whole
-from llminfer.control import BatchController, batch_controller
-from llminfer.lengths import LengthLaw, length_law
-from llminfer.params import Classes, Params, plain, thawed
+from llminfer.base.errors import (
+    ConfigError,
+    build,
+    choice,
+    fail,
+    nearest,
+    number,
+    whole,
+)
+from llminfer.base.frozen import Classes, Params, plain, thawed
+from llminfer.laws.arrivals import ArrivalRate, arrival_law
+from llminfer.laws.lengths import LengthLaw, length_law
 from llminfer.policies import POLICIES, SchedulingPolicy, get_policy
 from llminfer.request import RequestClass
-from llminfer.timing import COEFFICIENTS, PRESETS, BatchProcessor, StepTime
+from llminfer.servers.batch_control import BatchController, batch_controller
+from llminfer.timing import COEFFICIENTS, PRESETS, StepTime
 
 SERVERS = ("static", "continuous")
 ROUTERS = ("round_robin", "random", "least_loaded", "shortest_queue")
@@ -206,10 +214,6 @@ class SimulationConfig:
     def step_time(self) -> StepTime:
         """The five coefficients as a law of step times."""
         return StepTime(self.alpha, self.beta, self.gamma, self.delta, self.kappa)
-
-    def processor(self) -> BatchProcessor:
-        """A fresh ``BatchProcessor`` with this configuration's coefficients."""
-        return BatchProcessor(self.alpha, self.beta, self.gamma, self.delta, self.kappa)
 
     @property
     def classes(self) -> tuple[RequestClass, ...]:

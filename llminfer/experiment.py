@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import json
 import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -16,15 +15,14 @@ import simpy
 from joblib import Parallel, delayed
 from tqdm.auto import tqdm
 
-from llminfer.checks import ConfigError, OverloadWarning, fail, whole
+from llminfer.base.cache import RunStore, source_digest
+from llminfer.base.errors import ConfigError, OverloadWarning, fail, whole
 from llminfer.config import SimulationConfig
-from llminfer.continuous import ContinuousBatchingServer
 from llminfer.metrics import MetricsCollector
 from llminfer.policies import SchedulingPolicy, register_policy, registered_policy
 from llminfer.record import RunRecord
-from llminfer.static import LLMInferenceServer
-from llminfer.stats import compute_confidence_interval
-from llminfer.store import RunStore
+from llminfer.servers.continuous import ContinuousBatchingServer
+from llminfer.servers.static import LLMInferenceServer
 from llminfer.workload import Workload
 
 Metrics = dict[str, float]
@@ -140,59 +138,6 @@ def warn_of_overload(configs: Sequence[SimulationConfig]) -> None:
     )
 
 
-@dataclass(frozen=True)
-class ExperimentConfig:
-    """A configuration to be run several times, under consecutive seeds."""
-
-    name: str
-    description: str
-    base_config: SimulationConfig
-    num_replications: int = 30
-    random_seed_start: int = 42
-
-    def __post_init__(self) -> None:
-        whole("num_replications", self.num_replications, 1)
-        whole("random_seed_start", self.random_seed_start, 0)
-
-    def get_replication_configs(self) -> list[SimulationConfig]:
-        """One configuration a replication, with its seed."""
-        first = self.random_seed_start
-        seeds = range(first, first + self.num_replications)
-        return [self.base_config.replace(random_seed=seed) for seed in seeds]
-
-
-class ExperimentRunner:
-    """Runs a list of configurations, or the replications of an experiment.
-
-    Args:
-        configs: Configurations to run, or one ``ExperimentConfig``.
-        n_jobs: Processes; None takes one a core.
-    """
-
-    def __init__(
-        self,
-        configs: Sequence[SimulationConfig] | ExperimentConfig,
-        n_jobs: int | None = None,
-    ) -> None:
-        if isinstance(configs, ExperimentConfig):
-            configs = configs.get_replication_configs()
-        self.configs = list(configs)
-        self.n_jobs = n_jobs
-
-    def run_all(self) -> list[Metrics]:
-        """The metrics of every run, in the order of the configurations."""
-        return run_many(self.configs, self.n_jobs)
-
-    @staticmethod
-    def aggregate_results(results: Sequence[Metrics]) -> dict[str, dict[str, float]]:
-        """Metric -> ``{"mean", "ci_lower", "ci_upper"}`` (95%, Student t)."""
-        frame = pd.DataFrame(list(results))
-        return {
-            name: compute_confidence_interval(frame[name].to_numpy(dtype=float))
-            for name in frame.columns
-        }
-
-
 def run_many(
     configs: Sequence[SimulationConfig],
     n_jobs: int | None = None,
@@ -215,7 +160,7 @@ def run_many(
     warn_of_overload(list(distinct.values()))
     store = RunStore()
     try:
-        found = ((i, store.get(c, measure)) for i, c in enumerate(configs))
+        found = ((i, store.get(run_key(c, measure))) for i, c in enumerate(configs))
         done = {i: known for i, known in found if known is not None}
         open_runs = [i for i in range(len(configs)) if i not in done]
         fresh = in_parallel([(configs[i],) for i in open_runs], n_jobs, measure)
@@ -226,11 +171,24 @@ def run_many(
         )
         for i, metrics in zip(open_runs, progress, strict=True):
             # at once, so that an interrupted sweep resumes
-            store.put(configs[i], measure, metrics)
+            store.put(run_key(configs[i], measure), metrics)
             done[i] = metrics
     finally:
         store.close()
     return [done[i] for i in range(len(configs))]
+
+
+def run_key(config: SimulationConfig, measure: Measure) -> str | None:
+    """The key of a run; None if it has no seed or runs code from elsewhere."""
+    by_object = isinstance(config.scheduling_policy, SchedulingPolicy)
+    if config.random_seed is None or by_object:
+        return None
+    code = (type(config.policy()), measure)
+    if not all(part.__module__.startswith("llminfer.") for part in code):
+        return None
+    name = f"{measure.__module__}.{measure.__qualname__}"
+    text = json.dumps(config.to_dict())  # in order: it numbers the request classes
+    return hashlib.sha256((source_digest() + name + text).encode()).hexdigest()
 
 
 def in_parallel(
@@ -252,6 +210,14 @@ def in_parallel(
     parallel = Parallel(n_jobs=workers, return_as="generator")
     runs = zip(policies, jobs, strict=True)
     return iter(parallel(delayed(_run_elsewhere)(measure, its, *j) for its, j in runs))
+
+
+def replicated(
+    config: SimulationConfig, replications: int, random_seed_start: int = 42
+) -> list[SimulationConfig]:
+    """The configuration under consecutive seeds, one a replication."""
+    first = whole("random_seed_start", random_seed_start, 0)
+    return [config.replace(random_seed=first + i) for i in range(replications)]
 
 
 Axis = Sequence[Any] | Mapping[str, Any]
@@ -286,14 +252,15 @@ def sweep(
     Raises:
         ConfigError: A field or value is unknown or bad; nothing has run then.
     """
-    plan = ExperimentConfig("sweep", "", base, replications, random_seed_start)
+    whole("replications", replications, 1)
     rows: list[dict[str, Any]] = []
     configs: list[SimulationConfig] = []
     for labels, config in _combinations(base, over):
-        seeds = range(plan.random_seed_start, plan.random_seed_start + replications)
-        for replication, seed in enumerate(seeds):
+        runs = replicated(config, replications, random_seed_start)
+        for replication, run in enumerate(runs):
+            seed = run.random_seed
             rows.append({**labels, "replication": replication, "seed": seed})
-            configs.append(config.replace(random_seed=seed))
+            configs.append(run)
     results = run_many(configs, n_jobs, " x ".join(over) or "runs", measure)
     return pd.DataFrame([row | m for row, m in zip(rows, results, strict=True)])
 
@@ -331,42 +298,3 @@ def _changed(
     raise ConfigError(
         f"{name}[{label!r}]={value!r}: must be a SimulationConfig or a dict of changes"
     )
-
-
-def save_results(
-    results: pd.DataFrame | Sequence[Metrics] | Mapping[str, Any], path: str | Path
-) -> Path:
-    """Write results as JSON or CSV, by the ending of ``path``, and return the path.
-
-    Args:
-        results: A sweep's table, a list of metrics, one run's metrics, or what
-            ``aggregate_results`` gives (a row a metric).
-        path: Ends in ``.json`` or ``.csv``.
-
-    Raises:
-        ConfigError: Another ending.
-    """
-    target = Path(path)
-    if target.suffix not in (".json", ".csv"):
-        raise fail("path", str(path), "a name that ends in .json or .csv")
-    frame = _as_table(results)
-    if target.suffix == ".csv":
-        frame.to_csv(target, index=False)
-    else:
-        known = frame.astype(object).where(frame.notna(), None)  # JSON has no NaN
-        records = known.to_dict(orient="records")
-        target.write_text(json.dumps(records, indent=1, default=str) + "\n")
-    return target
-
-
-def _as_table(
-    results: pd.DataFrame | Sequence[Metrics] | Mapping[str, Any],
-) -> pd.DataFrame:
-    if isinstance(results, pd.DataFrame):
-        return results
-    if not isinstance(results, Mapping):
-        return pd.DataFrame(list(results))
-    if any(isinstance(value, Mapping) for value in results.values()):
-        rows = [{"metric": name, **interval} for name, interval in results.items()]
-        return pd.DataFrame(rows)
-    return pd.DataFrame([dict(results)])

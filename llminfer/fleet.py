@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import pandas as pd
 
+from llminfer.base.errors import number, whole
 from llminfer.capacity import SLO, Plan, Trials, capacity, tried
-from llminfer.checks import number, whole
 from llminfer.config import SimulationConfig
 from llminfer.experiment import Metrics, Row
 from llminfer.workload import Workload

@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from llminfer.checks import fail, number, whole
-from llminfer.gaps import Gaps, token_gaps
-from llminfer.lengths import FloatArray
+from llminfer.base.arrays import FloatArray
+from llminfer.base.errors import fail, number, whole
 from llminfer.record import RunRecord
 from llminfer.request import Request
+from llminfer.servers.token_gaps import Gaps, token_gaps
 from llminfer.timing import StepTime
 
 

@@ -9,11 +9,17 @@ from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import numpy as np
 
-from llminfer.checks import ConfigError, build, choice, fail, number
-from llminfer.classes import ClassQueue, FairShare, Ordered, RoundRobin, Turns
-from llminfer.lengths import FloatArray, IntArray
+from llminfer.base.arrays import FloatArray, IntArray
+from llminfer.base.errors import ConfigError, build, choice, fail, number
+from llminfer.base.streams import stream
 from llminfer.request import Request, RequestClass
-from llminfer.streams import stream
+from llminfer.servers.class_queue import (
+    ClassQueue,
+    FairShare,
+    Ordered,
+    RoundRobin,
+    Turns,
+)
 
 T = TypeVar("T", bound=Ordered)
 

@@ -9,7 +9,7 @@ from typing import Any, Self
 import numpy as np
 import pandas as pd
 
-from llminfer.lengths import FloatArray, IntArray
+from llminfer.base.arrays import FloatArray, IntArray
 from llminfer.request import Request
 
 _TIMES = (

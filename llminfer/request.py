@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from llminfer.checks import number
+from llminfer.base.errors import number
 
 _FIXED = frozenset(
     {"id", "arrival_time", "prompt_length", "expected_output_length", "request_class"}

@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from llminfer.arrivals import ArrivalRate, unit_arrivals
-from llminfer.checks import TraceError, fail, number, whole
+from llminfer.base.arrays import MOST_TOKENS, FloatArray, IntArray
+from llminfer.base.errors import TraceError, number, whole
+from llminfer.base.streams import stream
+from llminfer.base.trace_csv import read_csv
 from llminfer.config import SimulationConfig
-from llminfer.csvfile import read_csv
-from llminfer.lengths import MOST_TOKENS, FloatArray, IntArray, length_law
+from llminfer.laws.arrivals import ArrivalRate, unit_arrivals
+from llminfer.laws.lengths import LengthLaw
 from llminfer.request import Request
-from llminfer.streams import stream
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,19 +38,50 @@ class Workload:
     request_class: IntArray
 
     @classmethod
-    def generate(cls, config: SimulationConfig) -> Workload:
+    def generate(cls, config: SimulationConfig) -> Self:
         """The synthetic workload of a configuration: same seed, same requests."""
-        generator = RequestGenerator(
-            config.arrivals,
-            config.prompt_length_dist,
-            config.prompt_dist_params,
-            config.output_length_dist,
-            config.output_dist_params,
+        return cls.drawn(
+            config.num_requests,
+            config.random_seed,
+            arrivals=config.arrivals,
+            prompts=config.prompts,
+            outputs=config.outputs,
             arrival_cv=config.arrival_cv,
-            class_shares=tuple(its.share for its in config.classes),
-            random_seed=config.random_seed,
+            class_shares=[its.share for its in config.classes],
         )
-        return generator.generate(config.num_requests)
+
+    @classmethod
+    def drawn(
+        cls,
+        n: int,
+        seed: int | None,
+        *,
+        arrivals: ArrivalRate,
+        prompts: LengthLaw,
+        outputs: LengthLaw,
+        arrival_cv: float = 1.0,
+        class_shares: Sequence[float] = (),
+    ) -> Self:
+        """The first ``n`` requests of laws; more would begin with the same ones.
+
+        Args:
+            n: How many.
+            seed: One seed for all streams; None draws a fresh one.
+            arrivals: lambda(t).
+            prompts: Law of prompt lengths.
+            outputs: Law of output lengths.
+            arrival_cv: Coefficient of variation of the gaps; 1 is Poisson.
+            class_shares: Each class's part, relative; empty for one class.
+        """
+        unit = unit_arrivals(n, arrival_cv, stream(seed, "arrivals"))
+        below = np.cumsum(class_shares or (1.0,))
+        classes = stream(seed, "classes").random(n)
+        return cls(
+            arrivals.inverse(unit),
+            prompts.tokens(stream(seed, "prompts").random(n)),
+            outputs.tokens(stream(seed, "outputs").random(n)),
+            np.searchsorted(below / below[-1], classes, side="right"),
+        )
 
     @classmethod
     def from_arrays(
@@ -89,7 +121,7 @@ class Workload:
 
     @classmethod
     def from_csv(cls, path: str | Path, limit: int | None = None) -> Self:
-        """A workload from a CSV trace: see ``llminfer.csvfile.read_csv``.
+        """A workload from a CSV trace: see ``llminfer.base.trace_csv.read_csv``.
 
         Raises:
             TraceError: A bad row, named by its number, or no such file.
@@ -167,68 +199,3 @@ def _first_bad(
         row = int(np.argmax(bad))
         value = float(column[row])
         raise TraceError(f"{name}[{row}]={value:g}: must be {must}")
-
-
-@dataclass(frozen=True)
-class RequestGenerator:
-    """Makes workloads from an arrival rate and two length laws.
-
-    Args:
-        arrival_rate: lambda(t), from ``constant_rate`` and its kin.
-        prompt_length_dist: Law of prompt lengths.
-        prompt_dist_params: Its parameters.
-        output_length_dist: Law of output lengths.
-        output_dist_params: Its parameters.
-        arrival_cv: Coefficient of variation of the gaps; 1 is Poisson.
-        class_shares: Each class's part of the arrivals, relative; empty for one class.
-        random_seed: One seed for all streams; None draws a fresh one.
-
-    Raises:
-        ConfigError: A law, a parameter or the rate cannot be used.
-    """
-
-    arrival_rate: ArrivalRate
-    prompt_length_dist: str = "lognormal"
-    prompt_dist_params: Mapping[str, Any] = field(
-        default_factory=lambda: {"mu": 4, "sigma": 1.5}
-    )
-    output_length_dist: str = "truncated_normal"
-    output_dist_params: Mapping[str, Any] = field(
-        default_factory=lambda: {"mu": 100, "sigma": 30, "min": 10, "max": 500}
-    )
-    arrival_cv: float = 1.0
-    class_shares: tuple[float, ...] = ()
-    random_seed: int | None = None
-
-    def __post_init__(self) -> None:
-        if not isinstance(self.arrival_rate, ArrivalRate):
-            must = "made by constant_rate, step_rate, sinusoidal_rate or ramp_rate"
-            raise fail("arrival_rate", self.arrival_rate, must)
-        number("arrival_cv", self.arrival_cv, least=0.0, most=100.0)
-        if self.random_seed is not None:
-            whole("random_seed", self.random_seed, 0)
-        for share in self.class_shares:
-            number("class_shares", share, least=0.0)
-        if self.class_shares and not sum(self.class_shares) > 0.0:
-            raise fail("class_shares", self.class_shares, "of a sum above 0")
-        length_law("prompt", self.prompt_length_dist, self.prompt_dist_params)
-        length_law("output", self.output_length_dist, self.output_dist_params)
-
-    def generate(self, num_requests: int) -> Workload:
-        """The first ``num_requests`` requests; more would begin with the same ones."""
-        n = whole("num_requests", num_requests, 1)
-        prompts = length_law("prompt", self.prompt_length_dist, self.prompt_dist_params)
-        outputs = length_law("output", self.output_length_dist, self.output_dist_params)
-        seed = self.random_seed
-        unit = unit_arrivals(n, self.arrival_cv, stream(seed, "arrivals"))
-        return Workload(
-            self.arrival_rate.inverse(unit),
-            prompts.tokens(stream(seed, "prompts").random(n)),
-            outputs.tokens(stream(seed, "outputs").random(n)),
-            self._classes(stream(seed, "classes").random(n)),
-        )
-
-    def _classes(self, u: FloatArray) -> IntArray:
-        """Class numbers, the quantiles at ``u`` in [0, 1) of the shares."""
-        below = np.cumsum(self.class_shares or (1.0,))
-        return np.searchsorted(below / below[-1], u, side="right")

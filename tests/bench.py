@@ -14,15 +14,10 @@ import tracemalloc
 import simpy
 from twin import run_twin
 
-from llminfer import (
-    LLMInferenceServer,
-    SimulationConfig,
-    SimulationRunner,
-    Workload,
-    app,
-)
-from llminfer.panels import BatchSizePicture, LatencyPicture
-from llminfer.widgets import Panel
+from llminfer import LLMInferenceServer, SimulationConfig, SimulationRunner, Workload
+from llminfer.panels import gallery
+from llminfer.panels.panel import Panel
+from llminfer.panels.picture import BatchSizePicture, LatencyPicture
 
 REQUESTS = 100_000
 REPETITIONS = 5
@@ -116,7 +111,7 @@ def events():
 
 def sliders():
     """From a slider's move to the picture's new data, median of twenty moves."""
-    base = app.REPORT
+    base = gallery.REPORT
     for picture in (LatencyPicture(), BatchSizePicture()):
         panel = Panel(base, picture, controls=["arrival_rate", "alpha"])
         seconds = []

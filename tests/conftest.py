@@ -25,7 +25,7 @@ def store_folder(tmp_path, monkeypatch):
 @pytest.fixture(autouse=True)
 def fresh_panels():
     """Panels that start where they are told, not where another test left them."""
-    if widgets := sys.modules.get("llminfer.widgets"):
+    if widgets := sys.modules.get("llminfer.panels.panel"):
         widgets._LEFT.clear()
 
 

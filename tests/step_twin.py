@@ -12,8 +12,8 @@ from collections import deque
 from dataclasses import dataclass, field
 
 from llminfer.config import SimulationConfig
-from llminfer.control import BatchLimit, Observed
 from llminfer.request import Request
+from llminfer.servers.batch_control import BatchLimit, Observed
 from llminfer.workload import Workload
 
 

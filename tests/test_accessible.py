@@ -5,13 +5,14 @@ import itertools
 import matplotlib.colors
 import pytest
 
-from llminfer import story, timeline
-from llminfer.panels import BatchSizePicture, LatencyPicture
-from llminfer.pictures_continuous import ContinuousPicture
-from llminfer.pictures_load import RampPicture
-from llminfer.policy_panel import PolicyPicture
-from llminfer.wave_picture import WavePicture
-from llminfer.workload_panel import WorkloadPicture
+from llminfer.panels import story
+from llminfer.panels.continuous import ContinuousPicture
+from llminfer.panels.picture import BatchSizePicture, LatencyPicture
+from llminfer.panels.policy import PolicyPicture
+from llminfer.panels.ramp import RampPicture
+from llminfer.panels.wave import WavePicture
+from llminfer.panels.workload import WorkloadPicture
+from llminfer.report import timeline
 
 PICTURES = (
     BatchSizePicture,

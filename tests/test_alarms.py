@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from llminfer.alarms import (
+from llminfer.study.alarms import (
     crossing_time,
     first_alarms,
     judge,
@@ -13,7 +13,7 @@ from llminfer.alarms import (
     spread,
     trade_off,
 )
-from llminfer.signals import SIGNALS
+from llminfer.study.signals import SIGNALS
 from tests.made_up import RUNS, TIME
 
 

@@ -18,7 +18,7 @@ from llminfer import (
     sinusoidal_rate,
     step_rate,
 )
-from llminfer.arrivals import unit_arrivals
+from llminfer.laws.arrivals import unit_arrivals
 
 RATES = st.floats(0.05, 200.0)
 TIMES = st.floats(0.1, 500.0)

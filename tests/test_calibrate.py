@@ -11,7 +11,6 @@ import pytest
 
 from llminfer import (
     ConfigError,
-    ServedLog,
     SimulationConfig,
     TraceError,
     Workload,
@@ -20,6 +19,7 @@ from llminfer import (
     simulate,
 )
 from llminfer.calibrate import MEASURES, errors, fit, fit_steps
+from llminfer.data.logs import ServedLog
 from llminfer.timing import COEFFICIENTS, StepTime
 
 TRUTH = {"alpha": 2e-4, "beta": 8e-3, "gamma": 0.012, "delta": 1e-4, "kappa": 4e-7}

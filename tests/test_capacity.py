@@ -13,10 +13,10 @@ from llminfer import (
     Workload,
     capacity,
     fewest_replicas,
-    largest_rates,
     sweep,
     theory,
 )
+from llminfer.capacity import largest_rates
 
 SINGLE = SimulationConfig(
     batch_size=1,

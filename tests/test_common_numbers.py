@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from llminfer import SimulationConfig, SimulationRunner, Workload
-from llminfer.streams import stream
+from llminfer.base.streams import stream
 
 BASE = SimulationConfig(num_requests=2_000, random_seed=9)
 COLUMNS = ("arrival_time", "prompt_length", "output_length", "request_class")

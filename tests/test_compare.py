@@ -5,8 +5,8 @@ import pandas as pd
 import pytest
 from scipy import stats as reference
 
-from llminfer.checks import ConfigError
-from llminfer.compare import (
+from llminfer.base.errors import ConfigError
+from llminfer.stats.paired import (
     best_against_rest,
     blocked_anova,
     cost_of_choice,

@@ -21,8 +21,8 @@ from llminfer import (
     save_results,
     sweep,
 )
-from llminfer.arrivals import ARRIVAL_PATTERNS
-from llminfer.lengths import LENGTH_LAWS, length_law
+from llminfer.laws.arrivals import ARRIVAL_PATTERNS
+from llminfer.laws.lengths import LENGTH_LAWS, length_law
 
 NUMBERS = ("arrival_rate", "arrival_cv", "alpha", "beta", "gamma", "delta", "kappa")
 COUNTS = ("batch_size", "num_requests", "warmup_requests", "random_seed")
@@ -283,7 +283,7 @@ ENDLESS = {"mu": 10, "sigma": 2}
         (lambda: sweep(BASE, {"prompt_dist_params.s": [1]}), "prompt_dist_params.s=1"),
         (lambda: sweep(BASE, {"server": {"mine": 4}}), "server['mine']=4: must be"),
         (lambda: sweep(BASE, {"batch_size": [4]}, n_jobs=0), "n_jobs=0"),
-        (lambda: sweep(BASE, {"batch_size": [4]}, replications=0), "num_replications"),
+        (lambda: sweep(BASE, {"batch_size": [4]}, replications=0), "replications=0"),
         (lambda: save_results([], "results.xlsx"), "path='results.xlsx'"),
     ],
 )

@@ -17,10 +17,8 @@ from llminfer import (
     SimulationRunner,
     Workload,
     goodput,
-    kv_occupancy,
-    queue_length,
-    running,
 )
+from llminfer.timeseries import kv_occupancy, queue_length, running
 
 SHORT = SimulationConfig(
     server="continuous",

@@ -9,9 +9,9 @@ import pytest
 from continuous_cases import serve
 
 from llminfer import ConfigError, SimulationConfig, Workload
-from llminfer.journal import Requests
-from llminfer.lines import waiting_line
-from llminfer.scheduler import Scheduler
+from llminfer.servers.event_log import Requests
+from llminfer.servers.queues import waiting_line
+from llminfer.servers.scheduler import Scheduler
 
 # A step of 1 s, 0.1 s a prompt token: whoever decodes shows in the whole seconds.
 STEPS = {"alpha": 0.125, "beta": 0.0, "gamma": 1.0, "delta": 0.0, "kappa": 0.0}

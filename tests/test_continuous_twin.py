@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from step_twin import run_twins
 
-from llminfer.gaps import token_gaps
+from llminfer.servers.token_gaps import token_gaps
 
 SHARES = [0.0, 0.01, 0.25, 0.5, 0.9, 0.95, 0.99, 1.0]
 

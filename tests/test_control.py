@@ -15,9 +15,9 @@ from llminfer import (
     Request,
     SimulationConfig,
     Workload,
-    batch_limit,
     simulate,
 )
+from llminfer.timeseries import batch_limit
 
 OUTPUT = 40  # tokens, all alike, so that lambda*(B) is a line of arithmetic
 

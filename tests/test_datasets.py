@@ -7,9 +7,11 @@ import hashlib
 import pooch
 import pytest
 
-from llminfer import ConfigError, DataMissing, datasets, fetch
+from llminfer import ConfigError, fetch
+from llminfer.data import public
+from llminfer.data.public import DataMissing
 
-NAMES = sorted(datasets.DATASETS)
+NAMES = sorted(public.DATASETS)
 
 
 @pytest.fixture
@@ -27,8 +29,8 @@ def offline(monkeypatch):
 def small(monkeypatch):
     """One public file of three bytes instead of the real ones."""
     digest = hashlib.sha256(b"abc").hexdigest()
-    monkeypatch.setattr(datasets, "_FILES", {"set/a.csv": (digest, "home/a.csv")})
-    monkeypatch.setattr(datasets, "DATASETS", {"small": "set/a.csv"})
+    monkeypatch.setattr(public, "_FILES", {"set/a.csv": (digest, "home/a.csv")})
+    monkeypatch.setattr(public, "DATASETS", {"small": "set/a.csv"})
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -43,7 +45,7 @@ def test_digests_are_those_kept_beside_the_data(data):
         reversed(line.split("  ./"))
         for line in (data / "SHA256SUMS").read_text().splitlines()
     )
-    assert {part: digest for part, (digest, _) in datasets._FILES.items()} == kept
+    assert {part: digest for part, (digest, _) in public._FILES.items()} == kept
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -59,7 +61,7 @@ def test_missing_and_offline_is_one_clear_line(offline, name):
 
 
 def test_a_notebook_with_its_data_gets_the_places(data):
-    assert datasets.needed(*NAMES[:2]) == {name: fetch(name) for name in NAMES[:2]}
+    assert public.needed(*NAMES[:2]) == {name: fetch(name) for name in NAMES[:2]}
 
 
 def test_an_unknown_name_is_refused():
@@ -111,9 +113,9 @@ class Shell:
 
 def test_a_notebook_without_data_says_so_and_does_no_more(offline, monkeypatch, capsys):
     shell = Shell()
-    monkeypatch.setattr(datasets, "_notebook", lambda: shell)
+    monkeypatch.setattr(public, "_notebook", lambda: shell)
     monkeypatch.delenv("CI", raising=False)
-    assert datasets.needed("azure-2023-conv", "azure-2023-code") == {}
+    assert public.needed("azure-2023-conv", "azure-2023-code") == {}
     said = capsys.readouterr().out
     assert said.count("\n") == 1
     assert said.startswith("azure-2023-conv: not on disk")
@@ -122,13 +124,13 @@ def test_a_notebook_without_data_says_so_and_does_no_more(offline, monkeypatch, 
 
 
 def test_missing_data_is_an_error_in_continuous_integration(offline, monkeypatch):
-    monkeypatch.setattr(datasets, "_notebook", Shell)
+    monkeypatch.setattr(public, "_notebook", Shell)
     monkeypatch.setenv("CI", "true")
     with pytest.raises(DataMissing):
-        datasets.needed("azure-2023-conv")
+        public.needed("azure-2023-conv")
 
 
 def test_missing_data_is_an_error_in_a_script(offline, monkeypatch):
     monkeypatch.delenv("CI", raising=False)
     with pytest.raises(DataMissing):
-        datasets.needed("azure-2023-conv")
+        public.needed("azure-2023-conv")

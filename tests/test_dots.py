@@ -3,7 +3,7 @@
 import pandas as pd
 from matplotlib import pyplot as plt
 
-from llminfer import figures
+from llminfer.report import figures
 
 
 def test_marks_stand_in_order_with_their_intervals():

@@ -65,7 +65,7 @@ def test_cells_run_in_the_folder_of_their_notebook(tmp_path: Path) -> None:
 
 
 NEEDY = """\
-from llminfer.datasets import needed
+from llminfer.data.public import needed
 places = needed(
     "azure-2023-code"
 )

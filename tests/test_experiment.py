@@ -12,8 +12,8 @@ import pandas as pd
 import pytest
 from cases import LongestFirst
 
+import llminfer.base.cache
 import llminfer.experiment
-import llminfer.store
 from llminfer import (
     PRESETS,
     ConfigError,
@@ -25,8 +25,8 @@ from llminfer import (
     save_results,
     sweep,
 )
-from llminfer.experiment import metrics_of
-from llminfer.store import RunStore, run_key, source_digest
+from llminfer.base.cache import RunStore, source_digest
+from llminfer.experiment import metrics_of, run_key
 
 BASE = SimulationConfig(
     arrival_rate=2,
@@ -235,8 +235,10 @@ def test_every_field_is_part_of_the_key(name):
 def test_every_edit_but_of_a_drawing_makes_old_results_unknown(monkeypatch, tmp_path):
     package = tmp_path / "llminfer"
     shutil.copytree(Path(llminfer.__file__).parent, package)
-    moved = Path(llminfer.store.__file__).relative_to(Path(llminfer.__file__).parent)
-    monkeypatch.setattr(llminfer.store, "__file__", str(package / moved))
+    moved = Path(llminfer.base.cache.__file__).relative_to(
+        Path(llminfer.__file__).parent
+    )
+    monkeypatch.setattr(llminfer.base.cache, "__file__", str(package / moved))
     digest = source_digest.__wrapped__
     files = [path.relative_to(package) for path in package.rglob("*.py")]
     assert len(files) > 50
@@ -258,20 +260,21 @@ def test_every_edit_but_of_a_drawing_makes_old_results_unknown(monkeypatch, tmp_
 def test_a_key_follows_the_source(monkeypatch):
     config = BASE.replace(random_seed=1)
     key = run_key(config, metrics_of)
-    monkeypatch.setattr(llminfer.store, "source_digest", lambda: "another")
+    monkeypatch.setattr(llminfer.experiment, "source_digest", lambda: "another")
     assert run_key(config, metrics_of) != key
 
 
 def test_the_store_gives_back_exactly_what_was_put(store_folder):
     metrics = {"a": 0.1 + 0.2, "b": float("nan"), "c": 7, "d": 5e-324}
-    config = BASE.replace(random_seed=1)
     store = RunStore()
-    assert store.get(config, metrics_of) is None
-    store.put(config, metrics_of, metrics)
+    assert store.get("a run") is None
+    store.put("a run", metrics)
+    store.put(None, metrics)
     store.close()
     again = RunStore(store_folder)
-    np.testing.assert_equal(again.get(config, metrics_of), metrics)
-    assert again.get(config.replace(batch_size=9), metrics_of) is None
+    np.testing.assert_equal(again.get("a run"), metrics)
+    assert again.get("another run") is None
+    assert again.get(None) is None
     again.close()
     assert (store_folder / "runs.sqlite").exists()
 

@@ -10,8 +10,8 @@ from cases import RUNS, serve_columns
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llminfer import gaps as module
-from llminfer.gaps import Gaps, token_gaps
+from llminfer.servers import token_gaps as module
+from llminfer.servers.token_gaps import Gaps, token_gaps
 
 SHARES = [0.0, 0.001, 0.1, 0.37, 0.5, 0.9, 0.99, 0.9999, 1.0]
 SECONDS = st.sampled_from([0.5, 1.0, 1.5]) | st.floats(0.01, 3.0)

@@ -3,8 +3,8 @@
 import pytest
 
 from llminfer import PRESETS, SimulationConfig, Workload, simulate
-from llminfer.measures import latency_parts
 from llminfer.metrics import MetricsCollector
+from llminfer.study.measures import latency_parts
 
 PARTS = ["queue", "company", "own_prompt", "other_prompts", "shared"]
 REAL = PRESETS["llama-3.1-8b-rtx4090"].coefficients

@@ -11,9 +11,9 @@ import pandas as pd
 import pytest
 from matplotlib.figure import Figure
 
-from llminfer.report import save_numbers, save_table
-from llminfer.stats import Estimate
-from llminfer.verdict import Verdict
+from llminfer.report.tables import save_numbers, save_table
+from llminfer.report.verdict import Verdict
+from llminfer.stats.intervals import Estimate
 
 _PREAMBLE = r"""\documentclass[twocolumn]{article}
 \usepackage{booktabs,graphicx}

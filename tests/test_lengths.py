@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from llminfer.lengths import LENGTH_LAWS, length_law
+from llminfer.laws.lengths import LENGTH_LAWS, length_law
 
 BIMODAL = {
     "short_min": 10,

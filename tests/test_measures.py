@@ -5,7 +5,7 @@ import pytest
 
 from llminfer import ConfigError, RunRecord, SimulationConfig, simulate
 from llminfer.experiment import metrics_of
-from llminfer.measures import by_group, over_a_wave, tails, with_completion_rate
+from llminfer.study.measures import by_group, over_a_wave, tails, with_completion_rate
 
 CONFIG = SimulationConfig(
     prompt_length_dist="bimodal",

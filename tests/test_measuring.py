@@ -6,8 +6,9 @@ import threading
 import numpy as np
 import pytest
 
-from llminfer import ExperimentConfig, SimulationConfig, measuring, sweep
-from llminfer.measuring import Measurement
+from llminfer import ExperimentConfig, SimulationConfig, sweep
+from llminfer.panels import measure
+from llminfer.panels.measure import Measurement
 
 BASE = SimulationConfig(arrival_rate=4.0, batch_timeout=0.0, num_requests=1000)
 LONG = BASE.replace(num_requests=9500)
@@ -57,8 +58,8 @@ def test_cancel_or_a_move_stops_it(measurement, monkeypatch, how):
         go_on.wait(60)
         return simulate(config)
 
-    simulate = measuring.simulate
-    monkeypatch.setattr(measuring, "simulate", slow)
+    simulate = measure.simulate
+    monkeypatch.setattr(measure, "simulate", slow)
     measurement.offer(BASE)
     measurement.start.click()
     assert begun.wait(60)
@@ -78,7 +79,7 @@ def test_an_error_in_a_run_is_said(measurement, monkeypatch):
     def broken(config):
         raise RuntimeError("no <room>")
 
-    monkeypatch.setattr(measuring, "simulate", broken)
+    monkeypatch.setattr(measure, "simulate", broken)
     measurement.offer(BASE)
     measurement.start.click()
     finish(measurement)
@@ -88,9 +89,9 @@ def test_an_error_in_a_run_is_said(measurement, monkeypatch):
 
 def test_it_runs_the_seeds_of_every_other_experiment(measurement, monkeypatch):
     seen = []
-    simulate = measuring.simulate
+    simulate = measure.simulate
     monkeypatch.setattr(
-        measuring, "simulate", lambda config: seen.append(config) or simulate(config)
+        measure, "simulate", lambda config: seen.append(config) or simulate(config)
     )
     measurement.offer(BASE)
     measurement.start.click()

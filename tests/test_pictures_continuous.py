@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from llminfer import SimulationConfig
-from llminfer.pictures_continuous import ContinuousPicture
-from llminfer.widgets import Panel
+from llminfer.panels.continuous import ContinuousPicture
+from llminfer.panels.panel import Panel
 
 START = SimulationConfig.from_preset(
     "llama-3.1-8b-rtx4090",

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from llminfer import PRESETS, SimulationConfig
-from llminfer.pictures_load import RampPicture
-from llminfer.signals import load_ramp
-from llminfer.widgets import Panel
+from llminfer.panels.panel import Panel
+from llminfer.panels.ramp import RampPicture
+from llminfer.study.signals import load_ramp
 
 BASE = SimulationConfig(
     prompt_dist_params={"mu": 4, "sigma": 1.5, "max": 8192},

@@ -7,9 +7,11 @@ import pandas as pd
 import pytest
 from matplotlib.figure import Figure
 
-from llminfer import ServedLog, SimulationConfig, Workload, pictures_log, simulate
+from llminfer import SimulationConfig, Workload, simulate
 from llminfer.calibrate import MEASURES, Calibration
-from llminfer.widgets import Panel
+from llminfer.data.logs import ServedLog
+from llminfer.panels import engine_log
+from llminfer.panels.panel import Panel
 
 SETTINGS = {"batch_size": 4, "max_batched_tokens": 256}
 CONFIG = SimulationConfig(server="continuous", warmup_requests=0, **SETTINGS)
@@ -34,7 +36,7 @@ def drawn(ax):
 
 
 def test_distributions_are_of_the_part_held_back(calibration, ax):
-    pictures_log.distribution(ax, calibration, "latency")
+    engine_log.distribution(ax, calibration, "latency")
     lines = drawn(ax)
     part = ~calibration.fitted
     for name, log in (
@@ -48,7 +50,7 @@ def test_distributions_are_of_the_part_held_back(calibration, ax):
 
 
 def test_residuals_are_in_percent_by_completion(calibration, ax):
-    pictures_log.residuals(ax, calibration)
+    engine_log.residuals(ax, calibration)
     x, error = drawn(ax)["latency"]
     np.testing.assert_array_equal(x, calibration.log.last_token_time)
     ratio = calibration.simulated.latency / calibration.log.latency
@@ -57,7 +59,7 @@ def test_residuals_are_in_percent_by_completion(calibration, ax):
 
 def test_counts_over_time_stand_beside_the_measured_ones(calibration, ax):
     seen = pd.DataFrame({"t": range(8), "running": 1, "waiting": 2})
-    pictures_log.over_time(ax, calibration, seen)
+    engine_log.over_time(ax, calibration, seen)
     lines = drawn(ax)
     assert lines["running, measured"][1].tolist() == [1, 1]
     assert lines["waiting, measured"][0].tolist() == [0, 4]
@@ -66,7 +68,7 @@ def test_counts_over_time_stand_beside_the_measured_ones(calibration, ax):
 
 
 def test_a_panel_compares_a_configuration_with_the_log(calibration):
-    picture = pictures_log.LogPicture(calibration.log)
+    picture = engine_log.LogPicture(calibration.log)
     panel = Panel(CONFIG.replace(alpha=5e-4, gamma=0.01), picture, ["alpha", "gamma"])
     for name in MEASURES:
         x, _ = picture.lines[name].get_data()

@@ -24,10 +24,9 @@ from llminfer import (
     register_policy,
     sweep,
 )
-from llminfer.experiment import metrics_of
-from llminfer.lines import waiting_line
+from llminfer.experiment import metrics_of, run_key
 from llminfer.policies import POLICIES, Waiting
-from llminfer.store import run_key
+from llminfer.servers.queues import waiting_line
 
 CLASSES = {
     "chat": {"share": 2, "weight": 2.0, "base_priority": 3.0},

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from llminfer import SimulationConfig
-from llminfer.policy_panel import PolicyPanel
+from llminfer.panels.policy import PolicyPanel
 
 SIGMA = "scheduling_policy_params.prediction_sigma"
 AGING = "scheduling_policy_params.aging_rate"

@@ -7,17 +7,17 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from llminfer.checks import ConfigError
-from llminfer.latex import escape, macro_name, shown, shown_with_bounds
-from llminfer.report import (
+from llminfer.base.errors import ConfigError
+from llminfer.report.latex import escape, macro_name, shown, shown_with_bounds
+from llminfer.report.tables import (
     against,
     figures_dir,
     save_numbers,
     save_table,
     verdict_table,
 )
-from llminfer.stats import Estimate
-from llminfer.verdict import Verdict
+from llminfer.report.verdict import Verdict
+from llminfer.stats.intervals import Estimate
 
 
 @pytest.fixture(autouse=True)

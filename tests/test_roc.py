@@ -7,7 +7,7 @@ import pytest
 from scipy.special import ndtr
 
 from llminfer import compute_confidence_interval
-from llminfer.roc import auc, auc_by_signal, curve, right_and_wrong
+from llminfer.study.roc import auc, auc_by_signal, curve, right_and_wrong
 from tests.made_up import RUNS, TIME
 
 

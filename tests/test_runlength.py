@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from scipy import stats as reference
 
-from llminfer.checks import ConfigError
-from llminfer.runlength import averaged_series, mser5, replicate_until, welch
+from llminfer.base.errors import ConfigError
+from llminfer.stats.run_length import averaged_series, mser5, replicate_until, welch
 
 
 def relative_half_width(values):

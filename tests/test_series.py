@@ -6,16 +6,13 @@ from cases import serve_columns
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from llminfer import (
-    ConfigError,
-    SimulationConfig,
+from llminfer import ConfigError, SimulationConfig, Workload, simulate
+from llminfer.timeseries import (
     StepSeries,
-    Workload,
     batch_limit,
     latency_quantile,
     queue_length,
     running,
-    simulate,
 )
 
 RUN = SimulationConfig(

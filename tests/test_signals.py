@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from llminfer import SimulationConfig, simulate
-from llminfer.signals import (
+from llminfer.study.signals import (
     SIGNALS,
     STEP,
     WINDOW,

@@ -6,14 +6,8 @@ import numpy as np
 import pytest
 from scipy.stats import binomtest
 
-from llminfer import (
-    ConfigError,
-    SimulationConfig,
-    Workload,
-    simulate,
-    soundness,
-    theory,
-)
+from llminfer import ConfigError, SimulationConfig, Workload, simulate, theory
+from llminfer.study import coverage
 
 CONFIG = SimulationConfig(
     batch_size=1,
@@ -31,10 +25,10 @@ def test_waits_are_the_simulators_request_by_request(load):
     record = simulate(config, workload)
     gaps = np.diff(workload.arrival_time, prepend=0.0)
     alone = config.step_time.alone(workload.prompt_length, workload.output_length)
-    found = soundness.waits(gaps, alone)
+    found = coverage.waits(gaps, alone)
     expected = record.processing_start_time - record.arrival_time
     np.testing.assert_allclose(found, expected, atol=1e-9)
-    both = soundness.waits(np.stack([gaps, gaps]), np.stack([alone, 0.0 * alone]))
+    both = coverage.waits(np.stack([gaps, gaps]), np.stack([alone, 0.0 * alone]))
     np.testing.assert_array_equal(both, [found, np.zeros(400)])
 
 
@@ -45,7 +39,7 @@ def test_experiments_have_the_exact_mean_and_share_their_requests_across_loads()
         seen.append(waits)
         return {"mean": waits[:, 200:].mean(), "rate": config.arrival_rate}
 
-    table = soundness.experiments(CONFIG, measure, [0.3, 0.5], 60, 10, seed=8)
+    table = coverage.experiments(CONFIG, measure, [0.3, 0.5], 60, 10, seed=8)
     assert seen[0].shape == (10, 400)
     assert list(table.columns) == ["load", "experiment", "mean", "rate"]
     assert table["experiment"].tolist() == np.repeat(np.arange(60), 2).tolist()
@@ -56,28 +50,28 @@ def test_experiments_have_the_exact_mean_and_share_their_requests_across_loads()
         assert abs(rows["mean"].mean() - theory.mg1(config).mean) < 4.0 * error
     light, heavy = table["mean"][0::2].to_numpy(), table["mean"][1::2].to_numpy()
     assert (light < heavy).all()
-    again = soundness.experiments(CONFIG, measure, [0.5], 2, 10, seed=8)
+    again = coverage.experiments(CONFIG, measure, [0.5], 2, 10, seed=8)
     assert again["mean"].tolist() == heavy[:2].tolist()
 
 
 def test_experiments_are_of_one_request_at_a_time():
     for changes in ({"batch_size": 2}, {"scheduling_policy": "SJF"}):
         with pytest.raises(ConfigError):
-            soundness.experiments(CONFIG.replace(**changes), lambda c, w: {}, [0.5])
+            coverage.experiments(CONFIG.replace(**changes), lambda c, w: {}, [0.5])
 
 
 def test_an_interval_covers_what_lies_in_it():
     values = [1.0, 2.0, 3.0, 4.0, 5.0]  # 3 +- 1.963
-    assert soundness.covers(values, 1.04)
-    assert soundness.covers(values, 4.96)
-    assert not soundness.covers(values, 1.03)
-    assert not soundness.covers(values, 4.97)
-    assert soundness.covers(values, 4.97, confidence=0.99)
+    assert coverage.covers(values, 1.04)
+    assert coverage.covers(values, 4.96)
+    assert not coverage.covers(values, 1.03)
+    assert not coverage.covers(values, 4.97)
+    assert coverage.covers(values, 4.97, confidence=0.99)
 
 
 @pytest.mark.parametrize(("k", "n"), [(0, 7), (3, 10), (943, 1000), (5, 5)])
 def test_a_share_has_the_exact_binomial_interval(k, n):
-    found = soundness.share([True] * k + [False] * (n - k))
+    found = coverage.share([True] * k + [False] * (n - k))
     exact = binomtest(k, n).proportion_ci(method="exact")
     assert found["mean"] == k / n
     assert found["ci_lower"] == pytest.approx(exact.low)
@@ -97,7 +91,7 @@ def test_a_queues_memory_is_the_decay_of_its_autocorrelation_within_a_factor():
         pairs = {n: (x[:, : -n * lag] * x[:, n * lag :]).mean() for n in (1, 10)}
         return {f"lag {n}": value / queue.variance for n, value in pairs.items()}
 
-    table = soundness.experiments(config, measure, [0.9], 40)
+    table = coverage.experiments(config, measure, [0.9], 40)
     assert 0.15 < table["lag 1"].mean() < 0.6
     assert abs(table["lag 10"].mean()) < 0.1
 
@@ -106,4 +100,4 @@ def test_the_mean_wait_of_a_run_leaves_out_its_warm_up():
     config = CONFIG.replace(arrival_rate=3.0, warmup_requests=100)
     record = simulate(config)
     wait = record.processing_start_time - record.arrival_time
-    assert soundness.mean_wait(config, record) == {"mean_wait": wait[100:].mean()}
+    assert coverage.mean_wait(config, record) == {"mean_wait": wait[100:].mean()}

@@ -8,8 +8,8 @@ import pytest
 from scipy import stats as reference
 
 from llminfer import SimulationConfig, simulate
-from llminfer.checks import ConfigError
-from llminfer.stats import (
+from llminfer.base.errors import ConfigError
+from llminfer.stats.intervals import (
     Estimate,
     compute_confidence_interval,
     over_time,

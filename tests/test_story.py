@@ -8,7 +8,7 @@ from PIL import Image
 
 from llminfer import SimulationConfig
 from llminfer.experiment import simulate
-from llminfer.story import LOOKS, StoryPanel, StoryPicture, phases
+from llminfer.panels.story import LOOKS, StoryPanel, StoryPicture, phases
 
 FEW = SimulationConfig.from_preset(
     "llama-3.1-8b-rtx4090",

@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llminfer import ConfigError, SimulationConfig, theory
-from llminfer.lengths import Empirical, Uniform
-from llminfer.service import BatchTime, batch_transforms, invert
+from llminfer.laws.lengths import Empirical, Uniform
+from llminfer.theory.service_time import BatchTime, batch_transforms, invert
 from llminfer.timing import StepTime
 
 CAPPED = {"mu": 4, "sigma": 1.5, "max": 8192}

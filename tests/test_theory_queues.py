@@ -11,8 +11,8 @@ from scipy.special import gammaincc
 from scipy.stats import binom, nbinom, poisson
 
 from llminfer import ConfigError, SimulationConfig, theory
-from llminfer.lengths import Empirical
-from llminfer.walks import Circle, scaled_counts
+from llminfer.laws.lengths import Empirical
+from llminfer.theory.random_walk import Circle, scaled_counts
 
 CAPPED = {"mu": 4, "sigma": 1.5, "max": 8192}
 REPORT = SimulationConfig(prompt_dist_params=CAPPED)

@@ -12,8 +12,8 @@ import pytest
 from scipy.stats import norm, ttest_1samp
 
 from llminfer import SchedulingPolicy, SimulationConfig, Workload, simulate, theory
-from llminfer import comparisons as module
-from llminfer.comparisons import beside_theory, comparisons, estimates
+from llminfer.study import against_theory as module
+from llminfer.study.against_theory import beside_theory, comparisons, estimates
 
 REPLICATIONS, FIRST_SEED = 20, 5_000
 CASES = comparisons()

@@ -6,16 +6,10 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from llminfer import (
-    ConfigError,
-    RunRecord,
-    SimulationConfig,
-    kv_occupancy,
-    running,
-    simulate,
-    timeline,
-)
+from llminfer import ConfigError, RunRecord, SimulationConfig, simulate
 from llminfer.experiment import metrics_of
+from llminfer.report import timeline
+from llminfer.timeseries import kv_occupancy, running
 
 SHORT_OF_MEMORY = SimulationConfig.from_preset(
     "llama-3.1-8b-rtx4090",

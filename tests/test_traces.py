@@ -11,15 +11,14 @@ import pytest
 
 from llminfer import (
     ConfigError,
-    ServedLog,
     SimulationConfig,
     TraceError,
     Workload,
-    read_bench,
     read_settings,
     read_vllm_log,
     simulate,
 )
+from llminfer.data.logs import ServedLog, read_bench
 
 ROW = {
     "request_id": "a",

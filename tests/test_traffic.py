@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 
 from llminfer import ConfigError, SimulationConfig, Workload, fetch, simulate
 from llminfer.experiment import metrics_of
-from llminfer.lengths import LogNormal
-from llminfer.stats import compute_confidence_interval
-from llminfer.traffic import (
+from llminfer.laws.lengths import LogNormal
+from llminfer.stats.intervals import compute_confidence_interval
+from llminfer.study.traffic import (
     by_blocks,
     consecutive,
     counts,

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from llminfer import SimulationConfig, Workload, simulate
-from llminfer.traffic import mean_rate, twin
-from llminfer.traffic_panel import TrafficPanel
+from llminfer.panels.traffic import TrafficPanel
+from llminfer.study.traffic import mean_rate, twin
 
 BASE = SimulationConfig.from_preset(
     "llama-3.1-8b-rtx4090",

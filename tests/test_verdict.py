@@ -4,9 +4,9 @@ import math
 
 import pytest
 
-from llminfer.checks import ConfigError
-from llminfer.stats import Estimate, compute_confidence_interval
-from llminfer.verdict import Verdict
+from llminfer.base.errors import ConfigError
+from llminfer.report.verdict import Verdict
+from llminfer.stats.intervals import Estimate, compute_confidence_interval
 
 
 def estimate(lower, upper):

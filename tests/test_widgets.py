@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from llminfer import SimulationConfig
-from llminfer.panels import BatchSizePicture, LatencyPicture
-from llminfer.widgets import Panel
+from llminfer.panels.panel import Panel
+from llminfer.panels.picture import BatchSizePicture, LatencyPicture
 
 BASE = SimulationConfig(
     arrival_rate=4.0,

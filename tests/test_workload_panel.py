@@ -5,7 +5,7 @@ import pytest
 
 from llminfer import SimulationConfig, simulate
 from llminfer.metrics import MetricsCollector
-from llminfer.workload_panel import SHAPES, WorkloadPanel, WorkloadPicture
+from llminfer.panels.workload import SHAPES, WorkloadPanel, WorkloadPicture
 
 REFERENCE = SimulationConfig(
     prompt_dist_params={"mu": 4, "sigma": 1.5, "max": 8192},

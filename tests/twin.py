@@ -2,7 +2,7 @@
 
 A SimPy event an arrival, a timer a request, an event a decode step, ``Request``
 objects, and the whole queue sorted at every dispatch. It shares no code with
-``llminfer.static``, ``llminfer.policies`` or ``llminfer.timing``.
+``llminfer.servers.static``, ``llminfer.policies`` or ``llminfer.timing``.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import simpy
 
 from llminfer import Request, SchedulingPolicy
-from llminfer.streams import stream
+from llminfer.base.streams import stream
 
 
 @dataclass

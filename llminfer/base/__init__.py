@@ -1,0 +1,1 @@
+"""What every other room stands on: errors, arrays, random streams, the run cache."""

@@ -1,0 +1,173 @@
+"""Names that only the source design has, over the module's own ways."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from llminfer.base.errors import fail, number, whole
+from llminfer.config import SimulationConfig
+from llminfer.experiment import Metrics, replicated, run_many
+from llminfer.laws.arrivals import ArrivalRate
+from llminfer.laws.lengths import length_law
+from llminfer.stats.intervals import compute_confidence_interval
+from llminfer.workload import Workload
+
+
+@dataclass(frozen=True)
+class RequestGenerator:
+    """Makes workloads from an arrival rate and two length laws.
+
+    Args:
+        arrival_rate: lambda(t), from ``constant_rate`` and its kin.
+        prompt_length_dist: Law of prompt lengths.
+        prompt_dist_params: Its parameters.
+        output_length_dist: Law of output lengths.
+        output_dist_params: Its parameters.
+        arrival_cv: Coefficient of variation of the gaps; 1 is Poisson.
+        class_shares: Each class's part of the arrivals, relative; empty for one class.
+        random_seed: One seed for all streams; None draws a fresh one.
+
+    Raises:
+        ConfigError: A law, a parameter or the rate cannot be used.
+    """
+
+    arrival_rate: ArrivalRate
+    prompt_length_dist: str = "lognormal"
+    prompt_dist_params: Mapping[str, Any] = field(
+        default_factory=lambda: {"mu": 4, "sigma": 1.5}
+    )
+    output_length_dist: str = "truncated_normal"
+    output_dist_params: Mapping[str, Any] = field(
+        default_factory=lambda: {"mu": 100, "sigma": 30, "min": 10, "max": 500}
+    )
+    arrival_cv: float = 1.0
+    class_shares: tuple[float, ...] = ()
+    random_seed: int | None = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.arrival_rate, ArrivalRate):
+            must = "made by constant_rate, step_rate, sinusoidal_rate or ramp_rate"
+            raise fail("arrival_rate", self.arrival_rate, must)
+        number("arrival_cv", self.arrival_cv, least=0.0, most=100.0)
+        if self.random_seed is not None:
+            whole("random_seed", self.random_seed, 0)
+        for share in self.class_shares:
+            number("class_shares", share, least=0.0)
+        if self.class_shares and not sum(self.class_shares) > 0.0:
+            raise fail("class_shares", self.class_shares, "of a sum above 0")
+        length_law("prompt", self.prompt_length_dist, self.prompt_dist_params)
+        length_law("output", self.output_length_dist, self.output_dist_params)
+
+    def generate(self, num_requests: int) -> Workload:
+        """The first ``num_requests`` requests; more would begin with the same ones."""
+        return Workload.drawn(
+            whole("num_requests", num_requests, 1),
+            self.random_seed,
+            arrivals=self.arrival_rate,
+            prompts=length_law(
+                "prompt", self.prompt_length_dist, self.prompt_dist_params
+            ),
+            outputs=length_law(
+                "output", self.output_length_dist, self.output_dist_params
+            ),
+            arrival_cv=self.arrival_cv,
+            class_shares=self.class_shares,
+        )
+
+
+@dataclass(frozen=True)
+class ExperimentConfig:
+    """A configuration to be run several times, under consecutive seeds."""
+
+    name: str
+    description: str
+    base_config: SimulationConfig
+    num_replications: int = 30
+    random_seed_start: int = 42
+
+    def __post_init__(self) -> None:
+        whole("num_replications", self.num_replications, 1)
+        whole("random_seed_start", self.random_seed_start, 0)
+
+    def get_replication_configs(self) -> list[SimulationConfig]:
+        """One configuration a replication, with its seed."""
+        return replicated(
+            self.base_config, self.num_replications, self.random_seed_start
+        )
+
+
+class ExperimentRunner:
+    """Runs a list of configurations, or the replications of an experiment.
+
+    Args:
+        configs: Configurations to run, or one ``ExperimentConfig``.
+        n_jobs: Processes; None takes one a core.
+    """
+
+    def __init__(
+        self,
+        configs: Sequence[SimulationConfig] | ExperimentConfig,
+        n_jobs: int | None = None,
+    ) -> None:
+        if isinstance(configs, ExperimentConfig):
+            configs = configs.get_replication_configs()
+        self.configs = list(configs)
+        self.n_jobs = n_jobs
+
+    def run_all(self) -> list[Metrics]:
+        """The metrics of every run, in the order of the configurations."""
+        return run_many(self.configs, self.n_jobs)
+
+    @staticmethod
+    def aggregate_results(results: Sequence[Metrics]) -> dict[str, dict[str, float]]:
+        """Metric -> ``{"mean", "ci_lower", "ci_upper"}`` (95%, Student t)."""
+        frame = pd.DataFrame(list(results))
+        return {
+            name: compute_confidence_interval(frame[name].to_numpy(dtype=float))
+            for name in frame.columns
+        }
+
+
+def save_results(
+    results: pd.DataFrame | Sequence[Metrics] | Mapping[str, Any], path: str | Path
+) -> Path:
+    """Write results as JSON or CSV, by the ending of ``path``, and return the path.
+
+    Args:
+        results: A sweep's table, a list of metrics, one run's metrics, or what
+            ``aggregate_results`` gives (a row a metric).
+        path: Ends in ``.json`` or ``.csv``.
+
+    Raises:
+        ConfigError: Another ending.
+    """
+    target = Path(path)
+    if target.suffix not in (".json", ".csv"):
+        raise fail("path", str(path), "a name that ends in .json or .csv")
+    frame = _as_table(results)
+    if target.suffix == ".csv":
+        frame.to_csv(target, index=False)
+    else:
+        known = frame.astype(object).where(frame.notna(), None)  # JSON has no NaN
+        records = known.to_dict(orient="records")
+        target.write_text(json.dumps(records, indent=1, default=str) + "\n")
+    return target
+
+
+def _as_table(
+    results: pd.DataFrame | Sequence[Metrics] | Mapping[str, Any],
+) -> pd.DataFrame:
+    if isinstance(results, pd.DataFrame):
+        return results
+    if not isinstance(results, Mapping):
+        return pd.DataFrame(list(results))
+    if any(isinstance(value, Mapping) for value in results.values()):
+        rows = [{"metric": name, **interval} for name, interval in results.items()]
+        return pd.DataFrame(rows)
+    return pd.DataFrame([dict(results)])

@@ -1,0 +1,1 @@
+"""Laws of the workload: lengths in tokens, and arrivals over time."""

@@ -1,0 +1,413 @@
+"""Laws of prompt and output lengths: sampling and exact moments in whole tokens.
+
+Every law is a quantile function, one uniform number a request, so that one seed
+gives smoothly moving lengths when a parameter moves; and a survival function on
+whole tokens, from which the moments that theory needs are summed.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from typing import Any
+
+import numpy as np
+from scipy.special import ndtr, ndtri
+
+from llminfer.base.arrays import MOST_TOKENS, FloatArray, IntArray
+from llminfer.base.errors import build, choice, fail, number, whole
+
+_SUMMED = 2**15  # an endless law's survival is summed up to here, then integrated
+_SUMMED_WHOLE = 2**20  # a law with a greatest token is summed to that, up to here
+
+
+@dataclass(frozen=True)
+class LengthLaw(ABC):
+    """A law of whole token counts, at least 1."""
+
+    def tokens(self, u: FloatArray) -> IntArray:
+        """Token counts, the quantiles at ``u`` in [0, 1), same shape."""
+        low, high = self.support
+        real = np.nan_to_num(np.floor(self._quantile(u)), nan=1.0)
+        tokens = np.clip(real, low, min(high, MOST_TOKENS))
+        return np.asarray(tokens, dtype=np.int64)
+
+    def survival(self, k: FloatArray) -> FloatArray:
+        """P(tokens > k) for k >= 0; between whole numbers, a smooth continuation."""
+        low, high = self.support
+        inside = (k >= low) & (k < high)
+        with np.errstate(divide="ignore", over="ignore"):
+            smooth = self._exceeds(np.asarray(k, dtype=np.float64) + 1.0)
+        return np.where(inside, smooth, np.where(k < low, 1.0, 0.0))
+
+    @property
+    @abstractmethod
+    def support(self) -> tuple[int, float]:
+        """Least and greatest token count; infinite if there is no greatest."""
+
+    @abstractmethod
+    def _quantile(self, u: FloatArray) -> FloatArray:
+        """Real-valued quantiles, before the floor."""
+
+    @abstractmethod
+    def _exceeds(self, x: FloatArray) -> FloatArray:
+        """P(X >= x) of the real value before floor and clipping."""
+
+    def expectation(self, copies: int = 1) -> float:
+        """E[M], tokens, with M the greatest of ``copies`` independent lengths."""
+        return _summed(self, copies, 0)
+
+    def pairs(self, copies: int = 1) -> float:
+        """E[M(M-1)/2], tokens squared, with M the greatest of ``copies`` lengths."""
+        return _summed(self, copies, 1)
+
+    def variance(self) -> float:
+        """Var[X], tokens squared."""
+        mean = self.expectation()
+        return 2.0 * self.pairs() + mean - mean * mean
+
+    def pmf(self) -> FloatArray:
+        """P(tokens = k) for k = 0, 1, ..., to the last that has a chance above 1e-15.
+
+        Raises:
+            ConfigError: The law reaches beyond a million tokens.
+        """
+        top = float(self.tokens(np.array([1.0 - 1e-15]))[0]) + 1.0
+        top = min(top, self.support[1])
+        if top > 1e6:
+            raise fail("max", None, "given, or the law's table is endless")
+        survival = self.survival(np.arange(-1.0, top + 1.0))
+        return survival[:-1] - survival[1:]
+
+
+@lru_cache(maxsize=4096)
+def _summed(law: LengthLaw, copies: int, power: int) -> float:
+    """Sum over k >= 0 of k^power P(M > k), M the greatest of ``copies``."""
+
+    def term(k: FloatArray) -> FloatArray:
+        some = law.survival(k)
+        with np.errstate(divide="ignore"):
+            return -np.expm1(copies * np.log1p(-some)) * k**power  # type: ignore[no-any-return]
+
+    high = law.support[1]
+    summed = high if high <= _SUMMED_WHOLE else _SUMMED
+    total = float(term(np.arange(summed, dtype=np.float64)).sum())
+    if high > summed:  # the sum's tail by its midpoint integral, on a log scale
+        far = min(high, float(law.tokens(np.array([1.0 - 2.0**-53]))[0]) * 8.0)
+        edges = np.linspace(math.log(_SUMMED - 0.5), math.log(far - 0.5), 65)
+        nodes, weights = np.polynomial.legendre.leggauss(16)
+        half = (edges[1:] - edges[:-1])[:, None] / 2.0
+        x = np.exp(edges[:-1, None] + half * (nodes + 1.0))
+        total += float((half * weights * term(x) * x).sum())
+    return total
+
+
+def _ordered(low_name: str, low: float, high_name: str, high: float) -> None:
+    if low > high:
+        raise fail(high_name, high, f"at least {low_name}={low:g}")
+
+
+@dataclass(frozen=True)
+class LogNormal(LengthLaw):
+    """exp of a normal with ``mu`` and ``sigma``; clipped to [``min``, ``max``]."""
+
+    mu: float
+    sigma: float
+    min: int = 1
+    max: int | None = None
+
+    def __post_init__(self) -> None:
+        number("mu", self.mu, most=30.0)
+        number("sigma", self.sigma, least=0.0, most=10.0)
+        whole("min", self.min, 1)
+        if self.max is not None:
+            _ordered("min", self.min, "max", whole("max", self.max, 1))
+
+    @property
+    def support(self) -> tuple[int, float]:
+        most = math.inf if self.max is None else self.max
+        if self.sigma == 0.0:
+            most = min(most, max(self.min, math.floor(math.exp(self.mu))))
+        return self.min, most
+
+    def _quantile(self, u: FloatArray) -> FloatArray:
+        if self.sigma == 0.0:
+            return np.full_like(u, math.exp(self.mu))
+        return np.asarray(np.exp(self.mu + self.sigma * ndtri(u)))
+
+    def _exceeds(self, x: FloatArray) -> FloatArray:
+        if self.sigma == 0.0:
+            return (x <= math.exp(self.mu)).astype(np.float64)
+        return np.asarray(ndtr((self.mu - np.log(x)) / self.sigma))
+
+
+@dataclass(frozen=True)
+class Uniform(LengthLaw):
+    """Uniform on [``min``, ``max``]."""
+
+    min: float
+    max: float
+
+    def __post_init__(self) -> None:
+        number("min", self.min, least=1.0)
+        _ordered("min", self.min, "max", number("max", self.max, 1.0, most=MOST_TOKENS))
+
+    @property
+    def support(self) -> tuple[int, float]:
+        return int(self.min), math.ceil(self.max)
+
+    def _quantile(self, u: FloatArray) -> FloatArray:
+        return self.min + (self.max - self.min) * u
+
+    def _exceeds(self, x: FloatArray) -> FloatArray:
+        return _uniform_exceeds(x, self.min, self.max)
+
+
+def _uniform_exceeds(x: FloatArray, low: float, high: float) -> FloatArray:
+    if low == high:
+        return (x <= low).astype(np.float64)
+    return np.clip((high - x) / (high - low), 0.0, 1.0)
+
+
+@dataclass(frozen=True)
+class TruncatedNormal(LengthLaw):
+    """Normal given that it lies in [``min``, ``max``]: no atoms at the ends."""
+
+    mu: float
+    sigma: float
+    min: float
+    max: float
+
+    def __post_init__(self) -> None:
+        number("mu", self.mu)
+        number("sigma", self.sigma, above=0.0)
+        number("min", self.min, least=1.0)
+        number("max", self.max, 1.0, most=MOST_TOKENS)
+        _ordered("min", self.min, "max", self.max)
+        low, high = self._ends()
+        if abs(low - high) < 1e-12:
+            raise fail(
+                "mu", self.mu, "near enough to [min, max] to have a chance there"
+            )
+
+    def _ends(self) -> tuple[float, float]:
+        """P(X > min), P(X > max) of the normal before truncation."""
+        low = float(ndtr((self.mu - self.min) / self.sigma))
+        return low, float(ndtr((self.mu - self.max) / self.sigma))
+
+    @property
+    def support(self) -> tuple[int, float]:
+        return int(self.min), math.ceil(self.max)
+
+    def _quantile(self, u: FloatArray) -> FloatArray:
+        low, high = self._ends()
+        return np.asarray(self.mu - self.sigma * ndtri(low - (low - high) * u))
+
+    def _exceeds(self, x: FloatArray) -> FloatArray:
+        low, high = self._ends()
+        tail = ndtr((self.mu - x) / self.sigma)
+        return np.asarray(np.clip((tail - high) / (low - high), 0.0, 1.0))
+
+
+@dataclass(frozen=True)
+class PowerLaw(LengthLaw):
+    """Density proportional to x^-``alpha`` on [``min``, ``max``]: no atom at max."""
+
+    alpha: float
+    min: float
+    max: float
+
+    def __post_init__(self) -> None:
+        number("alpha", self.alpha, least=0.0, most=50.0)
+        number("min", self.min, least=1.0)
+        number("max", self.max, 1.0, most=MOST_TOKENS)
+        if self.min >= self.max:
+            raise fail("max", self.max, f"above min={self.min:g}")
+
+    @property
+    def support(self) -> tuple[int, float]:
+        return int(self.min), math.ceil(self.max)
+
+    def _quantile(self, u: FloatArray) -> FloatArray:
+        span = self.max / self.min
+        if self.alpha == 1.0:
+            return np.asarray(self.min * span**u)
+        e = 1.0 - self.alpha
+        return np.asarray(self.min * (1.0 + u * (span**e - 1.0)) ** (1.0 / e))
+
+    def _exceeds(self, x: FloatArray) -> FloatArray:
+        y = np.clip(x, self.min, self.max) / self.min
+        span = self.max / self.min
+        if self.alpha == 1.0:
+            return np.asarray(1.0 - np.log(y) / math.log(span))
+        e = 1.0 - self.alpha
+        return np.asarray((span**e - y**e) / (span**e - 1.0))
+
+
+@dataclass(frozen=True)
+class Bimodal(LengthLaw):
+    """Uniform short with chance ``short_prob``, else uniform long."""
+
+    short_min: float
+    short_max: float
+    long_min: float
+    long_max: float
+    short_prob: float
+
+    def __post_init__(self) -> None:
+        for part in ("short", "long"):
+            low, high = getattr(self, f"{part}_min"), getattr(self, f"{part}_max")
+            number(f"{part}_min", low, least=1.0)
+            number(f"{part}_max", high, 1.0, most=MOST_TOKENS)
+            _ordered(f"{part}_min", low, f"{part}_max", high)
+        number("short_prob", self.short_prob, least=0.0, most=1.0)
+
+    @property
+    def support(self) -> tuple[int, float]:
+        low = min(self.short_min, self.long_min)
+        return int(low), math.ceil(max(self.short_max, self.long_max))
+
+    def _quantile(self, u: FloatArray) -> FloatArray:
+        share = self.short_prob
+        in_short = np.minimum(u / share, 1.0) if share > 0.0 else np.zeros_like(u)
+        in_long = np.maximum(u - share, 0.0) / (1.0 - share) if share < 1.0 else u * 0
+        short = self.short_min + (self.short_max - self.short_min) * in_short
+        long = self.long_min + (self.long_max - self.long_min) * in_long
+        return np.where(u < share, short, long)
+
+    def _exceeds(self, x: FloatArray) -> FloatArray:
+        short = _uniform_exceeds(x, self.short_min, self.short_max)
+        long = _uniform_exceeds(x, self.long_min, self.long_max)
+        return self.short_prob * short + (1.0 - self.short_prob) * long
+
+
+@dataclass(frozen=True)
+class Geometric(LengthLaw):
+    """Geometric from 1 with ``mean`` before the clip at ``max``."""
+
+    mean: float
+    max: int | None = None
+
+    def __post_init__(self) -> None:
+        number("mean", self.mean, least=1.0, most=1e9)
+        if self.max is not None:
+            whole("max", self.max, 1)
+
+    @property
+    def support(self) -> tuple[int, float]:
+        return 1, math.inf if self.max is None else self.max
+
+    @property
+    def _log_fail(self) -> float:
+        """log(1 - p), p = 1/mean."""
+        if self.mean == 1.0:
+            return -math.inf
+        return math.log1p(-1.0 / self.mean)
+
+    def _quantile(self, u: FloatArray) -> FloatArray:
+        return 1.0 + np.log1p(-u) / self._log_fail
+
+    def _exceeds(self, x: FloatArray) -> FloatArray:
+        return np.exp((np.maximum(x, 1.0) - 1.0) * max(self._log_fail, -1e300))
+
+
+@dataclass(frozen=True)
+class Constant(LengthLaw):
+    """Always ``value``."""
+
+    value: int
+
+    def __post_init__(self) -> None:
+        if whole("value", self.value, 1) > MOST_TOKENS:
+            raise fail("value", self.value, f"at most {MOST_TOKENS}")
+
+    @property
+    def support(self) -> tuple[int, float]:
+        return self.value, self.value
+
+    def _quantile(self, u: FloatArray) -> FloatArray:
+        return np.full_like(u, self.value)
+
+    def _exceeds(self, x: FloatArray) -> FloatArray:
+        return (x <= self.value).astype(np.float64)
+
+
+@dataclass(frozen=True)
+class Empirical(LengthLaw):
+    """One of ``values``, each with its weight (None: all alike)."""
+
+    values: tuple[float, ...]
+    weights: tuple[float, ...] | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("values", "weights"):
+            if (given := getattr(self, name)) is None and name == "weights":
+                continue
+            if isinstance(given, (str, bytes)) or not hasattr(given, "__iter__"):
+                raise fail(name, given, "a list of numbers")
+            object.__setattr__(self, name, tuple(given))
+        if not self.values:
+            raise fail("values", self.values, "a list of at least one token count")
+        for value in self.values:
+            number("values", value, least=1.0, most=MOST_TOKENS)
+        for weight in self.weights or ():
+            number("weights", weight, least=0.0)
+        if self.weights is not None and len(self.weights) != len(self.values):
+            raise fail(
+                "weights", self.weights, f"as many as values: {len(self.values)}"
+            )
+        if self.weights is not None and not sum(self.weights) > 0.0:
+            raise fail("weights", self.weights, "of a sum above 0")
+
+    @cached_property
+    def _table(self) -> tuple[FloatArray, FloatArray]:
+        """Token counts in order, and P(tokens <= each)."""
+        weights = self.weights or (1.0,) * len(self.values)
+        order = np.argsort(self.values, kind="stable")
+        below = np.cumsum(np.asarray(weights, dtype=np.float64)[order])
+        return np.floor(np.asarray(self.values)[order] * 1.0), below / below[-1]
+
+    @property
+    def support(self) -> tuple[int, float]:
+        values = self._table[0]
+        return int(values[0]), float(values[-1])
+
+    def _quantile(self, u: FloatArray) -> FloatArray:
+        values, below = self._table
+        at = np.searchsorted(below, u, side="right")
+        return values[np.minimum(at, len(values) - 1)]
+
+    def _exceeds(self, x: FloatArray) -> FloatArray:
+        values, below = self._table
+        fewer = np.searchsorted(values, x, side="left")
+        return 1.0 - np.concatenate(([0.0], below))[fewer]
+
+
+LENGTH_LAWS: Mapping[str, type[LengthLaw]] = {
+    "lognormal": LogNormal,
+    "uniform": Uniform,
+    "truncated_normal": TruncatedNormal,
+    "powerlaw": PowerLaw,
+    "bimodal": Bimodal,
+    "geometric": Geometric,
+    "constant": Constant,
+    "empirical": Empirical,
+}
+
+
+def length_law(which: str, name: str, params: Mapping[str, Any]) -> LengthLaw:
+    """The law ``name`` with parameters ``params`` (DESIGN section 2 has the table).
+
+    Args:
+        which: ``"prompt"`` or ``"output"``, for messages.
+        name: One of ``LENGTH_LAWS``.
+        params: Its parameters by name.
+
+    Raises:
+        ConfigError: Unknown law, unknown or missing parameter, or a bad value.
+    """
+    law = LENGTH_LAWS[choice(f"{which}_length_dist", name, LENGTH_LAWS)]
+    return build(law, name, params, f"{which}_dist_params")

@@ -1,0 +1,87 @@
+"""What a panel draws of continuous batching, beside static on the same requests."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from llminfer.config import SimulationConfig
+from llminfer.experiment import simulate
+from llminfer.metrics import MetricsCollector, goodput
+from llminfer.panels.picture import GOOD_ENOUGH, Curve, Picture
+from llminfer.report.figures import DASHES, log_axis
+from llminfer.report.timeline import over_time
+from llminfer.workload import Workload
+
+_SKIPPED = 100  # requests of warm-up
+
+
+class ContinuousPicture(Picture):
+    """Distributions of TTFT and latency on both servers, and the continuous one's fill.
+
+    The static server goes at once with what is there; the token budget and the KV
+    blocks are nothing to it.
+
+    Args:
+        requests: Requests a simulation.
+    """
+
+    def __init__(self, requests: int = 1200) -> None:
+        super().__init__(requests)
+
+    def compose(self) -> None:
+        axes = self.figure.subplot_mosaic("lc;lh")
+        left, counts, held = axes["l"], axes["c"], axes["h"]
+        left.set(xscale="log", xlim=(0.01, 1000.0), ylim=(0.0, 1.02))
+        left.xaxis.set_major_formatter("{x:g}")
+        left.set(xlabel="seconds from arrival", ylabel="share of requests")
+        self.add(left, "static latency", 0, "static, last token")
+        self.add(left, "static ttft", 0, "static, first token", linestyle=":")
+        self.add(left, "continuous latency", 1, "continuous, last token")
+        name, dots = "continuous, first token", DASHES[4]
+        self.add(left, "continuous ttft", 1, name, linestyle=dots)
+        left.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2)
+        log_axis(counts, 0.8, 2000.0)
+        self.add(counts, "running", 1, "running", linestyle="-")
+        self.add(counts, "waiting", 4, "waiting", linestyle="--")
+        counts.set_ylabel("requests")
+        counts.tick_params(labelbottom=False)
+        counts.legend(loc="upper left", ncols=2)
+        self.add(held, "held", 1, linestyle="-")
+        held.set(ylim=(0.0, 1.05), ylabel="blocks held")
+        held.yaxis.set_major_formatter("{x:.0%}")
+        for ax in (counts, held):
+            ax.set_xlim(0.0, 1.0)
+        held.set_xlabel("time, share of the continuous run")
+
+    def compute(
+        self, config: SimulationConfig
+    ) -> tuple[dict[str, Curve], dict[str, str]]:
+        few = config.replace(num_requests=self.requests, warmup_requests=_SKIPPED)
+        requests = Workload.generate(few)
+        servers = {
+            "continuous": few.replace(server="continuous"),
+            "static": few.replace(server="static", batch_timeout=0.0),
+        }
+        shares = np.linspace(0.0, 1.0, 101)
+        curves: dict[str, Curve] = {}
+        readings: dict[str, str] = {}
+        for name, server in servers.items():
+            record = simulate(server, requests)
+            found = MetricsCollector.compute_metrics(record, _SKIPPED)
+            arrival = record.arrival_time
+            ttft = (record.first_token_time - arrival)[_SKIPPED:]
+            latency = (record.processing_end_time - arrival)[_SKIPPED:]
+            curves[f"{name} ttft"] = (np.quantile(ttft, shares), shares)
+            curves[f"{name} latency"] = (np.quantile(latency, shares), shares)
+            for time in ("ttft", "tpot", "latency"):
+                label = time if time == "latency" else time.upper()
+                readings[f"p99 {label}, {name}"] = f"{found[f'p99_{time}']:.3g} s"
+            good = goodput(record, *GOOD_ENOUGH, _SKIPPED)
+            readings[f"goodput, {name}"] = f"{good:.3g} requests/s"
+            if record.steps is not None:
+                readings["preemptions"] = f"{found['preemptions']:,.0f}"
+                table = over_time(record)
+                time_share = table["time"].to_numpy() / float(table["time"].iloc[-1])
+                for column in ("running", "waiting", "held"):
+                    curves[column] = (time_share, table[column].to_numpy())
+        return curves, readings

@@ -1,0 +1,107 @@
+"""Pictures of a log beside its simulation."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+
+from llminfer.base.arrays import FloatArray
+from llminfer.calibrate import MEASURES, Calibration
+from llminfer.config import SimulationConfig
+from llminfer.data.logs import ServedLog
+from llminfer.experiment import simulate
+from llminfer.panels.picture import Curve, Picture
+from llminfer.report.figures import COLORS, look
+from llminfer.timeseries import queue_length, running
+
+_MARKS: Any = {"marker": ".", "linestyle": "none", "markersize": 3.0}
+NAMES = {"ttft": "first token (TTFT)", "tpot": "TPOT", "latency": "latency"}
+
+
+def over_time(ax: Axes, calibration: Calibration, measured: pd.DataFrame) -> None:
+    """Requests that run and that wait, measured as marks and simulated as lines.
+
+    Args:
+        ax: Where to draw.
+        calibration: The simulation.
+        measured: Columns ``t`` (seconds), ``running`` and ``waiting``.
+    """
+    record = calibration.record
+    simulated = {"waiting": queue_length(record), "running": running(record)}
+    times = np.linspace(0.0, float(measured["t"].max()), 500)
+    for color, (name, series) in zip(COLORS, simulated.items(), strict=False):
+        ax.plot(times, series(times), color=color, label=name)
+        every, label = measured.iloc[::4], f"{name}, measured"
+        ax.plot(every["t"], every[name], color=color, label=label, **_MARKS)
+    cut = float(calibration.log.last_token_time[calibration.fitted].max())
+    ax.axvline(cut, color="black", linewidth=0.8, linestyle=":")
+    ax.set(xlabel="time, seconds", xlim=(0.0, None), ylim=(0.0, None))
+
+
+def distribution(ax: Axes, calibration: Calibration, measure: str) -> None:
+    """The share of the held-back requests within a time, measured and simulated."""
+    part = ~calibration.fitted
+    for i, (name, log) in enumerate(
+        (("measured", calibration.log), ("simulated", calibration.simulated))
+    ):
+        x, y = _shares(getattr(log, measure)[part])
+        ax.plot(x, y, label=name, **{**look(i), "marker": ""})
+    ax.set(xlabel=f"{NAMES[measure]}, seconds", ylim=(0.0, 1.02))
+
+
+def residuals(ax: Axes, calibration: Calibration) -> None:
+    """Relative errors by when a request completed; what was fitted lies on grey."""
+    table = calibration.residuals()
+    for i, measure in enumerate(MEASURES):
+        errors = 100.0 * table[measure]
+        ax.plot(
+            table["completed"], errors, color=COLORS[i], label=NAMES[measure], **_MARKS
+        )
+    cut = table.loc[table["fitted"], "completed"].max()
+    ax.axvspan(0.0, cut, color="#eeeeee", zorder=0)
+    ax.axhline(0.0, color="black", linewidth=0.8)
+    ax.set(xlabel="completed at, seconds", xlim=(0.0, None), ylim=(-50.0, 50.0))
+
+
+def _shares(values: FloatArray) -> Curve:
+    ordered = np.sort(values[~np.isnan(values)])
+    return ordered, np.arange(1, len(ordered) + 1) / len(ordered)
+
+
+class LogPicture(Picture):
+    """The distributions of a log in black, and what a configuration makes of it.
+
+    Args:
+        log: What was measured; its requests are simulated, whatever the arrival rate.
+    """
+
+    def __init__(self, log: ServedLog) -> None:
+        self.log = log
+        super().__init__(len(log))
+
+    def compose(self) -> None:
+        for ax, i, measure in zip(
+            self.figure.subplots(1, 3, sharey=True), range(3), MEASURES, strict=True
+        ):
+            x, y = _shares(getattr(self.log, measure))
+            ax.plot(x, y, color="black", label="measured")
+            self.add(ax, measure, i, "simulated")
+            ax.set(xlim=(0.0, 1.3 * x[-1]), ylim=(0.0, 1.02))
+            ax.set_xlabel(f"{NAMES[measure]}, seconds")
+            ax.legend(loc="lower right")
+        self.figure.axes[0].set_ylabel("share of requests")
+
+    def compute(
+        self, config: SimulationConfig
+    ) -> tuple[dict[str, Curve], dict[str, str]]:
+        own = config.replace(num_requests=self.requests, warmup_requests=0)
+        served = ServedLog.from_record(simulate(own, self.log.workload))
+        curves = {name: _shares(getattr(served, name)) for name in MEASURES}
+        readings = {}
+        for name in MEASURES:
+            real, ours = (np.nanmean(getattr(s, name)) for s in (self.log, served))
+            readings[f"mean {NAMES[name]}"] = f"{ours:.3g} s ({ours / real - 1.0:+.1%})"
+        return curves, readings

@@ -1,0 +1,45 @@
+"""The panels that notebooks share with the stand-alone page."""
+
+from __future__ import annotations
+
+from llminfer.config import SimulationConfig
+from llminfer.panels.continuous import ContinuousPicture
+from llminfer.panels.panel import Panel
+from llminfer.panels.picture import LatencyPicture
+from llminfer.timing import PRESETS
+
+REPORT = SimulationConfig(  # the course report's server
+    arrival_rate=4.0,  # requests/s
+    prompt_dist_params={
+        "mu": 4,
+        "sigma": 1.5,
+        "max": 8192,
+    },  # tokens, up to the context
+    batch_size=32,
+    batch_timeout=0.0,  # go at once with what is there
+    num_requests=10_500,  # of which 500 warm up
+    random_seed=42,
+)
+
+
+def start_panel() -> Panel:
+    """The course report's static server, with a slider for all that it has."""
+    names = ("arrival_rate", "alpha", "beta", "gamma", "batch_size", "batch_timeout")
+    return Panel(REPORT, LatencyPicture(), names)
+
+
+def continuous_panel() -> Panel:
+    """An RTX 4090 with Llama-3.1-8B, as vLLM serves it and as static batches would."""
+    server = REPORT.replace(
+        **PRESETS["llama-3.1-8b-rtx4090"].coefficients,
+        server="continuous",
+        arrival_rate=5.0,  # requests/s
+        output_length_dist="lognormal",
+        output_dist_params={"mu": 5, "sigma": 0.8, "max": 2048},  # tokens
+        batch_size=128,
+        kv_blocks=1024,
+        num_requests=3_500,
+    )
+    names = ["arrival_rate", "batch_size", "max_batched_tokens", "kv_blocks"]
+    names += ["chunked_prefill", "alpha", "beta", "gamma", "delta", "kappa"]
+    return Panel(server, ContinuousPicture(), names)

@@ -1,0 +1,246 @@
+"""What a panel draws: a figure made once, whose curves follow a configuration."""
+
+from __future__ import annotations
+
+import io
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from functools import lru_cache
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.image import imsave
+from matplotlib.lines import Line2D
+
+from llminfer.base.arrays import FloatArray
+from llminfer.config import SimulationConfig
+from llminfer.experiment import simulate
+from llminfer.metrics import MetricsCollector, goodput
+from llminfer.report.figures import (
+    COLORS,
+    DASHES,
+    GHOST,
+    STYLE,
+    log_axis,
+    powers_of_two,
+)
+from llminfer.theory.known import latency_curve
+from llminfer.workload import Workload
+
+Curve = tuple[FloatArray, FloatArray]
+BATCH_LIMITS = (1, 2, 4, 8, 16, 32, 64, 128)
+GOOD_ENOUGH = (1.0, 0.1)  # limits of TTFT and TPOT, seconds
+_SCREEN: Any = {
+    **STYLE,
+    "font.size": 10.0,
+    "axes.labelsize": 10.0,
+    "xtick.labelsize": 9.0,
+    "ytick.labelsize": 9.0,
+    "legend.fontsize": 9.0,
+}
+
+
+class Picture(ABC):
+    """Curves that follow a configuration, over grey ones that were kept.
+
+    Args:
+        requests: Requests a simulation; few, so that the answer comes at once.
+    """
+
+    def __init__(self, requests: int) -> None:
+        self.requests = requests
+        self.lines: dict[str, Line2D] = {}
+        self.kept: dict[str, Line2D] = {}
+        with mpl.rc_context(_SCREEN):
+            self.figure = Figure(figsize=(8.6, 3.6), dpi=100, layout="constrained")
+            self.canvas: Any = _canvas(self.figure)
+            self.compose()
+            self.canvas.draw()  # without the curves, which are animated
+        # Axes, labels and legends are painted once; a move only repaints the curves.
+        self._backdrop = self.canvas.copy_from_bbox(self.figure.bbox)
+
+    @abstractmethod
+    def compose(self) -> None:
+        """Make the axes, and a line for each curve with ``add``."""
+
+    @abstractmethod
+    def compute(
+        self, config: SimulationConfig
+    ) -> tuple[dict[str, Curve], dict[str, str]]:
+        """The curves of a configuration by name, and readings to show as text."""
+
+    def add(
+        self, ax: Axes, name: str, i: int, label: str | None = None, **style: Any
+    ) -> None:
+        """A curve in the ``i``-th look, and the grey one behind it."""
+        grey: Any = {"color": GHOST, "linestyle": DASHES[i], "linewidth": 1.0} | style
+        own: Any = {"color": COLORS[i], "linestyle": DASHES[i], "label": label} | style
+        (self.kept[name],) = ax.plot([], [], animated=True, **grey)
+        (self.lines[name],) = ax.plot([], [], animated=True, **own)
+
+    def update(self, config: SimulationConfig) -> Mapping[str, str]:
+        """Move the curves to ``config``; the readings as text."""
+        curves, readings = self.compute(config)
+        for name, (x, y) in curves.items():
+            self.lines[name].set_data(x, y)
+        return readings
+
+    def keep(self) -> None:
+        """Leave the present curves behind in grey."""
+        for name, line in self.lines.items():
+            self.kept[name].set_data(*line.get_data())
+
+    def png(self) -> bytes:
+        """The picture."""
+        self.canvas.restore_region(self._backdrop)
+        for line in (*self.kept.values(), *self.lines.values()):
+            self.figure.draw_artist(line)
+        buffer = io.BytesIO()
+        pixels = np.asarray(self.canvas.buffer_rgba())
+        fast = {"compress_level": 1}
+        imsave(buffer, pixels, format="png", pil_kwargs=fast)
+        return buffer.getvalue()
+
+
+class LatencyPicture(Picture):
+    """The distribution of latency, and where on the load curve the server stands."""
+
+    loads = (0.1, 0.3, 0.5, 0.65, 0.8, 0.9, 0.97)
+
+    def __init__(self, requests: int = 2000) -> None:
+        super().__init__(requests)
+
+    def compose(self) -> None:
+        left, right = self.figure.subplots(1, 2)
+        left.set(xscale="log", xlim=(0.01, 1000.0), ylim=(0.0, 1.02))
+        left.xaxis.set_major_formatter("{x:g}")
+        left.set(xlabel="seconds from arrival", ylabel="share of requests")
+        self.add(left, "latency", 0, "all done (latency)")
+        self.add(left, "ttft", 1, "first token (TTFT)")
+        left.legend(loc="upper left")
+        log_axis(right, 0.01, 1000.0)
+        right.set_xlim(0.0, 1.2)
+        right.set(xlabel="offered load ρ = λ/λ*", ylabel="latency, seconds")
+        self.add(right, "p99", 1, "p99")
+        self.add(right, "mean", 0, "mean")
+        right.axvline(1.0, color="#b00020", linewidth=1.0)
+        self.add(right, "theory", 6, "mean, theory", linestyle=":", linewidth=2.0)
+        self.add(right, "here", 6, "now", marker="o", linestyle="none")
+        right.legend(loc="upper left")
+
+    def compute(
+        self, config: SimulationConfig
+    ) -> tuple[dict[str, Curve], dict[str, str]]:
+        own = config.replace(num_requests=self.requests, warmup_requests=300)
+        requests = Workload.generate(own)
+        record = simulate(own, requests)
+        metrics = MetricsCollector.compute_metrics(record, own.warmup_requests)
+        good = goodput(record, *GOOD_ENOUGH, own.warmup_requests)
+        shares = np.linspace(0.0, 1.0, 101)
+        arrival = record.arrival_time
+        latency = np.quantile((record.processing_end_time - arrival)[300:], shares)
+        ttft = np.quantile((record.first_token_time - arrival)[300:], shares)
+        steady = own.arrival_pattern == "constant"  # then any rate will do
+        mean, p99 = _along(own.replace(arrival_rate=1.0) if steady else own, self.loads)
+        loads = np.array(self.loads)
+        here = np.array([min(config.offered_load, 1.19)])
+        return {
+            "latency": (latency, shares),
+            "ttft": (ttft, shares),
+            "mean": (loads, mean),
+            "p99": (loads, p99),
+            "theory": (loads, latency_curve(own, self.loads)),
+            "here": (here, np.array([metrics["avg_latency"]])),
+        }, {
+            "mean latency": f"{metrics['avg_latency']:.3g} s",
+            "median": f"{metrics['p50_latency']:.3g} s",
+            "99% are done within": f"{metrics['p99_latency']:.3g} s",
+            "mean time to first token": f"{metrics['avg_ttft']:.3g} s",
+            "throughput": f"{metrics['throughput_req_per_sec']:.3g} requests/s",
+            "goodput (TTFT ≤ 1 s, TPOT ≤ 0.1 s)": f"{good:.3g} requests/s",
+            "mean batch": f"{metrics['avg_batch_size']:.1f} requests",
+            "busy": f"{metrics['utilization']:.0%} of the time",
+        }
+
+
+class BatchSizePicture(Picture):
+    """Latency against the batch limit, for both rules of dispatch, and the capacity."""
+
+    sizes = BATCH_LIMITS
+
+    def __init__(self, requests: int = 1000) -> None:
+        super().__init__(requests)
+
+    def compose(self) -> None:
+        left, right = self.figure.subplots(1, 2)
+        over_batch_limits(left, 0.05, 1000.0, "latency, seconds")
+        self.add(left, "greedy p99", 1, "at once, p99")
+        self.add(left, "greedy mean", 0, "at once, mean")
+        self.add(left, "full p99", 3, "until full, p99")
+        self.add(left, "full mean", 2, "until full, mean")
+        left.legend(loc="upper right", ncols=2)
+        over_batch_limits(right, 0.1, 100.0, "requests/s")
+        self.add(right, "capacity", 0, "most it can carry, λ*(B)")
+        self.add(right, "arriving", 1, "arriving, λ")
+        right.legend(loc="upper left")
+
+    def compute(
+        self, config: SimulationConfig
+    ) -> tuple[dict[str, Curve], dict[str, str]]:
+        few = config.replace(num_requests=self.requests, warmup_requests=100)
+        requests = Workload.generate(few)
+        sizes = np.array(self.sizes, dtype=np.float64)
+        curves: dict[str, Curve] = {}
+        best: dict[str, tuple[float, int]] = {}
+        for rule, timeout in (("greedy", 0.0), ("full", None)):
+            rows = [
+                mean_and_p99(few.replace(batch_size=b, batch_timeout=timeout), requests)
+                for b in self.sizes
+            ]
+            mean, p99 = np.array(rows).T
+            curves |= {f"{rule} mean": (sizes, mean), f"{rule} p99": (sizes, p99)}
+            best[rule] = min(zip(p99.tolist(), self.sizes, strict=True))
+        capacity = [config.replace(batch_size=b).max_stable_rate for b in self.sizes]
+        curves["capacity"] = (sizes, np.array(capacity))
+        curves["arriving"] = (sizes, np.full(len(sizes), config.arrival_rate))
+        stable = [
+            b for b, c in zip(self.sizes, capacity, strict=True) if c > few.arrival_rate
+        ]
+        readings = {"stable from": f"B = {stable[0]}" if stable else "no B shown here"}
+        for rule, name in (("greedy", "at once"), ("full", "until full")):
+            p99, size = best[rule]
+            readings[f"least p99, {name}"] = f"{p99:.3g} s at B = {size}"
+        return curves, readings
+
+
+def _canvas(figure: Figure) -> Any:
+    return FigureCanvasAgg(figure)
+
+
+def over_batch_limits(ax: Axes, low: float, high: float, label: str) -> None:
+    """Make ``ax`` one for curves over ``BATCH_LIMITS``, from ``low`` to ``high``."""
+    powers_of_two(ax, list(BATCH_LIMITS))
+    log_axis(ax, low, high)
+    ax.set(xlim=(0.9, 142.0), xlabel="batch limit B", ylabel=label)
+
+
+@lru_cache(maxsize=64)
+def _along(config: SimulationConfig, loads: tuple[float, ...]) -> FloatArray:
+    """Simulated mean and p99 of latency by offered load, seconds, shape (2, loads)."""
+    requests = Workload.generate(config)
+    pace = config.max_stable_rate / config.arrivals.mean(config.num_requests)
+    rows = [mean_and_p99(config, requests.scaled(load * pace)) for load in loads]
+    return np.array(rows).T
+
+
+def mean_and_p99(config: SimulationConfig, requests: Workload) -> tuple[float, float]:
+    """Mean and p99 of latency, seconds, without the warm-up."""
+    record = simulate(config, requests)
+    latency = (record.processing_end_time - record.arrival_time)[
+        config.warmup_requests :
+    ]
+    return float(latency.mean()), float(np.quantile(latency, 0.99))

@@ -1,0 +1,85 @@
+"""What a panel draws of a server whose load climbs."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pandas as pd
+
+from llminfer.config import SimulationConfig
+from llminfer.experiment import simulate
+from llminfer.panels.picture import Curve, Picture
+from llminfer.report.figures import log_axis
+from llminfer.study.alarms import judge
+from llminfer.study.signals import warning_signals
+
+_MOST_SHOWN = 1.6  # load at the right edge
+
+
+class RampPicture(Picture):
+    """The queue and other signals against the load as it climbs, and the alarm.
+
+    Args:
+        requests: Requests a simulation, at most; a climb that takes more is cut off.
+        threshold: The alarm rings when more requests wait.
+    """
+
+    def __init__(self, requests: int = 12_000, threshold: float = 100.0) -> None:
+        self.threshold = threshold
+        super().__init__(requests)
+
+    def compose(self) -> None:
+        left, right = self.figure.subplots(1, 2)
+        log_axis(left, 1.0, 10_000.0)
+        self.add(left, "queue", 0, "requests waiting")
+        left.axhline(self.threshold, color="black", linewidth=1.0, linestyle=":")
+        self.add(left, "alarm", 6, "first alarm", marker="o", linestyle="none")
+        left.set(ylabel="queue, requests")
+        self.add(right, "rate_ratio", 2, "arrival rate / λ*")
+        self.add(right, "utilization", 1, "utilisation")
+        self.add(right, "batch_fill", 0, "batch fill")
+        right.set(ylim=(0.0, _MOST_SHOWN), ylabel="over the last minute")
+        for ax in (left, right):
+            ax.set(xlim=(0.0, _MOST_SHOWN), xlabel="load now, λ(t)/λ*")
+            ax.axvline(1.0, color="#b00020", linewidth=1.0)
+            ax.legend(loc="upper left")
+
+    def compute(
+        self, config: SimulationConfig
+    ) -> tuple[dict[str, Curve], dict[str, str]]:
+        climb = np.array([config.arrival_pattern_params["duration"]])
+        expected = math.ceil(float(config.arrivals.cumulative(climb)[0]))
+        most = min(expected, self.requests)
+        own = config.replace(num_requests=most, warmup_requests=0)
+        seen = warning_signals(own, simulate(own))
+        load = np.array(seen["load"])
+        curves: dict[str, Curve] = {
+            name: (load, np.array(seen[name]))
+            for name in ("queue", "rate_ratio", "utilization", "batch_fill")
+        }
+        runs = pd.DataFrame([seen])
+        verdict = judge(runs, "queue", self.threshold).iloc[0]
+        rang = np.array(seen["time"]) == verdict["alarm"]
+        curves["alarm"] = (load[rang], curves["queue"][1][rang])
+        return curves, {
+            "λ* is reached": _when(verdict["crossing"]),
+            f"queue over {self.threshold:g}": _when(verdict["alarm"]),
+            "warning": _lead(verdict["alarm"], verdict["crossing"]),
+            "arrivals over λ*": _when(judge(runs, "rate_ratio", 1.0)["alarm"].iloc[0]),
+            "busy over 95%": _when(judge(runs, "utilization", 0.95)["alarm"].iloc[0]),
+        }
+
+
+def _when(seconds: float) -> str:
+    return f"at {seconds:,.0f} s" if math.isfinite(seconds) else "never"
+
+
+def _lead(alarm: float, crossing: float) -> str:
+    """How early an alarm was, in words."""
+    if math.isinf(alarm):
+        return "none"
+    if math.isinf(crossing):
+        return "false alarm"
+    early = crossing - alarm
+    return f"{abs(early):,.0f} s " + ("before" if early > 0.0 else "after")

@@ -1,0 +1,205 @@
+"""A dozen requests, moment by moment, on both servers side by side."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import ipywidgets as w
+import numpy as np
+import pandas as pd
+from matplotlib.ticker import MaxNLocator
+from PIL import Image
+
+from llminfer.base.arrays import FloatArray
+from llminfer.config import SimulationConfig
+from llminfer.experiment import simulate
+from llminfer.panels import html
+from llminfer.panels.panel import IMAGE
+from llminfer.panels.picture import Curve, Picture
+from llminfer.record import RunRecord
+from llminfer.report import timeline
+from llminfer.report.tables import figures_dir
+from llminfer.timing import StepTime
+from llminfer.workload import Workload
+
+SERVERS: Mapping[str, str] = {"static": "static batches", "continuous": "continuous"}
+_SAME = ("waiting", "prefilling", "decoding")
+LOOKS: Mapping[str, str] = {
+    **{phase: timeline.LOOKS[phase] for phase in _SAME},
+    "held by its batch": "#a8d4ee",
+}
+_EVENTS = ("arrives", "goes in", "first token", "last token")
+
+Phases = Mapping[str, tuple[FloatArray, FloatArray]]
+
+
+def phases(record: RunRecord, step_time: StepTime) -> Phases:
+    """From when to when each request is where, by the name of the phase.
+
+    Each is a pair of arrays, seconds, shape (n,). In a static batch a request has its
+    last token before the batch ends, unless it is the longest, and is held till then.
+    """
+    start, first = record.processing_start_time, record.first_token_time
+    end = done = record.processing_end_time
+    if record.steps is None:
+        _, batch, size = np.unique(start, return_inverse=True, return_counts=True)
+        tokens = np.bincount(batch, record.prompt_length)[batch]
+        steps = record.output_length.astype(np.float64)
+        done = first + step_time.decode(size[batch], tokens, steps)
+        done = np.where(np.isclose(done, end), end, done)
+    spans = (record.arrival_time, start), (start, first), (first, done), (done, end)
+    return dict(zip(LOOKS, spans, strict=True))
+
+
+class StoryPicture(Picture):
+    """What each of a dozen requests has gone through up to a moment.
+
+    Args:
+        config: The server, of either kind, and the law of the requests.
+        requests: How many; few enough to be told apart.
+
+    Attributes:
+        moments: When something happens on either server, seconds, ascending.
+        now: The moment that is drawn, an index.
+    """
+
+    def __init__(self, config: SimulationConfig, requests: int = 12) -> None:
+        self.config = few = config.replace(num_requests=requests, warmup_requests=0)
+        workload = Workload.generate(few)
+        self.phases = {
+            server: phases(
+                simulate(few.replace(server=server), workload), config.step_time
+            )
+            for server in SERVERS
+        }
+        spans = [span for own in self.phases.values() for span in own.values()]
+        self.moments = np.unique([time for span in spans for time in span])
+        self.now = len(self.moments) - 1
+        super().__init__(requests)
+
+    def compose(self) -> None:
+        both = self.figure.subplots(1, 2, sharex=True, sharey=True)
+        ends = (0.0, 1.02 * self.moments[-1])
+        for ax, (server, title) in zip(both, SERVERS.items(), strict=True):
+            ax.set(title=title, xlabel="time, seconds", xlim=ends)
+            ax.set_ylim(self.requests + 0.7, 0.3)
+            ax.yaxis.set_major_locator(MaxNLocator(integer=True))
+            ax.grid(axis="y", visible=False)
+            for name, color in LOOKS.items():
+                bar: Any = {"linewidth": 11, "solid_capstyle": "butt", "color": color}
+                self.add(ax, f"{server} {name}", 0, name, **bar, linestyle="-")
+            self.add(ax, f"{server} now", 6, linewidth=1.0, linestyle="-")
+        both[0].set_ylabel("request")
+        handles = both[0].get_legend_handles_labels()
+        self.figure.legend(*handles, loc="outside upper center", ncols=len(LOOKS))
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row a server, phase and request, as ``timeline.draw`` takes them."""
+        rows = [
+            pd.DataFrame({"begin": begin, "end": end}, pd.RangeIndex(len(begin)))
+            .rename_axis("request")
+            .reset_index()
+            .assign(phase=phase, server=server)
+            for server, own in self.phases.items()
+            for phase, (begin, end) in own.items()
+        ]
+        return pd.concat(rows)[["server", "request", "phase", "begin", "end"]]
+
+    def save_animation(self, name: str, seconds: float = 0.5) -> Path:
+        """All moments one after another, as ``name.gif`` among the figures.
+
+        Args:
+            name: Of the file, without its ending.
+            seconds: How long each moment is shown, on the wall.
+        """
+        was, frames = self.now, []
+        for moment in range(len(self.moments)):
+            self.now = moment
+            self.update(self.config)
+            with Image.open(io.BytesIO(self.png())) as shown:
+                frames.append(shown.convert("P", palette=Image.Palette.ADAPTIVE))
+        self.now = was
+        path = figures_dir() / f"{name}.gif"
+        pause = [int(1000 * seconds)] * (len(frames) - 1) + [4000]  # ms
+        frames[0].save(
+            path, save_all=True, append_images=frames[1:], duration=pause, loop=0
+        )
+        return path
+
+    def compute(
+        self, config: SimulationConfig
+    ) -> tuple[dict[str, Curve], dict[str, str]]:
+        now = float(self.moments[self.now])
+        curves: dict[str, Curve] = {}
+        said = {"time": f"{now:.2f} s"}
+        for server, own in self.phases.items():
+            for name, (start, end) in own.items():
+                curves[f"{server} {name}"] = _bars(start, np.minimum(end, now))
+            ends = np.array([0.3, self.requests + 0.7])
+            curves[f"{server} now"] = (np.array([now, now]), ends)
+            said[SERVERS[server]] = _told(own, now)
+        return curves, said
+
+
+def _bars(start: FloatArray, end: FloatArray) -> Curve:
+    """Points of a thick line that is broken between requests."""
+    gap = np.full(len(start), np.nan)
+    rows = np.arange(1.0, len(start) + 1.0)
+    here = np.where(end > start, rows, np.nan)
+    return np.column_stack([start, end, gap]).ravel(), np.column_stack(
+        [here] * 3
+    ).ravel()
+
+
+def _told(own: Phases, now: float) -> str:
+    """What has just happened on a server, and how many requests are where."""
+    news = []
+    for event, (start, _) in zip(_EVENTS, own.values(), strict=True):
+        if (who := np.flatnonzero(start == now) + 1).size:
+            news.append(f"{event}: {', '.join(map(str, who))}")
+    where = {
+        name: int(((start <= now) & (now < end)).sum())
+        for name, (start, end) in own.items()
+    }
+    done = int((list(own.values())[-1][1] <= now).sum())
+    counts = ", ".join(f"{n} {name}" for name, n in where.items() if n)
+    parts = [counts, f"{done} done" if done else "", *news]
+    return "; ".join(part for part in parts if part) or "nothing yet"
+
+
+class StoryPanel(w.VBox):  # type: ignore[misc]
+    """A dozen requests on both servers, to play or to step through.
+
+    Args:
+        config: The server and the law of the requests.
+        requests: How many.
+    """
+
+    def __init__(self, config: SimulationConfig, requests: int = 12) -> None:
+        self.picture = StoryPicture(config, requests)
+        last = len(self.picture.moments) - 1
+        self.moment = w.IntSlider(
+            value=last // 2,
+            max=last,
+            description="moment",
+            continuous_update=False,
+            layout=w.Layout(width="420px", flex="0 0 auto"),
+        )
+        self.play = w.Play(max=last, value=last // 2, interval=700)  # ms a moment
+        self.play.tooltip = "Play, pause, or start again"
+        w.jslink((self.play, "value"), (self.moment, "value"))
+        self.image = w.Image(format="png", layout=IMAGE)
+        self.told = w.HTML()
+        self.moment.observe(lambda _: self._show(), "value")
+        flow = w.Layout(display="flex", flex_flow="row wrap", width="100%")
+        hand = w.Box([self.play, self.moment], layout=flow)
+        super().__init__([self.image, hand, self.told])
+        self._show()
+
+    def _show(self) -> None:
+        self.picture.now = self.moment.value
+        self.told.value = html.lines(self.picture.update(self.picture.config))
+        self.image.value = self.picture.png()

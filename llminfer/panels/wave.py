@@ -1,0 +1,85 @@
+"""A picture of batch-size control while the arrival rate swings."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import numpy as np
+
+from llminfer.config import SimulationConfig
+from llminfer.experiment import simulate
+from llminfer.panels.picture import Curve, Picture
+from llminfer.report.figures import log_axis
+from llminfer.study.measures import over_a_wave
+from llminfer.workload import Workload
+
+CONTROLS = ("static", "queue", "rate", "latency")
+_ACTS = 12  # times a period
+
+
+class WavePicture(Picture):
+    """Batch limit and p99 over one swing of the rate, a curve a controller.
+
+    The base rate is the configuration's; it swings by four fifths of that, with a
+    period in which half of the requests arrive.
+
+    Args:
+        requests: Requests in the two periods that are simulated.
+    """
+
+    def __init__(self, requests: int = 3000) -> None:
+        super().__init__(requests)
+
+    def compose(self) -> None:
+        left, right = self.figure.subplots(1, 2)
+        for ax, what in ((left, "limit"), (right, "p99")):
+            for i, name in enumerate(CONTROLS):
+                self.add(ax, f"{name} {what}", i, name)
+            ax.set(xlim=(0.0, 1.0), xlabel="time, periods of the rate")
+            ax.axvline(0.25, color="#cccccc", linewidth=6.0, zorder=0)
+        left.set_yscale("log", base=2)
+        left.set(ylim=(0.8, 160.0), ylabel="batch limit")
+        left.yaxis.set_major_formatter("{x:g}")
+        log_axis(right, 0.05, 1000.0)
+        right.set_ylabel("p99 latency, seconds")
+        left.legend(loc="lower left", bbox_to_anchor=(0.0, 1.0), ncols=4)
+
+    def compute(
+        self, config: SimulationConfig
+    ) -> tuple[dict[str, Curve], dict[str, str]]:
+        mean = config.arrival_rate
+        period = self.requests / 2.0 / mean
+        wave = config.replace(
+            arrival_pattern="sinusoidal",
+            arrival_pattern_params={"amplitude": 0.8 * mean, "period": period},
+            num_requests=self.requests,
+            warmup_requests=self.requests // 20,
+        )
+        requests = Workload.generate(wave)
+        curves: dict[str, Curve] = {}
+        readings: dict[str, str] = {}
+        for name in CONTROLS:
+            run = wave.replace(**control(name, period / _ACTS, target=10.0))
+            with warnings.catch_warnings(action="ignore"):
+                found = over_a_wave(run, simulate(run, requests))
+            shown = slice(None, 60)
+            time = np.array(found["time"][shown]) / period
+            curves[f"{name} limit"] = (time, np.array(found["limit"][shown]))
+            curves[f"{name} p99"] = (time, np.array(found["p99"][shown]))
+            readings[f"p99 at the peak, {name}"] = f"{found['p99_peak']:.3g} s"
+        return curves, readings
+
+
+def control(name: str, interval: float, target: float) -> dict[str, Any]:
+    """The fields of a configuration that choose a controller.
+
+    Args:
+        name: ``static``, ``queue``, ``rate`` or ``latency``.
+        interval: Seconds between its acts.
+        target: The p99 that ``latency`` aims at, seconds.
+    """
+    params: dict[str, Any] = {} if name == "static" else {"interval": interval}
+    if name == "latency":
+        params["target"] = target
+    return {"batch_control": name, "batch_control_params": params}

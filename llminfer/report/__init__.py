@@ -1,0 +1,22 @@
+"""Figures, tables, verdicts and macros for a LaTeX report.
+
+``figures`` and ``timeline`` draw, and are imported by name.
+"""
+
+from llminfer.report.tables import (
+    against,
+    save_numbers,
+    save_table,
+    verdict_table,
+)
+from llminfer.report.verdict import (
+    Verdict,
+)
+
+__all__ = [
+    "Verdict",
+    "against",
+    "save_numbers",
+    "save_table",
+    "verdict_table",
+]

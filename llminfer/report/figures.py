@@ -1,0 +1,188 @@
+"""Figures for print and screen: one style, one way to save."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import matplotlib as mpl
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from cycler import cycler
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, NullFormatter
+
+from llminfer.report.tables import figures_dir
+
+COLUMN, PAGE = 3.4, 7.0  # inches: one column and the full width of a two-column page
+COLORS = (  # Okabe and Ito (2008): told apart by the colour blind, and in grey
+    "#0072B2",
+    "#D55E00",
+    "#009E73",
+    "#CC79A7",
+    "#E69F00",
+    "#56B4E9",
+    "#000000",
+)
+DASHES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (3, 1)), (0, (1, 1)))
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+GHOST = "#888888"
+STYLE: Any = {
+    "font.size": 8.0,  # as printed: figures are drawn at their final width
+    "axes.titlesize": 8.0,
+    "axes.labelsize": 8.0,
+    "xtick.labelsize": 7.0,
+    "ytick.labelsize": 7.0,
+    "legend.fontsize": 7.0,
+    "legend.frameon": False,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "#dddddd",
+    "grid.linewidth": 0.5,
+    "lines.linewidth": 1.3,
+    "lines.markersize": 3.5,
+    "axes.prop_cycle": cycler(color=COLORS),
+    "figure.dpi": 140.0,
+    "savefig.dpi": 300.0,
+    "pdf.fonttype": 42,  # TrueType: text stays text for editors and readers
+    "svg.hashsalt": "llminfer",
+}
+
+
+def use_style() -> None:
+    """Draw everything from here on in the workbook's style."""
+    mpl.rcParams.update(STYLE)
+
+
+def new(
+    rows: int = 1,
+    columns: int = 1,
+    width: float = PAGE,
+    height: float = 2.4,
+    **axes: Any,
+) -> tuple[Figure, Any]:
+    """A figure at its final size, and its axes as ``plt.subplots`` gives them.
+
+    Args:
+        rows: Rows of axes.
+        columns: Columns of axes.
+        width: Inches: ``COLUMN`` or ``PAGE``.
+        height: Inches.
+        **axes: Passed on to ``plt.subplots``.
+    """
+    use_style()
+    size = (width, height)
+    return plt.subplots(rows, columns, figsize=size, layout="constrained", **axes)
+
+
+def look(i: int) -> dict[str, Any]:
+    """Colour, dashes and marker of the ``i``-th curve, all different."""
+    return {
+        "color": COLORS[i % len(COLORS)],
+        "linestyle": DASHES[i % len(DASHES)],
+        "marker": MARKERS[i % len(MARKERS)],
+    }
+
+
+def curve(
+    ax: Axes,
+    table: pd.DataFrame,
+    x: str,
+    i: int = 0,
+    label: str | None = None,
+    **style: Any,
+) -> None:
+    """A curve of means with its band of intervals.
+
+    Args:
+        ax: Where to draw.
+        table: Columns ``x``, ``mean``, ``ci_lower``, ``ci_upper``.
+        x: The column along the axis.
+        i: Which colour, dashes and marker.
+        label: For the legend.
+        **style: Overrides of the line's style.
+    """
+    ordered = table.sort_values(x)
+    shown = {**look(i), **style}
+    ax.plot(ordered[x], ordered["mean"], label=label, **shown)
+    low, high = ordered["ci_lower"], ordered["ci_upper"]
+    ax.fill_between(ordered[x], low, high, color=shown["color"], alpha=0.2, linewidth=0)
+
+
+def dots(
+    ax: Axes, table: pd.DataFrame, y: str, order: list[str], i: int, *, label: str
+) -> None:
+    """A mark with its interval for each alternative, one below the other.
+
+    Args:
+        ax: Where to draw; its y axis is labelled with the alternatives.
+        table: Columns ``y``, ``mean``, ``ci_lower``, ``ci_upper``, a row each.
+        y: The column that names the alternatives.
+        order: Their names from top to bottom.
+        i: Which colour and marker.
+        label: For the legend.
+    """
+    rows = table.set_index(y).loc[order]
+    bounds = [rows["mean"] - rows["ci_lower"], rows["ci_upper"] - rows["mean"]]
+    places = range(len(order))
+    shown = {**look(i), "linestyle": "none", "elinewidth": 0.8}
+    ax.errorbar(rows["mean"], places, xerr=bounds, label=label, **shown)
+    ax.set_yticks(places, order)
+    ax.set_ylim(len(order) - 0.5, -0.5)
+
+
+def log_axis(ax: Axes, low: float, high: float) -> None:
+    """A log axis in y from ``low`` to ``high``, labelled 0.1, 1, 10 and so on."""
+    ax.set(yscale="log", ylim=(low, high))
+    ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    ax.yaxis.set_minor_formatter(NullFormatter())
+
+
+def legend_above(fig: Figure, ax: Axes, columns: int = 4) -> None:
+    """One legend for all axes of a figure, above them: the curves of ``ax``."""
+    fig.legend(
+        *ax.get_legend_handles_labels(), loc="outside upper center", ncols=columns
+    )
+
+
+def powers_of_two(ax: Axes, values: list[int]) -> None:
+    """A log axis in x that is labelled with ``values``, and nothing between."""
+    ax.set_xscale("log", base=2)
+    ax.set_xticks(values, [str(value) for value in values])
+    ax.minorticks_off()
+
+
+def save(fig: Figure, name: str, data: pd.DataFrame | None = None) -> None:
+    """Write ``name.pdf``, ``name.png`` (300 dpi) and ``name.csv`` into ``figures/``.
+
+    Args:
+        fig: Drawn at its final width; the files keep that width.
+        name: Begins with the number of its notebook.
+        data: The numbers behind the figure; None takes them from its curves.
+    """
+    target = figures_dir() / name
+    fig.savefig(target.with_suffix(".pdf"), metadata={"CreationDate": None})
+    fig.savefig(target.with_suffix(".png"), metadata={"Software": None})
+    table = _plotted(fig) if data is None else data
+    table.to_csv(target.with_suffix(".csv"), index=False, float_format="%.9g")
+
+
+def _plotted(fig: Figure) -> pd.DataFrame:
+    """What the curves of a figure show: axes, label, x, y."""
+    parts = [
+        pd.DataFrame(
+            {
+                "axes": number,
+                "curve": str(line.get_label()),
+                "x": np.asarray(line.get_xdata()),
+                "y": np.asarray(line.get_ydata()),
+            }
+        )
+        for number, ax in enumerate(fig.axes)
+        for line in ax.get_lines()
+    ]
+    columns = ["axes", "curve", "x", "y"]
+    return pd.concat(parts) if parts else pd.DataFrame(columns=columns)

@@ -1,0 +1,143 @@
+"""Numbers as a reader wants them, and any text as LaTeX."""
+
+from __future__ import annotations
+
+import math
+import re
+from numbers import Integral, Real
+from typing import Any
+from unicodedata import name
+
+from llminfer.base.errors import ConfigError, fail
+
+_MINUS = "\N{MINUS SIGN}"
+_RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+
+
+def _last_word(character: str) -> str:
+    """``five`` of DIGIT FIVE, ``lambda`` of GREEK SMALL LETTER LAMDA."""
+    return name(character).split()[-1].lower().replace("lamda", "lambda")
+
+
+_SIGNS = {
+    _MINUS: "-",
+    "×": "\\times",
+    "·": "\\cdot",
+    "±": "\\pm",
+    "≤": "\\le",
+    "≥": "\\ge",
+    "≈": "\\approx",
+    "∞": "\\infty",
+    "→": "\\to",
+    "\N{MICRO SIGN}": "\\mu",
+    "Δ": "\\Delta",
+    "Σ": "\\Sigma",
+    "<": "<",
+    ">": ">",
+}
+_IN_LATEX = {
+    **{c: f"\\ensuremath{{\\{_last_word(c)}}}" for c in "αβγδεθκλμπρστφ"},
+    **{c: f"\\ensuremath{{{sign}}}" for c, sign in _SIGNS.items()},
+    **{c: f"\\textsuperscript{{{i}}}" for i, c in enumerate("⁰¹²³⁴⁵⁶⁷⁸⁹")},
+    **{c: "\\" + c for c in "{}$&#%_"},
+    **{c: f"{{{c}}}" for c in "[]*"},  # a \\ before them would take them for its own
+    "⁻": "\\textsuperscript{\\ensuremath{-}}",
+    "\\": "\\textbackslash{}",
+    "~": "\\textasciitilde{}",
+    "^": "\\textasciicircum{}",
+    "|": "\\textbar{}",
+    "°": "\\textdegree{}",
+    "–": "--",
+    "—": "---",
+    "‘": "`",
+    "’": "'",
+    "“": "``",
+    "”": "''",
+    "…": "\\ldots{}",
+    "\n": " ",
+}
+
+
+def shown(value: Any, spec: str = "") -> str:
+    """A value as text: three significant digits, no exponent where it can be helped.
+
+    Args:
+        value: A number; text stays as it is.
+        spec: Python's format for a number instead, such as ``.1%``.
+    """
+    if isinstance(value, str):
+        return value
+    if hasattr(value, "item"):
+        value = value.item()  # numpy's scalars as Python's
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if not isinstance(value, Real):
+        return "–" if value is None else str(value)
+    real = float(value)
+    if math.isnan(real):
+        return "–"
+    if math.isinf(real):
+        text = "∞" if real > 0.0 else "-∞"
+    elif spec:
+        text = format(value, spec)
+    else:
+        whole = isinstance(value, Integral)
+        text = f"{value:,}" if whole else _three_digits(real)
+    return text.replace("-", _MINUS)
+
+
+def _three_digits(value: float) -> str:
+    mantissa, _, power = f"{value:.2e}".partition("e")
+    exponent = int(power)
+    if value == 0.0:
+        return "0"
+    if -4 <= exponent <= 6:
+        return f"{value:,.{max(2 - exponent, 0)}f}"
+    return f"{mantissa}×10{str(exponent).translate(_RAISED)}"
+
+
+def shown_with_bounds(
+    value: float, lower: float, upper: float, spec: str = ""
+) -> tuple[str, str, str]:
+    """An estimate and its bounds as text, as precise as the interval knows them.
+
+    They get one digit of the half-width, two if those are below 36, as the Particle
+    Data Group rounds. Where there is no width to go by, see ``shown``.
+    """
+    half = (upper - lower) / 2.0
+    if not spec and math.isfinite(half) and half > 0.0:
+        decimals = -math.floor(math.log10(half / 3.55))
+        spec = f"z,.{max(decimals, 0)}f" if decimals <= 6 else ""
+    return shown(value, spec), shown(lower, spec), shown(upper, spec)
+
+
+def escape(text: str) -> str:
+    """``text`` as LaTeX that prints it.
+
+    Raises:
+        ConfigError: A character LaTeX does not know by itself; names it.
+    """
+    return "".join(map(_escaped, text))
+
+
+def _escaped(character: str) -> str:
+    if character in _IN_LATEX:
+        return _IN_LATEX[character]
+    if character.isascii() or (character.isalpha() and ord(character) < 0x180):
+        return character
+    code = f"U+{ord(character):04X}"
+    raise ConfigError(f"text: {character!r} ({code}) in LaTeX: must be put in words")
+
+
+def macro_name(given: str) -> str:
+    r"""A name LaTeX takes: ``p99_at_16`` becomes ``pNineNineAtOneSix``.
+
+    Raises:
+        ConfigError: It holds anything but letters, digits and underscores, or does
+            not begin with a letter.
+    """
+    if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_]*", given):
+        raise fail("name", given, "letters, digits and underscores, a letter first")
+    head, *rest = given.split("_")
+    camel = head + "".join(part[:1].upper() + part[1:] for part in rest)
+    return re.sub(r"\d", lambda digit: _last_word(digit[0]).title(), camel)

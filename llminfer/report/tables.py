@@ -1,0 +1,263 @@
+"""What leaves a notebook for the report: tables, and the numbers it quotes."""
+
+from __future__ import annotations
+
+import os
+import re
+import sqlite3
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from llminfer.base.errors import fail
+from llminfer.report.latex import escape, macro_name, shown, shown_with_bounds
+from llminfer.report.verdict import Verdict
+from llminfer.stats.intervals import Estimate, bounds_of, require_columns
+from llminfer.stats.paired import paired_differences
+
+_HEADER = "% Written by the notebooks, a macro for each number the report quotes.\n"
+_LINE = re.compile(r"\\newcommand\{\\([A-Za-z]+)\}\{(.*)\}% (\S+)")
+_SENTENCE, _COLUMN = 30, 48  # characters: longer text is broken; one column's width
+_begun: set[tuple[Path, str]] = set()  # sources this process has written from
+
+
+def figures_dir() -> Path:
+    """Where figures go: ``LLMINFER_FIGURES``, or the nearest ``figures`` upwards.
+
+    Raises:
+        FileNotFoundError: There is none.
+    """
+    if named := os.environ.get("LLMINFER_FIGURES"):
+        Path(named).mkdir(parents=True, exist_ok=True)
+        return Path(named)
+    here = Path.cwd()
+    for folder in (here, *here.parents):
+        if (folder / "figures").is_dir():
+            return folder / "figures"
+    raise FileNotFoundError(
+        f"no folder 'figures' at or above {here.name}/: make one, or name one in "
+        "LLMINFER_FIGURES"
+    )
+
+
+def save_table(
+    frame: pd.DataFrame,
+    name: str,
+    caption: str = "",
+    formats: Mapping[str, str] | None = None,
+) -> Path:
+    """Write ``name.tex``, a booktabs table, and ``name.csv``, its exact numbers.
+
+    Args:
+        frame: What to show; an index with a name comes first. Numbers get three
+            significant digits. ``mean`` with ``ci_lower`` and ``ci_upper``, and any
+            ``x`` with ``x_lower`` and ``x_upper``, become one column.
+        name: Begins with the number of its notebook; no figure may share it.
+        caption: Makes it a floating table that is labelled ``tab:name``, across
+            both columns of the page if it is too wide for one.
+        formats: Python's format for a column's numbers, such as ``{"p": ".4f"}``.
+
+    Returns:
+        The path of the ``.tex``.
+
+    Raises:
+        ConfigError: A name that makes no file or label, or an unknown column.
+    """
+    target = figures_dir() / _safe("name", name)
+    named = any(level is not None for level in frame.index.names)
+    table = frame.reset_index() if named else frame
+    require_columns(table, list(formats or {}))
+    text = _as_text(table, formats or {})
+    alignment = "".join(_alignment(table[column], text[column]) for column in text)
+    printed = text.map(escape)
+    printed.columns = [escape(str(column).replace("_", " ")) for column in text]
+    latex = printed.style.hide(axis="index").to_latex(
+        hrules=True,
+        column_format=alignment,
+        caption=escape(caption) if caption else None,
+        label=f"tab:{name}" if caption else None,
+        position_float="centering" if caption else None,
+        environment=_environment(text) if caption else None,
+    )
+    path = target.with_suffix(".tex")
+    path.write_text(latex, encoding="utf-8")
+    table.to_csv(target.with_suffix(".csv"), index=False, float_format="%.9g")
+    return path
+
+
+def _as_text(table: pd.DataFrame, formats: Mapping[str, str]) -> pd.DataFrame:
+    """Cells as a reader wants them, an estimate and its bounds in one."""
+    columns: dict[Any, list[str]] = {}
+    bounds: set[str] = set()
+    for column in table.columns:
+        lower, upper = bounds_of(str(column))
+        spec = formats.get(column, "")
+        if {lower, upper} <= set(table.columns):
+            bounds |= {lower, upper}
+            cells = zip(table[column], table[lower], table[upper], strict=True)
+            texts = (shown_with_bounds(*numbers, spec) for numbers in cells)
+            columns[column] = [f"{value} ({a} to {b})" for value, a, b in texts]
+        else:
+            columns[column] = [shown(cell, spec) for cell in table[column]]
+    return pd.DataFrame({c: cells for c, cells in columns.items() if c not in bounds})
+
+
+def _alignment(column: pd.Series, text: pd.Series) -> str:
+    """Numbers to the right; words to the left, sentences in lines of their own."""
+    if column.dtype.kind in "iuf":
+        return "r"
+    return r"p{0.35\linewidth}" if text.str.len().max() > _SENTENCE else "l"
+
+
+def _environment(text: pd.DataFrame) -> str:
+    longest = [max(len(str(c)), int(text[c].str.len().max())) for c in text]
+    wide = sum(min(width, _SENTENCE) + 2 for width in longest) > _COLUMN
+    return "table*" if wide else "table"
+
+
+def against(
+    frame: pd.DataFrame, metric: str, over: str, baseline: Any, setting: str
+) -> pd.DataFrame:
+    """How far each alternative lies from the baseline, as text, by setting.
+
+    Args:
+        frame: A table of sweeps; in each setting every alternative has the same
+            replications.
+        metric: What to compare.
+        over: The column whose values are the alternatives: the rows of the answer.
+        baseline: The alternative they are compared with.
+        setting: The column whose values are the columns of the answer.
+
+    Returns:
+        ``+12%``, with ``*`` if the paired difference is significant after Holm's
+        correction among the alternatives of its setting.
+    """
+    columns = {}
+    for name, rows in frame.groupby(setting, sort=False):
+        found = paired_differences(rows, metric, over, baseline)
+        marks = ["*" if sure else "" for sure in found["significant"]]
+        texts = found["relative"].map("{:+z.0%}".format) + marks
+        columns[name] = texts.set_axis(found["alternative"])
+    return pd.DataFrame(columns).rename_axis(over)
+
+
+def verdict_table(verdicts: Sequence[Verdict]) -> pd.DataFrame:
+    """A row a verdict: hypothesis, outcome, measured, claimed."""
+    rows = [
+        {
+            "hypothesis": verdict.hypothesis,
+            "outcome": verdict.outcome,
+            "measured": verdict.measured,
+            "claimed": verdict.claimed,
+        }
+        for verdict in verdicts
+    ]
+    return pd.DataFrame(rows)
+
+
+def save_numbers(
+    values: Mapping[str, float | str | Estimate | Verdict], source: str
+) -> Path:
+    r"""Write macros for the report into ``figures/numbers.tex``.
+
+    The first call of a process for a source takes away what that notebook wrote in
+    earlier runs, later calls add to it; other notebooks' macros stay. Notebooks may
+    run at the same time.
+
+    Args:
+        values: By macro name: ``{"bestBatch": 16}`` makes ``\bestBatch``; digits in
+            a name are spelled out. Text is escaped. An ``Estimate`` makes
+            ``\name``, ``\nameLow`` and ``\nameHigh``; a ``Verdict`` also
+            ``\nameOutcome`` and ``\nameVerdict``, the sentence.
+        source: The notebook's number, such as ``01``.
+
+    Returns:
+        The path of ``numbers.tex``.
+
+    Raises:
+        ConfigError: A name LaTeX cannot take, or one that is in use.
+    """
+    fresh = _macros(values)
+    _safe("source", source)
+    path = (figures_dir() / "numbers.tex").resolve()
+    with _locked(path):
+        old = _LINE.findall(path.read_text("utf-8")) if path.exists() else []
+        again = (path, source) in _begun
+        kept = {
+            name: (text, writer)
+            for name, text, writer in old
+            if writer != source or again
+        }
+        for name, text in fresh.items():
+            writer = kept.get(name, (text, source))[1]
+            if writer != source:
+                must = f"another name: notebook {writer} writes \\{name} too"
+                raise fail("name", name, must)
+            kept[name] = (text, source)
+        _replace(path, kept)
+        _begun.add((path, source))
+    return path
+
+
+def _macros(values: Mapping[str, Any]) -> dict[str, str]:
+    """Macro names and the LaTeX they stand for."""
+    found: dict[str, str] = {}
+    for given, value in values.items():
+        for name, text in _parts(macro_name(given), value).items():
+            if name in found:
+                raise fail("name", given, f"another name: \\{name} is there already")
+            found[name] = escape(text)
+    return found
+
+
+def _parts(name: str, value: Any) -> dict[str, str]:
+    if isinstance(value, Verdict):
+        return {
+            **_bounds(name, value.number, *value.interval, value.spec),
+            f"{name}Outcome": value.outcome,
+            f"{name}Verdict": str(value),
+        }
+    if isinstance(value, Estimate):
+        return _bounds(name, value.value, value.lower, value.upper)
+    return {name: shown(value)}
+
+
+def _bounds(
+    name: str, value: float, lower: float, upper: float, spec: str = ""
+) -> dict[str, str]:
+    names = (name, f"{name}Low", f"{name}High")
+    texts = shown_with_bounds(value, lower, upper, spec)
+    return dict(zip(names, texts, strict=True))
+
+
+def _replace(path: Path, macros: Mapping[str, tuple[str, str]]) -> None:
+    """Write the file in one step: a reader sees the old one or the new one."""
+    lines = [
+        f"\\newcommand{{\\{name}}}{{{text}}}% {source}\n"
+        for name, (text, source) in sorted(
+            macros.items(), key=lambda item: (item[1][1], item[0])
+        )
+    ]
+    half = path.with_suffix(".tmp")
+    half.write_text(_HEADER + "".join(lines), encoding="utf-8")
+    os.replace(half, path)
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Nobody else writes ``path`` meanwhile; a crash lets go of the lock."""
+    holder = sqlite3.connect(path.with_name(".numbers.lock"), timeout=60.0)
+    try:
+        holder.execute("BEGIN EXCLUSIVE")
+        yield
+    finally:
+        holder.close()
+
+
+def _safe(field: str, name: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name):
+        raise fail(field, name, "letters, digits, hyphens and underscores")
+    return name

@@ -1,0 +1,1 @@
+"""The servers, and the parts they are made of: queues, batches, KV memory."""

@@ -1,0 +1,298 @@
+"""The batch of a continuous server: who enters it, is preempted, and completes.
+
+The rules are those of vLLM's V1 scheduler (Kwon et al. 2023), as DESIGN section 4 has
+them. A request is its number in the workload.
+"""
+
+from __future__ import annotations
+
+import math
+from array import array
+from dataclasses import dataclass, field
+from heapq import heappop, heappush
+
+from llminfer.config import SimulationConfig
+from llminfer.servers.batch_control import BatchLimit
+from llminfer.servers.event_log import Log, Requests
+from llminfer.servers.kv_memory import BlockPool, block_pool
+from llminfer.servers.queues import WaitingLine
+
+
+@dataclass(slots=True, eq=False)
+class Batch:
+    """The requests that one server runs, and those that wait for it.
+
+    Args:
+        config: Limits.
+        requests: The run's requests, to be read and filled in.
+        line: Where new requests wait.
+        control: What sets the batch limit; None leaves it at ``batch_size``.
+    """
+
+    config: SimulationConfig
+    requests: Requests
+    line: WaitingLine
+    control: BatchLimit | None = None
+    log: Log = field(init=False)
+    # Settings
+    limit: int = field(init=False)  # sequences at most
+    budget: int = field(init=False)  # tokens a step at most
+    chunked: bool = field(init=False)
+    whole: bool = field(init=False)  # must a whole prompt fit into the free blocks?
+    pool: BlockPool | None = field(init=False)
+    prompt: memoryview[int] = field(init=False)
+    output: memoryview[int] = field(init=False)
+    start: array[float] = field(init=False)
+    first: array[float] = field(init=False)
+    finished: array[float] = field(init=False)
+    shift: int = field(init=False)  # bits of a request's number
+    # Who runs, in order of admission. While one decodes: the decode step after which it
+    # is complete, counted over the whole run, with its own number in the low bits.
+    running: dict[int, int] = field(default_factory=dict)
+    # The same, and some who decode no more, but the least still does.
+    heap: list[int] = field(default_factory=list)
+    decoded: int = 0  # decode steps so far
+    decoding: int = 0  # sequences that decode
+    kv_tokens: int = 0  # in their caches
+    partial: int = -1  # who runs with part of its prompt yet to prefill; -1 is nobody
+    computed: int = 0  # tokens in its cache
+    prefilled: list[int] = field(
+        default_factory=list
+    )  # whose prefill ends in this step
+    # Who waits, or is gone
+    admitted: int = 0  # how many have left the line
+    preempted: list[int] = field(default_factory=list)  # the last returns first
+    must_be_free: int = 0  # blocks, or the next to enter is known not to fit
+    made: dict[int, int] = field(default_factory=dict)  # tokens of the preempted
+    row: dict[int, int] = field(default_factory=dict)  # their last row in the log
+    tokens_done: int = 0  # prompt and output tokens of complete requests
+
+    def __post_init__(self) -> None:
+        config = self.config
+        self.limit, self.budget = config.batch_size, config.max_batched_tokens
+        self.chunked = config.chunked_prefill
+        self.whole = config.reserve_full_prompt or not self.chunked
+        self.pool = block_pool(
+            config.kv_blocks, config.block_size, config.prefix_caching
+        )
+        self.log = Log(config.kv_blocks)
+        requests = self.requests
+        self.prompt, self.output = requests.prompt, requests.output
+        self.start, self.first = requests.start, requests.first
+        self.finished = requests.end
+        self.shift = len(self.prompt).bit_length()
+
+    # Who runs
+
+    def make_room(self, now: float) -> int:
+        """Preempt until all that decode can; the blocks that they need."""
+        pool = self.pool
+        assert pool is not None
+        while (need := pool.cycle[self.decoded % pool.block_size]) > pool.free:
+            self.preempt(now)
+        return need
+
+    def prefill_on(self, now: float) -> int:
+        """Prefill what the budget allows of the prompt in progress, tokens.
+
+        Returns 0 if there are too few blocks for it, and it had to preempt itself.
+        """
+        rest = self.still_to_prefill()
+        tokens = min(rest, self.budget - self.decoding)
+        pool = self.pool
+        if pool is not None:
+            held = pool.blocks_for(self.computed)
+            more = pool.blocks_for(self.computed + tokens) - held
+            if more > pool.free:
+                self.preempt(now)
+                return 0
+            pool.free -= more
+        self.computed += tokens
+        if tokens == rest:
+            self.prefilled.append(self.partial)
+            self.partial = -1
+        return tokens
+
+    def still_to_prefill(self) -> int:
+        """Tokens of the prompt in progress that are not in its cache."""
+        i = self.partial
+        return self.prompt[i] + self.made.get(i, 0) - self.computed
+
+    def preempt(self, now: float) -> None:
+        """The one admitted last gives up its blocks, and waits at the head."""
+        pool, log = self.pool, self.log
+        assert pool is not None
+        i, entry = self.running.popitem()
+        if i == self.partial:
+            self.partial = -1
+            tokens = self.computed
+            self.made.setdefault(i, 0)
+        else:
+            self.made[i] = made = self.output[i] - (entry >> self.shift) + self.decoded
+            tokens = self.prompt[i] + made - 1
+            self.decoding -= 1
+            self.kv_tokens -= tokens
+            pool.cycle[(self.decoded - tokens) % pool.block_size] -= 1
+            self._forget_the_gone()
+        pool.abandon(i, tokens)
+        self.preempted.append(i)
+        self.must_be_free = 0
+        if self.control is not None:
+            self.control.seen.take(-1)
+        self.row[i] = len(log.victim)
+        log.victim.append(i)
+        log.preempted.append(now)
+        log.resumed.append(math.nan)
+        log.caught_up.append(math.nan)
+
+    # Who waits
+
+    def may_enter(self, waiting: int) -> bool:
+        """Is there somebody to admit, of ``waiting`` in the line, and room for one?"""
+        if not (waiting or self.preempted) or len(self.running) >= self.limit:
+            return False
+        return self.pool is None or self.must_be_free <= self.pool.free
+
+    def admit(self, now: float, waiting: int, budget: int) -> int:
+        """Admit who fits, the next in order first; the tokens to prefill for them.
+
+        Args:
+            now: Seconds.
+            waiting: How many are in the line.
+            budget: Tokens that may be prefilled in this step.
+        """
+        total = self._readmit(now, budget) if self.preempted else 0
+        if self.preempted:
+            return total
+        line, running, limit, control = (
+            self.line,
+            self.running,
+            self.limit,
+            self.control,
+        )
+        overtakes = line.overtakes
+        while waiting and total < budget and len(running) < limit:
+            i = line.peek(now) if overtakes else self.admitted
+            tokens = self._enter(i, self.prompt[i], 0, budget - total, total)
+            if not tokens:
+                break
+            if overtakes:
+                line.take(1, now)
+            total += tokens
+            waiting -= 1
+            self.admitted += 1
+            self.start[i] = now
+            if control is not None:
+                control.seen.take(1)
+        return total
+
+    def _readmit(self, now: float, budget: int) -> int:
+        """Admit the preempted who fit; the tokens to prefill for them."""
+        pool, preempted, total = self.pool, self.preempted, 0
+        assert pool is not None
+        while preempted and total < budget and len(self.running) < self.limit:
+            i = preempted[-1]
+            whole = self.prompt[i] + self.made[i]
+            known = pool.found(i) * pool.block_size
+            tokens = self._enter(i, whole, known, budget - total, total)
+            if not tokens:
+                break
+            total += tokens
+            self.log.resumed[self.row[preempted.pop()]] = now
+            if self.control is not None:
+                self.control.seen.take(1)
+        return total
+
+    def _enter(self, i: int, whole: int, known: int, budget: int, others: int) -> int:
+        """Let a request run if it fits; its tokens to prefill in this step, or 0.
+
+        Args:
+            i: The request.
+            whole: Tokens to be computed before its next one comes out.
+            known: Those it finds in full blocks that are still there.
+            budget: Tokens that may be prefilled for it.
+            others: Tokens that are prefilled for others who enter.
+        """
+        tokens = whole - known
+        if tokens > budget:
+            if self.chunked:
+                tokens = budget
+            elif others:
+                return 0
+        pool = self.pool
+        if pool is not None:
+            size = pool.block_size
+            blocks = -(-(known + tokens) // size)
+            must_be_free = -(-whole // size) if self.whole else blocks
+            if must_be_free > pool.free:
+                if self.whole and (self.preempted or not self.line.overtakes):
+                    self.must_be_free = must_be_free
+                return 0
+            self.must_be_free = 0
+            if self.preempted:
+                pool.reclaim(i)
+            pool.free -= blocks - known // size
+        self.running[i] = -1
+        if known + tokens == whole:
+            self.prefilled.append(i)
+        else:
+            self.partial, self.computed = i, known + tokens
+        return tokens
+
+    # When tokens come out
+
+    def complete(self, end: float) -> None:
+        """At ``end``, let go of those that decode and whose last token is out."""
+        heap, pool = self.heap, self.pool
+        mask, later = (1 << self.shift) - 1, (self.decoded + 1) << self.shift
+        while heap and heap[0] < later:
+            i = heappop(heap) & mask
+            tokens = self.prompt[i] + self.output[i] - 1
+            self.decoding -= 1
+            self.kv_tokens -= tokens
+            self._let_go(i, tokens, end)
+            if pool is not None:
+                pool.cycle[(self.decoded - tokens) % pool.block_size] -= 1
+                self._forget_the_gone()
+
+    def _forget_the_gone(self) -> None:
+        """Have somebody who decodes at the head of the heap."""
+        heap, running, mask = self.heap, self.running, (1 << self.shift) - 1
+        while heap and running.get(heap[0] & mask) != heap[0]:
+            heappop(heap)
+
+    def emit(self, end: float) -> None:
+        """At ``end``, a token for each whose prefill is complete: it decodes now."""
+        pool, made_by, decoded, shift = self.pool, self.made, self.decoded, self.shift
+        for i in self.prefilled:
+            made = 1
+            if i in made_by:
+                made += made_by.pop(i)
+                self.log.caught_up[self.row.pop(i)] = end
+            if made == 1:
+                self.first[i] = end
+            tokens = self.prompt[i] + made - 1
+            left = self.output[i] - made
+            if left:
+                self.running[i] = entry = (decoded + left) << shift | i
+                heappush(self.heap, entry)
+                self.decoding += 1
+                self.kv_tokens += tokens
+                if pool is not None:
+                    pool.cycle[(decoded - tokens) % pool.block_size] += 1
+            else:
+                self._let_go(i, tokens, end)
+        self.prefilled.clear()
+
+    def _let_go(self, i: int, tokens: int, end: float) -> None:
+        """A request with so many tokens in its cache is complete."""
+        del self.running[i]
+        self.finished[i] = end
+        self.tokens_done += tokens + 1
+        pool = self.pool
+        if pool is not None:
+            blocks = -(-tokens // pool.block_size)
+            pool.free += blocks
+            pool.released += blocks
+        if self.control is not None:
+            self.control.seen.finish(end, [end - self.requests.arrival[i]])

@@ -1,0 +1,207 @@
+"""Continuous batching: the batch changes from step to step, as vLLM schedules it."""
+
+from __future__ import annotations
+
+import math
+from array import array
+from collections.abc import Generator
+from typing import Any
+
+import numpy as np
+import simpy
+
+from llminfer.base.arrays import IntArray
+from llminfer.base.errors import fail
+from llminfer.config import SimulationConfig
+from llminfer.record import RunRecord
+from llminfer.servers.batch_control import BatchLimit, Observed
+from llminfer.servers.event_log import Requests, write_up
+from llminfer.servers.queues import waiting_line
+from llminfer.servers.routing import Replica, least, routes
+from llminfer.servers.scheduler import Scheduler
+from llminfer.workload import Workload
+
+Process = Generator[simpy.Event, Any, None]
+
+
+class ContinuousBatchingServer:
+    """A server, or several behind a router, that schedules anew at every step.
+
+    SimPy sees an event where the batch changes, and none a token or an arrival; a
+    router that looks at its servers sees every arrival.
+
+    Args:
+        env: The SimPy environment; ``env.process(server.run())`` starts the server.
+        config: Coefficients, limits and policy.
+        workload: Requests to serve.
+
+    Raises:
+        ConfigError: A request can never fit into the KV memory.
+    """
+
+    def __init__(
+        self, env: simpy.Environment, config: SimulationConfig, workload: Workload
+    ) -> None:
+        self.env = env
+        self.config = config
+        self.workload = workload
+        _refuse_what_never_fits(config, workload)
+        self._requests = Requests.of(workload)
+        seen = Observed(self._requests.arrival, config.stable_rate, env.now)
+        self._limit = BatchLimit(config.controller(), config.batch_size, seen)
+        self._routes = routes(config, len(workload))
+        self._replicas = [self._replica(i) for i in range(config.replicas)]
+        self._processes: list[simpy.Process] = []
+        self._asleep: dict[int, simpy.Event] = {}
+        self._record: RunRecord | None = None
+
+    def _replica(self, i: int) -> Replica:
+        config, workload, n = self.config, self.workload, len(self.workload)
+        line = waiting_line(config.policy(), workload, every=config.replicas == 1)
+        control = self._limit if self._limit.controlled else None
+        scheduler = Scheduler(config, self._requests, line, control)
+        if config.replicas == 1:
+            return Replica(scheduler, range(n), self._times(slice(None)))
+        if self._routes is None:
+            return Replica(scheduler, array("q"), array("d", [math.inf]), closed=False)
+        members = np.flatnonzero(self._routes == i)
+        return Replica(scheduler, array("q", members.tobytes()), self._times(members))
+
+    def _times(self, members: Any) -> array[float]:
+        """Arrival times of ``members``, seconds, and infinity after the last."""
+        times = array("d", self.workload.arrival_time[members].tobytes())
+        times.append(math.inf)
+        return times
+
+    def run(self) -> Process:
+        """SimPy process: serve until nothing is left."""
+        servers = range(self.config.replicas)
+        self._processes = [self.env.process(self._serve(place)) for place in servers]
+        if self._routes is None:
+            self._routes = np.zeros(len(self.workload), dtype=np.int64)
+            self.env.process(self._route(self._routes))
+        yield self.env.all_of(self._processes)
+        self._limit.at(max(replica.scheduler.end for replica in self._replicas))
+        self._record = write_up(
+            self.config,
+            self.workload,
+            self._requests,
+            [replica.scheduler.log for replica in self._replicas],
+            replica=self._routes,
+            limit=self._limit.path(),
+        )
+
+    def _serve(self, place: int) -> Process:
+        replica = self._replicas[place]
+        scheduler, number, time = replica.scheduler, replica.number, replica.time
+        begin, finish, line = scheduler.begin, scheduler.finish, scheduler.line
+        overtakes, join = line.overtakes, line.add  # else the scheduler counts
+        env, schedule = self.env, self.env.schedule
+        stretch = _Stretch(env)
+        now = clock = env.now
+        arrived = 0
+        while True:
+            while (arrival := time[arrived]) <= now:
+                if overtakes:
+                    join(number[arrived])
+                arrived += 1
+            end = begin(now, arrived, arrival)
+            if end < math.inf:
+                delay = end - clock if end > clock else 0.0
+                clock += delay  # what the environment's clock will show
+                try:
+                    stretch.callbacks = []
+                    schedule(stretch, delay=delay)
+                    yield stretch
+                except simpy.Interrupt:  # somebody was sent who finds room
+                    end, stretch = scheduler.end, _Stretch(env)
+                    yield env.timeout(max(end - env.now, 0.0))
+                    clock = env.now
+                finish()
+                now = end
+            elif arrival < math.inf:
+                now = arrival
+            elif replica.closed:
+                return
+            else:
+                self._asleep[place] = env.event()
+                yield self._asleep[place]
+                clock = env.now
+
+    def _route(self, routes: IntArray) -> Process:
+        """SimPy process: send every request to a server as it arrives."""
+        for i, time in enumerate(self._requests.arrival):
+            yield _Arrival(self.env, time)
+            place = least(self._replicas, self.config.router)
+            routes[i] = place
+            self._send(i, time, place)
+        for place, replica in enumerate(self._replicas):
+            replica.closed = True
+            if place in self._asleep:
+                self._asleep.pop(place).succeed()
+
+    def _send(self, i: int, time: float, place: int) -> None:
+        replica, requests = self._replicas[place], self._requests
+        replica.send(i, time, requests.prompt[i] + requests.output[i])
+        scheduler = replica.scheduler
+        if place in self._asleep:
+            self._asleep.pop(place).succeed()
+        elif scheduler.open and time < scheduler.end:
+            scheduler.shorten(time)
+            self._processes[place].interrupt()
+
+    @property
+    def record(self) -> RunRecord:
+        """Everything that happened.
+
+        Raises:
+            RuntimeError: The run has not ended yet.
+        """
+        if self._record is None:
+            raise RuntimeError("the run has not ended: call env.run() first")
+        return self._record
+
+    def get_statistics(self) -> dict[str, float]:
+        """Counts and times of the run: steps, requests, busy seconds, queue."""
+        record = self.record
+        assert record.steps is not None
+        steps = record.steps.batch_steps
+        return {
+            "total_batches": int(steps.sum()),
+            "total_requests": len(record.arrival_time),
+            "avg_batch_size": float(steps @ record.batch_size / steps.sum()),
+            "busy_time": float((record.batch_end - record.batch_start).sum()),
+            "waiting_requests": 0,
+            "max_queue_length": record.max_queue_length,
+            "preemptions": len(record.steps.preempted_request),
+        }
+
+
+class _Stretch(simpy.Event):
+    """A timeout to be scheduled again and again, in half the time of new ones."""
+
+    def __init__(self, env: simpy.Environment) -> None:
+        super().__init__(env)
+        self._ok, self._value = True, None
+
+
+class _Arrival(simpy.Event):
+    """An event at a time still to come, seconds, before all others of that instant."""
+
+    def __init__(self, env: simpy.Environment, time: float) -> None:
+        super().__init__(env)
+        self._ok, self._value = True, None
+        env.schedule(self, simpy.events.URGENT, max(time - env.now, 0.0))
+
+
+def _refuse_what_never_fits(config: SimulationConfig, workload: Workload) -> None:
+    if config.kv_blocks is None:
+        return
+    tokens = workload.prompt_length + workload.output_length - 1
+    blocks = -(-tokens // config.block_size)
+    if int(blocks.max()) <= config.kv_blocks:
+        return
+    i = int(np.argmax(blocks > config.kv_blocks))
+    asks = f"prompt {workload.prompt_length[i]}, output {workload.output_length[i]}"
+    must = f"at least {blocks.max()}: request {i} ({asks} tokens) needs {blocks[i]}"
+    raise fail("kv_blocks", config.kv_blocks, must)

@@ -1,0 +1,221 @@
+"""Iteration-level scheduling, compressed: how many steps until the batch changes.
+
+Between two changes of the batch every step follows from the one before, so the
+scheduler goes from change to change, a stretch of steps at a time. It has no clock and
+no events: a server tells it when a stretch begins, and hears when it will end.
+"""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_right
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from llminfer.servers.batch import Batch
+
+
+@dataclass(slots=True, eq=False)
+class Scheduler(Batch):
+    """A batch as it goes from stretch to stretch of steps.
+
+    Iteration-level scheduling is from Yu et al. (2022), prefill in chunks beside
+    sequences that decode from Agrawal et al. (2024).
+    """
+
+    alpha: float = field(init=False)
+    beta: float = field(init=False)
+    gamma: float = field(init=False)
+    delta: float = field(init=False)
+    kappa: float = field(init=False)
+    pack: Callable[..., bytes] = field(init=False)
+    note: Callable[[bytes], None] = field(init=False)
+    # The stretch in progress
+    began: float = 0.0
+    end: float = 0.0
+    steps: int = 0
+    step: float = 0.0  # seconds of the first step
+    growth: float = 0.0  # by which each is longer than the one before
+    decodes: int = 0  # sequences that decode in it
+    tokens: int = 0  # prefilled in each step
+    open: bool = False  # does an arrival end it?
+    first_free: int = 0  # blocks that are free in the first step
+
+    def __post_init__(self) -> None:
+        Batch.__post_init__(self)
+        for name in ("alpha", "beta", "gamma", "delta", "kappa"):
+            setattr(self, name, getattr(self.config, name))
+        self.pack, self.note = self.log.pack, self.log.rows.extend
+
+    def begin(self, now: float, arrived: int, arrival: float) -> float:
+        """Begin a stretch of steps; when it ends, seconds.
+
+        Args:
+            now: Seconds.
+            arrived: How many have joined the line so far.
+            arrival: When the next one will, seconds.
+
+        Returns:
+            Infinity if nobody runs or waits.
+        """
+        waiting = arrived - self.admitted
+        if self.control is not None:
+            self._ask_control(now, waiting)
+        pool, room = self.pool, len(self.running) < self.limit
+        plain = pool is None and self.partial < 0 and not (waiting and room)
+        if plain:  # nothing to schedule: a short way, since most stretches take it
+            alone, self.decodes, self.tokens = False, self.decoding, 0
+        elif self.chunked:
+            alone = self._mixed(now, waiting)
+        else:
+            alone = self._apart(now, waiting)
+        decodes, tokens = self.decodes, self.tokens
+        step = self.alpha * tokens + self.beta if tokens else 0.0
+        if decodes:
+            step += self.gamma + self.delta * decodes + self.kappa * self.kv_tokens
+        elif not tokens:
+            return math.inf
+        self.began, self.step = now, step
+        if pool is not None:
+            self.first_free = pool.free
+        if alone:
+            self.steps, self.open = 1, False
+            self.end = end = now + step
+            return end
+        if plain and self.control is None:
+            steps, self.open = (self.heap[0] >> self.shift) - self.decoded, room
+        else:
+            steps = self._steps_alike(waiting)
+        self.steps, self.growth = steps, (growth := self.kappa * decodes)
+        self.end = end = now + steps * step + growth * (steps * (steps - 1) // 2)
+        if self.control is not None:
+            arrival = self._until(arrival)
+        return self.shorten(arrival) if self.open and arrival < end else end
+
+    def shorten(self, time: float) -> float:
+        """End the stretch with the step in progress at ``time``; when, seconds."""
+        began, step, growth = self.began, self.step, self.growth
+        wait, half = time - began, step - growth / 2.0
+        root = math.sqrt(half * half + 2.0 * growth * wait)
+        steps = max(1, math.ceil(2.0 * wait / (half + root)))
+        # The root is right to rounding; which step it is, the closed form decides.
+        end = began + steps * step + growth * (steps * (steps - 1) // 2)
+        while end < time:
+            steps += 1
+            end = began + steps * step + growth * (steps * (steps - 1) // 2)
+        while steps > 1:
+            fewer = steps - 1
+            sooner = began + fewer * step + growth * (fewer * (fewer - 1) // 2)
+            if sooner < time:
+                break
+            steps, end = fewer, sooner
+        self.steps, self.end, self.open = steps, end, False
+        return end
+
+    def finish(self) -> None:
+        """The stretch has ended: its tokens are out."""
+        steps, decodes, end = self.steps, self.decodes, self.end
+        prefilled, partial = self.prefilled, self.partial >= 0
+        size = decodes + len(prefilled) + partial
+        if (pool := self.pool) is None:
+            self.note(self.pack(self.began, end, steps, size, decodes))
+        else:
+            first = pool.blocks - self.first_free
+            if steps > 1:
+                pool.free -= self._later_blocks(steps - 1)
+            last = pool.blocks - pool.free
+            self.note(self.pack(self.began, end, steps, size, decodes, first, last))
+        if partial and steps > 1:
+            self.computed += (steps - 1) * self.tokens
+        if decodes:
+            self.decoded = decoded = self.decoded + steps
+            self.kv_tokens += steps * decodes
+            if self.heap[0] >> self.shift <= decoded:
+                self.complete(end)
+        if prefilled:
+            self.emit(end)
+
+    # Who is in the next step
+
+    def _ask_control(self, now: float, waiting: int) -> None:
+        """Set the batch limit for the step that begins now."""
+        control = self.control
+        assert control is not None
+        self.limit = control.at(now)
+        if control.every_dispatch and (waiting or self.preempted):
+            self.limit = control.act(now)
+
+    def _until(self, arrival: float) -> float:
+        """When the stretch must end at the latest: an arrival or a change of limit."""
+        assert self.control is not None
+        if self.open:
+            return min(arrival, self.control.tick)
+        self.open = True
+        return self.control.tick
+
+    def _mixed(self, now: float, waiting: int) -> bool:
+        """Schedule a step that decodes and prefills; is it unlike the one after?"""
+        pool, short, tokens = self.pool, False, 0
+        if pool is not None and self.decoding:
+            if (need := pool.cycle[self.decoded % pool.block_size]) > pool.free:
+                need, short = self.make_room(now), True
+            pool.free -= need
+        if self.partial >= 0:
+            tokens = self.prefill_on(now)
+            short = not tokens
+        alone = short or (tokens > 0 and self.partial < 0)
+        if not short and self.may_enter(waiting):
+            more = self.admit(now, waiting, self.budget - self.decoding - tokens)
+            if more:
+                tokens += more
+                alone = True
+        self.decodes, self.tokens = self.decoding, tokens
+        return alone
+
+    def _apart(self, now: float, waiting: int) -> bool:
+        """Schedule a step that prefills or else decodes; is it unlike the one after?"""
+        pool, short, tokens = self.pool, False, 0
+        if self.may_enter(waiting):
+            tokens = self.admit(now, waiting, self.budget)
+        if pool is not None and self.decoding and not tokens:
+            if (need := pool.cycle[self.decoded % pool.block_size]) > pool.free:
+                need, short = self.make_room(now), True
+            pool.free -= need
+        self.decodes, self.tokens = 0 if tokens else self.decoding, tokens
+        return short or tokens > 0
+
+    # For how long
+
+    def _steps_alike(self, waiting: int) -> int:
+        """Steps from this one on in which nobody enters or leaves, arrivals apart."""
+        room = len(self.running) < self.limit and not self.preempted
+        if self.partial >= 0:  # it takes all that the budget has left
+            room = False
+            steps = 1 + (self.still_to_prefill() - 1) // self.tokens
+            if self.decodes:
+                steps = min(steps, (self.heap[0] >> self.shift) - self.decoded)
+        else:
+            steps = (self.heap[0] >> self.shift) - self.decoded
+        self.open = room and (not waiting or self.line.overtakes)
+        if room and waiting and self.line.restless:
+            return 1
+        if self.control is not None and self.control.every_dispatch:
+            if waiting or self.preempted:
+                return 1
+            self.open = True
+        pool = self.pool
+        if pool is None or steps == 1:
+            return steps
+        if self.partial < 0:
+            return 1 + pool.lasts(self.decoded + 1, steps - 1, self.decodes)
+        return bisect_right(range(1, steps), pool.free, key=self._later_blocks) + 1
+
+    def _later_blocks(self, steps: int) -> int:
+        """Blocks that so many steps like the first take after it."""
+        pool = self.pool
+        assert pool is not None
+        blocks = pool.needed_in(self.decoded + 1, steps, self.decodes)
+        if self.partial >= 0:
+            later = pool.blocks_for(self.computed + steps * self.tokens)
+            blocks += later - pool.blocks_for(self.computed)
+        return blocks

@@ -1,0 +1,247 @@
+"""Intervals one can trust: of means and of quantiles, over replications."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Self
+
+import numpy as np
+import pandas as pd
+from scipy.special import stdtrit
+
+from llminfer.base.arrays import FloatArray
+from llminfer.base.errors import ConfigError, fail, nearest, number
+
+Values = Sequence[float] | FloatArray
+Row = Mapping[str, Any] | pd.Series | pd.DataFrame
+
+_FEWEST_BEYOND = 90  # requests beyond a quantile that each replication must have
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A number and its confidence interval, in the number's own unit."""
+
+    value: float
+    lower: float
+    upper: float
+
+    @classmethod
+    def of(cls, row: Row, quantity: str = "mean") -> Self:
+        """The estimate in a row of a table that this package made.
+
+        Args:
+            row: A row, a table of one row, or a dict. The bounds of ``mean`` are
+                ``ci_lower`` and ``ci_upper``, those of ``relative``, say,
+                ``relative_lower`` and ``relative_upper``.
+            quantity: Which number of the row.
+
+        Raises:
+            ConfigError: Not exactly one row, or no such number with bounds there.
+        """
+        if isinstance(row, pd.DataFrame):
+            if len(row) != 1:
+                raise ConfigError(f"row: a table of {len(row)} rows: must be one row")
+            row = row.iloc[0]
+        names = (quantity, *bounds_of(quantity))
+        for name in names:
+            if name not in row:
+                must = "a column with bounds, one of " + ", ".join(map(str, row.keys()))
+                raise fail("quantity", quantity, must)
+        return cls(*(float(row[name]) for name in names))
+
+
+def bounds_of(quantity: str) -> tuple[str, str]:
+    """The columns that hold the bounds of a column of estimates."""
+    prefix = "ci" if quantity == "mean" else quantity
+    return f"{prefix}_lower", f"{prefix}_upper"
+
+
+def confidence_level(value: object) -> float:
+    """``value`` if it is a probability strictly between 0 and 1.
+
+    Raises:
+        ConfigError: It is not.
+    """
+    level = number("confidence", value, above=0.0)
+    if level >= 1.0:
+        raise fail("confidence", value, "a probability between 0 and 1, such as 0.95")
+    return level
+
+
+def t_quantile(confidence: float, degrees: int) -> float:
+    """Half-width, in standard errors, of a two-sided Student t interval."""
+    return float(stdtrit(degrees, 0.5 + confidence_level(confidence) / 2.0))
+
+
+def compute_confidence_interval(
+    values: Values, confidence: float = 0.95
+) -> dict[str, float]:
+    """Student's t interval for the mean of independent values.
+
+    Args:
+        values: One number an independent replication, shape (n,).
+        confidence: Coverage wanted, between 0 and 1.
+
+    Returns:
+        ``{"mean", "ci_lower", "ci_upper"}``; one value has no interval, and its
+        bounds are NaN.
+
+    Raises:
+        ConfigError: ``confidence`` is not between 0 and 1, or there are no values.
+
+    Source: Student (1908).
+    """
+    confidence_level(confidence)
+    sample = np.asarray(values, dtype=np.float64)
+    if sample.ndim != 1 or not sample.size:
+        raise ConfigError("values: must be a list of at least one number")
+    mean = float(sample.mean())
+    half = math.nan
+    if sample.size > 1:
+        error = float(sample.std(ddof=1)) / math.sqrt(sample.size)
+        half = t_quantile(confidence, sample.size - 1) * error
+    return {"mean": mean, "ci_lower": mean - half, "ci_upper": mean + half}
+
+
+def summarize(
+    frame: pd.DataFrame,
+    by: str | Sequence[str],
+    metrics: str | Sequence[str],
+    confidence: float = 0.95,
+) -> pd.DataFrame:
+    """Mean and Student t interval of metrics over the replications of each group.
+
+    Args:
+        frame: A sweep's table, a row a run.
+        by: The swept field or fields; each of their combinations is a group.
+        metrics: One metric or several.
+        confidence: Coverage wanted.
+
+    Returns:
+        A row for each metric and group: ``by``, ``metric``, ``mean``, ``ci_lower``,
+        ``ci_upper``, ``n``; groups in the order they first appear.
+
+    Raises:
+        ConfigError: A column is unknown, or a group holds a replication twice: its
+            runs share their requests and are not independent.
+    """
+    groups = [by] if isinstance(by, str) else list(by)
+    names = [metrics] if isinstance(metrics, str) else list(metrics)
+    require_columns(frame, groups + names)
+    if "replication" in frame and frame.duplicated([*groups, "replication"]).any():
+        must = "all swept fields, or a group holds one replication several times"
+        raise fail("by", groups, must)
+    rows: list[dict[str, Any]] = []
+    for name in names:
+        for label, group in frame.groupby(groups, sort=False, dropna=False):
+            values = group[name].to_numpy(dtype=np.float64)
+            rows.append(
+                {
+                    **dict(zip(groups, label, strict=True)),
+                    "metric": name,
+                    **compute_confidence_interval(values, confidence),
+                    "n": len(values),
+                }
+            )
+    return pd.DataFrame(rows)
+
+
+def require_columns(frame: pd.DataFrame, names: Sequence[str]) -> None:
+    """Check that ``frame`` has all these columns.
+
+    Raises:
+        ConfigError: It lacks one; names it, and the nearest that is there.
+    """
+    for name in names:
+        if name not in frame:
+            hint = nearest(name, [str(known) for known in frame.columns])
+            raise ConfigError(f"{name}: no such column in the table{hint}")
+
+
+def pooled_quantile(
+    samples: Sequence[Values], q: float, confidence: float = 0.95
+) -> Estimate:
+    """A quantile of all replications' values together, with a jackknife interval.
+
+    The mean of each replication's own p99 is biased; the quantile of the pooled
+    values is not. Its error comes from leaving out one replication at a time, so
+    that the correlation of requests within a replication does no harm.
+
+    Args:
+        samples: One array a replication, such as its latencies in seconds.
+        q: Which quantile, between 0 and 1: 0.99 is the p99.
+        confidence: Coverage wanted.
+
+    Raises:
+        ConfigError: Fewer than two replications, or a replication too short to have
+            90 values beyond the quantile; the message says how long would do.
+
+    Source: the delete-a-group jackknife, Miller (1974).
+    """
+    if not 0.0 < number("q", q) < 1.0:
+        raise fail("q", q, "a probability between 0 and 1, such as 0.99")
+    groups = [np.asarray(sample, dtype=np.float64) for sample in samples]
+    n = len(groups)
+    if n < 2:
+        raise ConfigError(f"samples: {n} replications: must be at least 2")
+    tail = min(q, 1.0 - q)
+    shortest = min(range(n), key=lambda i: len(groups[i]))
+    beyond = len(groups[shortest]) * tail
+    if round(beyond, 6) < _FEWEST_BEYOND:
+        raise ConfigError(
+            f"samples[{shortest}]: {len(groups[shortest])} values have {beyond:.4g} "
+            f"beyond the quantile q={q:g}: must be at least {_FEWEST_BEYOND}, in "
+            f"{math.ceil(round(_FEWEST_BEYOND / tail, 6))} values"
+        )
+    pooled = np.concatenate(groups)
+    order = np.argsort(pooled, kind="stable")
+    pooled = pooled[order]
+    owner = np.repeat(np.arange(n), [len(group) for group in groups])[order]
+    left_out = np.array([_sorted_quantile(pooled[owner != i], q) for i in range(n)])
+    value = _sorted_quantile(pooled, q)
+    error = math.sqrt((n - 1) / n * float(((left_out - left_out.mean()) ** 2).sum()))
+    half = t_quantile(confidence, n - 1) * error
+    return Estimate(value, value - half, value + half)
+
+
+def _sorted_quantile(ordered: FloatArray, q: float) -> float:
+    """The quantile of sorted values, straight between neighbours as in numpy."""
+    at = q * (len(ordered) - 1)
+    low = int(at)
+    high = min(low + 1, len(ordered) - 1)
+    return float(ordered[low] + (at - low) * (ordered[high] - ordered[low]))
+
+
+def over_time(
+    frame: pd.DataFrame, by: str, series: Sequence[str], confidence: float = 0.95
+) -> pd.DataFrame:
+    """Mean and Student t interval of series over replications, point by point.
+
+    Args:
+        frame: A sweep's table, a row a run, whose columns ``series`` hold lists on a
+            common grid.
+        by: The swept field; each of its values is a group.
+        series: Names of the columns.
+        confidence: Coverage wanted at each point.
+
+    Returns:
+        A row for each series, group and point: ``by``, ``metric``, ``point``,
+        ``mean``, ``ci_lower``, ``ci_upper``. A point where a replication has no
+        value is left to the others.
+    """
+    require_columns(frame, [by, *series])
+    rows: list[pd.DataFrame] = []
+    for name in series:
+        for label, group in frame.groupby(by, sort=False):
+            paths = np.array(group[name].tolist(), dtype=np.float64)
+            there = np.isfinite(paths).sum(axis=0)
+            mean = np.nanmean(paths, axis=0)
+            error = np.nanstd(paths, axis=0, ddof=1) / np.sqrt(there)
+            half = error * stdtrit(there - 1, 0.5 + confidence_level(confidence) / 2.0)
+            columns = {"mean": mean, "ci_lower": mean - half, "ci_upper": mean + half}
+            head = {by: label, "metric": name, "point": np.arange(len(mean))}
+            rows.append(pd.DataFrame({**head, **columns}))
+    return pd.concat(rows, ignore_index=True)

@@ -1,0 +1,316 @@
+"""Which alternative is better: comparisons of runs that shared their requests.
+
+Alternatives under one seed face the same requests, so their results rise and fall
+together. What differs is measured inside each replication; tests that take the runs
+for independent lose most of their power here.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from scipy.special import fdtrc, stdtr
+
+from llminfer.base.arrays import FloatArray
+from llminfer.base.errors import ConfigError, fail
+from llminfer.stats.intervals import (
+    compute_confidence_interval,
+    confidence_level,
+    require_columns,
+    t_quantile,
+)
+
+
+def paired_differences(
+    frame: pd.DataFrame,
+    metric: str,
+    over: str,
+    baseline: Any = None,
+    *,
+    block: str = "replication",
+    confidence: float = 0.95,
+) -> pd.DataFrame:
+    """Each alternative less its baseline, replication by replication.
+
+    Args:
+        frame: A sweep's table, a row a run, every alternative once in each block.
+        metric: What to compare.
+        over: The swept field whose values are the alternatives.
+        baseline: Compare with this one only; None compares all pairs.
+        block: What the alternatives share: one replication's requests.
+        confidence: Coverage of each interval; its complement is the level at which
+            Holm's correction holds the chance of any false difference.
+
+    Returns:
+        A row a pair: ``baseline``, ``alternative``, ``n`` blocks; ``difference``
+        of the means with a Student t interval (``difference_lower``,
+        ``difference_upper``), in the metric's unit; ``relative``, the difference
+        over the baseline's mean, with Fieller's interval, NaN where that is
+        unbounded; ``t``, ``p``, ``p_holm``, ``significant``.
+
+    Raises:
+        ConfigError: Alternatives that do not all have the same blocks, once each;
+            names them.
+
+    Source: Fieller (1954), Holm (1979).
+    """
+    level = confidence_level(confidence)
+    labels, results = _by_block(frame, metric, over, block)
+    everyone = range(len(labels))
+    if baseline is None:
+        pairs = list(itertools.combinations(everyone, 2))
+    elif baseline in labels:
+        first = labels.index(baseline)
+        pairs = [(first, other) for other in everyone if other != first]
+    else:
+        raise fail("baseline", baseline, f"one of {', '.join(map(repr, labels))}")
+    rows = [
+        {
+            "baseline": labels[base],
+            "alternative": labels[other],
+            "n": len(results),
+            **_compared(results[:, base], results[:, other], level),
+        }
+        for base, other in pairs
+    ]
+    table = pd.DataFrame(rows)
+    table["p_holm"] = holm(table["p"].to_numpy(dtype=np.float64))
+    table["significant"] = table["p_holm"] <= 1.0 - level
+    return table
+
+
+def _compared(base: FloatArray, other: FloatArray, confidence: float) -> dict[str, Any]:
+    difference = other - base
+    interval = compute_confidence_interval(difference, confidence)
+    error = float(difference.std(ddof=1)) / math.sqrt(len(base))
+    t = _over(interval["mean"], error)
+    level = float(base.mean())
+    lower, upper = _fieller(base, difference, confidence)
+    return {
+        "difference": interval["mean"],
+        "difference_lower": interval["ci_lower"],
+        "difference_upper": interval["ci_upper"],
+        "relative": interval["mean"] / level if level else math.nan,
+        "relative_lower": lower,
+        "relative_upper": upper,
+        "t": t,
+        "p": 2.0 * float(stdtr(len(base) - 1, -abs(t))),
+    }
+
+
+def _over(signal: float, noise: float) -> float:
+    """``signal / noise``; no signal is none, however small the noise."""
+    if noise == 0.0:
+        return math.copysign(math.inf, signal) if signal else 0.0
+    return signal / noise
+
+
+def _fieller(
+    base: FloatArray, difference: FloatArray, confidence: float
+) -> tuple[float, float]:
+    """Bounds of mean(difference) / mean(base): the ratios a paired t test accepts.
+
+    It accepts r if mean(difference - r base)^2 <= t^2 Var[mean(difference - r base)],
+    which is quadratic in r. Where the baseline's mean may be 0 there are no bounds.
+    """
+    n = len(base)
+    squared = t_quantile(confidence, n - 1) ** 2 / n
+    (xx, xy), (_, yy) = squared * np.cov(base, difference)
+    x, y = base.mean(), difference.mean()
+    a, half_b, c = x * x - xx, x * y - xy, y * y - yy
+    if a <= 0.0:
+        return math.nan, math.nan
+    root = math.sqrt(max(half_b * half_b - a * c, 0.0))
+    return float((half_b - root) / a), float((half_b + root) / a)
+
+
+def holm(p: FloatArray) -> FloatArray:
+    """p-values corrected for their number by Holm's step-down rule, same order.
+
+    Source: Holm (1979).
+    """
+    order = np.argsort(p, kind="stable")
+    steps = np.arange(len(p), 0, -1) * p[order]
+    corrected = np.empty(len(p))
+    corrected[order] = np.minimum(np.maximum.accumulate(steps), 1.0)
+    return corrected
+
+
+def blocked_anova(
+    frame: pd.DataFrame, metric: str, over: str, block: str = "replication"
+) -> pd.DataFrame:
+    """Do the alternatives differ at all? Analysis of variance with blocks.
+
+    Args:
+        frame: A sweep's table, a row a run, every alternative once in each block.
+        metric: What to compare.
+        over: The swept field whose values are the alternatives.
+        block: What the alternatives share: one replication's requests.
+
+    Returns:
+        Two rows, ``design`` "blocked" and "one-way", with ``F``, its degrees of
+        freedom ``df`` and ``df_error``, and ``p``. The one-way test takes all runs
+        for independent, which they are not; it is there to be seen beside.
+
+    Raises:
+        ConfigError: Alternatives that do not all have the same blocks, once each;
+            names them.
+
+    Source: Fisher (1925).
+    """
+    _, y = _by_block(frame, metric, over, block)
+    n, k = y.shape
+    effect = y.mean(axis=0) - y.mean()
+    within = y - y.mean(axis=0)
+    residual = within - within.mean(axis=1, keepdims=True)
+    rows = []
+    for design, rest, df_error in (
+        ("blocked", residual, (k - 1) * (n - 1)),
+        ("one-way", within, k * (n - 1)),
+    ):
+        signal = n * float((effect**2).sum()) / (k - 1)
+        f = _over(signal, float((rest**2).sum()) / df_error)
+        p = float(fdtrc(k - 1, df_error, f))
+        rows.append(
+            {"design": design, "F": f, "df": k - 1, "df_error": df_error, "p": p}
+        )
+    return pd.DataFrame(rows)
+
+
+def cost_of_choice(
+    frame: pd.DataFrame,
+    metric: str,
+    over: str,
+    choice: Any,
+    *,
+    block: str = "replication",
+    confidence: float = 0.95,
+) -> dict[str, Any]:
+    """What an alternative costs against the best one, which it may be itself.
+
+    Nobody knows which is the best, and the least mean of noisy ones is too low. So
+    the choice is compared with every other, in intervals that hold together, and
+    the greatest bounds among them are the bounds of its cost.
+
+    Args:
+        frame: A sweep's table, a row a run, every alternative once in each block.
+        metric: What it costs in; less is better.
+        over: The swept field whose values are the alternatives.
+        choice: One of them.
+        block: What the alternatives share: one replication's requests.
+        confidence: Coverage of the interval.
+
+    Returns:
+        ``choice``, ``best``, the alternative of the least mean, and ``cost`` with
+        ``cost_lower`` and ``cost_upper``: how far the choice lies above the best, over
+        the best; 0.1 is 10% more, and nothing costs less than 0.
+
+    Raises:
+        ConfigError: No such alternative, or alternatives that do not all have the same
+            blocks, once each.
+
+    Source: the multiple comparisons with the best of Hsu (1981), by Bonferroni.
+    """
+    level = confidence_level(confidence)
+    labels, results = _by_block(frame, metric, over, block)
+    if choice not in labels:
+        raise fail("choice", choice, f"one of {', '.join(map(repr, labels))}")
+    at = labels.index(choice)
+    each = 1.0 - (1.0 - level) / (len(labels) - 1)
+    rows = [
+        _compared(results[:, other], results[:, at], each)
+        for other in range(len(labels))
+        if other != at
+    ]
+    names = {"cost": "relative", "cost_lower": "relative_lower"}
+    names["cost_upper"] = "relative_upper"
+    costs = {
+        to: float(np.max([0.0, *(row[name] for row in rows)]))
+        for to, name in names.items()
+    }
+    best = labels[int(results.mean(axis=0).argmin())]
+    return {"choice": choice, "best": best, **costs}
+
+
+def _by_block(
+    frame: pd.DataFrame, metric: str, over: str, block: str
+) -> tuple[list[Any], FloatArray]:
+    """The alternatives in order, and the metric, shape (blocks, alternatives).
+
+    Raises:
+        ConfigError: A column is unknown, there are fewer than two alternatives or
+            blocks, or an alternative lacks a block or has one twice.
+    """
+    require_columns(frame, [metric, over, block])
+    codes, uniques = pd.factorize(frame[over], use_na_sentinel=False)
+    labels = uniques.tolist()
+    rows, blocks = pd.factorize(frame[block], use_na_sentinel=False)
+    counts = np.zeros((len(blocks), len(labels)), dtype=np.int64)
+    values = frame[metric].to_numpy(dtype=np.float64)
+    np.add.at(counts, (rows, codes), np.isfinite(values))
+    if (counts != 1).any():
+        raise ConfigError(_unpaired(over, labels, block, blocks.tolist(), counts))
+    for name, found in ((over, labels), (block, blocks.tolist())):
+        if len(found) < 2:
+            raise fail(name, found, "at least two different values in the table")
+    results = np.empty(counts.shape)
+    results[rows, codes] = values
+    return labels, results
+
+
+def _unpaired(
+    over: str, labels: Sequence[Any], block: str, blocks: Sequence[Any], counts: Any
+) -> str:
+    """Which alternatives lack a block or have it several times, in one line."""
+    faults = []
+    for column, label in enumerate(labels):
+        for word, bad in (("lacks", counts == 0), ("repeats", counts > 1)):
+            found = [
+                str(blocks[row]) for row in np.flatnonzero(bad[:, column]).tolist()
+            ]
+            if found:
+                more = f" and {len(found) - 5} more" if len(found) > 5 else ""
+                shown = ", ".join(found[:5]) + more
+                faults.append(f"{over}={label!r} {word} {block} {shown}")
+    more = f"; and {len(faults) - 5} more" if len(faults) > 5 else ""
+    return f"{'; '.join(faults[:5])}{more}: must have each {block} exactly once"
+
+
+def best_against_rest(
+    frame: pd.DataFrame,
+    metric: str,
+    over: str,
+    claimed: Sequence[Any],
+    block: str = "replication",
+) -> pd.Series:
+    """The best of the rest less the best of ``claimed``, replication by replication.
+
+    Args:
+        frame: A sweep's table, a row a run, every alternative once in each block.
+        metric: What to compare; less is better.
+        over: The swept field whose values are the alternatives.
+        claimed: The alternatives said to hold the best one.
+        block: What the alternatives share.
+
+    Returns:
+        A row of ``paired_differences``: ``baseline`` is the best of ``claimed``,
+        ``alternative`` the best of the rest, by their means; a ``difference`` above
+        0 speaks for the claim.
+
+    Raises:
+        ConfigError: ``claimed`` holds none, or all, of the alternatives.
+    """
+    require_columns(frame, [metric, over, block])
+    means = frame.groupby(over, sort=False)[metric].mean()
+    inside = means.index.isin(list(claimed))
+    if inside.all() or not inside.any():
+        must = f"some, but not all, of {', '.join(map(repr, means.index))}"
+        raise fail("claimed", list(claimed), must)
+    best, rest = means[inside].idxmin(), means[~inside].idxmin()
+    two = frame[frame[over].isin([best, rest])]
+    return paired_differences(two, metric, over, best, block=block).iloc[0]

@@ -1,0 +1,140 @@
+"""How long is long enough: replications to add, and the warm-up to drop."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from llminfer.base.arrays import FloatArray
+from llminfer.base.errors import ConfigError, fail, number, whole
+from llminfer.stats.intervals import Estimate, Values, compute_confidence_interval
+
+_FEWEST_REPLICATIONS = 10  # a half-width from fewer is too noisy to stop on
+
+
+@dataclass(frozen=True)
+class Replications:
+    """What ``replicate_until`` ran: the values, their mean, whether it got there."""
+
+    values: tuple[float, ...]
+    estimate: Estimate
+    reached: bool
+
+    @property
+    def n(self) -> int:
+        """How many replications."""
+        return len(self.values)
+
+
+def replicate_until(
+    run: Callable[[int], float],
+    target: float,
+    least: int = _FEWEST_REPLICATIONS,
+    most: int = 1000,
+    confidence: float = 0.95,
+) -> Replications:
+    """Replicate until the interval's half-width is within ``target`` of the truth.
+
+    Args:
+        run: One replication's value from its number 0, 1, 2 ...
+        target: Greatest relative error, such as 0.05. The half-width must come down
+            to target/(1 + target) of the estimated mean, which makes it at most
+            ``target`` of the true one wherever the interval covers.
+        least: Replications before the rule is first asked, at least 10.
+        most: Replications after which it gives up; ``reached`` is then false.
+        confidence: Coverage wanted.
+
+    Raises:
+        ConfigError: A setting that makes no sense, or a value that is not finite.
+
+    Source: Law and Kelton (1982).
+    """
+    number("target", target, above=0.0)
+    whole("most", most, whole("least", least, _FEWEST_REPLICATIONS))
+    values: list[float] = []
+    while True:
+        values.append(number(f"run({len(values)})", run(len(values))))
+        if len(values) < least:
+            continue
+        found = Estimate.of(compute_confidence_interval(values, confidence))
+        half = found.upper - found.value
+        reached = half <= target / (1.0 + target) * abs(found.value)
+        if reached or len(values) >= most:
+            return Replications(tuple(values), found, reached)
+
+
+def averaged_series(series_by_replication: Sequence[Values]) -> FloatArray:
+    """The mean over replications of the first, second, ... value, shape (shortest,).
+
+    Args:
+        series_by_replication: One series a replication, such as the latencies of
+            its requests in order of arrival, seconds.
+
+    Raises:
+        ConfigError: There is no series, or one is empty.
+    """
+    shortest = min((len(series) for series in series_by_replication), default=0)
+    if not shortest:
+        raise ConfigError("series_by_replication: must be series of at least one value")
+    rows = [np.asarray(row[:shortest], np.float64) for row in series_by_replication]
+    return np.asarray(np.mean(rows, axis=0))
+
+
+def mser5(series: Values) -> int | None:
+    """How many values to drop from the front of a series, by the rule MSER-5.
+
+    It cuts where the squared standard error of the mean of the rest, in batches of
+    five, is least. Give it the series averaged over replications: on each alone it
+    cuts where chance is kind, and spoils the interval.
+
+    Args:
+        series: Values in order, at least 50.
+
+    Returns:
+        A multiple of 5; None if the best cut lies in the second half: the series
+        still drifts, or is too short.
+
+    Raises:
+        ConfigError: Fewer than 50 values.
+
+    Source: White, Cobb and Spratt (2000); leaving at least five batches, and when to
+    refuse, Hoad, Robinson and Davies (2010).
+    """
+    values = np.asarray(series, dtype=np.float64)
+    if len(values) < 50:
+        raise ConfigError(f"series: {len(values)} values: must be at least 50")
+    batches = values[: len(values) // 5 * 5].reshape(-1, 5).mean(axis=1)
+    m = len(batches)
+    from_end = (batches - batches.mean())[::-1]  # centred, so that nothing cancels
+    kept = np.arange(1, m + 1)
+    squares = np.cumsum(from_end**2) - np.cumsum(from_end) ** 2 / kept
+    by_cut = (squares / kept**2)[::-1]
+    cut = int(np.argmin(by_cut[: m - 4]))
+    return 5 * cut if cut <= m // 2 else None
+
+
+def welch(series_by_replication: Sequence[Values], window: int) -> FloatArray:
+    """Welch's curve: the averaged series, smoothed; warm-up ends where it levels off.
+
+    Args:
+        series_by_replication: One series a replication.
+        window: Values on each side of the one smoothed; fewer near the front.
+
+    Returns:
+        The moving average, shape (shortest - window,).
+
+    Raises:
+        ConfigError: ``window`` is no whole number of at least 1, or the series are
+            too short for it.
+
+    Source: Welch (1983).
+    """
+    mean = averaged_series(series_by_replication)
+    if 2 * whole("window", window, 1) >= len(mean):
+        raise fail("window", window, f"less than half the {len(mean)} values")
+    total = np.concatenate(([0.0], np.cumsum(mean)))
+    at = np.arange(len(mean) - window)
+    reach = np.minimum(at, window)
+    return np.asarray((total[at + reach + 1] - total[at - reach]) / (2 * reach + 1))

@@ -1,0 +1,331 @@
+"""Simulation beside theory: configurations with a number that is known exactly."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from scipy.special import ndtri, stdtr
+
+from llminfer import theory
+from llminfer.base.errors import OverloadWarning
+from llminfer.config import SimulationConfig
+from llminfer.experiment import run_many
+from llminfer.record import RunRecord
+from llminfer.stats.intervals import compute_confidence_interval
+
+Measure = Callable[[RunRecord, int], float]  # of a run, less so many of warm-up
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A quantity that a run estimates and theory knows.
+
+    Attributes:
+        name: The configuration in words.
+        metric: The quantity in words; times in seconds.
+        source: The law behind the exact value.
+        config: What to simulate, under seeds of the reader's choice.
+        exact: The value.
+        measure: The estimate from a run's record and its number of warm-up requests.
+    """
+
+    name: str
+    metric: str
+    source: str
+    config: SimulationConfig
+    exact: float
+    measure: Measure
+
+    def estimate(self, record: RunRecord) -> float:
+        """The quantity in one run of ``config``."""
+        return self.measure(record, self.config.warmup_requests)
+
+
+@lru_cache(maxsize=1)
+def comparisons() -> tuple[Comparison, ...]:
+    """All cases, those of one configuration next to each other."""
+    return (*_singles(), *_priorities(), *_bulks(), *_continuous(), *_limits())
+
+
+def estimates(config: SimulationConfig, record: RunRecord) -> dict[str, float]:
+    """All that theory knows of a configuration here, as one run has it: a measure."""
+    own = config.replace(random_seed=None)
+    cases = (case for case in comparisons() if case.config == own)
+    return {case.metric: case.estimate(record) for case in cases}
+
+
+def beside_theory(
+    replications: int = 30, first_seed: int = 42, n_jobs: int | None = None
+) -> pd.DataFrame:
+    """Every exact value, and what replications of its own say of it.
+
+    No seed is used twice. On shared ones all configurations would face the same
+    requests, and a sample that is unlucky for one would be so for all.
+
+    Args:
+        replications: Runs a comparison.
+        first_seed: Of the first; each comparison takes the next ``replications``.
+        n_jobs: Processes; None takes one a core. The numbers do not depend on it.
+
+    Returns:
+        A row a comparison: ``name``, ``metric``, ``source``, ``exact``; ``mean``,
+        ``ci_lower`` and ``ci_upper`` of the replications; ``t``, their distance in
+        standard errors, and ``z``, the normal number that is as rare.
+    """
+    seeds = itertools.count(first_seed)
+    configs = [
+        case.config.replace(random_seed=next(seeds))
+        for case in comparisons()
+        for _ in range(replications)
+    ]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", OverloadWarning)  # the floods are meant
+        found = iter(run_many(configs, n_jobs, "comparisons", estimates))
+    rows = []
+    for case in comparisons():
+        values = np.array([next(found)[case.metric] for _ in range(replications)])
+        error = values.std(ddof=1) / math.sqrt(replications)
+        t = (values.mean() - case.exact) / error
+        rows.append(
+            {
+                "name": case.name,
+                "metric": case.metric,
+                "source": case.source,
+                "exact": case.exact,
+                **compute_confidence_interval(values),
+                "t": t,
+                "z": float(ndtri(stdtr(replications - 1, t))),
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+CAPPED: dict[str, Any] = {"mu": 4, "sigma": 1.5, "max": 8192}
+CHAT: dict[str, Any] = {"mu": 4, "sigma": 1.0, "max": 2048}
+
+
+def _run(load: float, **changes: Any) -> SimulationConfig:
+    """A configuration at a load, long enough to be near its steady state."""
+    fields = {
+        "prompt_dist_params": CHAT,
+        "num_requests": 12_000,
+        "warmup_requests": 2_000,
+        **changes,
+    }
+    config = SimulationConfig(**fields)
+    return config.replace(arrival_rate=load * config.max_stable_rate)
+
+
+def _real(preset: str, load: float, **changes: Any) -> SimulationConfig:
+    coefficients = SimulationConfig.from_preset(preset).to_dict()
+    names = ("alpha", "beta", "gamma", "delta", "kappa")
+    return _run(load, **{name: coefficients[name] for name in names}, **changes)
+
+
+def _waits(record: RunRecord, skip: int) -> Any:
+    return (record.processing_start_time - record.arrival_time)[skip:]
+
+
+def _mean_wait(record: RunRecord, skip: int) -> float:
+    return float(_waits(record, skip).mean())
+
+
+def _square_wait(record: RunRecord, skip: int) -> float:
+    return float((_waits(record, skip) ** 2).mean())
+
+
+def _longer_than(seconds: float) -> Measure:
+    return lambda record, skip: float((_waits(record, skip) > seconds).mean())
+
+
+def _mean_ttft(record: RunRecord, skip: int) -> float:
+    return float((record.first_token_time - record.arrival_time)[skip:].mean())
+
+
+def _mean_latency(record: RunRecord, skip: int) -> float:
+    return float((record.processing_end_time - record.arrival_time)[skip:].mean())
+
+
+def _waiting_work(record: RunRecord, skip: int) -> float:
+    service = record.processing_end_time - record.processing_start_time
+    return float((service[skip:] * _waits(record, skip)).mean())
+
+
+def _later_batches(record: RunRecord, skip: int) -> Any:
+    return record.batch_start >= record.arrival_time[skip]
+
+
+def _mean_batch(record: RunRecord, skip: int) -> float:
+    later = _later_batches(record, skip)
+    steps = None if record.steps is None else record.steps.batch_steps[later]
+    return float(np.average(record.batch_size[later], weights=steps))
+
+
+def _busy_share(record: RunRecord, skip: int) -> float:
+    later = _later_batches(record, skip)
+    starts, ends = record.batch_start[later], record.batch_end[later]
+    return float((ends - starts).sum() / (ends[-1] - starts[0]))
+
+
+def _throughput(record: RunRecord, skip: int) -> float:
+    return float(len(record.arrival_time) / record.batch_end.max())
+
+
+def _wait_of_prompts(most: int) -> Measure:
+    def measure(record: RunRecord, skip: int) -> float:
+        short = record.prompt_length[skip:] <= most
+        return float(_waits(record, skip)[short].mean())
+
+    return measure
+
+
+Case = tuple[str, str, float, Measure]  # quantity, law, exact value, estimate
+
+
+def _cases(
+    name: str, config: SimulationConfig, cases: list[Case]
+) -> Iterator[Comparison]:
+    for metric, source, exact, measure in cases:
+        yield Comparison(name, metric, source, config, exact, measure)
+
+
+def _singles() -> Iterator[Comparison]:
+    """Batch size 1 under FCFS."""
+    kinds = {
+        "one by one, report, load 0.6": _run(0.6, batch_size=1),
+        "one by one, RTX 4090, load 0.75": _real(
+            "llama-3.1-8b-rtx4090", 0.75, batch_size=1
+        ),
+    }
+    for name, config in kinds.items():
+        queue = theory.mg1(config)
+        median, p95 = queue.quantile(0.5), queue.quantile(0.95)
+        square = queue.variance + queue.mean**2
+        yield from _cases(
+            name,
+            config,
+            [
+                ("mean wait", "Pollaczek, Khinchine", queue.mean, _mean_wait),
+                ("mean squared wait", "Takacs", square, _square_wait),
+                ("share that waits", "M/G/1", queue.load, _longer_than(0.0)),
+                ("share over the median wait", "inversion", 0.5, _longer_than(median)),
+                ("share over the p95 wait", "inversion", 0.05, _longer_than(p95)),
+                ("mean latency", "M/G/1", queue.mean_latency, _mean_latency),
+                ("busy share", "M/G/1", queue.load, _busy_share),
+            ],
+        )
+
+
+def _priorities() -> Iterator[Comparison]:
+    """Batch size 1 under a fixed key."""
+    base = _run(0.75, batch_size=1)
+    sjf = base.replace(scheduling_policy="SJF")
+    known = theory.priority(sjf)
+    short = known.key <= 100
+    wait = float(known.share[short] @ known.wait[short] / known.share[short].sum())
+    work = theory.conserved_work(base)
+    yield from _cases(
+        "one by one, SJF, load 0.75",
+        sjf,
+        [
+            ("mean wait", "Phipps", known.mean, _mean_wait),
+            ("mean wait of prompts to 100", "Phipps", wait, _wait_of_prompts(100)),
+            ("mean service x wait", "Kleinrock", work, _waiting_work),
+        ],
+    )
+    noisy = _real("opt-13b-a100", 0.75, batch_size=1, scheduling_policy="Predicted-SJF")
+    for sigma in (0.0, 1.0):
+        config = noisy.replace(scheduling_policy_params={"prediction_sigma": sigma})
+        yield from _cases(
+            f"one by one, A100, predictions with noise {sigma:g}, load 0.75",
+            config,
+            [("mean wait", "Phipps", theory.priority(config).mean, _mean_wait)],
+        )
+
+
+def _bulks() -> Iterator[Comparison]:
+    """Batches under FCFS, greedy and full."""
+    real = "llama-2-70b-dgx-h100"
+    kinds = {
+        "greedy, B = 8, report, load 0.7": _run(0.7, batch_size=8, batch_timeout=0),
+        "greedy, B = 32, A100, load 0.6": _real(
+            "opt-13b-a100", 0.6, batch_size=32, batch_timeout=0
+        ),
+        "full, B = 8, report, load 0.7": _run(0.7, batch_size=8),
+        "full, B = 4, DGX H100, load 0.5": _real(real, 0.5, batch_size=4),
+    }
+    for name, config in kinds.items():
+        queue = theory.bulk_queue(config)
+        p90 = queue.quantile(0.9)
+        law = "Bailey, Neuts"
+        cases: list[Case] = [
+            ("mean wait", law, queue.mean, _mean_wait),
+            ("mean TTFT", law, queue.mean_ttft, _mean_ttft),
+            ("mean latency", law, queue.mean_latency, _mean_latency),
+            ("share over the p90 wait", "inversion", 0.1, _longer_than(p90)),
+        ]
+        if queue.utilization < 0.99:  # a server that never rests says nothing
+            cases.append(("busy share", law, queue.utilization, _busy_share))
+        if queue.least == 1:
+            cases.append(("mean batch", law, queue.mean_batch, _mean_batch))
+        yield from _cases(name, config, cases)
+
+
+def _continuous() -> Iterator[Comparison]:
+    """Iteration-level batches under FCFS, with geometric outputs."""
+    steps = {
+        "server": "continuous",
+        "batch_size": 8,
+        "max_batched_tokens": 10**6,
+        "output_length_dist": "geometric",
+        "output_dist_params": {"mean": 50},
+    }
+    real = _real("llama-3.1-8b-rtx4090", 0.85, **steps)
+    real = real.replace(kappa=0.0)
+    kinds = {
+        "continuous, B = 8, report, load 0.5": _run(0.5, **steps),
+        "continuous, B = 8, RTX 4090 (κ = 0), load 0.85": real.replace(
+            arrival_rate=0.85 * real.max_stable_rate
+        ),
+    }
+    for name, config in kinds.items():
+        chain, law = theory.continuous(config), "chain of steps, Neuts"
+        yield from _cases(
+            name,
+            config,
+            [
+                ("mean wait", law, chain.mean, _mean_wait),
+                ("mean TTFT", law, chain.mean_ttft, _mean_ttft),
+                ("mean latency", law, chain.mean_latency, _mean_latency),
+                ("mean batch", law, chain.mean_batch, _mean_batch),
+                ("busy share", law, chain.utilization, _busy_share),
+            ],
+        )
+
+
+def _limits() -> Iterator[Comparison]:
+    """What no queue is needed for."""
+    idle = _run(0.5, batch_size=6).replace(
+        arrival_rate=4.0, alpha=0.0, beta=0.0, gamma=0.0
+    )
+    yield from _cases(
+        "full, B = 6, no service time",
+        idle,
+        [("mean wait", "assembly", theory.assembly_bound(idle), _mean_wait)],
+    )
+    names = ("report", "opt-13b-a100")
+    for name in names:
+        flood = _real(name, 1e4, batch_size=16, num_requests=8_000, warmup_requests=0)
+        yield from _cases(
+            f"flooded, B = 16, {name}",
+            flood,
+            [("throughput", "B / E[T_B]", flood.max_stable_rate, _throughput)],
+        )

@@ -1,0 +1,183 @@
+"""How far an interval can be trusted: the same experiment a thousand times.
+
+At a server that takes one request at a time the waits follow from arrivals and
+services in one line, for all replications together. They are what the simulator gives
+for the same requests; the tests hold one against the other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from scipy.special import betaincinv
+
+from llminfer.base.arrays import FloatArray
+from llminfer.base.errors import whole
+from llminfer.config import SimulationConfig
+from llminfer.record import RunRecord
+from llminfer.stats.intervals import (
+    Values,
+    compute_confidence_interval,
+    confidence_level,
+)
+from llminfer.stats.run_length import averaged_series, mser5, replicate_until
+from llminfer.theory.assumptions import first_come, single
+
+Numbers = dict[str, Any]
+
+
+def waits(gaps: FloatArray, service: FloatArray) -> FloatArray:
+    """Waits in queue at one FCFS server that starts empty, seconds, shape (..., n).
+
+    Args:
+        gaps: Seconds since the arrival before, shape (..., n); the first is not used.
+        service: Seconds each request takes, same shape.
+
+    Source: W' = max(W + S - gap, 0), Lindley (1952).
+    """
+    walk = np.zeros(gaps.shape)
+    np.cumsum(service[..., :-1] - gaps[..., 1:], axis=-1, out=walk[..., 1:])
+    return np.asarray(walk - np.minimum.accumulate(walk, axis=-1))
+
+
+def experiments(
+    config: SimulationConfig,
+    measure: Callable[[SimulationConfig, FloatArray], Numbers],
+    loads: Sequence[float],
+    number: int = 1000,
+    replications: int = 30,
+    *,
+    seed: int = 42,
+) -> pd.DataFrame:
+    """One experiment many times over, with requests of its own each time.
+
+    Args:
+        config: Batch size 1, FCFS, Poisson arrivals at a constant rate; the rate
+            itself follows from the load.
+        measure: Makes an experiment's numbers from the configuration at a load and
+            its waits, seconds, shape (replications, num_requests), warm-up too.
+        loads: lambda / lambda*; all of them face the same requests.
+        number: Experiments at each load.
+        replications: Replications an experiment.
+        seed: Of them all. Other coefficients face the same requests under it.
+
+    Returns:
+        A row an experiment and load: ``load``, ``experiment``, then the numbers.
+
+    Raises:
+        ConfigError: The configuration is another one.
+    """
+    single(config)
+    first_come(config)
+    most = config.max_stable_rate
+    at_loads = {load: config.replace(arrival_rate=load * most) for load in loads}
+    shape = whole("replications", replications, 1), config.num_requests
+    rows = []
+    for experiment in range(whole("number", number, 1)):
+        generator = np.random.default_rng([seed, experiment])
+        gaps = generator.standard_exponential(shape)
+        prompt = config.prompts.tokens(generator.random(shape)).astype(float)
+        output = config.outputs.tokens(generator.random(shape)).astype(float)
+        service = config.step_time.alone(prompt, output)
+        for load, at in at_loads.items():
+            found = measure(at, waits(gaps / at.arrival_rate, service))
+            rows.append({"load": load, "experiment": experiment, **found})
+    return pd.DataFrame(rows)
+
+
+def covers(values: Values, exact: float, confidence: float = 0.95) -> bool:
+    """Whether Student's t interval of the values holds the exact mean."""
+    found = compute_confidence_interval(values, confidence)
+    return found["ci_lower"] <= exact <= found["ci_upper"]
+
+
+def share(hits: Sequence[bool] | pd.Series, confidence: float = 0.95) -> Numbers:
+    """How probable a hit is, from independent trials.
+
+    Returns:
+        ``{"mean", "ci_lower", "ci_upper"}``.
+
+    Source: Clopper and Pearson (1934).
+    """
+    n, k = len(hits), float(np.sum(hits))
+    beyond = (1.0 - confidence_level(confidence)) / 2.0
+    lower = betaincinv(k, n - k + 1.0, beyond) if k else 0.0
+    upper = betaincinv(k + 1.0, n - k, 1.0 - beyond) if k < n else 1.0
+    return {"mean": k / n, "ci_lower": float(lower), "ci_upper": float(upper)}
+
+
+def held_by_length(
+    waits: FloatArray, exact: float, lengths: Sequence[int]
+) -> dict[int, bool]:
+    """Whether the interval over the first so many waits a replication holds ``exact``.
+
+    Args:
+        waits: Seconds, shape (replications, n), without the warm-up.
+        exact: The mean wait, seconds.
+        lengths: How many.
+    """
+    return {n: covers(waits[:, :n].mean(axis=1), exact) for n in lengths}
+
+
+def stopped(means: FloatArray, exact: float, targets: Sequence[float]) -> Numbers:
+    """Replications until an interval is as narrow as asked, and whether it was right.
+
+    Args:
+        means: One a replication, seconds.
+        exact: What they estimate.
+        targets: Relative half-widths.
+
+    Returns:
+        For each target ``n``, how many, and ``near``, whether their mean was within
+        the target of ``exact``.
+    """
+    found: Numbers = {}
+    for target in targets:
+        ran = replicate_until(means.__getitem__, target, most=len(means))
+        near = abs(ran.estimate.value / exact - 1.0) <= target
+        found |= {f"n {target}": ran.n, f"near {target}": near}
+    return found
+
+
+def behind_cuts(waits: FloatArray, cuts: Sequence[int]) -> Numbers:
+    """Mean waits behind a warm-up cut, by how it is chosen.
+
+    Args:
+        waits: Seconds, shape (replications, n).
+        cuts: Requests to cut.
+
+    Returns:
+        ``means``, the replications' behind each of ``cuts``; ``each``, behind the cut
+        of MSER-5 for every replication alone; ``common``, behind its cut of the
+        averaged series; ``series``, that series.
+    """
+    series = averaged_series(list(waits))
+    each = [float(wait[mser5(wait) or 0 :].mean()) for wait in waits]
+    common = waits[:, mser5(series) or 0 :].mean(axis=1)
+    means = [waits[:, cut:].mean(axis=1) for cut in cuts]
+    return {"means": means, "each": each, "common": common, "series": series}
+
+
+def p99s(waits: FloatArray, exact: float, sizes: Sequence[int]) -> Numbers:
+    """The p99 wait over the exact one, from short runs: mean of p99s, and pooled.
+
+    Args:
+        waits: Seconds, shape (replications, n), without the warm-up.
+        exact: The p99, seconds.
+        sizes: Requests a replication.
+    """
+    found: Numbers = {}
+    for n in sizes:
+        part = waits[:, :n]
+        found[f"mean {n}"] = np.quantile(part, 0.99, axis=1).mean() / exact
+        found[f"pooled {n}"] = np.quantile(part, 0.99) / exact
+    return found
+
+
+def mean_wait(config: SimulationConfig, record: RunRecord) -> dict[str, float]:
+    """The mean wait of a run without its warm-up, seconds: a measure for sweeps."""
+    wait = record.processing_start_time - record.arrival_time
+    return {"mean_wait": float(wait[config.warmup_requests :].mean())}

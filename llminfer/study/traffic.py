@@ -1,0 +1,219 @@
+"""A trace beside what is usually assumed of traffic, and its synthetic twin."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from llminfer.base.arrays import FloatArray, IntArray
+from llminfer.base.errors import fail, number, whole
+from llminfer.config import SimulationConfig
+from llminfer.experiment import Row, simulate
+from llminfer.laws.lengths import LengthLaw, LogNormal
+from llminfer.record import RunRecord
+from llminfer.stats.intervals import Estimate, compute_confidence_interval, t_quantile
+from llminfer.workload import Workload
+
+Numbers = FloatArray | IntArray
+
+
+def mean_rate(arrival_time: FloatArray) -> float:
+    """Requests a second from the first arrival to the last, both counted once.
+
+    Raises:
+        ConfigError: The times have no length.
+    """
+    lasted = float(arrival_time[-1] - arrival_time[0]) if len(arrival_time) else 0.0
+    if not lasted > 0.0:
+        raise fail("arrival_time", arrival_time, "several times that differ")
+    return (len(arrival_time) - 1) / lasted
+
+
+def fitted_lognormal(tokens: IntArray) -> LogNormal:
+    """The log-normal with the moments that the logs of ``tokens`` have.
+
+    A count k stands for real lengths from k to k + 1, and is taken for their middle.
+    The law is clipped to the greatest count, as a context limit does.
+    """
+    logs = np.log(tokens + 0.5)
+    return LogNormal(float(logs.mean()), float(logs.std()), max=int(tokens.max()))
+
+
+def twin(trace: Workload) -> dict[str, Any]:
+    """The synthetic workload that is usually taken for a trace.
+
+    Returns:
+        Fields of a configuration: Poisson arrivals at the trace's mean rate, and
+        prompts and outputs from ``fitted_lognormal``, all independent.
+    """
+    fields: dict[str, Any] = {"arrival_rate": mean_rate(trace.arrival_time)}
+    for part, tokens in (
+        ("prompt", trace.prompt_length),
+        ("output", trace.output_length),
+    ):
+        law = fitted_lognormal(tokens)
+        fields[f"{part}_length_dist"] = "lognormal"
+        params = {"mu": law.mu, "sigma": law.sigma, "max": law.max}
+        fields[f"{part}_dist_params"] = params
+    return fields
+
+
+def counts(arrival_time: FloatArray, window: float) -> IntArray:
+    """Arrivals in each whole window of so many seconds from the first arrival on.
+
+    Raises:
+        ConfigError: A window that is not above 0, or with fewer than two of them.
+    """
+    since = arrival_time - arrival_time[0]
+    windows = int(since[-1] // number("window", window, above=0.0))
+    if windows < 2:
+        raise fail("window", window, f"at most {since[-1] / 2.0:.3g}, half of the time")
+    return np.bincount((since / window).astype(np.int64))[:windows]
+
+
+def dispersion(counted: Numbers) -> float:
+    """Variance over mean of counts: 1 where arrivals are Poisson, more in bursts."""
+    return float(counted.var(ddof=1) / counted.mean())
+
+
+def variation(gaps: Numbers) -> float:
+    """Coefficient of variation: 1 where the gaps are exponential."""
+    return float(gaps.std(ddof=1) / gaps.mean())
+
+
+def distance(tokens: IntArray, law: LengthLaw) -> float:
+    """Greatest gap between the shares of requests above a length, 0 to 1.
+
+    Source: Kolmogorov (1933), here on whole tokens.
+    """
+    above = 1.0 - np.cumsum(np.bincount(tokens)) / len(tokens)
+    expected = law.survival(np.arange(len(above), dtype=np.float64))
+    return float(np.abs(above - expected).max())
+
+
+def distance_by_chance(
+    law: LogNormal, n: int, trials: int = 100, random_seed: int = 42
+) -> float:
+    """The distance that 95% of true log-normal samples stay below.
+
+    Each sample is compared with the law fitted to itself, as a trace is.
+
+    Args:
+        law: Where the samples come from.
+        n: Requests in a sample.
+        trials: Samples.
+        random_seed: Seed of the samples.
+
+    Source: Lilliefors (1967).
+    """
+    whole("trials", trials, 1)
+    random = np.random.default_rng(random_seed)
+    samples = (law.tokens(random.random(whole("n", n, 2))) for _ in range(trials))
+    found = [distance(tokens, fitted_lognormal(tokens)) for tokens in samples]
+    return float(np.quantile(found, 0.95))
+
+
+def token_times(record: RunRecord) -> dict[str, FloatArray]:
+    """``ttft`` of every request and ``tpot`` of those with several tokens, seconds.
+
+    Both in order of arrival.
+    """
+    first, output = record.first_token_time, record.output_length
+    several = output > 1
+    decoding = (record.processing_end_time - first)[several]
+    return {
+        "ttft": first - record.arrival_time,
+        "tpot": decoding / (output[several] - 1),
+    }
+
+
+def replayed(config: SimulationConfig, trace: Workload) -> list[Row]:
+    """Median and p99 of TTFT and TPOT in a replay, seconds, with ``by_blocks``.
+
+    The intervals are found on the log scale: half as much is as far as twice as much.
+
+    Returns:
+        A row a number: ``metric``, such as ``p99_ttft``; ``mean``, which is the
+        number; ``ci_lower`` and ``ci_upper``.
+    """
+    rows: list[Row] = []
+    for name, values in token_times(simulate(config, trace)).items():
+        for metric, q in ((f"p50_{name}", 0.5), (f"p99_{name}", 0.99)):
+            its = by_blocks(partial(np.quantile, q=q), np.log(values))
+            number, lower, upper = np.exp([its.value, its.lower, its.upper])
+            bounds = {"ci_lower": lower, "ci_upper": upper}
+            rows.append({"metric": metric, "mean": number, **bounds})
+    return rows
+
+
+def typical(values: npt.ArrayLike) -> dict[str, float]:
+    """Geometric mean and its Student t interval: for rates and for ratios.
+
+    Args:
+        values: Above 0, one a part that is nearly independent of the others.
+
+    Returns:
+        ``{"mean", "ci_lower", "ci_upper"}``.
+    """
+    logs = compute_confidence_interval(np.log(values))
+    return {name: math.exp(its) for name, its in logs.items()}
+
+
+def by_blocks(
+    statistic: Callable[[Any], float],
+    values: npt.NDArray[Any],
+    blocks: int = 10,
+    confidence: float = 0.95,
+) -> Estimate:
+    """A number from one path, with an interval from leaving out a block at a time.
+
+    Neighbours in a trace are alike, and so are their latencies; blocks of consecutive
+    requests are nearly independent if they are long beside the bursts. A trend over
+    the whole path is no noise, and no interval from the path covers it.
+
+    Args:
+        statistic: Of values, shape (n,) or (n, k).
+        values: In order of time, along the first axis.
+        blocks: Consecutive parts of like length.
+        confidence: Coverage wanted.
+
+    Raises:
+        ConfigError: Fewer than two blocks, or fewer values than twice the blocks.
+
+    Source: the delete-a-group jackknife, Miller (1974).
+    """
+    n = whole("blocks", blocks, 2)
+    if len(values) < 2 * n:
+        raise fail("values", len(values), f"at least {2 * n}, two a block")
+    parts = np.array_split(values, n)
+    left_out = np.array(
+        [statistic(np.concatenate(parts[:i] + parts[i + 1 :])) for i in range(n)]
+    )
+    error = math.sqrt((n - 1) / n * float(((left_out - left_out.mean()) ** 2).sum()))
+    value, half = float(statistic(values)), t_quantile(confidence, n - 1) * error
+    return Estimate(value, value - half, value + half)
+
+
+def consecutive(trace: Workload, parts: int) -> list[Workload]:
+    """A trace cut into parts of like length, each from its own time 0 on.
+
+    Raises:
+        ConfigError: More parts than requests, or none.
+    """
+    if whole("parts", parts, 1) > len(trace):
+        raise fail("parts", parts, f"at most {len(trace)}, a request each")
+    pieces = np.array_split(np.arange(len(trace)), parts)
+    return [
+        Workload(
+            trace.arrival_time[piece] - trace.arrival_time[piece[0]],
+            trace.prompt_length[piece],
+            trace.output_length[piece],
+            trace.request_class[piece],
+        )
+        for piece in pieces
+    ]

@@ -1,0 +1,339 @@
+"""Continuous batching as a Markov chain on (decoding, waiting), a step at a time.
+
+With geometric outputs every request of a step ends with the same chance, so the
+numbers at the start of a step are all that matters. While somebody has to wait, those
+that go on are binomial whatever was before, and the queue is a random walk.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import numpy as np
+import numpy.typing as npt
+
+from llminfer.base.arrays import FloatArray, IntArray
+from llminfer.base.errors import whole
+from llminfer.laws.lengths import Geometric, LengthLaw
+from llminfer.theory.random_walk import (
+    Circle,
+    Generating,
+    circle_for,
+    first_entry,
+    folded,
+    scaled_counts,
+    stationary,
+)
+from llminfer.theory.service_time import ComplexArray, exponential_sum, token_pmf
+from llminfer.theory.single_server import check_load
+from llminfer.timing import StepTime
+
+
+def saturation_rate(
+    step_time: StepTime, prompts: LengthLaw, outputs: LengthLaw, batch_size: int
+) -> float:
+    """lambda* of continuous batching, requests a second, with B always running.
+
+    Args:
+        step_time: The five coefficients.
+        prompts: Law of prompt tokens.
+        outputs: Law of output tokens.
+        batch_size: B.
+    """
+    return step_time.saturation_rate(prompts, outputs, batch_size)
+
+
+@dataclass(frozen=True)
+class ContinuousChain:
+    """A stable continuous server under Poisson arrivals and FCFS, solved exactly.
+
+    A step that starts with m decoding and q waiting admits k = min(q, B - m), takes
+    (alpha prompts + beta)[k > 0] + (gamma + delta m)[m > 0] seconds, and leaves
+    Bin(m + k, 1 - 1/E[O]) decoding and q - k + Poisson(lambda step) waiting.
+
+    Args:
+        arrival_rate: lambda, requests a second, below ``saturation_rate``.
+        step_time: The coefficients; kappa is taken as 0.
+        prompts: Law of prompt tokens, capped.
+        outputs: Geometric law of output tokens.
+        batch_size: B.
+
+    Source: a chain of M/G/1 type, Neuts (1989).
+    """
+
+    arrival_rate: float
+    step_time: StepTime
+    prompts: LengthLaw
+    outputs: Geometric
+    batch_size: int
+    state: FloatArray = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "state", self._solve())
+
+    @cached_property
+    def _going_on(self) -> FloatArray:
+        """P(j of n go on after a step), shape (B + 1, B + 1) for n and j = 0 ... B."""
+        end = 1.0 / self.outputs.mean
+        chance = np.zeros((self.batch_size + 1, self.batch_size + 1))
+        chance[0, 0] = 1.0
+        for n in range(1, self.batch_size + 1):
+            chance[n] = end * chance[n - 1]
+            chance[n, 1:] += (1.0 - end) * chance[n - 1, :-1]
+        return chance
+
+    def _arrivals(self, decoding: IntArray, admitted: IntArray) -> Generating:
+        """E[z^arrivals] in steps of shape (n,), as a function to (n, points)."""
+        own = self._fixed(decoding, admitted)
+        pmf = token_pmf(self.prompts)
+
+        def generating(z: ComplexArray) -> ComplexArray:
+            s = self.arrival_rate * (1.0 - z)
+            each = exponential_sum(pmf, self.step_time.alpha * s)
+            powers = each ** np.arange(self.batch_size + 1)[:, None]
+            return np.asarray(powers[admitted] * np.exp(-np.outer(own, s)))
+
+        return generating
+
+    def _fixed(self, decoding: IntArray, admitted: IntArray) -> FloatArray:
+        """Seconds of a step that do not depend on prompts, same shape."""
+        law = self.step_time
+        decode = np.where(decoding > 0, law.gamma + law.delta * decoding, 0.0)
+        return np.asarray(decode + np.where(admitted > 0, law.beta, 0.0))
+
+    def _solve(self) -> FloatArray:
+        """P(m decoding, q waiting) at the start of a step, shape (B + 1, ...).
+
+        The chain is watched where a seat is free and, after a step of a full batch,
+        where fewer than B wait: there it has few states, and the walk does the rest.
+        """
+        most, going_on = self.batch_size, self._going_on
+        every = np.arange(most + 1)
+        full = self._arrivals(every, most - every)
+        walk = lambda z: going_on[-1] @ (full(z) * z ** every[:, None])  # noqa: E731
+        circle = circle_for(walk, most, self.arrival_rate)
+        m, q = np.nonzero(np.add.outer(every, every[:-1]) < most)
+        k = np.where(m + q == 0, 1, q)  # an idle server starts with the next arrival
+        pairs = np.concatenate((m, every)), np.concatenate((k, most - every))
+        scaled, circle = scaled_counts(self._arrivals(*pairs), circle)
+        shrink = circle.shrinking(scaled.shape[1])
+        few, busy = np.split(scaled, [len(m)])
+        total = np.zeros(scaled.shape[1] + most)
+        for j in every:  # those who go on, and the arrivals of a full step
+            chance = going_on[-1, j] * circle.radius**j
+            total[j : j + scaled.shape[1]] += chance * scaled[len(m) + j]
+        entry = first_entry(total, most, circle)
+        reach = _landings(busy * shrink, entry)
+        chain = self._watched(few * shrink, reach, m, q, going_on[m + k])
+        visits, queue = np.split(stationary(chain), [len(m)])
+        inflow = (going_on[m + k] * visits[:, None]).T @ few
+        inflow[np.add.outer(every, np.arange(inflow.shape[1])) < most] = 0.0
+        queue = self._queue(inflow, queue, busy, total, circle)
+        state = np.outer(going_on[-1], queue)
+        state[:, : inflow.shape[1]] += inflow * shrink
+        state[np.add.outer(every, np.arange(len(queue))) < most] = 0.0
+        state[m, q] = visits
+        return np.asarray(state / state.sum())
+
+    def _watched(
+        self,
+        few: FloatArray,
+        reach: FloatArray,
+        m: IntArray,
+        q: IntArray,
+        going_on: FloatArray,
+    ) -> FloatArray:
+        """The chain between watched states: free seats (m, q), then queues 0 ... B-1.
+
+        Args:
+            few: Arrivals in the step of each (m, q), shape (states, terms).
+            reach: From ``_landings``.
+            m: Decoding, shape (states,).
+            q: Waiting, shape (states,).
+            going_on: P(j go on) after the step of each, shape (states, B + 1).
+        """
+        most, seats = self.batch_size, len(m)
+        chain = np.zeros((seats + most, seats + most))
+        chain[:seats, :seats] = going_on[:, m] * few[:, q]
+        for j in range(most + 1):
+            beyond = few[:, most - j :]
+            landed = beyond @ reach[j, : beyond.shape[1]]
+            chain[:seats, seats:] += going_on[:, j : j + 1] * landed
+        for waiting in range(most):
+            free = q == waiting
+            chain[seats + waiting, :seats][free] = self._going_on[-1, m[free]]
+            for j in range(most - waiting, most + 1):
+                landed = reach[j, waiting + j - most]
+                chain[seats + waiting, seats:] += self._going_on[-1, j] * landed
+        return chain
+
+    def _queue(
+        self,
+        inflow: FloatArray,
+        few: FloatArray,
+        busy: FloatArray,
+        total: FloatArray,
+        circle: Circle,
+    ) -> FloatArray:
+        """How often q wait after a full step, q = 0, 1, ..., as ``few`` has it below B.
+
+        Args:
+            inflow: Scaled visits of full states after a free seat, (B + 1, terms).
+            few: The result for q < B.
+            busy: Scaled arrivals in full steps, shape (B + 1, terms).
+            total: Scaled law of those going on plus arrivals.
+            circle: Of the scaled series.
+        """
+        most, z = self.batch_size, circle.at(circle.points)
+        before = few / circle.shrinking(most)
+        found = np.zeros_like(z)
+        for m in range(most + 1):
+            start = inflow[m].copy()
+            start[: most - m] -= self._going_on[-1, m] * before[: most - m]
+            found += z**m * circle.values(busy[m]) * circle.values(start)
+        found /= z**most - circle.values(total)
+        queue = np.fft.irfft(found, circle.points) * circle.shrinking(circle.points)
+        last = int(np.max(np.flatnonzero(queue > 1e-17), initial=0))
+        keep = max(last + 1, inflow.shape[1])
+        return np.asarray(np.maximum(queue[:keep], 0.0))
+
+    @cached_property
+    def _step(self) -> dict[str, FloatArray]:
+        """What a step and the idle time before it bring, by state."""
+        m = np.arange(self.batch_size + 1)[:, None]
+        q = np.arange(self.state.shape[1])
+        inside = np.maximum(m + q, 1)  # an idle server starts with the next arrival
+        admitted = np.minimum(inside - m, self.batch_size - m)
+        tokens = self.step_time.alpha * self.prompts.expectation()
+        spread = self.step_time.alpha**2 * self.prompts.variance()
+        time = self._fixed(m, admitted) + tokens * admitted
+        joining = self.arrival_rate * (time**2 + spread * admitted) / 2.0
+        idle = (m + q == 0) / self.arrival_rate
+        return {
+            "admitted": admitted,
+            "running": m + admitted,
+            "busy": time,
+            "length": time + idle,
+            "waiting": (inside - m - admitted) * time + joining,
+            "inside": inside * time + joining,
+        }
+
+    def _mean(self, values: FloatArray) -> float:
+        """Mean over steps."""
+        return float((self.state * values).sum())
+
+    def _in_time(self, name: str) -> float:
+        """Mean over time."""
+        return self._mean(self._step[name]) / self._mean(self._step["length"])
+
+    @property
+    def mean(self) -> float:
+        """E[W], seconds from arrival to admission."""
+        return self._in_time("waiting") / self.arrival_rate
+
+    @property
+    def mean_ttft(self) -> float:
+        """E[time to first token], seconds."""
+        step = self._step
+        prefill = self._mean(step["admitted"] * step["busy"])
+        return self.mean + prefill / self._mean(step["admitted"])
+
+    @property
+    def mean_latency(self) -> float:
+        """E[latency], seconds."""
+        return self._in_time("inside") / self.arrival_rate
+
+    @property
+    def mean_itl(self) -> float:
+        """Mean gap between a request's tokens, seconds; NaN where outputs are 1."""
+        gaps = self.outputs.mean - 1.0
+        return (self.mean_latency - self.mean_ttft) / gaps if gaps else math.nan
+
+    @property
+    def mean_batch(self) -> float:
+        """Requests in a step, the mean over steps."""
+        return self._mean(self._step["running"])
+
+    @property
+    def utilization(self) -> float:
+        """Busy share of the time."""
+        return self._in_time("busy")
+
+
+@dataclass(frozen=True)
+class ProductForm:
+    """Requests in a decoder that slows down as they join, whatever the output law.
+
+    With n inside each gets a token every base + extra n seconds, at once. A server in
+    steps adds about half a step an arrival: a curve to draw, not an oracle.
+
+    Args:
+        arrival_rate: lambda, requests a second.
+        mean_output: E[O], tokens.
+        base: c0, seconds a step.
+        extra: c1, seconds a step and request.
+
+    Raises:
+        ConfigError: lambda E[O] c1 is 1 or more.
+
+    Source: processor sharing with a state-dependent rate, Cohen (1979), Kelly (1979).
+    """
+
+    arrival_rate: float
+    mean_output: float
+    base: float
+    extra: float
+
+    def __post_init__(self) -> None:
+        check_load(self.arrival_rate, 1.0 / max(self.mean_output * self.extra, 1e-300))
+
+    def latency(self, output: npt.ArrayLike) -> FloatArray:
+        """E[latency], seconds, of requests of so many tokens, same shape."""
+        slowed = 1.0 - self.arrival_rate * self.mean_output * self.extra
+        tokens = np.asarray(output, dtype=np.float64)
+        return np.asarray(tokens * (self.base + self.extra) / slowed)
+
+    @property
+    def mean_latency(self) -> float:
+        """E[latency], seconds."""
+        return float(self.latency(self.mean_output))
+
+    @property
+    def mean_number(self) -> float:
+        """E[n], requests inside."""
+        return self.arrival_rate * self.mean_latency
+
+    def pmf(self, most: int) -> FloatArray:
+        """P(n inside), n = 0 ... ``most``.
+
+        Proportional to the product over k <= n of lambda E[O] (c0 + c1 k) / k.
+        """
+        flow = self.arrival_rate * self.mean_output
+        k = np.arange(1.0, whole("most", most, 0) + 1.0)
+        log = np.concatenate(
+            ([0.0], np.cumsum(np.log(flow * (self.base / k + self.extra))))
+        )
+        share = flow * self.extra
+        empty = -flow * self.base
+        if share > 0.0:
+            empty = (self.base / self.extra + 1.0) * math.log1p(-share)
+        return np.asarray(np.exp(empty + log))
+
+
+def _landings(busy: FloatArray, entry: FloatArray) -> FloatArray:
+    """Where the queue is first below B, shape (B + 1, terms, B).
+
+    From m decoding and B - m + x waiting, after a full step and all that follow.
+
+    Args:
+        busy: Arrivals in the full step with m decoding, shape (B + 1, terms).
+        entry: From ``first_entry``.
+    """
+    found = np.empty((*busy.shape, len(entry)))
+    found[:, 0] = folded(busy, entry)
+    for x in range(1, busy.shape[1]):
+        found[:, x] = found[:, x - 1, -1:] * entry
+        found[:, x, 1:] += found[:, x - 1, :-1]
+    return found

@@ -1,0 +1,360 @@
+"""What is known exactly about a configuration, without simulating it.
+
+Oracles for the tests and curves beside the simulation. Times are seconds, rates
+requests a second, lengths tokens. Every function takes a ``SimulationConfig`` where
+that is natural, sums over the true laws of whole tokens, and refuses in one line what
+lies outside its assumptions: Poisson arrivals at a constant rate and a load below 1,
+unless its docstring says otherwise.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from functools import lru_cache
+
+import numpy as np
+import pandas as pd
+
+from llminfer.base.arrays import FloatArray
+from llminfer.base.errors import ConfigError, fail, number, whole
+from llminfer.config import SimulationConfig
+from llminfer.laws.lengths import Geometric
+from llminfer.policies import SJFPolicy
+from llminfer.theory.assumptions import (
+    first_come,
+    is_first_come,
+    least_batch,
+    listed,
+    poisson,
+    served_by,
+    single,
+    steady,
+    unlimited,
+)
+from llminfer.theory.bulk import BulkQueue, GammaQueue
+from llminfer.theory.continuous_chain import (
+    ContinuousChain,
+    ProductForm,
+    saturation_rate,
+)
+from llminfer.theory.priority import PriorityWaits, Requests, ageing, by_key
+from llminfer.theory.service_time import BatchTime, DiscreteService
+from llminfer.theory.single_server import MG1, check_load
+
+__all__ = [
+    "MG1",
+    "BulkQueue",
+    "ContinuousChain",
+    "DiscreteService",
+    "GammaQueue",
+    "PriorityWaits",
+    "ProductForm",
+    "ageing",
+    "assembly_bound",
+    "bulk_queue",
+    "by_key",
+    "conserved_work",
+    "continuous",
+    "inoue_bound",
+    "inoue_latency",
+    "largest_rate",
+    "latency_curve",
+    "mean_latency",
+    "mg1",
+    "priority",
+    "product_form",
+    "saturation_rate",
+    "stability",
+]
+
+_DOUBLINGS = (1, 2, 4, 8, 16, 32, 64, 128)
+
+
+def mg1(config: SimulationConfig) -> MG1:
+    """The wait at batch size 1 under FCFS: mean, variance, survival, quantiles.
+
+    Raises:
+        ConfigError: Batch size, policy, arrivals or load are outside the formula. The
+            variance and the distribution also need a cap on prompts (``max``).
+    """
+    single(config)
+    first_come(config)
+    return MG1(config.arrival_rate, _alone(config))
+
+
+def bulk_queue(config: SimulationConfig) -> BulkQueue:
+    """The static server under FCFS with any batch size, solved once and remembered.
+
+    ``batch_timeout`` 0 is the greedy server, None waits for full batches. With it come
+    the means of wait, TTFT, latency and batch size, and the wait's distribution. It
+    takes milliseconds without ``delta`` and ``kappa``, and with them up to a second for
+    outputs to 500 tokens, in proportion for longer ones.
+
+    Raises:
+        ConfigError: Policy, arrivals, timeout or load are outside the chain, or
+            prompts have no cap (``max``).
+    """
+    least = least_batch(config)
+    parts = (config.step_time, listed(config, "prompt"), listed(config, "output"))
+    return _solved(config.arrival_rate, *parts, config.batch_size, least)
+
+
+_solved = lru_cache(maxsize=128)(BulkQueue)
+
+
+def continuous(config: SimulationConfig) -> ContinuousChain:
+    """Continuous batching under FCFS with geometric outputs, solved and remembered.
+
+    A step prefills the prompts it admits and decodes everybody else; no token budget
+    or KV limit is ever felt, and there is no ``kappa``.
+
+    Raises:
+        ConfigError: Server, outputs, ``kappa``, policy, arrivals, batch size or load
+            are outside the chain, or prompts have no cap (``max``).
+    """
+    served_by("continuous", config)
+    poisson(config)
+    first_come(config)
+    outputs = config.outputs
+    if not isinstance(outputs, Geometric):
+        raise fail("output_length_dist", config.output_length_dist, "geometric here")
+    if outputs.max is not None:
+        must = "None: the chain forgets how long a request has run"
+        raise fail("output_dist_params.max", outputs.max, must)
+    if config.kappa > 0.0:
+        raise fail("kappa", config.kappa, "0: the chain forgets contexts")
+    if config.batch_size > 64:
+        raise fail("batch_size", config.batch_size, "at most 64 for the chain")
+    parts = (config.step_time, listed(config, "prompt"), outputs, config.batch_size)
+    unlimited(config)
+    check_load(config.arrival_rate, saturation_rate(*parts))
+    return _chained(config.arrival_rate, *parts)
+
+
+_chained = lru_cache(maxsize=32)(ContinuousChain)
+
+
+def mean_latency(config: SimulationConfig) -> float | None:
+    """E[latency], seconds, if theory has it in a moment: for curves behind sliders.
+
+    Exact at batch size 1 under FCFS or SJF, and for ``continuous``; within 2% for
+    other static batches under FCFS (``GammaQueue``). None where no theory applies, or
+    the load is 1 or more. Up to 50 ms, most of it for 32 continuous seats.
+    """
+    try:
+        if config.server == "continuous":
+            return continuous(config).mean_latency
+        if config.batch_size == 1:
+            return (mg1 if is_first_come(config) else _by_prompt)(config).mean_latency
+        least = least_batch(config)
+        parts = (config.step_time, config.prompts, config.outputs, config.batch_size)
+        return GammaQueue(config.arrival_rate, *parts, least).mean_latency
+    except ConfigError:
+        return None
+
+
+def latency_curve(config: SimulationConfig, loads: Sequence[float]) -> FloatArray:
+    """``mean_latency`` at each of ``loads``, shape (n,), NaN where there is none.
+
+    Computed once for all rates and seeds, and remembered.
+
+    Args:
+        config: Everything but the rate.
+        loads: lambda / lambda*.
+    """
+    try:
+        steady(config)
+        idle = {"num_requests": 1, "warmup_requests": 0, "random_seed": 0}
+        return _curve(config.replace(arrival_rate=1.0, **idle), tuple(loads))
+    except ConfigError:
+        return np.full(len(loads), np.nan)
+
+
+@lru_cache(maxsize=256)
+def _curve(config: SimulationConfig, loads: tuple[float, ...]) -> FloatArray:
+    most = config.max_stable_rate
+    means = [mean_latency(config.replace(arrival_rate=load * most)) for load in loads]
+    curve = np.array([math.nan if mean is None else mean for mean in means])
+    curve.flags.writeable = False
+    return curve
+
+
+def priority(config: SimulationConfig) -> PriorityWaits:
+    """Waits at batch size 1 under any policy whose key is fixed on arrival.
+
+    FCFS, SJF and Predicted-SJF with its noise; Priority and SJF-Aging without ageing,
+    classes included; a ``KeyedPolicy`` of your own. Noisy predictions are taken in 256
+    steps of the log of the predicted output, everything else exactly.
+
+    Raises:
+        ConfigError: Batch size, policy, arrivals or load are outside the formula, or
+            the prompts have no cap (``max``).
+    """
+    single(config)
+    check_load(config.arrival_rate, config.max_stable_rate)
+    shares = tuple(its.share for its in config.classes) or (1.0,)
+    parts = (config.step_time, listed(config, "prompt"), listed(config, "output"))
+    law = Requests(*parts, shares)
+    return law.waits(config.arrival_rate, config.policy())
+
+
+def conserved_work(config: SimulationConfig) -> float:
+    """E[S W], seconds squared, at batch size 1: no non-preemptive policy changes it.
+
+    Raises:
+        ConfigError: Batch size, arrivals or load are outside the formula.
+
+    Source: Kleinrock (1965). It does not hold for larger batches.
+    """
+    single(config)
+    queue = MG1(config.arrival_rate, _alone(config))
+    return queue.mean * queue.service.moment(1)
+
+
+def assembly_bound(config: SimulationConfig) -> float:
+    """(B - 1) / (2 lambda), seconds: no less is E[W] where batches must be full.
+
+    Whatever the policy: so many wait on average between two multiples of B arrivals.
+
+    Raises:
+        ConfigError: A timeout, or a rate or batch limit that varies.
+    """
+    served_by("static", config)
+    steady(config)
+    if config.batch_timeout is not None:
+        raise fail("batch_timeout", config.batch_timeout, "None: batches wait to fill")
+    return (config.batch_size - 1) / (2.0 * config.arrival_rate)
+
+
+def largest_rate(config: SimulationConfig) -> float:
+    """1 / (alpha E[P]), requests a second: what no batch size can exceed.
+
+    Raises:
+        ConfigError: ``delta`` or ``kappa`` is above 0, or ``alpha`` is 0.
+    """
+    for name in ("delta", "kappa"):
+        if getattr(config, name) > 0.0:
+            raise fail(name, getattr(config, name), "0 for this limit")
+    number("alpha", config.alpha, above=0.0)
+    return 1.0 / (config.alpha * config.prompts.expectation())
+
+
+def stability(
+    config: SimulationConfig, batch_sizes: Sequence[int] = _DOUBLINGS
+) -> pd.DataFrame:
+    """A row a batch size: what it carries, and how waits grow beyond that.
+
+    Any arrivals, any policy that does not look at lengths, all five coefficients.
+
+    Args:
+        config: Everything but the batch size.
+        batch_sizes: B, whole numbers of at least 1.
+
+    Returns:
+        ``batch_size``; ``batch_time`` E[T_B], seconds; ``max_rate`` lambda*(B) =
+        B / E[T_B]; ``load`` lambda / lambda*(B); ``growth`` of the wait, seconds a
+        second (0 when stable); ``continuous_max_rate`` and ``continuous_load``, the
+        same with continuous batching (``chains.saturation_rate``).
+    """
+    config = config.replace(server="static", replicas=1)
+    rate = config.arrivals.mean(config.num_requests)
+    parts = (config.step_time, config.prompts, config.outputs)
+    rows = []
+    for size in batch_sizes:
+        b = whole("batch_sizes", size, 1)
+        most, joined = config.stable_rate(b), saturation_rate(*parts, b)
+        rows.append(
+            {
+                "batch_size": b,
+                "batch_time": b / most,
+                "max_rate": most,
+                "load": rate / most,
+                "growth": max(rate / most - 1.0, 0.0),
+                "continuous_max_rate": joined,
+                "continuous_load": rate / joined,
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def inoue_latency(config: SimulationConfig, mean_batch: float) -> float:
+    """E[latency], seconds, of the greedy server without a batch limit, given E[b].
+
+    All who wait are one batch, outputs are constant: E[T_b] = a b + tau and
+    Var T_b = v b, so E[b^2] / E[b] follows from E[b]. ``batch_size`` is not used.
+
+    Args:
+        config: Coefficients, prompts, constant outputs, ``batch_timeout=0``.
+        mean_batch: E[b], requests a batch.
+
+    Raises:
+        ConfigError: Outputs vary, batches wait, or the load lambda a is 1 or more.
+
+    Source: after Inoue (2021), arXiv:1912.06322.
+    """
+    rate = config.arrival_rate
+    slope, fixed, spread = _linear_batch(config)
+    size = number("mean_batch", mean_batch, least=1.0)
+    once = 2.0 * slope * fixed + spread + fixed**2 / size
+    ratio = (1.0 + rate**2 * once) / (1.0 - (rate * slope) ** 2)
+    return slope * ratio + fixed + rate / 2.0 * (slope**2 * ratio + once)
+
+
+def inoue_bound(config: SimulationConfig) -> float:
+    """The most E[latency], seconds, can be without a batch limit.
+
+    The identity falls in E[b], and E[b] is at least 1 and at least the fixed point
+    lambda tau / (1 - lambda a) of batches that never find the queue empty.
+
+    Raises:
+        ConfigError: As ``inoue_latency``.
+
+    Source: Inoue (2021), arXiv:1912.06322.
+    """
+    slope, fixed, _ = _linear_batch(config)
+    rate = config.arrival_rate
+    return inoue_latency(config, max(1.0, rate * fixed / (1.0 - rate * slope)))
+
+
+def _linear_batch(config: SimulationConfig) -> tuple[float, float, float]:
+    """a, tau and v of E[T_b] = a b + tau, Var T_b = v b, where outputs are constant."""
+    served_by("static", config)
+    poisson(config)
+    first_come(config)
+    if config.batch_timeout != 0.0:
+        raise fail("batch_timeout", config.batch_timeout, "0: all who wait go at once")
+    steps, law = config.outputs.expectation(), config.step_time
+    if config.outputs.variance() > 1e-9 * steps:
+        raise fail("output_length_dist", config.output_length_dist, "constant here")
+    each = law.alpha + law.kappa * steps  # seconds a prompt token
+    own = law.delta * steps + law.kappa * steps * (steps - 1.0) / 2.0
+    slope = each * config.prompts.expectation() + own
+    check_load(config.arrival_rate, 1.0 / max(slope, 1e-300))
+    fixed = law.beta + law.gamma * steps
+    return slope, fixed, each**2 * config.prompts.variance()
+
+
+def product_form(config: SimulationConfig) -> ProductForm:
+    """Decode without batch limit or prefill: a step of gamma + delta n.
+
+    Raises:
+        ConfigError: ``alpha``, ``beta`` or ``kappa`` is above 0, or arrivals or load
+            are outside the form.
+    """
+    poisson(config)
+    for name in ("alpha", "beta", "kappa"):
+        if getattr(config, name) > 0.0:
+            raise fail(name, getattr(config, name), "0 for the product form")
+    mean = config.outputs.expectation()
+    return ProductForm(config.arrival_rate, mean, config.gamma, config.delta)
+
+
+def _alone(config: SimulationConfig) -> BatchTime:
+    return BatchTime(config.step_time, config.prompts, listed(config, "output"), 1)
+
+
+def _by_prompt(config: SimulationConfig) -> PriorityWaits:
+    if not isinstance(config.policy(), SJFPolicy):
+        raise fail("scheduling_policy", config.policy().name, "FCFS or SJF for a curve")
+    return priority(config)
