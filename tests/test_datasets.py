@@ -45,7 +45,8 @@ def test_digests_are_those_kept_beside_the_data(data):
         reversed(line.split("  ./"))
         for line in (data / "SHA256SUMS").read_text().splitlines()
     )
-    assert {part: digest for part, (digest, _) in public._FILES.items()} == kept
+    ours = {part: digest for part, (digest, _) in public._FILES.items()}
+    assert {part: kept.get(part) for part in ours} == ours
 
 
 @pytest.mark.parametrize("name", NAMES)
