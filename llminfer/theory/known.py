@@ -38,9 +38,15 @@ from llminfer.theory.continuous_chain import (
     ProductForm,
     saturation_rate,
 )
-from llminfer.theory.priority import PriorityWaits, Requests, ageing, by_key
 from llminfer.theory.service_time import BatchTime, DiscreteService
-from llminfer.theory.single_server import MG1, check_load
+from llminfer.theory.single_server import (
+    MG1,
+    PolicyQueue,
+    PriorityWaits,
+    ageing,
+    by_key,
+    check_load,
+)
 
 __all__ = [
     "MG1",
@@ -195,7 +201,7 @@ def priority(config: SimulationConfig) -> PriorityWaits:
     check_load(config.arrival_rate, config.max_stable_rate)
     shares = tuple(its.share for its in config.classes) or (1.0,)
     parts = (config.step_time, listed(config, "prompt"), listed(config, "output"))
-    law = Requests(*parts, shares)
+    law = PolicyQueue(*parts, shares)
     return law.waits(config.arrival_rate, config.policy())
 
 
