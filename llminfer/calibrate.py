@@ -24,7 +24,7 @@ from llminfer.config import SimulationConfig
 from llminfer.data.logs import ServedLog
 from llminfer.experiment import simulate
 from llminfer.record import RunRecord
-from llminfer.stats.intervals import Estimate, require_columns, t_quantile
+from llminfer.stats.intervals import Estimate, jackknife, require_columns
 from llminfer.timing import COEFFICIENTS, PRESETS
 
 MEASURES = ("ttft", "tpot", "latency")
@@ -79,12 +79,7 @@ class Fitted:
     def table(self) -> pd.DataFrame:
         """A row a coefficient: mean, ci_lower, ci_upper, and if the data tell it."""
         rows = {
-            name: {
-                "mean": found.value,
-                "ci_lower": found.lower,
-                "ci_upper": found.upper,
-                "identified": name not in self.unidentified,
-            }
+            name: {**found.row(), "identified": name not in self.unidentified}
             for name, found in self.coefficients.items()
         }
         return pd.DataFrame.from_dict(rows, orient="index").rename_axis("coefficient")
@@ -146,10 +141,7 @@ class Calibration(Fitted):
         )
         real, ours = sums.sum(axis=0)
         without = (ours - sums[:, 1]) / (real - sums[:, 0])
-        error = math.sqrt((_GROUPS - 1) ** 2 / _GROUPS * without.var(ddof=1))
-        half = t_quantile(0.95, _GROUPS - 1) * error
-        value = ours / real - 1.0
-        return Estimate(value, value - half, value + half)
+        return jackknife(float(ours / real) - 1.0, without - 1.0)
 
     def residuals(self) -> pd.DataFrame:
         """A row a request: when it completed, seconds; ``fitted``; relative errors."""

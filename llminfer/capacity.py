@@ -14,7 +14,7 @@ from llminfer.base.errors import ConfigError, fail, number, whole
 from llminfer.config import SimulationConfig
 from llminfer.experiment import Metrics, Row, in_parallel
 from llminfer.record import RunRecord
-from llminfer.stats.intervals import t_quantile
+from llminfer.stats.intervals import jackknife
 from llminfer.workload import Workload
 
 _TIMES = ("ttft", "tpot", "latency")
@@ -263,10 +263,8 @@ class Trials:
         logs = [
             self._crossing(rates, [j for j in range(n) if j != i]) for i in range(n)
         ]
-        spread = math.sqrt((n - 1) * float(np.var(logs)))
-        half = t_quantile(0.95, n - 1) * spread
-        middle = self._crossing(rates, list(range(n)))
-        return math.exp(middle - half), math.exp(middle + half)
+        found = jackknife(self._crossing(rates, list(range(n))), logs)
+        return math.exp(found.lower), math.exp(found.upper)
 
     def _crossing(self, rates: list[float], chosen: list[int]) -> float:
         """The log of the rate at which chosen replications begin to break limits."""

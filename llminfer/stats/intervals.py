@@ -52,6 +52,43 @@ class Estimate:
                 raise fail("quantity", quantity, must)
         return cls(*(float(row[name]) for name in names))
 
+    @classmethod
+    def of_mean(cls, values: Values, confidence: float = 0.95) -> Self:
+        """The mean of independent values, with Student's t interval.
+
+        Args:
+            values: One number an independent replication, shape (n,); one value has
+                no interval, and its bounds are NaN.
+            confidence: Coverage wanted, between 0 and 1.
+
+        Raises:
+            ConfigError: ``confidence`` is not between 0 and 1, or there are no values.
+
+        Source: Student (1908).
+
+        >>> Estimate.of_mean([1.0, 2.0, 3.0]).value
+        2.0
+        """
+        confidence_level(confidence)
+        sample = np.asarray(values, dtype=np.float64)
+        if sample.ndim != 1 or not sample.size:
+            raise ConfigError("values: must be a list of at least one number")
+        mean = float(sample.mean())
+        half = math.nan
+        if sample.size > 1:
+            error = float(sample.std(ddof=1)) / math.sqrt(sample.size)
+            half = t_quantile(confidence, sample.size - 1) * error
+        return cls(mean, mean - half, mean + half)
+
+    def row(self, quantity: str = "mean") -> dict[str, float]:
+        """The estimate as columns of a table, the inverse of ``of``.
+
+        >>> Estimate(2.0, 1.0, 3.0).row("relative")
+        {'relative': 2.0, 'relative_lower': 1.0, 'relative_upper': 3.0}
+        """
+        names = (quantity, *bounds_of(quantity))
+        return dict(zip(names, (self.value, self.lower, self.upper), strict=True))
+
 
 def bounds_of(quantity: str) -> tuple[str, str]:
     """The columns that hold the bounds of a column of estimates."""
@@ -94,16 +131,30 @@ def compute_confidence_interval(
 
     Source: Student (1908).
     """
-    confidence_level(confidence)
-    sample = np.asarray(values, dtype=np.float64)
-    if sample.ndim != 1 or not sample.size:
-        raise ConfigError("values: must be a list of at least one number")
-    mean = float(sample.mean())
-    half = math.nan
-    if sample.size > 1:
-        error = float(sample.std(ddof=1)) / math.sqrt(sample.size)
-        half = t_quantile(confidence, sample.size - 1) * error
-    return {"mean": mean, "ci_lower": mean - half, "ci_upper": mean + half}
+    return Estimate.of_mean(values, confidence).row()
+
+
+def jackknife(value: float, left_out: Values, confidence: float = 0.95) -> Estimate:
+    """A statistic with an interval from leaving out one group of values at a time.
+
+    Args:
+        value: The statistic of all values.
+        left_out: The statistic without the first, second, ... group, shape (groups,).
+        confidence: Coverage wanted, between 0 and 1.
+
+    Source: the delete-a-group jackknife, Miller (1974).
+
+    The mean of 1, 2, 3 with each left out in turn; of a mean it is Student's interval:
+
+    >>> found = jackknife(2.0, [2.5, 2.0, 1.5])
+    >>> round(found.lower, 3), round(found.upper, 3)
+    (-0.484, 4.484)
+    """
+    without = np.asarray(left_out, dtype=np.float64)
+    n = len(without)
+    error = math.sqrt((n - 1) / n * float(((without - without.mean()) ** 2).sum()))
+    half = t_quantile(confidence, n - 1) * error
+    return Estimate(value, value - half, value + half)
 
 
 def summarize(
@@ -197,22 +248,9 @@ def pooled_quantile(
             f"{math.ceil(round(_FEWEST_BEYOND / tail, 6))} values"
         )
     pooled = np.concatenate(groups)
-    order = np.argsort(pooled, kind="stable")
-    pooled = pooled[order]
-    owner = np.repeat(np.arange(n), [len(group) for group in groups])[order]
-    left_out = np.array([_sorted_quantile(pooled[owner != i], q) for i in range(n)])
-    value = _sorted_quantile(pooled, q)
-    error = math.sqrt((n - 1) / n * float(((left_out - left_out.mean()) ** 2).sum()))
-    half = t_quantile(confidence, n - 1) * error
-    return Estimate(value, value - half, value + half)
-
-
-def _sorted_quantile(ordered: FloatArray, q: float) -> float:
-    """The quantile of sorted values, straight between neighbours as in numpy."""
-    at = q * (len(ordered) - 1)
-    low = int(at)
-    high = min(low + 1, len(ordered) - 1)
-    return float(ordered[low] + (at - low) * (ordered[high] - ordered[low]))
+    owner = np.repeat(np.arange(n), [len(group) for group in groups])
+    left_out = [float(np.quantile(pooled[owner != i], q)) for i in range(n)]
+    return jackknife(float(np.quantile(pooled, q)), left_out, confidence)
 
 
 def over_time(

@@ -19,7 +19,7 @@ from scipy.special import fdtrc, stdtr
 from llminfer.base.arrays import FloatArray
 from llminfer.base.errors import ConfigError, fail
 from llminfer.stats.intervals import (
-    compute_confidence_interval,
+    Estimate,
     confidence_level,
     require_columns,
     t_quantile,
@@ -86,18 +86,15 @@ def paired_differences(
 
 def _compared(base: FloatArray, other: FloatArray, confidence: float) -> dict[str, Any]:
     difference = other - base
-    interval = compute_confidence_interval(difference, confidence)
+    found = Estimate.of_mean(difference, confidence)
     error = float(difference.std(ddof=1)) / math.sqrt(len(base))
-    t = _over(interval["mean"], error)
+    t = _over(found.value, error)
     level = float(base.mean())
-    lower, upper = _fieller(base, difference, confidence)
+    ratio = found.value / level if level else math.nan
+    relative = Estimate(ratio, *_fieller(base, difference, confidence))
     return {
-        "difference": interval["mean"],
-        "difference_lower": interval["ci_lower"],
-        "difference_upper": interval["ci_upper"],
-        "relative": interval["mean"] / level if level else math.nan,
-        "relative_lower": lower,
-        "relative_upper": upper,
+        **found.row("difference"),
+        **relative.row("relative"),
         "t": t,
         "p": 2.0 * float(stdtr(len(base) - 1, -abs(t))),
     }

@@ -9,7 +9,7 @@ import numpy as np
 
 from llminfer.base.arrays import FloatArray
 from llminfer.base.errors import ConfigError, fail, number, whole
-from llminfer.stats.intervals import Estimate, Values, compute_confidence_interval
+from llminfer.stats.intervals import Estimate, Values
 
 _FEWEST_REPLICATIONS = 10  # a half-width from fewer is too noisy to stop on
 
@@ -58,7 +58,7 @@ def replicate_until(
         values.append(number(f"run({len(values)})", run(len(values))))
         if len(values) < least:
             continue
-        found = Estimate.of(compute_confidence_interval(values, confidence))
+        found = Estimate.of_mean(values, confidence)
         half = found.upper - found.value
         reached = half <= target / (1.0 + target) * abs(found.value)
         if reached or len(values) >= most:

@@ -19,7 +19,7 @@ from llminfer.base.errors import OverloadWarning
 from llminfer.config import SimulationConfig
 from llminfer.experiment import run_many
 from llminfer.record import RunRecord
-from llminfer.stats.intervals import compute_confidence_interval
+from llminfer.stats.intervals import Estimate
 
 Measure = Callable[[RunRecord, int], float]  # of a run, less so many of warm-up
 
@@ -100,7 +100,7 @@ def beside_theory(
                 "metric": case.metric,
                 "source": case.source,
                 "exact": case.exact,
-                **compute_confidence_interval(values),
+                **Estimate.of_mean(values).row(),
                 "t": t,
                 "z": float(ndtri(stdtr(replications - 1, t))),
             }

@@ -12,15 +12,15 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy.special import betaincinv
+from scipy.stats import binomtest
 
 from llminfer.base.arrays import FloatArray
 from llminfer.base.errors import whole
 from llminfer.config import SimulationConfig
 from llminfer.record import RunRecord
 from llminfer.stats.intervals import (
+    Estimate,
     Values,
-    compute_confidence_interval,
     confidence_level,
 )
 from llminfer.stats.run_length import averaged_series, mser5, replicate_until
@@ -90,8 +90,8 @@ def experiments(
 
 def covers(values: Values, exact: float, confidence: float = 0.95) -> bool:
     """Whether Student's t interval of the values holds the exact mean."""
-    found = compute_confidence_interval(values, confidence)
-    return found["ci_lower"] <= exact <= found["ci_upper"]
+    found = Estimate.of_mean(values, confidence)
+    return found.lower <= exact <= found.upper
 
 
 def share(hits: Sequence[bool] | pd.Series, confidence: float = 0.95) -> Numbers:
@@ -102,11 +102,9 @@ def share(hits: Sequence[bool] | pd.Series, confidence: float = 0.95) -> Numbers
 
     Source: Clopper and Pearson (1934).
     """
-    n, k = len(hits), float(np.sum(hits))
-    beyond = (1.0 - confidence_level(confidence)) / 2.0
-    lower = betaincinv(k, n - k + 1.0, beyond) if k else 0.0
-    upper = betaincinv(k + 1.0, n - k, 1.0 - beyond) if k < n else 1.0
-    return {"mean": k / n, "ci_lower": float(lower), "ci_upper": float(upper)}
+    n, k = len(hits), int(np.sum(hits))
+    bounds = binomtest(k, n).proportion_ci(confidence_level(confidence), "exact")
+    return Estimate(k / n, float(bounds.low), float(bounds.high)).row()
 
 
 def held_by_length(

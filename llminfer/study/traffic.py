@@ -16,7 +16,7 @@ from llminfer.config import SimulationConfig
 from llminfer.experiment import Row, simulate
 from llminfer.laws.lengths import LengthLaw, LogNormal
 from llminfer.record import RunRecord
-from llminfer.stats.intervals import Estimate, compute_confidence_interval, t_quantile
+from llminfer.stats.intervals import Estimate, jackknife
 from llminfer.workload import Workload
 
 Numbers = FloatArray | IntArray
@@ -145,9 +145,8 @@ def replayed(config: SimulationConfig, trace: Workload) -> list[Row]:
     for name, values in token_times(simulate(config, trace)).items():
         for metric, q in ((f"p50_{name}", 0.5), (f"p99_{name}", 0.99)):
             its = by_blocks(partial(np.quantile, q=q), np.log(values))
-            number, lower, upper = np.exp([its.value, its.lower, its.upper])
-            bounds = {"ci_lower": lower, "ci_upper": upper}
-            rows.append({"metric": metric, "mean": number, **bounds})
+            found = Estimate(*np.exp([its.value, its.lower, its.upper]).tolist())
+            rows.append({"metric": metric, **found.row()})
     return rows
 
 
@@ -160,8 +159,8 @@ def typical(values: npt.ArrayLike) -> dict[str, float]:
     Returns:
         ``{"mean", "ci_lower", "ci_upper"}``.
     """
-    logs = compute_confidence_interval(np.log(values))
-    return {name: math.exp(its) for name, its in logs.items()}
+    logs = Estimate.of_mean(np.log(values))
+    return {name: math.exp(its) for name, its in logs.row().items()}
 
 
 def by_blocks(
@@ -191,12 +190,10 @@ def by_blocks(
     if len(values) < 2 * n:
         raise fail("values", len(values), f"at least {2 * n}, two a block")
     parts = np.array_split(values, n)
-    left_out = np.array(
-        [statistic(np.concatenate(parts[:i] + parts[i + 1 :])) for i in range(n)]
-    )
-    error = math.sqrt((n - 1) / n * float(((left_out - left_out.mean()) ** 2).sum()))
-    value, half = float(statistic(values)), t_quantile(confidence, n - 1) * error
-    return Estimate(value, value - half, value + half)
+    left_out = [
+        float(statistic(np.concatenate(parts[:i] + parts[i + 1 :]))) for i in range(n)
+    ]
+    return jackknife(float(statistic(values)), left_out, confidence)
 
 
 def consecutive(trace: Workload, parts: int) -> list[Workload]:
