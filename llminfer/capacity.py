@@ -145,31 +145,28 @@ def capacity(
     )
 
 
-def largest_rates(
-    runs: pd.DataFrame, metric: str, limit: float, rate: str = "arrival_rate"
-) -> pd.Series:
+def largest_rates(runs: pd.DataFrame, metric: str, limit: float) -> pd.Series:
     """The rate up to which each replication of a sweep keeps a limit.
 
     Between two rates of the sweep the metric is taken to grow exponentially. Who keeps
     the limit at all of them gets the last, who keeps it at none the first.
 
     Args:
-        runs: A sweep's table over rates, each with the same replications.
+        runs: A sweep's table over ``arrival_rate``, each with the same replications.
         metric: The column that must not be above ``limit``.
         limit: In the unit of the metric.
-        rate: The column of the rates.
 
     Returns:
         Rates by ``replication``.
     """
     number("limit", limit, above=0.0)
-    table = runs.pivot(index="replication", columns=rate, values=metric)
+    table = runs.pivot(index="replication", columns="arrival_rate", values=metric)
     rates = table.columns.to_numpy(dtype=np.float64)
     found = [
         float(np.interp(np.log(limit), np.maximum.accumulate(row), rates))
         for row in np.log(table.to_numpy(dtype=np.float64))
     ]
-    return pd.Series(found, table.index, name=rate)
+    return pd.Series(found, table.index, name="arrival_rate")
 
 
 @dataclass(frozen=True)

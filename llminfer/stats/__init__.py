@@ -5,9 +5,9 @@ from llminfer.stats.intervals import (
     bounds_of,
     compute_confidence_interval,
     jackknife,
-    over_time,
     pooled_quantile,
     summarize,
+    summarize_series,
 )
 from llminfer.stats.paired import (
     best_against_rest,
@@ -32,10 +32,10 @@ __all__ = [
     "cost_of_choice",
     "jackknife",
     "mser5",
-    "over_time",
     "paired_differences",
     "pooled_quantile",
     "replicate_until",
     "summarize",
+    "summarize_series",
     "welch",
 ]

@@ -134,13 +134,12 @@ def compute_confidence_interval(
     return Estimate.of_mean(values, confidence).row()
 
 
-def jackknife(value: float, left_out: Values, confidence: float = 0.95) -> Estimate:
-    """A statistic with an interval from leaving out one group of values at a time.
+def jackknife(value: float, left_out: Values) -> Estimate:
+    """A statistic with a 95% interval from leaving out one group of values at a time.
 
     Args:
         value: The statistic of all values.
         left_out: The statistic without the first, second, ... group, shape (groups,).
-        confidence: Coverage wanted, between 0 and 1.
 
     Source: the delete-a-group jackknife, Miller (1974).
 
@@ -153,7 +152,7 @@ def jackknife(value: float, left_out: Values, confidence: float = 0.95) -> Estim
     without = np.asarray(left_out, dtype=np.float64)
     n = len(without)
     error = math.sqrt((n - 1) / n * float(((without - without.mean()) ** 2).sum()))
-    half = t_quantile(confidence, n - 1) * error
+    half = t_quantile(0.95, n - 1) * error
     return Estimate(value, value - half, value + half)
 
 
@@ -161,15 +160,13 @@ def summarize(
     frame: pd.DataFrame,
     by: str | Sequence[str],
     metrics: str | Sequence[str],
-    confidence: float = 0.95,
 ) -> pd.DataFrame:
-    """Mean and Student t interval of metrics over the replications of each group.
+    """Mean and 95% Student t interval of metrics over the replications of each group.
 
     Args:
         frame: A sweep's table, a row a run.
         by: The swept field or fields; each of their combinations is a group.
         metrics: One metric or several.
-        confidence: Coverage wanted.
 
     Returns:
         A row for each metric and group: ``by``, ``metric``, ``mean``, ``ci_lower``,
@@ -193,7 +190,7 @@ def summarize(
                 {
                     **dict(zip(groups, label, strict=True)),
                     "metric": name,
-                    **compute_confidence_interval(values, confidence),
+                    **Estimate.of_mean(values).row(),
                     "n": len(values),
                 }
             )
@@ -212,10 +209,8 @@ def require_columns(frame: pd.DataFrame, names: Sequence[str]) -> None:
             raise ConfigError(f"{name}: no such column in the table{hint}")
 
 
-def pooled_quantile(
-    samples: Sequence[Values], q: float, confidence: float = 0.95
-) -> Estimate:
-    """A quantile of all replications' values together, with a jackknife interval.
+def pooled_quantile(samples: Sequence[Values], q: float) -> Estimate:
+    """A quantile of all replications' values together, with a 95% jackknife interval.
 
     The mean of each replication's own p99 is biased; the quantile of the pooled
     values is not. Its error comes from leaving out one replication at a time, so
@@ -224,7 +219,6 @@ def pooled_quantile(
     Args:
         samples: One array a replication, such as its latencies in seconds.
         q: Which quantile, between 0 and 1: 0.99 is the p99.
-        confidence: Coverage wanted.
 
     Raises:
         ConfigError: Fewer than two replications, or a replication too short to have
@@ -250,20 +244,19 @@ def pooled_quantile(
     pooled = np.concatenate(groups)
     owner = np.repeat(np.arange(n), [len(group) for group in groups])
     left_out = [float(np.quantile(pooled[owner != i], q)) for i in range(n)]
-    return jackknife(float(np.quantile(pooled, q)), left_out, confidence)
+    return jackknife(float(np.quantile(pooled, q)), left_out)
 
 
-def over_time(
-    frame: pd.DataFrame, by: str, series: Sequence[str], confidence: float = 0.95
+def summarize_series(
+    frame: pd.DataFrame, by: str, series: Sequence[str]
 ) -> pd.DataFrame:
-    """Mean and Student t interval of series over replications, point by point.
+    """Mean and 95% Student t interval of series over replications, point by point.
 
     Args:
         frame: A sweep's table, a row a run, whose columns ``series`` hold lists on a
             common grid.
         by: The swept field; each of its values is a group.
         series: Names of the columns.
-        confidence: Coverage wanted at each point.
 
     Returns:
         A row for each series, group and point: ``by``, ``metric``, ``point``,
@@ -278,7 +271,7 @@ def over_time(
             there = np.isfinite(paths).sum(axis=0)
             mean = np.nanmean(paths, axis=0)
             error = np.nanstd(paths, axis=0, ddof=1) / np.sqrt(there)
-            half = error * stdtrit(there - 1, 0.5 + confidence_level(confidence) / 2.0)
+            half = error * stdtrit(there - 1, 0.975)
             columns = {"mean": mean, "ci_lower": mean - half, "ci_upper": mean + half}
             head = {by: label, "metric": name, "point": np.arange(len(mean))}
             rows.append(pd.DataFrame({**head, **columns}))

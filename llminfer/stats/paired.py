@@ -25,33 +25,30 @@ from llminfer.stats.intervals import (
     t_quantile,
 )
 
+BLOCK = "replication"  # what the alternatives share: one replication's requests
+
 
 def paired_differences(
     frame: pd.DataFrame,
     metric: str,
     over: str,
     baseline: Any = None,
-    *,
-    block: str = "replication",
-    confidence: float = 0.95,
 ) -> pd.DataFrame:
     """Each alternative less its baseline, replication by replication.
 
     Args:
-        frame: A sweep's table, a row a run, every alternative once in each block.
+        frame: A sweep's table, a row a run, every alternative once a replication.
         metric: What to compare.
         over: The swept field whose values are the alternatives.
         baseline: Compare with this one only; None compares all pairs.
-        block: What the alternatives share: one replication's requests.
-        confidence: Coverage of each interval; its complement is the level at which
-            Holm's correction holds the chance of any false difference.
 
     Returns:
         A row a pair: ``baseline``, ``alternative``, ``n`` blocks; ``difference``
-        of the means with a Student t interval (``difference_lower``,
+        of the means with a 95% Student t interval (``difference_lower``,
         ``difference_upper``), in the metric's unit; ``relative``, the difference
         over the baseline's mean, with Fieller's interval, NaN where that is
-        unbounded; ``t``, ``p``, ``p_holm``, ``significant``.
+        unbounded; ``t``, ``p``, ``p_holm``, ``significant`` where Holm's
+        correction holds the chance of any false difference at 5%.
 
     Raises:
         ConfigError: Alternatives that do not all have the same blocks, once each;
@@ -59,32 +56,37 @@ def paired_differences(
 
     Source: Fieller (1954), Holm (1979).
     """
-    level = confidence_level(confidence)
-    labels, results = _by_block(frame, metric, over, block)
-    everyone = range(len(labels))
-    if baseline is None:
-        pairs = list(itertools.combinations(everyone, 2))
-    elif baseline in labels:
-        first = labels.index(baseline)
-        pairs = [(first, other) for other in everyone if other != first]
-    else:
-        raise fail("baseline", baseline, f"one of {', '.join(map(repr, labels))}")
+    labels, results = _by_block(frame, metric, over)
+    pairs = list(itertools.combinations(range(len(labels)), 2))
+    if baseline is not None:
+        first = _position("baseline", baseline, labels)
+        pairs = [(first, other) for other in range(len(labels)) if other != first]
     rows = [
         {
             "baseline": labels[base],
             "alternative": labels[other],
             "n": len(results),
-            **_compared(results[:, base], results[:, other], level),
+            **_compared(results[:, base], results[:, other]),
         }
         for base, other in pairs
     ]
     table = pd.DataFrame(rows)
     table["p_holm"] = holm(table["p"].to_numpy(dtype=np.float64))
-    table["significant"] = table["p_holm"] <= 1.0 - level
+    table["significant"] = table["p_holm"] <= 0.05
     return table
 
 
-def _compared(base: FloatArray, other: FloatArray, confidence: float) -> dict[str, Any]:
+def _position(name: str, label: Any, labels: Sequence[Any]) -> int:
+    """Where ``label`` stands among the alternatives, or an error naming ``name``."""
+    if label not in labels:
+        raise fail(name, label, f"one of {', '.join(map(repr, labels))}")
+    return labels.index(label)
+
+
+def _compared(
+    base: FloatArray, other: FloatArray, confidence: float = 0.95
+) -> dict[str, Any]:
+    """A row of ``paired_differences`` without labels: difference, ratio and t test."""
     difference = other - base
     found = Estimate.of_mean(difference, confidence)
     error = float(difference.std(ddof=1)) / math.sqrt(len(base))
@@ -138,16 +140,13 @@ def holm(p: FloatArray) -> FloatArray:
     return corrected
 
 
-def blocked_anova(
-    frame: pd.DataFrame, metric: str, over: str, block: str = "replication"
-) -> pd.DataFrame:
+def blocked_anova(frame: pd.DataFrame, metric: str, over: str) -> pd.DataFrame:
     """Do the alternatives differ at all? Analysis of variance with blocks.
 
     Args:
-        frame: A sweep's table, a row a run, every alternative once in each block.
+        frame: A sweep's table, a row a run, every alternative once a replication.
         metric: What to compare.
         over: The swept field whose values are the alternatives.
-        block: What the alternatives share: one replication's requests.
 
     Returns:
         Two rows, ``design`` "blocked" and "one-way", with ``F``, its degrees of
@@ -160,7 +159,7 @@ def blocked_anova(
 
     Source: Fisher (1925).
     """
-    _, y = _by_block(frame, metric, over, block)
+    _, y = _by_block(frame, metric, over)
     n, k = y.shape
     effect = y.mean(axis=0) - y.mean()
     within = y - y.mean(axis=0)
@@ -185,7 +184,6 @@ def cost_of_choice(
     over: str,
     choice: Any,
     *,
-    block: str = "replication",
     confidence: float = 0.95,
 ) -> dict[str, Any]:
     """What an alternative costs against the best one, which it may be itself.
@@ -195,11 +193,10 @@ def cost_of_choice(
     the greatest bounds among them are the bounds of its cost.
 
     Args:
-        frame: A sweep's table, a row a run, every alternative once in each block.
+        frame: A sweep's table, a row a run, every alternative once a replication.
         metric: What it costs in; less is better.
         over: The swept field whose values are the alternatives.
         choice: One of them.
-        block: What the alternatives share: one replication's requests.
         confidence: Coverage of the interval.
 
     Returns:
@@ -214,10 +211,8 @@ def cost_of_choice(
     Source: the multiple comparisons with the best of Hsu (1981), by Bonferroni.
     """
     level = confidence_level(confidence)
-    labels, results = _by_block(frame, metric, over, block)
-    if choice not in labels:
-        raise fail("choice", choice, f"one of {', '.join(map(repr, labels))}")
-    at = labels.index(choice)
+    labels, results = _by_block(frame, metric, over)
+    at = _position("choice", choice, labels)
     each = 1.0 - (1.0 - level) / (len(labels) - 1)
     rows = [
         _compared(results[:, other], results[:, at], each)
@@ -235,7 +230,7 @@ def cost_of_choice(
 
 
 def _by_block(
-    frame: pd.DataFrame, metric: str, over: str, block: str
+    frame: pd.DataFrame, metric: str, over: str
 ) -> tuple[list[Any], FloatArray]:
     """The alternatives in order, and the metric, shape (blocks, alternatives).
 
@@ -243,16 +238,16 @@ def _by_block(
         ConfigError: A column is unknown, there are fewer than two alternatives or
             blocks, or an alternative lacks a block or has one twice.
     """
-    require_columns(frame, [metric, over, block])
+    require_columns(frame, [metric, over, BLOCK])
     codes, uniques = pd.factorize(frame[over], use_na_sentinel=False)
     labels = uniques.tolist()
-    rows, blocks = pd.factorize(frame[block], use_na_sentinel=False)
+    rows, blocks = pd.factorize(frame[BLOCK], use_na_sentinel=False)
     counts = np.zeros((len(blocks), len(labels)), dtype=np.int64)
     values = frame[metric].to_numpy(dtype=np.float64)
     np.add.at(counts, (rows, codes), np.isfinite(values))
     if (counts != 1).any():
-        raise ConfigError(_unpaired(over, labels, block, blocks.tolist(), counts))
-    for name, found in ((over, labels), (block, blocks.tolist())):
+        raise ConfigError(_unpaired(over, labels, blocks.tolist(), counts))
+    for name, found in ((over, labels), (BLOCK, blocks.tolist())):
         if len(found) < 2:
             raise fail(name, found, "at least two different values in the table")
     results = np.empty(counts.shape)
@@ -261,7 +256,7 @@ def _by_block(
 
 
 def _unpaired(
-    over: str, labels: Sequence[Any], block: str, blocks: Sequence[Any], counts: Any
+    over: str, labels: Sequence[Any], blocks: Sequence[Any], counts: Any
 ) -> str:
     """Which alternatives lack a block or have it several times, in one line."""
     faults = []
@@ -273,9 +268,9 @@ def _unpaired(
             if found:
                 more = f" and {len(found) - 5} more" if len(found) > 5 else ""
                 shown = ", ".join(found[:5]) + more
-                faults.append(f"{over}={label!r} {word} {block} {shown}")
+                faults.append(f"{over}={label!r} {word} {BLOCK} {shown}")
     more = f"; and {len(faults) - 5} more" if len(faults) > 5 else ""
-    return f"{'; '.join(faults[:5])}{more}: must have each {block} exactly once"
+    return f"{'; '.join(faults[:5])}{more}: must have each {BLOCK} exactly once"
 
 
 def best_against_rest(
@@ -283,16 +278,14 @@ def best_against_rest(
     metric: str,
     over: str,
     claimed: Sequence[Any],
-    block: str = "replication",
 ) -> pd.Series:
     """The best of the rest less the best of ``claimed``, replication by replication.
 
     Args:
-        frame: A sweep's table, a row a run, every alternative once in each block.
+        frame: A sweep's table, a row a run, every alternative once a replication.
         metric: What to compare; less is better.
         over: The swept field whose values are the alternatives.
         claimed: The alternatives said to hold the best one.
-        block: What the alternatives share.
 
     Returns:
         A row of ``paired_differences``: ``baseline`` is the best of ``claimed``,
@@ -302,7 +295,7 @@ def best_against_rest(
     Raises:
         ConfigError: ``claimed`` holds none, or all, of the alternatives.
     """
-    require_columns(frame, [metric, over, block])
+    require_columns(frame, [metric, over, BLOCK])
     means = frame.groupby(over, sort=False)[metric].mean()
     inside = means.index.isin(list(claimed))
     if inside.all() or not inside.any():
@@ -310,4 +303,4 @@ def best_against_rest(
         raise fail("claimed", list(claimed), must)
     best, rest = means[inside].idxmin(), means[~inside].idxmin()
     two = frame[frame[over].isin([best, rest])]
-    return paired_differences(two, metric, over, best, block=block).iloc[0]
+    return paired_differences(two, metric, over, best).iloc[0]

@@ -33,9 +33,8 @@ def replicate_until(
     target: float,
     least: int = _FEWEST_REPLICATIONS,
     most: int = 1000,
-    confidence: float = 0.95,
 ) -> Replications:
-    """Replicate until the interval's half-width is within ``target`` of the truth.
+    """Replicate until the 95% interval's half-width is within ``target`` of the truth.
 
     Args:
         run: One replication's value from its number 0, 1, 2 ...
@@ -44,7 +43,6 @@ def replicate_until(
             ``target`` of the true one wherever the interval covers.
         least: Replications before the rule is first asked, at least 10.
         most: Replications after which it gives up; ``reached`` is then false.
-        confidence: Coverage wanted.
 
     Raises:
         ConfigError: A setting that makes no sense, or a value that is not finite.
@@ -58,7 +56,7 @@ def replicate_until(
         values.append(number(f"run({len(values)})", run(len(values))))
         if len(values) < least:
             continue
-        found = Estimate.of_mean(values, confidence)
+        found = Estimate.of_mean(values)
         half = found.upper - found.value
         reached = half <= target / (1.0 + target) * abs(found.value)
         if reached or len(values) >= most:

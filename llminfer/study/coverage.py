@@ -21,7 +21,6 @@ from llminfer.record import RunRecord
 from llminfer.stats.intervals import (
     Estimate,
     Values,
-    confidence_level,
 )
 from llminfer.stats.run_length import averaged_series, mser5, replicate_until
 from llminfer.theory.assumptions import first_come, single
@@ -94,8 +93,8 @@ def covers(values: Values, exact: float, confidence: float = 0.95) -> bool:
     return found.lower <= exact <= found.upper
 
 
-def share(hits: Sequence[bool] | pd.Series, confidence: float = 0.95) -> Numbers:
-    """How probable a hit is, from independent trials.
+def share(hits: Sequence[bool] | pd.Series) -> Numbers:
+    """The share of hits among independent trials, with its exact 95% interval.
 
     Returns:
         ``{"mean", "ci_lower", "ci_upper"}``.
@@ -103,7 +102,7 @@ def share(hits: Sequence[bool] | pd.Series, confidence: float = 0.95) -> Numbers
     Source: Clopper and Pearson (1934).
     """
     n, k = len(hits), int(np.sum(hits))
-    bounds = binomtest(k, n).proportion_ci(confidence_level(confidence), "exact")
+    bounds = binomtest(k, n).proportion_ci(0.95, "exact")
     return Estimate(k / n, float(bounds.low), float(bounds.high)).row()
 
 

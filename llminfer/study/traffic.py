@@ -21,6 +21,8 @@ from llminfer.workload import Workload
 
 Numbers = FloatArray | IntArray
 
+_TRIALS = 100  # samples that ``distance_by_chance`` draws
+
 
 def mean_rate(arrival_time: FloatArray) -> float:
     """Requests a second from the first arrival to the last, both counted once.
@@ -96,9 +98,7 @@ def distance(tokens: IntArray, law: LengthLaw) -> float:
     return float(np.abs(above - expected).max())
 
 
-def distance_by_chance(
-    law: LogNormal, n: int, trials: int = 100, random_seed: int = 42
-) -> float:
+def distance_by_chance(law: LogNormal, n: int) -> float:
     """The distance that 95% of true log-normal samples stay below.
 
     Each sample is compared with the law fitted to itself, as a trace is.
@@ -106,14 +106,11 @@ def distance_by_chance(
     Args:
         law: Where the samples come from.
         n: Requests in a sample.
-        trials: Samples.
-        random_seed: Seed of the samples.
 
     Source: Lilliefors (1967).
     """
-    whole("trials", trials, 1)
-    random = np.random.default_rng(random_seed)
-    samples = (law.tokens(random.random(whole("n", n, 2))) for _ in range(trials))
+    random = np.random.default_rng(42)
+    samples = (law.tokens(random.random(whole("n", n, 2))) for _ in range(_TRIALS))
     found = [distance(tokens, fitted_lognormal(tokens)) for tokens in samples]
     return float(np.quantile(found, 0.95))
 
@@ -167,9 +164,8 @@ def by_blocks(
     statistic: Callable[[Any], float],
     values: npt.NDArray[Any],
     blocks: int = 10,
-    confidence: float = 0.95,
 ) -> Estimate:
-    """A number from one path, with an interval from leaving out a block at a time.
+    """A number from one path, with a 95% interval from leaving out a block at a time.
 
     Neighbours in a trace are alike, and so are their latencies; blocks of consecutive
     requests are nearly independent if they are long beside the bursts. A trend over
@@ -179,7 +175,6 @@ def by_blocks(
         statistic: Of values, shape (n,) or (n, k).
         values: In order of time, along the first axis.
         blocks: Consecutive parts of like length.
-        confidence: Coverage wanted.
 
     Raises:
         ConfigError: Fewer than two blocks, or fewer values than twice the blocks.
@@ -193,7 +188,7 @@ def by_blocks(
     left_out = [
         float(statistic(np.concatenate(parts[:i] + parts[i + 1 :]))) for i in range(n)
     ]
-    return jackknife(float(statistic(values)), left_out, confidence)
+    return jackknife(float(statistic(values)), left_out)
 
 
 def consecutive(trace: Workload, parts: int) -> list[Workload]:
