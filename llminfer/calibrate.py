@@ -312,6 +312,18 @@ def fit_steps(steps: pd.DataFrame) -> Fitted:
     Raises:
         ConfigError: A column is missing.
         TraceError: A value that cannot be, named by row and column; too few rows.
+
+    >>> p = np.array([0, 100, 0, 400, 0, 0, 200, 0])
+    >>> b = np.array([1, 0, 4, 0, 8, 2, 3, 16])
+    >>> k = np.array([100, 0, 800, 0, 2000, 900, 100, 5000])
+    >>> seconds = 1e-4 * p + 0.02 * (p > 0) + 0.01 * (b > 0) + 1e-3 * b + 1e-7 * k
+    >>> columns = dict(zip(STEP_COLUMNS, (p, b, k, seconds), strict=True))
+    >>> print(fit_steps(pd.DataFrame(columns)))
+    alpha = 0.0001 (0.0001 to 0.0001)
+    beta = 0.02 (0.02 to 0.02)
+    gamma = 0.01 (0.01 to 0.01)
+    delta = 0.001 (0.001 to 0.001)
+    kappa = 1e-07 (1e-07 to 1e-07)
     """
     require_columns(steps, list(STEP_COLUMNS))
     p, b, k, seconds = (_steps_column(steps, name) for name in STEP_COLUMNS)

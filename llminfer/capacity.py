@@ -37,6 +37,9 @@ class SLO:
 
     Raises:
         ConfigError: No limit, one that is not above 0, or no share.
+
+    >>> SLO(ttft=1.0, tpot=0.05).limits
+    {'ttft': 1.0, 'tpot': 0.05}
     """
 
     ttft: float | None = None
@@ -129,6 +132,12 @@ def capacity(
 
     Raises:
         ConfigError: Limits that no rate keeps, or too few requests to tell.
+
+    >>> config = SimulationConfig(batch_size=4, num_requests=2500, batch_timeout=0.0)
+    >>> slo = SLO(latency=5.0)
+    >>> found = capacity(config, slo, replications=1, tolerance=0.2, n_jobs=1)
+    >>> round(found.rate, 1)
+    1.1
     """
     plan = Plan(workload, replications, n_jobs, random_seed_start)
     trials = Trials(config, slo, plan, number("tolerance", tolerance, above=0.0))
@@ -158,6 +167,11 @@ def largest_rates(runs: pd.DataFrame, metric: str, limit: float) -> pd.Series:
 
     Returns:
         Rates by ``replication``.
+
+    >>> rates = [1.0, 2.0]
+    >>> runs = pd.DataFrame({"replication": [0, 0], "arrival_rate": rates})
+    >>> largest_rates(runs.assign(p99=[1.0, 4.0]), "p99", limit=2.0)[0]
+    np.float64(1.5)
     """
     number("limit", limit, above=0.0)
     table = runs.pivot(index="replication", columns="arrival_rate", values=metric)

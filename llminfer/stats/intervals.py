@@ -22,7 +22,11 @@ _FEWEST_BEYOND = 90  # requests beyond a quantile that each replication must hav
 
 @dataclass(frozen=True)
 class Estimate:
-    """A number and its confidence interval, in the number's own unit."""
+    """A number and its confidence interval, in the number's own unit.
+
+    >>> Estimate(2.0, 1.5, 2.5).upper
+    2.5
+    """
 
     value: float
     lower: float
@@ -91,7 +95,11 @@ class Estimate:
 
 
 def bounds_of(quantity: str) -> tuple[str, str]:
-    """The columns that hold the bounds of a column of estimates."""
+    """The columns that hold the bounds of a column of estimates.
+
+    >>> bounds_of("relative")
+    ('relative_lower', 'relative_upper')
+    """
     prefix = "ci" if quantity == "mean" else quantity
     return f"{prefix}_lower", f"{prefix}_upper"
 
@@ -130,6 +138,10 @@ def compute_confidence_interval(
         ConfigError: ``confidence`` is not between 0 and 1, or there are no values.
 
     Source: Student (1908).
+
+    >>> found = compute_confidence_interval([1.0, 2.0, 3.0])
+    >>> {name: round(value, 3) for name, value in found.items()}
+    {'mean': 2.0, 'ci_lower': -0.484, 'ci_upper': 4.484}
     """
     return Estimate.of_mean(values, confidence).row()
 
@@ -175,6 +187,14 @@ def summarize(
     Raises:
         ConfigError: A column is unknown, or a group holds a replication twice: its
             runs share their requests and are not independent.
+
+    >>> waits = [1.0, 0.8, 1.4, 1.0, 1.1, 0.9]
+    >>> runs = pd.DataFrame({"policy": ["FCFS", "SJF"] * 3, "wait": waits})
+    >>> runs["replication"] = [0, 0, 1, 1, 2, 2]
+    >>> summarize(runs, "policy", "wait").round(2)
+      policy metric  mean  ci_lower  ci_upper  n
+    0   FCFS   wait  1.17      0.65      1.68  3
+    1    SJF   wait  0.90      0.65      1.15  3
     """
     groups = [by] if isinstance(by, str) else list(by)
     names = [metrics] if isinstance(metrics, str) else list(metrics)
@@ -225,6 +245,10 @@ def pooled_quantile(samples: Sequence[Values], q: float) -> Estimate:
             90 values beyond the quantile; the message says how long would do.
 
     Source: the delete-a-group jackknife, Miller (1974).
+
+    >>> found = pooled_quantile([np.arange(1000.0), np.arange(1000.0) + 10.0], 0.9)
+    >>> round(found.value, 1), round(found.lower, 1), round(found.upper, 1)
+    (904.1, 840.6, 967.6)
     """
     if not 0.0 < number("q", q) < 1.0:
         raise fail("q", q, "a probability between 0 and 1, such as 0.99")
@@ -262,6 +286,13 @@ def summarize_series(
         A row for each series, group and point: ``by``, ``metric``, ``point``,
         ``mean``, ``ci_lower``, ``ci_upper``. A point where a replication has no
         value is left to the others.
+
+    >>> queues = [[1.0, 2.0], [3.0, 2.0]]
+    >>> runs = pd.DataFrame({"rule": ["a", "a"], "queue": queues})
+    >>> summarize_series(runs, "rule", ["queue"])[["point", "mean"]]
+       point  mean
+    0      0   2.0
+    1      1   2.0
     """
     require_columns(frame, [by, *series])
     rows: list[pd.DataFrame] = []

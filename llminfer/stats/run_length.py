@@ -48,6 +48,10 @@ def replicate_until(
         ConfigError: A setting that makes no sense, or a value that is not finite.
 
     Source: Law and Kelton (1982).
+
+    >>> found = replicate_until(lambda i: 10.0 + i % 2, target=0.05)
+    >>> found.n, found.reached
+    (10, True)
     """
     number("target", target, above=0.0)
     whole("most", most, whole("least", least, _FEWEST_REPLICATIONS))
@@ -72,6 +76,9 @@ def averaged_series(series_by_replication: Sequence[Values]) -> FloatArray:
 
     Raises:
         ConfigError: There is no series, or one is empty.
+
+    >>> averaged_series([[1.0, 2.0, 3.0], [3.0, 4.0]])
+    array([2., 3.])
     """
     shortest = min((len(series) for series in series_by_replication), default=0)
     if not shortest:
@@ -99,6 +106,10 @@ def mser5(series: Values) -> int | None:
 
     Source: White, Cobb and Spratt (2000); leaving at least five batches, and when to
     refuse, Hoad, Robinson and Davies (2010).
+
+    >>> series = np.append(np.full(20, 9.0), np.tile([1.0, 2.0], 50))
+    >>> mser5(series)
+    20
     """
     values = np.asarray(series, dtype=np.float64)
     if len(values) < 50:
@@ -128,6 +139,9 @@ def welch(series_by_replication: Sequence[Values], window: int) -> FloatArray:
             too short for it.
 
     Source: Welch (1983).
+
+    >>> welch([np.arange(8.0)], window=2)
+    array([0., 1., 2., 3., 4., 5.])
     """
     mean = averaged_series(series_by_replication)
     if 2 * whole("window", window, 1) >= len(mean):

@@ -36,6 +36,9 @@ def waits(gaps: FloatArray, service: FloatArray) -> FloatArray:
         service: Seconds each request takes, same shape.
 
     Source: W' = max(W + S - gap, 0), Lindley (1952).
+
+    >>> waits(np.array([0.0, 1.0, 5.0]), np.array([3.0, 1.0, 1.0]))
+    array([0., 2., 0.])
     """
     walk = np.zeros(gaps.shape)
     np.cumsum(service[..., :-1] - gaps[..., 1:], axis=-1, out=walk[..., 1:])
@@ -88,7 +91,11 @@ def experiments(
 
 
 def covers(values: Values, exact: float, confidence: float = 0.95) -> bool:
-    """Whether Student's t interval of the values holds the exact mean."""
+    """Whether Student's t interval of the values holds the exact mean.
+
+    >>> covers([1.0, 2.0, 3.0], exact=2.5)
+    True
+    """
     found = Estimate.of_mean(values, confidence)
     return found.lower <= exact <= found.upper
 
@@ -100,6 +107,10 @@ def share(hits: Sequence[bool] | pd.Series) -> Numbers:
         ``{"mean", "ci_lower", "ci_upper"}``.
 
     Source: Clopper and Pearson (1934).
+
+    >>> found = share([True] * 19 + [False])
+    >>> {name: round(value, 3) for name, value in found.items()}
+    {'mean': 0.95, 'ci_lower': 0.751, 'ci_upper': 0.999}
     """
     n, k = len(hits), int(np.sum(hits))
     bounds = binomtest(k, n).proportion_ci(0.95, "exact")

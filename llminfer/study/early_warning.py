@@ -139,6 +139,9 @@ def crossing_time(time: Sequence[float], load: Sequence[float]) -> float:
     Args:
         time: Seconds, ascending, shape (n,).
         load: Offered load at each time; between them it is a straight line.
+
+    >>> crossing_time([0.0, 10.0, 20.0], [0.7, 0.95, 1.2])
+    12.000000000000002
     """
     over = np.asarray(load) >= 1.0
     at = int(over.argmax())
@@ -325,6 +328,13 @@ def roc_curve(right: Samples, wrong: Samples, points: int = 201) -> pd.DataFrame
     Returns:
         ``false``, the share of wrong times with an alarm, and ``true``, that of right
         times under the same threshold; both rise from 0 to 1.
+
+    >>> roc_curve([np.array([2.0])], [np.array([1.0])], points=2)
+       false  true
+    0    0.0   0.0
+    1    0.0   0.0
+    2    0.0   1.0
+    3    1.0   1.0
     """
     calm = np.sort(np.concatenate(wrong))
     risky = np.sort(np.concatenate(right))
@@ -355,6 +365,11 @@ def auc(right: Samples, wrong: Samples) -> FloatArray:
 
     Source: Obuchowski (1997) for areas of clustered data; Miller (1974) for the
     jackknife.
+
+    >>> before = [np.array([3.0, 4.0]), np.array([2.0])]
+    >>> calm = [np.array([1.0, 2.0]), np.array([0.0])]
+    >>> round(float(auc(before, calm).mean()), 2)
+    0.89
     """
     n = len(right)
     sizes = np.array([len(sample) for sample in right])

@@ -29,6 +29,9 @@ def mean_rate(arrival_time: FloatArray) -> float:
 
     Raises:
         ConfigError: The times have no length.
+
+    >>> mean_rate(np.array([0.0, 1.0, 4.0]))
+    0.5
     """
     lasted = float(arrival_time[-1] - arrival_time[0]) if len(arrival_time) else 0.0
     if not lasted > 0.0:
@@ -70,6 +73,9 @@ def counts(arrival_time: FloatArray, window: float) -> IntArray:
 
     Raises:
         ConfigError: A window that is not above 0, or with fewer than two of them.
+
+    >>> counts(np.array([0.0, 0.5, 1.5, 3.5]), window=1.0)
+    array([2, 1, 0])
     """
     since = arrival_time - arrival_time[0]
     windows = int(since[-1] // number("window", window, above=0.0))
@@ -79,12 +85,20 @@ def counts(arrival_time: FloatArray, window: float) -> IntArray:
 
 
 def dispersion(counted: Numbers) -> float:
-    """Variance over mean of counts: 1 where arrivals are Poisson, more in bursts."""
+    """Variance over mean of counts: 1 where arrivals are Poisson, more in bursts.
+
+    >>> dispersion(np.array([1.0, 3.0, 2.0, 6.0]))
+    1.5555555555555556
+    """
     return float(counted.var(ddof=1) / counted.mean())
 
 
 def variation(gaps: Numbers) -> float:
-    """Coefficient of variation: 1 where the gaps are exponential."""
+    """Coefficient of variation: 1 where the gaps are exponential.
+
+    >>> round(variation(np.array([1.0, 3.0, 2.0, 6.0])), 2)
+    0.72
+    """
     return float(gaps.std(ddof=1) / gaps.mean())
 
 
@@ -180,6 +194,10 @@ def by_blocks(
         ConfigError: Fewer than two blocks, or fewer values than twice the blocks.
 
     Source: the delete-a-group jackknife, Miller (1974).
+
+    >>> found = by_blocks(np.mean, np.arange(20.0))
+    >>> round(found.lower, 2), found.value, round(found.upper, 2)
+    (5.17, 9.5, 13.83)
     """
     n = whole("blocks", blocks, 2)
     if len(values) < 2 * n:

@@ -39,7 +39,10 @@ _STEPS = 256  # of the log of a noisy prediction
 
 
 def check_load(arrival_rate: float, limit: float) -> None:
-    """Refuse a load of 1 or more, with the numbers."""
+    """Refuse a load of 1 or more, with the numbers.
+
+    >>> check_load(arrival_rate=3.0, limit=5.0)  # fine: the load is 0.6
+    """
     if arrival_rate >= limit:
         load = arrival_rate / limit
         must = f"below {limit:.4g} requests a second: the load is {load:.4g}"
@@ -59,6 +62,11 @@ class MG1(WaitLaw):
         ConfigError: The load lambda E[S] is 1 or more.
 
     Source: Pollaczek (1930), Khinchine (1932); the variance: Takacs (1962).
+
+    >>> from llminfer.theory.service_time import DiscreteService
+    >>> always_one = DiscreteService(np.array([1.0]), np.array([1.0]))  # M/D/1
+    >>> MG1(0.5, always_one).mean
+    0.5
     """
 
     arrival_rate: float
@@ -171,6 +179,12 @@ def by_key(
         ConfigError: The load is 1 or more.
 
     Source: Cobham (1954); Phipps (1956) for a continuum of keys.
+
+    Half of the requests have key 1 and take 0.2 s, the others key 2 and 0.6 s:
+
+    >>> found = by_key(1.0, [1, 2], [0.5, 0.5], [0.2, 0.6], second_moment=0.3)
+    >>> found.wait.round(3)
+    array([0.167, 0.278])
     """
     shares = np.asarray(share, dtype=np.float64)
     work = shares * np.asarray(service, dtype=np.float64)
@@ -205,6 +219,9 @@ def ageing(
         ConfigError: A slope is not above 0, or the load is 1 or more.
 
     Source: Kleinrock (1964).
+
+    >>> ageing([1, 1], [0.2, 0.6], [0.05, 0.4], slopes=[2, 1]).round(3)
+    array([0.75, 1.25])
     """
     rate, mean, square, slope = (
         np.asarray(column, dtype=np.float64)
