@@ -1,4 +1,4 @@
-"""The largest rate that a server carries within limits."""
+"""Capacity: the largest arrival rate that a server carries within its SLO."""
 
 from __future__ import annotations
 
@@ -157,8 +157,9 @@ def capacity(
 def largest_rates(runs: pd.DataFrame, metric: str, limit: float) -> pd.Series:
     """The rate up to which each replication of a sweep keeps a limit.
 
-    Between two rates of the sweep the metric is taken to grow exponentially. Who keeps
-    the limit at all of them gets the last, who keeps it at none the first.
+    Between two rates of the sweep the metric is taken to grow exponentially. A
+    replication that keeps the limit at all of them gets the last, one that keeps it at
+    none the first.
 
     Args:
         runs: A sweep's table over ``arrival_rate``, each with the same replications.

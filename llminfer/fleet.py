@@ -1,4 +1,4 @@
-"""The fewest servers for a rate, and what they cost."""
+"""Fleet size: the fewest replicas that keep an SLO at a rate, and their cost."""
 
 from __future__ import annotations
 

@@ -175,12 +175,12 @@ def first_alarms(
 
 
 def known(values: Sequence[float] | FloatArray) -> FloatArray:
-    """A signal that says nothing raises no alarm."""
+    """The signal with minus infinity where it has no value, so no alarm is raised."""
     return np.nan_to_num(np.asarray(values, dtype=np.float64), nan=-np.inf)
 
 
 def judge(runs: pd.DataFrame, signal: str, threshold: float) -> pd.DataFrame:
-    """The table of runs with what one alarm made of each.
+    """The table of runs, each with its alarm, its lead and if it warned in time.
 
     Args:
         runs: A row a run, with the lists that ``warning_signals`` gives.
@@ -228,7 +228,7 @@ def quiet_threshold(runs: pd.DataFrame, signal: str, share: float) -> float:
 
 
 def trade_off(runs: pd.DataFrame, signal: str) -> pd.DataFrame:
-    """How early against how often wrong, at every threshold.
+    """Median lead against the share of false alarms, at every threshold.
 
     Args:
         runs: Runs that cross and runs that never do, of the same length.
@@ -255,7 +255,7 @@ def trade_off(runs: pd.DataFrame, signal: str) -> pd.DataFrame:
 
 
 def quiet_alarms(runs: pd.DataFrame, share: float) -> pd.DataFrame:
-    """What each signal makes of the runs that cross, at an equal price.
+    """The runs that cross as each signal warns of them, at equal false alarms.
 
     Args:
         runs: Runs that cross and runs that never do.
