@@ -24,7 +24,7 @@ from llminfer.config import SimulationConfig
 from llminfer.data.logs import ServedLog
 from llminfer.experiment import simulate
 from llminfer.record import RunRecord
-from llminfer.stats.intervals import Estimate, require_columns, t_quantile
+from llminfer.stats.intervals import Estimate, jackknife, require_columns
 from llminfer.timing import COEFFICIENTS, PRESETS
 
 MEASURES = ("ttft", "tpot", "latency")
@@ -79,12 +79,7 @@ class Fitted:
     def table(self) -> pd.DataFrame:
         """A row a coefficient: mean, ci_lower, ci_upper, and if the data tell it."""
         rows = {
-            name: {
-                "mean": found.value,
-                "ci_lower": found.lower,
-                "ci_upper": found.upper,
-                "identified": name not in self.unidentified,
-            }
+            name: {**found.row(), "identified": name not in self.unidentified}
             for name, found in self.coefficients.items()
         }
         return pd.DataFrame.from_dict(rows, orient="index").rename_axis("coefficient")
@@ -146,10 +141,7 @@ class Calibration(Fitted):
         )
         real, ours = sums.sum(axis=0)
         without = (ours - sums[:, 1]) / (real - sums[:, 0])
-        error = math.sqrt((_GROUPS - 1) ** 2 / _GROUPS * without.var(ddof=1))
-        half = t_quantile(0.95, _GROUPS - 1) * error
-        value = ours / real - 1.0
-        return Estimate(value, value - half, value + half)
+        return jackknife(float(ours / real) - 1.0, without - 1.0)
 
     def residuals(self) -> pd.DataFrame:
         """A row a request: when it completed, seconds; ``fitted``; relative errors."""
@@ -320,6 +312,18 @@ def fit_steps(steps: pd.DataFrame) -> Fitted:
     Raises:
         ConfigError: A column is missing.
         TraceError: A value that cannot be, named by row and column; too few rows.
+
+    >>> p = np.array([0, 100, 0, 400, 0, 0, 200, 0])
+    >>> b = np.array([1, 0, 4, 0, 8, 2, 3, 16])
+    >>> k = np.array([100, 0, 800, 0, 2000, 900, 100, 5000])
+    >>> seconds = 1e-4 * p + 0.02 * (p > 0) + 0.01 * (b > 0) + 1e-3 * b + 1e-7 * k
+    >>> columns = dict(zip(STEP_COLUMNS, (p, b, k, seconds), strict=True))
+    >>> print(fit_steps(pd.DataFrame(columns)))
+    alpha = 0.0001 (0.0001 to 0.0001)
+    beta = 0.02 (0.02 to 0.02)
+    gamma = 0.01 (0.01 to 0.01)
+    delta = 0.001 (0.001 to 0.001)
+    kappa = 1e-07 (1e-07 to 1e-07)
     """
     require_columns(steps, list(STEP_COLUMNS))
     p, b, k, seconds = (_steps_column(steps, name) for name in STEP_COLUMNS)

@@ -1,4 +1,4 @@
-"""The largest rate that a server carries within limits."""
+"""Capacity: the largest arrival rate that a server carries within its SLO."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from llminfer.base.errors import ConfigError, fail, number, whole
 from llminfer.config import SimulationConfig
 from llminfer.experiment import Metrics, Row, in_parallel
 from llminfer.record import RunRecord
-from llminfer.stats.intervals import t_quantile
+from llminfer.stats.intervals import jackknife
 from llminfer.workload import Workload
 
 _TIMES = ("ttft", "tpot", "latency")
@@ -37,6 +37,9 @@ class SLO:
 
     Raises:
         ConfigError: No limit, one that is not above 0, or no share.
+
+    >>> SLO(ttft=1.0, tpot=0.05).limits
+    {'ttft': 1.0, 'tpot': 0.05}
     """
 
     ttft: float | None = None
@@ -129,6 +132,12 @@ def capacity(
 
     Raises:
         ConfigError: Limits that no rate keeps, or too few requests to tell.
+
+    >>> config = SimulationConfig(batch_size=4, num_requests=2500, batch_timeout=0.0)
+    >>> slo = SLO(latency=5.0)
+    >>> found = capacity(config, slo, replications=1, tolerance=0.2, n_jobs=1)
+    >>> round(found.rate, 1)
+    1.1
     """
     plan = Plan(workload, replications, n_jobs, random_seed_start)
     trials = Trials(config, slo, plan, number("tolerance", tolerance, above=0.0))
@@ -145,31 +154,34 @@ def capacity(
     )
 
 
-def largest_rates(
-    runs: pd.DataFrame, metric: str, limit: float, rate: str = "arrival_rate"
-) -> pd.Series:
+def largest_rates(runs: pd.DataFrame, metric: str, limit: float) -> pd.Series:
     """The rate up to which each replication of a sweep keeps a limit.
 
-    Between two rates of the sweep the metric is taken to grow exponentially. Who keeps
-    the limit at all of them gets the last, who keeps it at none the first.
+    Between two rates of the sweep the metric is taken to grow exponentially. A
+    replication that keeps the limit at all of them gets the last, one that keeps it at
+    none the first.
 
     Args:
-        runs: A sweep's table over rates, each with the same replications.
+        runs: A sweep's table over ``arrival_rate``, each with the same replications.
         metric: The column that must not be above ``limit``.
         limit: In the unit of the metric.
-        rate: The column of the rates.
 
     Returns:
         Rates by ``replication``.
+
+    >>> rates = [1.0, 2.0]
+    >>> runs = pd.DataFrame({"replication": [0, 0], "arrival_rate": rates})
+    >>> largest_rates(runs.assign(p99=[1.0, 4.0]), "p99", limit=2.0)[0]
+    np.float64(1.5)
     """
     number("limit", limit, above=0.0)
-    table = runs.pivot(index="replication", columns=rate, values=metric)
+    table = runs.pivot(index="replication", columns="arrival_rate", values=metric)
     rates = table.columns.to_numpy(dtype=np.float64)
     found = [
         float(np.interp(np.log(limit), np.maximum.accumulate(row), rates))
         for row in np.log(table.to_numpy(dtype=np.float64))
     ]
-    return pd.Series(found, table.index, name=rate)
+    return pd.Series(found, table.index, name="arrival_rate")
 
 
 @dataclass(frozen=True)
@@ -263,10 +275,8 @@ class Trials:
         logs = [
             self._crossing(rates, [j for j in range(n) if j != i]) for i in range(n)
         ]
-        spread = math.sqrt((n - 1) * float(np.var(logs)))
-        half = t_quantile(0.95, n - 1) * spread
-        middle = self._crossing(rates, list(range(n)))
-        return math.exp(middle - half), math.exp(middle + half)
+        found = jackknife(self._crossing(rates, list(range(n))), logs)
+        return math.exp(found.lower), math.exp(found.upper)
 
     def _crossing(self, rates: list[float], chosen: list[int]) -> float:
         """The log of the rate at which chosen replications begin to break limits."""

@@ -1,4 +1,4 @@
-"""The fewest servers for a rate, and what they cost."""
+"""Fleet size: the fewest replicas that keep an SLO at a rate, and their cost."""
 
 from __future__ import annotations
 
@@ -74,15 +74,29 @@ def fewest_replicas(
         ConfigError: As ``capacity``; or a rate, price or wattage that is not above 0.
     """
     number("rate", rate, above=0.0)
-    each = whole("gpus_per_replica", gpus_per_replica, 1)
-    for name, value in (
-        ("price_per_gpu_hour", price_per_gpu_hour),
-        ("watts_per_gpu", watts_per_gpu),
-    ):
-        if value is not None:
-            number(name, value, above=0.0)
+    whole("gpus_per_replica", gpus_per_replica, 1)
+    price = _above_zero("price_per_gpu_hour", price_per_gpu_hour)
+    watts = _above_zero("watts_per_gpu", watts_per_gpu)
     plan = Plan(workload, replications, n_jobs, random_seed_start)
-    one = config.replace(replicas=1)
+    n, rows = _search(config.replace(replicas=1), rate, slo, plan)
+    metrics = {name: value for name, value in rows[n].items() if name != "meets"}
+    gpus = n * gpus_per_replica
+    million = rate * metrics["avg_output_length"] * 3600.0 / 1e6  # tokens an hour
+    cost = None if price is None else gpus * price
+    power = None if watts is None else gpus * watts / 1000.0
+    each_cost, energy = (None if x is None else x / million for x in (cost, power))
+    evaluated = tried("replicas", rows)
+    return Fleet(n, gpus, metrics, evaluated, cost, each_cost, power, energy)
+
+
+def _above_zero(name: str, value: float | None) -> float | None:
+    return None if value is None else number(name, value, above=0.0)
+
+
+def _search(
+    one: SimulationConfig, rate: float, slo: SLO, plan: Plan
+) -> tuple[int, dict[float, Row]]:
+    """The fewest replicas, and what came of each number that was tried."""
     rows: dict[float, Row] = {}
 
     def meets(n: int) -> bool:
@@ -91,34 +105,25 @@ def fewest_replicas(
         rows[n] = trials.rows[rate]
         return kept
 
-    alone = capacity(
-        one,
-        slo,
-        workload,
-        replications=replications,
-        n_jobs=n_jobs,
-        random_seed_start=random_seed_start,
-    )
-    n = math.ceil(rate / alone.rate)
+    n = math.ceil(rate / _alone(one, slo, plan))
     while not meets(n):
         n += 1
     while n > 1 and n - 1 not in rows and meets(n - 1):
         n -= 1
-    metrics = {name: value for name, value in rows[n].items() if name != "meets"}
-    gpus = n * each
-    million = rate * metrics["avg_output_length"] * 3600.0 / 1e6  # tokens an hour
-    cost = None if price_per_gpu_hour is None else gpus * price_per_gpu_hour
-    power = None if watts_per_gpu is None else gpus * watts_per_gpu / 1000.0
-    return Fleet(
-        replicas=n,
-        gpus=gpus,
-        metrics=metrics,
-        evaluated=tried("replicas", rows),
-        cost_per_hour=cost,
-        cost_per_million_tokens=None if cost is None else cost / million,
-        kilowatts=power,
-        kwh_per_million_tokens=None if power is None else power / million,
+    return n, rows
+
+
+def _alone(one: SimulationConfig, slo: SLO, plan: Plan) -> float:
+    """The capacity of one replica, requests a second."""
+    found = capacity(
+        one,
+        slo,
+        plan.workload,
+        replications=plan.replications,
+        n_jobs=plan.n_jobs,
+        random_seed_start=plan.first_seed,
     )
+    return found.rate
 
 
 def _several(config: SimulationConfig, n: int, plan: Plan) -> SimulationConfig:

@@ -177,7 +177,6 @@ def test_long_lists_of_faults_are_cut_short():
     [
         ({"metric": "wiat"}, "wiat: no such column"),
         ({"baseline": "SJFF"}, "baseline='SJFF': must be one of 'FCFS', 'SJF', 'WFQ'"),
-        ({"confidence": 95}, "confidence=95"),
     ],
 )
 def test_bad_arguments_are_named(arguments, message):

@@ -6,7 +6,7 @@ import pytest
 from llminfer import PRESETS, SimulationConfig
 from llminfer.panels.panel import Panel
 from llminfer.panels.ramp import RampPicture
-from llminfer.study.signals import load_ramp
+from llminfer.study.early_warning import load_ramp
 
 BASE = SimulationConfig(
     prompt_dist_params={"mu": 4, "sigma": 1.5, "max": 8192},

@@ -12,9 +12,9 @@ from llminfer.base.errors import ConfigError
 from llminfer.stats.intervals import (
     Estimate,
     compute_confidence_interval,
-    over_time,
     pooled_quantile,
     summarize,
+    summarize_series,
 )
 
 
@@ -224,7 +224,7 @@ def test_series_over_replications_get_an_interval_at_each_point():
     runs = pd.DataFrame(
         {"by": ["a", "a", "a"], "q": [[1.0, 5.0], [2.0, 5.0], [6.0, np.nan]]}
     )
-    table = over_time(runs, "by", ["q"])
+    table = summarize_series(runs, "by", ["q"])
     first = compute_confidence_interval([1.0, 2.0, 6.0])
     assert table.loc[0, ["mean", "ci_lower", "ci_upper"]].to_dict() == pytest.approx(
         first

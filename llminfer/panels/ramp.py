@@ -11,8 +11,7 @@ from llminfer.config import SimulationConfig
 from llminfer.experiment import simulate
 from llminfer.panels.picture import Curve, Picture
 from llminfer.report.figures import log_axis
-from llminfer.study.alarms import judge
-from llminfer.study.signals import warning_signals
+from llminfer.study.early_warning import judge, warning_signals
 
 _MOST_SHOWN = 1.6  # load at the right edge
 

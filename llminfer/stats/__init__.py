@@ -4,9 +4,10 @@ from llminfer.stats.intervals import (
     Estimate,
     bounds_of,
     compute_confidence_interval,
-    over_time,
+    jackknife,
     pooled_quantile,
     summarize,
+    summarize_series,
 )
 from llminfer.stats.paired import (
     best_against_rest,
@@ -29,11 +30,12 @@ __all__ = [
     "bounds_of",
     "compute_confidence_interval",
     "cost_of_choice",
+    "jackknife",
     "mser5",
-    "over_time",
     "paired_differences",
     "pooled_quantile",
     "replicate_until",
     "summarize",
+    "summarize_series",
     "welch",
 ]

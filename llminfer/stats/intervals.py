@@ -22,7 +22,11 @@ _FEWEST_BEYOND = 90  # requests beyond a quantile that each replication must hav
 
 @dataclass(frozen=True)
 class Estimate:
-    """A number and its confidence interval, in the number's own unit."""
+    """A number and its confidence interval, in the number's own unit.
+
+    >>> Estimate(2.0, 1.5, 2.5).upper
+    2.5
+    """
 
     value: float
     lower: float
@@ -52,9 +56,50 @@ class Estimate:
                 raise fail("quantity", quantity, must)
         return cls(*(float(row[name]) for name in names))
 
+    @classmethod
+    def of_mean(cls, values: Values, confidence: float = 0.95) -> Self:
+        """The mean of independent values, with Student's t interval.
+
+        Args:
+            values: One number an independent replication, shape (n,); one value has
+                no interval, and its bounds are NaN.
+            confidence: Coverage wanted, between 0 and 1.
+
+        Raises:
+            ConfigError: ``confidence`` is not between 0 and 1, or there are no values.
+
+        Source: Student (1908).
+
+        >>> Estimate.of_mean([1.0, 2.0, 3.0]).value
+        2.0
+        """
+        confidence_level(confidence)
+        sample = np.asarray(values, dtype=np.float64)
+        if sample.ndim != 1 or not sample.size:
+            raise ConfigError("values: must be a list of at least one number")
+        mean = float(sample.mean())
+        half = math.nan
+        if sample.size > 1:
+            error = float(sample.std(ddof=1)) / math.sqrt(sample.size)
+            half = t_quantile(confidence, sample.size - 1) * error
+        return cls(mean, mean - half, mean + half)
+
+    def row(self, quantity: str = "mean") -> dict[str, float]:
+        """The estimate as columns of a table, the inverse of ``of``.
+
+        >>> Estimate(2.0, 1.0, 3.0).row("relative")
+        {'relative': 2.0, 'relative_lower': 1.0, 'relative_upper': 3.0}
+        """
+        names = (quantity, *bounds_of(quantity))
+        return dict(zip(names, (self.value, self.lower, self.upper), strict=True))
+
 
 def bounds_of(quantity: str) -> tuple[str, str]:
-    """The columns that hold the bounds of a column of estimates."""
+    """The columns that hold the bounds of a column of estimates.
+
+    >>> bounds_of("relative")
+    ('relative_lower', 'relative_upper')
+    """
     prefix = "ci" if quantity == "mean" else quantity
     return f"{prefix}_lower", f"{prefix}_upper"
 
@@ -93,32 +138,47 @@ def compute_confidence_interval(
         ConfigError: ``confidence`` is not between 0 and 1, or there are no values.
 
     Source: Student (1908).
+
+    >>> found = compute_confidence_interval([1.0, 2.0, 3.0])
+    >>> {name: round(value, 3) for name, value in found.items()}
+    {'mean': 2.0, 'ci_lower': -0.484, 'ci_upper': 4.484}
     """
-    confidence_level(confidence)
-    sample = np.asarray(values, dtype=np.float64)
-    if sample.ndim != 1 or not sample.size:
-        raise ConfigError("values: must be a list of at least one number")
-    mean = float(sample.mean())
-    half = math.nan
-    if sample.size > 1:
-        error = float(sample.std(ddof=1)) / math.sqrt(sample.size)
-        half = t_quantile(confidence, sample.size - 1) * error
-    return {"mean": mean, "ci_lower": mean - half, "ci_upper": mean + half}
+    return Estimate.of_mean(values, confidence).row()
+
+
+def jackknife(value: float, left_out: Values) -> Estimate:
+    """A statistic with a 95% interval from leaving out one group of values at a time.
+
+    Args:
+        value: The statistic of all values.
+        left_out: The statistic without the first, second, ... group, shape (groups,).
+
+    Source: the delete-a-group jackknife, Miller (1974).
+
+    The mean of 1, 2, 3 with each left out in turn; of a mean it is Student's interval:
+
+    >>> found = jackknife(2.0, [2.5, 2.0, 1.5])
+    >>> round(found.lower, 3), round(found.upper, 3)
+    (-0.484, 4.484)
+    """
+    without = np.asarray(left_out, dtype=np.float64)
+    n = len(without)
+    error = math.sqrt((n - 1) / n * float(((without - without.mean()) ** 2).sum()))
+    half = t_quantile(0.95, n - 1) * error
+    return Estimate(value, value - half, value + half)
 
 
 def summarize(
     frame: pd.DataFrame,
     by: str | Sequence[str],
     metrics: str | Sequence[str],
-    confidence: float = 0.95,
 ) -> pd.DataFrame:
-    """Mean and Student t interval of metrics over the replications of each group.
+    """Mean and 95% Student t interval of metrics over the replications of each group.
 
     Args:
         frame: A sweep's table, a row a run.
         by: The swept field or fields; each of their combinations is a group.
         metrics: One metric or several.
-        confidence: Coverage wanted.
 
     Returns:
         A row for each metric and group: ``by``, ``metric``, ``mean``, ``ci_lower``,
@@ -127,6 +187,14 @@ def summarize(
     Raises:
         ConfigError: A column is unknown, or a group holds a replication twice: its
             runs share their requests and are not independent.
+
+    >>> waits = [1.0, 0.8, 1.4, 1.0, 1.1, 0.9]
+    >>> runs = pd.DataFrame({"policy": ["FCFS", "SJF"] * 3, "wait": waits})
+    >>> runs["replication"] = [0, 0, 1, 1, 2, 2]
+    >>> summarize(runs, "policy", "wait").round(2)
+      policy metric  mean  ci_lower  ci_upper  n
+    0   FCFS   wait  1.17      0.65      1.68  3
+    1    SJF   wait  0.90      0.65      1.15  3
     """
     groups = [by] if isinstance(by, str) else list(by)
     names = [metrics] if isinstance(metrics, str) else list(metrics)
@@ -142,7 +210,7 @@ def summarize(
                 {
                     **dict(zip(groups, label, strict=True)),
                     "metric": name,
-                    **compute_confidence_interval(values, confidence),
+                    **Estimate.of_mean(values).row(),
                     "n": len(values),
                 }
             )
@@ -161,10 +229,8 @@ def require_columns(frame: pd.DataFrame, names: Sequence[str]) -> None:
             raise ConfigError(f"{name}: no such column in the table{hint}")
 
 
-def pooled_quantile(
-    samples: Sequence[Values], q: float, confidence: float = 0.95
-) -> Estimate:
-    """A quantile of all replications' values together, with a jackknife interval.
+def pooled_quantile(samples: Sequence[Values], q: float) -> Estimate:
+    """A quantile of all replications' values together, with a 95% jackknife interval.
 
     The mean of each replication's own p99 is biased; the quantile of the pooled
     values is not. Its error comes from leaving out one replication at a time, so
@@ -173,13 +239,16 @@ def pooled_quantile(
     Args:
         samples: One array a replication, such as its latencies in seconds.
         q: Which quantile, between 0 and 1: 0.99 is the p99.
-        confidence: Coverage wanted.
 
     Raises:
         ConfigError: Fewer than two replications, or a replication too short to have
             90 values beyond the quantile; the message says how long would do.
 
     Source: the delete-a-group jackknife, Miller (1974).
+
+    >>> found = pooled_quantile([np.arange(1000.0), np.arange(1000.0) + 10.0], 0.9)
+    >>> round(found.value, 1), round(found.lower, 1), round(found.upper, 1)
+    (904.1, 840.6, 967.6)
     """
     if not 0.0 < number("q", q) < 1.0:
         raise fail("q", q, "a probability between 0 and 1, such as 0.99")
@@ -197,40 +266,33 @@ def pooled_quantile(
             f"{math.ceil(round(_FEWEST_BEYOND / tail, 6))} values"
         )
     pooled = np.concatenate(groups)
-    order = np.argsort(pooled, kind="stable")
-    pooled = pooled[order]
-    owner = np.repeat(np.arange(n), [len(group) for group in groups])[order]
-    left_out = np.array([_sorted_quantile(pooled[owner != i], q) for i in range(n)])
-    value = _sorted_quantile(pooled, q)
-    error = math.sqrt((n - 1) / n * float(((left_out - left_out.mean()) ** 2).sum()))
-    half = t_quantile(confidence, n - 1) * error
-    return Estimate(value, value - half, value + half)
+    owner = np.repeat(np.arange(n), [len(group) for group in groups])
+    left_out = [float(np.quantile(pooled[owner != i], q)) for i in range(n)]
+    return jackknife(float(np.quantile(pooled, q)), left_out)
 
 
-def _sorted_quantile(ordered: FloatArray, q: float) -> float:
-    """The quantile of sorted values, straight between neighbours as in numpy."""
-    at = q * (len(ordered) - 1)
-    low = int(at)
-    high = min(low + 1, len(ordered) - 1)
-    return float(ordered[low] + (at - low) * (ordered[high] - ordered[low]))
-
-
-def over_time(
-    frame: pd.DataFrame, by: str, series: Sequence[str], confidence: float = 0.95
+def summarize_series(
+    frame: pd.DataFrame, by: str, series: Sequence[str]
 ) -> pd.DataFrame:
-    """Mean and Student t interval of series over replications, point by point.
+    """Mean and 95% Student t interval of series over replications, point by point.
 
     Args:
         frame: A sweep's table, a row a run, whose columns ``series`` hold lists on a
             common grid.
         by: The swept field; each of its values is a group.
         series: Names of the columns.
-        confidence: Coverage wanted at each point.
 
     Returns:
         A row for each series, group and point: ``by``, ``metric``, ``point``,
         ``mean``, ``ci_lower``, ``ci_upper``. A point where a replication has no
         value is left to the others.
+
+    >>> queues = [[1.0, 2.0], [3.0, 2.0]]
+    >>> runs = pd.DataFrame({"rule": ["a", "a"], "queue": queues})
+    >>> summarize_series(runs, "rule", ["queue"])[["point", "mean"]]
+       point  mean
+    0      0   2.0
+    1      1   2.0
     """
     require_columns(frame, [by, *series])
     rows: list[pd.DataFrame] = []
@@ -240,7 +302,7 @@ def over_time(
             there = np.isfinite(paths).sum(axis=0)
             mean = np.nanmean(paths, axis=0)
             error = np.nanstd(paths, axis=0, ddof=1) / np.sqrt(there)
-            half = error * stdtrit(there - 1, 0.5 + confidence_level(confidence) / 2.0)
+            half = error * stdtrit(there - 1, 0.975)
             columns = {"mean": mean, "ci_lower": mean - half, "ci_upper": mean + half}
             head = {by: label, "metric": name, "point": np.arange(len(mean))}
             rows.append(pd.DataFrame({**head, **columns}))

@@ -19,11 +19,13 @@ from scipy.special import fdtrc, stdtr
 from llminfer.base.arrays import FloatArray
 from llminfer.base.errors import ConfigError, fail
 from llminfer.stats.intervals import (
-    compute_confidence_interval,
+    Estimate,
     confidence_level,
     require_columns,
     t_quantile,
 )
+
+BLOCK = "replication"  # what the alternatives share: one replication's requests
 
 
 def paired_differences(
@@ -31,73 +33,78 @@ def paired_differences(
     metric: str,
     over: str,
     baseline: Any = None,
-    *,
-    block: str = "replication",
-    confidence: float = 0.95,
 ) -> pd.DataFrame:
     """Each alternative less its baseline, replication by replication.
 
     Args:
-        frame: A sweep's table, a row a run, every alternative once in each block.
+        frame: A sweep's table, a row a run, every alternative once a replication.
         metric: What to compare.
         over: The swept field whose values are the alternatives.
         baseline: Compare with this one only; None compares all pairs.
-        block: What the alternatives share: one replication's requests.
-        confidence: Coverage of each interval; its complement is the level at which
-            Holm's correction holds the chance of any false difference.
 
     Returns:
         A row a pair: ``baseline``, ``alternative``, ``n`` blocks; ``difference``
-        of the means with a Student t interval (``difference_lower``,
+        of the means with a 95% Student t interval (``difference_lower``,
         ``difference_upper``), in the metric's unit; ``relative``, the difference
         over the baseline's mean, with Fieller's interval, NaN where that is
-        unbounded; ``t``, ``p``, ``p_holm``, ``significant``.
+        unbounded; ``t``, ``p``, ``p_holm``, ``significant`` where Holm's
+        correction holds the chance of any false difference at 5%.
 
     Raises:
         ConfigError: Alternatives that do not all have the same blocks, once each;
             names them.
 
     Source: Fieller (1954), Holm (1979).
+
+    >>> waits = [1.0, 0.8, 1.4, 1.0, 1.1, 0.9]
+    >>> runs = pd.DataFrame({"policy": ["FCFS", "SJF"] * 3, "wait": waits})
+    >>> runs["replication"] = [0, 0, 1, 1, 2, 2]
+    >>> found = paired_differences(runs, "wait", "policy")
+    >>> found[["baseline", "alternative", "difference", "p"]].round(3)
+      baseline alternative  difference      p
+    0     FCFS         SJF      -0.267  0.057
     """
-    level = confidence_level(confidence)
-    labels, results = _by_block(frame, metric, over, block)
-    everyone = range(len(labels))
-    if baseline is None:
-        pairs = list(itertools.combinations(everyone, 2))
-    elif baseline in labels:
-        first = labels.index(baseline)
-        pairs = [(first, other) for other in everyone if other != first]
-    else:
-        raise fail("baseline", baseline, f"one of {', '.join(map(repr, labels))}")
+    labels, results = _by_block(frame, metric, over)
+    pairs = list(itertools.combinations(range(len(labels)), 2))
+    if baseline is not None:
+        first = _position("baseline", baseline, labels)
+        pairs = [(first, other) for other in range(len(labels)) if other != first]
     rows = [
         {
             "baseline": labels[base],
             "alternative": labels[other],
             "n": len(results),
-            **_compared(results[:, base], results[:, other], level),
+            **_compared(results[:, base], results[:, other]),
         }
         for base, other in pairs
     ]
     table = pd.DataFrame(rows)
     table["p_holm"] = holm(table["p"].to_numpy(dtype=np.float64))
-    table["significant"] = table["p_holm"] <= 1.0 - level
+    table["significant"] = table["p_holm"] <= 0.05
     return table
 
 
-def _compared(base: FloatArray, other: FloatArray, confidence: float) -> dict[str, Any]:
+def _position(name: str, label: Any, labels: Sequence[Any]) -> int:
+    """Where ``label`` stands among the alternatives, or an error naming ``name``."""
+    if label not in labels:
+        raise fail(name, label, f"one of {', '.join(map(repr, labels))}")
+    return labels.index(label)
+
+
+def _compared(
+    base: FloatArray, other: FloatArray, confidence: float = 0.95
+) -> dict[str, Any]:
+    """A row of ``paired_differences`` without labels: difference, ratio and t test."""
     difference = other - base
-    interval = compute_confidence_interval(difference, confidence)
+    found = Estimate.of_mean(difference, confidence)
     error = float(difference.std(ddof=1)) / math.sqrt(len(base))
-    t = _over(interval["mean"], error)
+    t = _over(found.value, error)
     level = float(base.mean())
-    lower, upper = _fieller(base, difference, confidence)
+    ratio = found.value / level if level else math.nan
+    relative = Estimate(ratio, *_fieller(base, difference, confidence))
     return {
-        "difference": interval["mean"],
-        "difference_lower": interval["ci_lower"],
-        "difference_upper": interval["ci_upper"],
-        "relative": interval["mean"] / level if level else math.nan,
-        "relative_lower": lower,
-        "relative_upper": upper,
+        **found.row("difference"),
+        **relative.row("relative"),
         "t": t,
         "p": 2.0 * float(stdtr(len(base) - 1, -abs(t))),
     }
@@ -133,6 +140,9 @@ def holm(p: FloatArray) -> FloatArray:
     """p-values corrected for their number by Holm's step-down rule, same order.
 
     Source: Holm (1979).
+
+    >>> holm(np.array([0.01, 0.04, 0.03])).round(2)
+    array([0.03, 0.06, 0.06])
     """
     order = np.argsort(p, kind="stable")
     steps = np.arange(len(p), 0, -1) * p[order]
@@ -141,16 +151,13 @@ def holm(p: FloatArray) -> FloatArray:
     return corrected
 
 
-def blocked_anova(
-    frame: pd.DataFrame, metric: str, over: str, block: str = "replication"
-) -> pd.DataFrame:
+def blocked_anova(frame: pd.DataFrame, metric: str, over: str) -> pd.DataFrame:
     """Do the alternatives differ at all? Analysis of variance with blocks.
 
     Args:
-        frame: A sweep's table, a row a run, every alternative once in each block.
+        frame: A sweep's table, a row a run, every alternative once a replication.
         metric: What to compare.
         over: The swept field whose values are the alternatives.
-        block: What the alternatives share: one replication's requests.
 
     Returns:
         Two rows, ``design`` "blocked" and "one-way", with ``F``, its degrees of
@@ -162,8 +169,16 @@ def blocked_anova(
             names them.
 
     Source: Fisher (1925).
+
+    >>> waits = [1.0, 0.8, 1.4, 1.0, 1.1, 0.9]
+    >>> runs = pd.DataFrame({"policy": ["FCFS", "SJF"] * 3, "wait": waits})
+    >>> runs["replication"] = [0, 0, 1, 1, 2, 2]
+    >>> blocked_anova(runs, "wait", "policy").round(3)
+        design     F  df  df_error      p
+    0  blocked  16.0   1         2  0.057
+    1  one-way   4.0   1         4  0.116
     """
-    _, y = _by_block(frame, metric, over, block)
+    _, y = _by_block(frame, metric, over)
     n, k = y.shape
     effect = y.mean(axis=0) - y.mean()
     within = y - y.mean(axis=0)
@@ -188,7 +203,6 @@ def cost_of_choice(
     over: str,
     choice: Any,
     *,
-    block: str = "replication",
     confidence: float = 0.95,
 ) -> dict[str, Any]:
     """What an alternative costs against the best one, which it may be itself.
@@ -198,11 +212,10 @@ def cost_of_choice(
     the greatest bounds among them are the bounds of its cost.
 
     Args:
-        frame: A sweep's table, a row a run, every alternative once in each block.
+        frame: A sweep's table, a row a run, every alternative once a replication.
         metric: What it costs in; less is better.
         over: The swept field whose values are the alternatives.
         choice: One of them.
-        block: What the alternatives share: one replication's requests.
         confidence: Coverage of the interval.
 
     Returns:
@@ -215,12 +228,17 @@ def cost_of_choice(
             blocks, once each.
 
     Source: the multiple comparisons with the best of Hsu (1981), by Bonferroni.
+
+    >>> waits = [1.0, 0.8, 1.4, 1.0, 1.1, 0.9]
+    >>> runs = pd.DataFrame({"policy": ["FCFS", "SJF"] * 3, "wait": waits})
+    >>> runs["replication"] = [0, 0, 1, 1, 2, 2]
+    >>> found = cost_of_choice(runs, "wait", "policy", "FCFS")
+    >>> found["best"], round(found["cost"], 2)
+    ('SJF', 0.3)
     """
     level = confidence_level(confidence)
-    labels, results = _by_block(frame, metric, over, block)
-    if choice not in labels:
-        raise fail("choice", choice, f"one of {', '.join(map(repr, labels))}")
-    at = labels.index(choice)
+    labels, results = _by_block(frame, metric, over)
+    at = _position("choice", choice, labels)
     each = 1.0 - (1.0 - level) / (len(labels) - 1)
     rows = [
         _compared(results[:, other], results[:, at], each)
@@ -238,7 +256,7 @@ def cost_of_choice(
 
 
 def _by_block(
-    frame: pd.DataFrame, metric: str, over: str, block: str
+    frame: pd.DataFrame, metric: str, over: str
 ) -> tuple[list[Any], FloatArray]:
     """The alternatives in order, and the metric, shape (blocks, alternatives).
 
@@ -246,16 +264,16 @@ def _by_block(
         ConfigError: A column is unknown, there are fewer than two alternatives or
             blocks, or an alternative lacks a block or has one twice.
     """
-    require_columns(frame, [metric, over, block])
+    require_columns(frame, [metric, over, BLOCK])
     codes, uniques = pd.factorize(frame[over], use_na_sentinel=False)
     labels = uniques.tolist()
-    rows, blocks = pd.factorize(frame[block], use_na_sentinel=False)
+    rows, blocks = pd.factorize(frame[BLOCK], use_na_sentinel=False)
     counts = np.zeros((len(blocks), len(labels)), dtype=np.int64)
     values = frame[metric].to_numpy(dtype=np.float64)
     np.add.at(counts, (rows, codes), np.isfinite(values))
     if (counts != 1).any():
-        raise ConfigError(_unpaired(over, labels, block, blocks.tolist(), counts))
-    for name, found in ((over, labels), (block, blocks.tolist())):
+        raise ConfigError(_unpaired(over, labels, blocks.tolist(), counts))
+    for name, found in ((over, labels), (BLOCK, blocks.tolist())):
         if len(found) < 2:
             raise fail(name, found, "at least two different values in the table")
     results = np.empty(counts.shape)
@@ -264,7 +282,7 @@ def _by_block(
 
 
 def _unpaired(
-    over: str, labels: Sequence[Any], block: str, blocks: Sequence[Any], counts: Any
+    over: str, labels: Sequence[Any], blocks: Sequence[Any], counts: Any
 ) -> str:
     """Which alternatives lack a block or have it several times, in one line."""
     faults = []
@@ -276,9 +294,9 @@ def _unpaired(
             if found:
                 more = f" and {len(found) - 5} more" if len(found) > 5 else ""
                 shown = ", ".join(found[:5]) + more
-                faults.append(f"{over}={label!r} {word} {block} {shown}")
+                faults.append(f"{over}={label!r} {word} {BLOCK} {shown}")
     more = f"; and {len(faults) - 5} more" if len(faults) > 5 else ""
-    return f"{'; '.join(faults[:5])}{more}: must have each {block} exactly once"
+    return f"{'; '.join(faults[:5])}{more}: must have each {BLOCK} exactly once"
 
 
 def best_against_rest(
@@ -286,16 +304,14 @@ def best_against_rest(
     metric: str,
     over: str,
     claimed: Sequence[Any],
-    block: str = "replication",
 ) -> pd.Series:
     """The best of the rest less the best of ``claimed``, replication by replication.
 
     Args:
-        frame: A sweep's table, a row a run, every alternative once in each block.
+        frame: A sweep's table, a row a run, every alternative once a replication.
         metric: What to compare; less is better.
         over: The swept field whose values are the alternatives.
         claimed: The alternatives said to hold the best one.
-        block: What the alternatives share.
 
     Returns:
         A row of ``paired_differences``: ``baseline`` is the best of ``claimed``,
@@ -304,8 +320,15 @@ def best_against_rest(
 
     Raises:
         ConfigError: ``claimed`` holds none, or all, of the alternatives.
+
+    >>> waits = [1.0, 0.8, 1.4, 1.0, 1.1, 0.9]
+    >>> runs = pd.DataFrame({"policy": ["FCFS", "SJF"] * 3, "wait": waits})
+    >>> runs["replication"] = [0, 0, 1, 1, 2, 2]
+    >>> found = best_against_rest(runs, "wait", "policy", claimed=["SJF"])
+    >>> round(float(found["difference"]), 3)
+    0.267
     """
-    require_columns(frame, [metric, over, block])
+    require_columns(frame, [metric, over, BLOCK])
     means = frame.groupby(over, sort=False)[metric].mean()
     inside = means.index.isin(list(claimed))
     if inside.all() or not inside.any():
@@ -313,4 +336,4 @@ def best_against_rest(
         raise fail("claimed", list(claimed), must)
     best, rest = means[inside].idxmin(), means[~inside].idxmin()
     two = frame[frame[over].isin([best, rest])]
-    return paired_differences(two, metric, over, best, block=block).iloc[0]
+    return paired_differences(two, metric, over, best).iloc[0]

@@ -9,7 +9,7 @@ import numpy as np
 
 from llminfer.base.arrays import FloatArray
 from llminfer.base.errors import ConfigError, fail, number, whole
-from llminfer.stats.intervals import Estimate, Values, compute_confidence_interval
+from llminfer.stats.intervals import Estimate, Values
 
 _FEWEST_REPLICATIONS = 10  # a half-width from fewer is too noisy to stop on
 
@@ -33,9 +33,8 @@ def replicate_until(
     target: float,
     least: int = _FEWEST_REPLICATIONS,
     most: int = 1000,
-    confidence: float = 0.95,
 ) -> Replications:
-    """Replicate until the interval's half-width is within ``target`` of the truth.
+    """Replicate until the 95% interval's half-width is within ``target`` of the truth.
 
     Args:
         run: One replication's value from its number 0, 1, 2 ...
@@ -44,12 +43,15 @@ def replicate_until(
             ``target`` of the true one wherever the interval covers.
         least: Replications before the rule is first asked, at least 10.
         most: Replications after which it gives up; ``reached`` is then false.
-        confidence: Coverage wanted.
 
     Raises:
         ConfigError: A setting that makes no sense, or a value that is not finite.
 
     Source: Law and Kelton (1982).
+
+    >>> found = replicate_until(lambda i: 10.0 + i % 2, target=0.05)
+    >>> found.n, found.reached
+    (10, True)
     """
     number("target", target, above=0.0)
     whole("most", most, whole("least", least, _FEWEST_REPLICATIONS))
@@ -58,7 +60,7 @@ def replicate_until(
         values.append(number(f"run({len(values)})", run(len(values))))
         if len(values) < least:
             continue
-        found = Estimate.of(compute_confidence_interval(values, confidence))
+        found = Estimate.of_mean(values)
         half = found.upper - found.value
         reached = half <= target / (1.0 + target) * abs(found.value)
         if reached or len(values) >= most:
@@ -74,6 +76,9 @@ def averaged_series(series_by_replication: Sequence[Values]) -> FloatArray:
 
     Raises:
         ConfigError: There is no series, or one is empty.
+
+    >>> averaged_series([[1.0, 2.0, 3.0], [3.0, 4.0]])
+    array([2., 3.])
     """
     shortest = min((len(series) for series in series_by_replication), default=0)
     if not shortest:
@@ -101,6 +106,10 @@ def mser5(series: Values) -> int | None:
 
     Source: White, Cobb and Spratt (2000); leaving at least five batches, and when to
     refuse, Hoad, Robinson and Davies (2010).
+
+    >>> series = np.append(np.full(20, 9.0), np.tile([1.0, 2.0], 50))
+    >>> mser5(series)
+    20
     """
     values = np.asarray(series, dtype=np.float64)
     if len(values) < 50:
@@ -130,6 +139,9 @@ def welch(series_by_replication: Sequence[Values], window: int) -> FloatArray:
             too short for it.
 
     Source: Welch (1983).
+
+    >>> welch([np.arange(8.0)], window=2)
+    array([0., 1., 2., 3., 4., 5.])
     """
     mean = averaged_series(series_by_replication)
     if 2 * whole("window", window, 1) >= len(mean):

@@ -19,9 +19,9 @@ from llminfer.base.errors import OverloadWarning
 from llminfer.config import SimulationConfig
 from llminfer.experiment import run_many
 from llminfer.record import RunRecord
-from llminfer.stats.intervals import compute_confidence_interval
+from llminfer.stats.intervals import Estimate
 
-Measure = Callable[[RunRecord, int], float]  # of a run, less so many of warm-up
+Statistic = Callable[[RunRecord, int], float]  # of a run, less so many of warm-up
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Comparison:
     source: str
     config: SimulationConfig
     exact: float
-    measure: Measure
+    measure: Statistic
 
     def estimate(self, record: RunRecord) -> float:
         """The quantity in one run of ``config``."""
@@ -100,7 +100,7 @@ def beside_theory(
                 "metric": case.metric,
                 "source": case.source,
                 "exact": case.exact,
-                **compute_confidence_interval(values),
+                **Estimate.of_mean(values).row(),
                 "t": t,
                 "z": float(ndtri(stdtr(replications - 1, t))),
             }
@@ -142,7 +142,7 @@ def _square_wait(record: RunRecord, skip: int) -> float:
     return float((_waits(record, skip) ** 2).mean())
 
 
-def _longer_than(seconds: float) -> Measure:
+def _longer_than(seconds: float) -> Statistic:
     return lambda record, skip: float((_waits(record, skip) > seconds).mean())
 
 
@@ -179,7 +179,7 @@ def _throughput(record: RunRecord, skip: int) -> float:
     return float(len(record.arrival_time) / record.batch_end.max())
 
 
-def _wait_of_prompts(most: int) -> Measure:
+def _wait_of_prompts(most: int) -> Statistic:
     def measure(record: RunRecord, skip: int) -> float:
         short = record.prompt_length[skip:] <= most
         return float(_waits(record, skip)[short].mean())
@@ -187,7 +187,7 @@ def _wait_of_prompts(most: int) -> Measure:
     return measure
 
 
-Case = tuple[str, str, float, Measure]  # quantity, law, exact value, estimate
+Case = tuple[str, str, float, Statistic]  # quantity, law, exact value, estimate
 
 
 def _cases(

@@ -12,16 +12,15 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy.special import betaincinv
+from scipy.stats import binomtest
 
 from llminfer.base.arrays import FloatArray
 from llminfer.base.errors import whole
 from llminfer.config import SimulationConfig
 from llminfer.record import RunRecord
 from llminfer.stats.intervals import (
+    Estimate,
     Values,
-    compute_confidence_interval,
-    confidence_level,
 )
 from llminfer.stats.run_length import averaged_series, mser5, replicate_until
 from llminfer.theory.assumptions import first_come, single
@@ -37,6 +36,9 @@ def waits(gaps: FloatArray, service: FloatArray) -> FloatArray:
         service: Seconds each request takes, same shape.
 
     Source: W' = max(W + S - gap, 0), Lindley (1952).
+
+    >>> waits(np.array([0.0, 1.0, 5.0]), np.array([3.0, 1.0, 1.0]))
+    array([0., 2., 0.])
     """
     walk = np.zeros(gaps.shape)
     np.cumsum(service[..., :-1] - gaps[..., 1:], axis=-1, out=walk[..., 1:])
@@ -89,24 +91,30 @@ def experiments(
 
 
 def covers(values: Values, exact: float, confidence: float = 0.95) -> bool:
-    """Whether Student's t interval of the values holds the exact mean."""
-    found = compute_confidence_interval(values, confidence)
-    return found["ci_lower"] <= exact <= found["ci_upper"]
+    """Whether Student's t interval of the values holds the exact mean.
+
+    >>> covers([1.0, 2.0, 3.0], exact=2.5)
+    True
+    """
+    found = Estimate.of_mean(values, confidence)
+    return found.lower <= exact <= found.upper
 
 
-def share(hits: Sequence[bool] | pd.Series, confidence: float = 0.95) -> Numbers:
-    """How probable a hit is, from independent trials.
+def share(hits: Sequence[bool] | pd.Series) -> Numbers:
+    """The share of hits among independent trials, with its exact 95% interval.
 
     Returns:
         ``{"mean", "ci_lower", "ci_upper"}``.
 
     Source: Clopper and Pearson (1934).
+
+    >>> found = share([True] * 19 + [False])
+    >>> {name: round(value, 3) for name, value in found.items()}
+    {'mean': 0.95, 'ci_lower': 0.751, 'ci_upper': 0.999}
     """
-    n, k = len(hits), float(np.sum(hits))
-    beyond = (1.0 - confidence_level(confidence)) / 2.0
-    lower = betaincinv(k, n - k + 1.0, beyond) if k else 0.0
-    upper = betaincinv(k + 1.0, n - k, 1.0 - beyond) if k < n else 1.0
-    return {"mean": k / n, "ci_lower": float(lower), "ci_upper": float(upper)}
+    n, k = len(hits), int(np.sum(hits))
+    bounds = binomtest(k, n).proportion_ci(0.95, "exact")
+    return Estimate(k / n, float(bounds.low), float(bounds.high)).row()
 
 
 def held_by_length(

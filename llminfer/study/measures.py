@@ -16,7 +16,7 @@ _POINTS = 60  # a period has so many points on the grid of the series
 
 
 def by_group(config: SimulationConfig, record: RunRecord) -> Row:
-    """The metrics, and who has which latency: short and long requests, each class.
+    """The metrics, and latency by group: short and long requests, each class.
 
     A request is long if its prompt is longer than the mean of the prompts' law.
 

@@ -16,10 +16,12 @@ from llminfer.config import SimulationConfig
 from llminfer.experiment import Row, simulate
 from llminfer.laws.lengths import LengthLaw, LogNormal
 from llminfer.record import RunRecord
-from llminfer.stats.intervals import Estimate, compute_confidence_interval, t_quantile
+from llminfer.stats.intervals import Estimate, jackknife
 from llminfer.workload import Workload
 
 Numbers = FloatArray | IntArray
+
+_TRIALS = 100  # samples that ``distance_by_chance`` draws
 
 
 def mean_rate(arrival_time: FloatArray) -> float:
@@ -27,6 +29,9 @@ def mean_rate(arrival_time: FloatArray) -> float:
 
     Raises:
         ConfigError: The times have no length.
+
+    >>> mean_rate(np.array([0.0, 1.0, 4.0]))
+    0.5
     """
     lasted = float(arrival_time[-1] - arrival_time[0]) if len(arrival_time) else 0.0
     if not lasted > 0.0:
@@ -68,6 +73,9 @@ def counts(arrival_time: FloatArray, window: float) -> IntArray:
 
     Raises:
         ConfigError: A window that is not above 0, or with fewer than two of them.
+
+    >>> counts(np.array([0.0, 0.5, 1.5, 3.5]), window=1.0)
+    array([2, 1, 0])
     """
     since = arrival_time - arrival_time[0]
     windows = int(since[-1] // number("window", window, above=0.0))
@@ -77,12 +85,20 @@ def counts(arrival_time: FloatArray, window: float) -> IntArray:
 
 
 def dispersion(counted: Numbers) -> float:
-    """Variance over mean of counts: 1 where arrivals are Poisson, more in bursts."""
+    """Variance over mean of counts: 1 where arrivals are Poisson, more in bursts.
+
+    >>> dispersion(np.array([1.0, 3.0, 2.0, 6.0]))
+    1.5555555555555556
+    """
     return float(counted.var(ddof=1) / counted.mean())
 
 
 def variation(gaps: Numbers) -> float:
-    """Coefficient of variation: 1 where the gaps are exponential."""
+    """Coefficient of variation: 1 where the gaps are exponential.
+
+    >>> round(variation(np.array([1.0, 3.0, 2.0, 6.0])), 2)
+    0.72
+    """
     return float(gaps.std(ddof=1) / gaps.mean())
 
 
@@ -96,9 +112,7 @@ def distance(tokens: IntArray, law: LengthLaw) -> float:
     return float(np.abs(above - expected).max())
 
 
-def distance_by_chance(
-    law: LogNormal, n: int, trials: int = 100, random_seed: int = 42
-) -> float:
+def distance_by_chance(law: LogNormal, n: int) -> float:
     """The distance that 95% of true log-normal samples stay below.
 
     Each sample is compared with the law fitted to itself, as a trace is.
@@ -106,14 +120,11 @@ def distance_by_chance(
     Args:
         law: Where the samples come from.
         n: Requests in a sample.
-        trials: Samples.
-        random_seed: Seed of the samples.
 
     Source: Lilliefors (1967).
     """
-    whole("trials", trials, 1)
-    random = np.random.default_rng(random_seed)
-    samples = (law.tokens(random.random(whole("n", n, 2))) for _ in range(trials))
+    random = np.random.default_rng(42)
+    samples = (law.tokens(random.random(whole("n", n, 2))) for _ in range(_TRIALS))
     found = [distance(tokens, fitted_lognormal(tokens)) for tokens in samples]
     return float(np.quantile(found, 0.95))
 
@@ -145,9 +156,8 @@ def replayed(config: SimulationConfig, trace: Workload) -> list[Row]:
     for name, values in token_times(simulate(config, trace)).items():
         for metric, q in ((f"p50_{name}", 0.5), (f"p99_{name}", 0.99)):
             its = by_blocks(partial(np.quantile, q=q), np.log(values))
-            number, lower, upper = np.exp([its.value, its.lower, its.upper])
-            bounds = {"ci_lower": lower, "ci_upper": upper}
-            rows.append({"metric": metric, "mean": number, **bounds})
+            found = Estimate(*np.exp([its.value, its.lower, its.upper]).tolist())
+            rows.append({"metric": metric, **found.row()})
     return rows
 
 
@@ -160,17 +170,16 @@ def typical(values: npt.ArrayLike) -> dict[str, float]:
     Returns:
         ``{"mean", "ci_lower", "ci_upper"}``.
     """
-    logs = compute_confidence_interval(np.log(values))
-    return {name: math.exp(its) for name, its in logs.items()}
+    logs = Estimate.of_mean(np.log(values))
+    return {name: math.exp(its) for name, its in logs.row().items()}
 
 
 def by_blocks(
     statistic: Callable[[Any], float],
     values: npt.NDArray[Any],
     blocks: int = 10,
-    confidence: float = 0.95,
 ) -> Estimate:
-    """A number from one path, with an interval from leaving out a block at a time.
+    """A number from one path, with a 95% interval from leaving out a block at a time.
 
     Neighbours in a trace are alike, and so are their latencies; blocks of consecutive
     requests are nearly independent if they are long beside the bursts. A trend over
@@ -180,23 +189,24 @@ def by_blocks(
         statistic: Of values, shape (n,) or (n, k).
         values: In order of time, along the first axis.
         blocks: Consecutive parts of like length.
-        confidence: Coverage wanted.
 
     Raises:
         ConfigError: Fewer than two blocks, or fewer values than twice the blocks.
 
     Source: the delete-a-group jackknife, Miller (1974).
+
+    >>> found = by_blocks(np.mean, np.arange(20.0))
+    >>> round(found.lower, 2), found.value, round(found.upper, 2)
+    (5.17, 9.5, 13.83)
     """
     n = whole("blocks", blocks, 2)
     if len(values) < 2 * n:
         raise fail("values", len(values), f"at least {2 * n}, two a block")
     parts = np.array_split(values, n)
-    left_out = np.array(
-        [statistic(np.concatenate(parts[:i] + parts[i + 1 :])) for i in range(n)]
-    )
-    error = math.sqrt((n - 1) / n * float(((left_out - left_out.mean()) ** 2).sum()))
-    value, half = float(statistic(values)), t_quantile(confidence, n - 1) * error
-    return Estimate(value, value - half, value + half)
+    left_out = [
+        float(statistic(np.concatenate(parts[:i] + parts[i + 1 :]))) for i in range(n)
+    ]
+    return jackknife(float(statistic(values)), left_out)
 
 
 def consecutive(trace: Workload, parts: int) -> list[Workload]:

@@ -1,7 +1,7 @@
 """What is known exactly about a configuration, without simulating it.
 
 ``known`` holds what answers for a configuration; the other files are the results
-behind it: ``single_server`` and ``priority`` at batch size 1, ``bulk`` for static
+behind it: ``single_server`` at batch size 1, ``bulk`` for static
 batches, ``continuous_chain`` for continuous batching.
 """
 

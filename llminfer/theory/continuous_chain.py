@@ -41,6 +41,12 @@ def saturation_rate(
         prompts: Law of prompt tokens.
         outputs: Law of output tokens.
         batch_size: B.
+
+    >>> from llminfer.config import SimulationConfig
+    >>> config = SimulationConfig()
+    >>> parts = config.step_time, config.prompts, config.outputs
+    >>> round(saturation_rate(*parts, batch_size=8), 2)
+    4.5
     """
     return step_time.saturation_rate(prompts, outputs, batch_size)
 

@@ -48,6 +48,9 @@ class DiscreteService:
 
     Raises:
         ConfigError: A time below 0, or probabilities that do not sum to 1.
+
+    >>> DiscreteService(np.array([1.0, 2.0]), np.array([0.5, 0.5])).moment(2)
+    2.5
     """
 
     seconds: FloatArray

@@ -1,18 +1,48 @@
-"""A server that takes one request at a time, first come first served: M/G/1."""
+"""A server that takes one request at a time: M/G/1, FCFS or with priorities.
+
+``MG1`` is the wait first come first served. ``by_key`` and ``ageing`` are mean waits
+under priorities without preemption, and ``PolicyQueue`` makes them for a policy.
+"""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
+from scipy.special import ndtr
 
-from llminfer.base.arrays import FloatArray
+from llminfer.base.arrays import FloatArray, IntArray
 from llminfer.base.errors import fail, number
-from llminfer.theory.service_time import ComplexArray, Service, WaitLaw, invert
+from llminfer.laws.lengths import LengthLaw
+from llminfer.policies import (
+    FCFSPolicy,
+    KeyedPolicy,
+    PredictedSJFPolicy,
+    SchedulingPolicy,
+    SJFPolicy,
+    Waiting,
+)
+from llminfer.theory.service_time import (
+    BatchTime,
+    ComplexArray,
+    Service,
+    WaitLaw,
+    invert,
+    token_pmf,
+)
+from llminfer.timing import StepTime
+
+_STEPS = 256  # of the log of a noisy prediction
 
 
 def check_load(arrival_rate: float, limit: float) -> None:
-    """Refuse a load of 1 or more, with the numbers."""
+    """Refuse a load of 1 or more, with the numbers.
+
+    >>> check_load(arrival_rate=3.0, limit=5.0)  # fine: the load is 0.6
+    """
     if arrival_rate >= limit:
         load = arrival_rate / limit
         must = f"below {limit:.4g} requests a second: the load is {load:.4g}"
@@ -32,6 +62,11 @@ class MG1(WaitLaw):
         ConfigError: The load lambda E[S] is 1 or more.
 
     Source: Pollaczek (1930), Khinchine (1932); the variance: Takacs (1962).
+
+    >>> from llminfer.theory.service_time import DiscreteService
+    >>> always_one = DiscreteService(np.array([1.0]), np.array([1.0]))  # M/D/1
+    >>> MG1(0.5, always_one).mean
+    0.5
     """
 
     arrival_rate: float
@@ -86,3 +121,231 @@ class MG1(WaitLaw):
         """The transform of P(W > t), from (1-rho) s / (s - lambda + lambda S~(s))."""
         rest = s - self.arrival_rate * (1.0 - self.service.transform(s))
         return np.asarray((1.0 - (1.0 - self.load) * s / rest) / s)
+
+
+@dataclass(frozen=True, eq=False)
+class PriorityWaits:
+    """Mean waits under a non-preemptive priority, one a key, least key first.
+
+    Attributes:
+        key: Shape (n,), increasing.
+        share: Of requests with that key, shape (n,).
+        service: E[S | key], seconds, shape (n,).
+        wait: E[W | key], seconds, shape (n,).
+    """
+
+    key: FloatArray
+    share: FloatArray
+    service: FloatArray
+    wait: FloatArray
+
+    @property
+    def mean(self) -> float:
+        """E[W] over all requests, seconds."""
+        return float(self.share @ self.wait)
+
+    @property
+    def mean_latency(self) -> float:
+        """E[W + S] over all requests, seconds."""
+        return float(self.share @ (self.wait + self.service))
+
+    @property
+    def mean_work(self) -> float:
+        """E[S W], seconds squared: the same under every order (``conserved_work``)."""
+        return float(self.share @ (self.service * self.wait))
+
+
+def by_key(
+    arrival_rate: float,
+    key: npt.ArrayLike,
+    share: npt.ArrayLike,
+    service: npt.ArrayLike,
+    second_moment: float,
+) -> PriorityWaits:
+    """Waits of an M/G/1 queue that serves the least key first, ties FCFS.
+
+    E[W | y] = W0 / ((1 - sigma(y-)) (1 - sigma(y))), W0 = lambda E[S^2] / 2,
+    sigma(y) = lambda E[S; key <= y]. A key is anything fixed on arrival: a class, a
+    length, a prediction.
+
+    Args:
+        arrival_rate: lambda of all requests together, a second.
+        key: Possible keys, any order, shape (n,); equal keys are one class.
+        share: Probabilities, shape (n,), which sum to 1.
+        service: E[S | key], seconds, shape (n,).
+        second_moment: E[S^2] of all requests, seconds squared.
+
+    Raises:
+        ConfigError: The load is 1 or more.
+
+    Source: Cobham (1954); Phipps (1956) for a continuum of keys.
+
+    Half of the requests have key 1 and take 0.2 s, the others key 2 and 0.6 s:
+
+    >>> found = by_key(1.0, [1, 2], [0.5, 0.5], [0.2, 0.6], second_moment=0.3)
+    >>> found.wait.round(3)
+    array([0.167, 0.278])
+    """
+    shares = np.asarray(share, dtype=np.float64)
+    work = shares * np.asarray(service, dtype=np.float64)
+    check_load(arrival_rate, 1.0 / max(float(work.sum()), 1e-300))
+    keys, where = np.unique(np.asarray(key, dtype=np.float64), return_inverse=True)
+    merged = np.asarray(np.bincount(where, shares), dtype=np.float64)
+    mean = np.bincount(where, work) / np.maximum(merged, 1e-300)
+    ahead = np.concatenate(([0.0], np.cumsum(arrival_rate * merged * mean)))
+    wait = arrival_rate * second_moment / 2.0 / ((1.0 - ahead[:-1]) * (1.0 - ahead[1:]))
+    return PriorityWaits(keys, merged, mean, wait)
+
+
+def ageing(
+    arrival_rates: npt.ArrayLike,
+    services: npt.ArrayLike,
+    second_moments: npt.ArrayLike,
+    slopes: npt.ArrayLike,
+) -> FloatArray:
+    """Mean waits, seconds, of classes whose priority is slope x wait, highest first.
+
+    One server, one request at a time, no preemption. Slopes that are all alike are
+    FCFS. One slope for all with a level a class is the fixed key arrival - level /
+    slope instead (``Priority``), for which no closed form is known.
+
+    Args:
+        arrival_rates: Requests a second, shape (classes,); so are the others.
+        services: E[S], seconds.
+        second_moments: E[S^2], seconds squared.
+        slopes: Priority gained a second of waiting, above 0.
+
+    Raises:
+        ConfigError: A slope is not above 0, or the load is 1 or more.
+
+    Source: Kleinrock (1964).
+
+    >>> ageing([1, 1], [0.2, 0.6], [0.05, 0.4], slopes=[2, 1]).round(3)
+    array([0.75, 1.25])
+    """
+    rate, mean, square, slope = (
+        np.asarray(column, dtype=np.float64)
+        for column in (arrival_rates, services, second_moments, slopes)
+    )
+    number("slopes", float(slope.min()), above=0.0)
+    load = rate * mean
+    total = float(load.sum())
+    check_load(float(rate.sum()), float(rate.sum()) / max(total, 1e-300))
+    behind_all = float(rate @ square) / 2.0 / (1.0 - total)
+    wait = np.zeros(len(rate))
+    for p in np.argsort(slope, kind="stable"):
+        slower, faster = slope < slope[p], slope > slope[p]
+        spared = load[slower] * wait[slower] @ (1.0 - slope[slower] / slope[p])
+        passed = load[faster] @ (1.0 - slope[p] / slope[faster])
+        wait[p] = (behind_all - spared) / (1.0 - passed)
+    return wait
+
+
+class _Outputs(NamedTuple):
+    """Outputs as a key sees them, in cells; columns of shape (cells,)."""
+
+    seen: FloatArray  # tokens, as the key takes them
+    chance: FloatArray
+    mean: FloatArray  # E[O | cell]
+    pairs: FloatArray  # E[O (O - 1) / 2 | cell]
+
+    @classmethod
+    def exact(cls, law: LengthLaw) -> _Outputs:
+        """Every length a cell."""
+        pmf = token_pmf(law)
+        tokens = np.flatnonzero(pmf).astype(np.float64)
+        return cls(tokens, pmf[pmf > 0.0], tokens, tokens * (tokens - 1.0) / 2.0)
+
+    @classmethod
+    def unseen(cls, law: LengthLaw) -> _Outputs:
+        """One cell."""
+        mean, pairs = law.expectation(), law.pairs()
+        return cls(np.ones(1), np.ones(1), np.array([mean]), np.array([pairs]))
+
+    @classmethod
+    def predicted(cls, law: LengthLaw, sigma: float) -> _Outputs:
+        """Seen with log-normal noise: steps of the log of what is seen."""
+        true = cls.exact(law)
+        low, high = math.log(true.seen[0]), math.log(true.seen[-1])
+        edge = np.linspace(low - 6.0 * sigma, high + 6.0 * sigma, _STEPS + 1)
+        below = ndtr((edge[:, None] - np.log(true.seen)) / sigma)
+        joint = true.chance * np.diff(below, axis=0)
+        chance = joint.sum(axis=1)
+        some = np.maximum(chance, 1e-300)
+        seen = np.exp((edge[1:] + edge[:-1]) / 2.0)
+        return cls(
+            seen,
+            chance / chance.sum(),
+            joint @ true.mean / some,
+            joint @ true.pairs / some,
+        )
+
+
+@dataclass(frozen=True)
+class PolicyQueue:
+    """A queue before a server that takes one request at a time, under any policy.
+
+    Args:
+        step_time: The five coefficients.
+        prompts: Law of prompt tokens, capped.
+        outputs: Law of output tokens.
+        shares: Of the classes, relative, by their numbers.
+    """
+
+    step_time: StepTime
+    prompts: LengthLaw
+    outputs: LengthLaw
+    shares: tuple[float, ...] = (1.0,)
+
+    def waits(self, arrival_rate: float, policy: SchedulingPolicy) -> PriorityWaits:
+        """Mean waits by key under ``policy``.
+
+        Raises:
+            ConfigError: The policy's key is not fixed on arrival, or looks at the time
+                of arrival, or the load is 1 or more.
+        """
+        time = BatchTime(self.step_time, self.prompts, self.outputs)
+        second = time.moment(2)
+        if isinstance(policy, FCFSPolicy):
+            return by_key(arrival_rate, [0], [1], [time.moment(1)], second)
+        pmf, law = token_pmf(self.prompts), self.step_time
+        prompt = np.flatnonzero(pmf)[:, None]
+        outputs, keys = self._keys(policy, prompt)
+        service = law.prefill(prompt) + law.kappa * outputs.pairs
+        own = law.gamma + law.delta + law.kappa * prompt
+        service = (service + outputs.mean * own).ravel()
+        joint = (pmf[prompt] * outputs.chance).ravel()
+        share = np.array(self.shares[: len(keys)]) / sum(self.shares[: len(keys)])
+        return by_key(
+            arrival_rate,
+            np.concatenate(keys),
+            np.concatenate([part * joint for part in share]),
+            np.tile(service, len(keys)),
+            second,
+        )
+
+    def _keys(
+        self, policy: SchedulingPolicy, prompt: IntArray
+    ) -> tuple[_Outputs, list[FloatArray]]:
+        """Cells of outputs, and a key for each prompt and cell, a column a class."""
+        if isinstance(policy, SJFPolicy):
+            return _Outputs.unseen(self.outputs), [prompt.ravel().astype(np.float64)]
+        if isinstance(policy, PredictedSJFPolicy) and policy.prediction_sigma > 0.0:
+            outputs = _Outputs.predicted(self.outputs, policy.prediction_sigma)
+            return outputs, [policy.estimated_time(prompt, outputs.seen).ravel()]
+        if not isinstance(policy, KeyedPolicy):
+            raise fail("scheduling_policy", policy.name, "one whose key never changes")
+        outputs = _Outputs.exact(self.outputs)
+        shape = len(prompt), len(outputs.seen)
+        tokens = np.broadcast_to(prompt, shape).ravel()
+        longer = np.broadcast_to(outputs.seen.astype(np.int64), shape).ravel()
+        number, now = np.zeros_like(tokens), np.zeros(tokens.shape)
+        keys = []
+        for kind in range(len(self.shares)):
+            waiting = Waiting(number, now, tokens, longer, number + kind)
+            keys.append(policy.keys(waiting))
+            later = policy.keys(waiting._replace(arrival_time=now + 1e6))
+            if (later != keys[-1]).any():
+                must = "one whose key does not look at the arrival time"
+                raise fail("scheduling_policy", policy.name, must)
+        return outputs, keys

@@ -1,0 +1,416 @@
+"""Early warning of overload: signals, the alarms they raise, and their ROC curves.
+
+An operator samples ``SIGNALS`` while a run goes on (``warning_signals``). An alarm is
+raised when a signal first exceeds a threshold; it is right if the load then reaches 1,
+and a false alarm if it never does (``judge``, ``trade_off``). The ROC curve and its
+area tell how well a signal separates the two, over all thresholds (``roc_curve``,
+``auc``).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+
+from llminfer.base.arrays import FloatArray
+from llminfer.base.errors import number
+from llminfer.config import SimulationConfig
+from llminfer.record import RunRecord
+from llminfer.timeseries import StepSeries, latency_quantile, queue_length, running
+
+Samples = Sequence[FloatArray]
+
+STEP = 10.0  # seconds between two looks
+WINDOW = 60.0  # seconds that a mean, a rate or a quantile looks back
+
+SIGNALS: Mapping[str, str] = {
+    "queue": "queue",
+    "mean_queue": "mean queue",
+    "queue_growth": "queue growth",
+    "rate_ratio": "arrival rate / λ*",
+    "utilization": "utilisation",
+    "batch_fill": "batch fill",
+    "p99_latency": "p99 latency",
+}
+
+
+def load_ramp(
+    config: SimulationConfig, start: float, end: float, duration: float, lasts: float
+) -> SimulationConfig:
+    """The configuration under a load that climbs in a straight line, then stays.
+
+    Args:
+        config: The server; its lambda*(B) is load 1.
+        start: Load at time 0.
+        end: Load from ``duration`` on.
+        duration: Length of the climb, seconds.
+        lasts: For so many seconds requests are expected to arrive.
+
+    Raises:
+        ConfigError: A load or duration that is not above 0.
+    """
+    most = config.max_stable_rate
+    climb = config.replace(
+        arrival_rate=start * most,
+        arrival_pattern="ramp",
+        arrival_pattern_params={"end_rate": end * most, "duration": duration},
+    )
+    expected = float(climb.arrivals.cumulative(np.array([lasts]))[0])
+    return climb.replace(num_requests=math.ceil(expected))
+
+
+def sample_times(config: SimulationConfig) -> FloatArray:
+    """When an operator looks, seconds: every ``STEP``, after the warm-up.
+
+    The same for all seeds, and over before the last arrival of practically any run:
+    when no requests are left, the signals say nothing of the load.
+    """
+    n = config.num_requests
+    least = max(n - 5.0 * config.arrival_cv * math.sqrt(n), 1.0)
+    counts = np.array([float(config.warmup_requests), least])
+    begin, end = config.arrivals.inverse(counts) / STEP
+    return STEP * np.arange(math.floor(begin) + 1, math.floor(end) + 1)
+
+
+def warning_signals(
+    config: SimulationConfig, record: RunRecord
+) -> dict[str, list[float]]:
+    """What the signals say at each look, and the truth: the load.
+
+    Args:
+        config: What was run.
+        record: The run.
+
+    Returns:
+        Lists of one length: ``time``, seconds; ``load``, lambda(t)/lambda*(B), the
+        truth; ``queue``, requests waiting; and over the ``WINDOW`` before
+        ``mean_queue``; ``queue_growth``, the mean queue less that of the window
+        before it, requests a second; ``rate_ratio``, the measured arrival rate over
+        lambda*(B); ``utilization``, the busy share; ``batch_fill``, the mean batch
+        over B, 0 if none began; ``p99_latency`` of the completed, seconds, NaN if
+        none was. Before time 0 everything was 0.
+    """
+    at = sample_times(config)
+    most = config.max_stable_rate
+    waiting, serving = queue_length(record), running(record)
+    busy = StepSeries(serving.times, np.minimum(serving.values, 1.0))
+    waited = waiting.integral(at - WINDOW)
+    queued = waiting.integral(at) - waited
+    earlier = waited - waiting.integral(at - 2.0 * WINDOW)
+    active = busy.integral(at) - busy.integral(at - WINDOW)
+    found = {
+        "time": at,
+        "load": config.arrivals(at) / most,
+        "queue": waiting(at),
+        "mean_queue": queued / WINDOW,
+        "queue_growth": (queued - earlier) / WINDOW**2,
+        "rate_ratio": _in_window(record.arrival_time, at) / WINDOW / most,
+        "utilization": np.round(active / WINDOW, 9),  # always busy is 1, to the bit
+        "batch_fill": _batch_fill(config, record, at),
+        "p99_latency": latency_quantile(record, at, WINDOW),
+    }
+    return {name: values.tolist() for name, values in found.items()}
+
+
+def _in_window(times: FloatArray, at: FloatArray) -> FloatArray:
+    """How many of ``times``, ascending, lie in each window."""
+    until = np.searchsorted(times, at, side="right")
+    before = np.searchsorted(times, at - WINDOW, side="right")
+    return (until - before).astype(np.float64)
+
+
+def _batch_fill(
+    config: SimulationConfig, record: RunRecord, at: FloatArray
+) -> FloatArray:
+    """Mean size of the batches that began in each window, over B."""
+    taken = np.concatenate(([0], np.cumsum(record.batch_size)))
+    until = np.searchsorted(record.batch_start, at, side="right")
+    before = np.searchsorted(record.batch_start, at - WINDOW, side="right")
+    mean = (taken[until] - taken[before]) / np.maximum(until - before, 1)
+    return np.asarray(mean / config.largest_batch)
+
+
+def crossing_time(time: Sequence[float], load: Sequence[float]) -> float:
+    """When the load first reaches 1, seconds; infinity if it never does.
+
+    Args:
+        time: Seconds, ascending, shape (n,).
+        load: Offered load at each time; between them it is a straight line.
+
+    >>> crossing_time([0.0, 10.0, 20.0], [0.7, 0.95, 1.2])
+    12.000000000000002
+    """
+    over = np.asarray(load) >= 1.0
+    at = int(over.argmax())
+    if not over[at]:
+        return np.inf
+    if at == 0:
+        return float(time[0])
+    return float(np.interp(1.0, load[at - 1 : at + 1], time[at - 1 : at + 1]))
+
+
+def first_alarms(
+    runs: pd.DataFrame, signal: str, thresholds: float | FloatArray
+) -> FloatArray:
+    """When each run's signal first exceeds each threshold, seconds; else infinity.
+
+    Args:
+        runs: A row a run, with the lists that ``warning_signals`` gives.
+        signal: One of ``SIGNALS``.
+        thresholds: In the signal's unit, one or several.
+
+    Returns:
+        Shape (runs, thresholds).
+    """
+    limits = np.atleast_1d(np.asarray(thresholds, dtype=np.float64))
+    alarms = []
+    for time, values in zip(runs["time"], runs[signal], strict=True):
+        highest = np.maximum.accumulate(known(values))
+        reached = np.searchsorted(highest, limits, side="right")
+        alarms.append(np.append(time, np.inf)[reached])
+    return np.array(alarms)
+
+
+def known(values: Sequence[float] | FloatArray) -> FloatArray:
+    """The signal with minus infinity where it has no value, so no alarm is raised."""
+    return np.nan_to_num(np.asarray(values, dtype=np.float64), nan=-np.inf)
+
+
+def judge(runs: pd.DataFrame, signal: str, threshold: float) -> pd.DataFrame:
+    """The table of runs, each with its alarm, its lead and if it warned in time.
+
+    Args:
+        runs: A row a run, with the lists that ``warning_signals`` gives.
+        signal: One of ``SIGNALS``.
+        threshold: The alarm rings when the signal exceeds it.
+
+    Returns:
+        ``runs`` without the lists, and ``alarm``, seconds, infinity if it never
+        rang; ``crossing``, when the load reached 1, infinity if it never did;
+        ``lead``, from the alarm to the crossing, seconds, negative if it came after,
+        and counted from the last look if it never rang; ``warned``, 1 if the alarm
+        rang before the crossing and else 0: in a run that never crosses 1 is wrong.
+    """
+    series = [name for name in runs if isinstance(runs[name].iloc[0], list)]
+    alarm = first_alarms(runs, signal, threshold)[:, 0]
+    crossing = crossings(runs)
+    end = np.array([time[-1] for time in runs["time"]])
+    return runs.drop(columns=series).assign(
+        signal=signal,
+        threshold=threshold,
+        alarm=alarm,
+        crossing=crossing,
+        lead=crossing - np.minimum(alarm, end),
+        warned=(alarm < crossing).astype(np.float64),
+    )
+
+
+def crossings(runs: pd.DataFrame) -> FloatArray:
+    """``crossing_time`` of each run, seconds, shape (runs,)."""
+    pairs = zip(runs["time"], runs["load"], strict=True)
+    return np.array([crossing_time(time, load) for time, load in pairs])
+
+
+def quiet_threshold(runs: pd.DataFrame, signal: str, share: float) -> float:
+    """The lowest threshold that rings in at most ``share`` of the runs.
+
+    Args:
+        runs: Runs that never cross, with the lists that ``warning_signals`` gives.
+        signal: One of ``SIGNALS``.
+        share: From 0 to 1.
+    """
+    rest = 1.0 - number("share", share, least=0.0, most=1.0)
+    highest = [known(values).max() for values in runs[signal]]
+    return float(np.quantile(highest, rest, method="higher"))
+
+
+def trade_off(runs: pd.DataFrame, signal: str) -> pd.DataFrame:
+    """Median lead against the share of false alarms, at every threshold.
+
+    Args:
+        runs: Runs that cross and runs that never do, of the same length.
+        signal: One of ``SIGNALS``.
+
+    Returns:
+        A row a threshold: ``threshold``; ``false``, the share of the runs that never
+        cross in which the alarm rings; ``lead``, its median in the others, seconds,
+        minus infinity if most never ring.
+    """
+    crosses = np.isfinite(crossings(runs))
+    calm, risky = runs[~crosses], runs[crosses]
+    thresholds = np.unique([known(values).max() for values in calm[signal]])
+    rings = np.isfinite(first_alarms(calm, signal, thresholds))
+    lead = crossings(risky)[:, None] - first_alarms(risky, signal, thresholds)
+    return pd.DataFrame(
+        {
+            "signal": signal,
+            "threshold": thresholds,
+            "false": rings.mean(axis=0),
+            "lead": np.quantile(lead, 0.5, axis=0, method="lower"),
+        }
+    )
+
+
+def quiet_alarms(runs: pd.DataFrame, share: float) -> pd.DataFrame:
+    """The runs that cross as each signal warns of them, at equal false alarms.
+
+    Args:
+        runs: Runs that cross and runs that never do.
+        share: In so many of the runs that never cross may an alarm ring, from 0 to 1.
+
+    Returns:
+        ``judge``'s table of the runs that cross for each of ``SIGNALS``, at its
+        ``quiet_threshold`` in the others.
+    """
+    crosses = np.isfinite(crossings(runs))
+    risky, calm = runs[crosses], runs[~crosses]
+    return pd.concat(
+        judge(risky, signal, quiet_threshold(calm, signal, share)) for signal in SIGNALS
+    )
+
+
+def spread(runs: pd.DataFrame, signal: str) -> pd.DataFrame:
+    """A signal over time: its median over the runs, and where 80% of them are.
+
+    Args:
+        runs: Runs of one configuration, with the lists of ``warning_signals``.
+        signal: One of ``SIGNALS``.
+
+    Returns:
+        ``time``, seconds, ``median``, ``low`` (10%) and ``high`` (90%).
+    """
+    values = np.array(runs[signal].to_list(), dtype=np.float64)
+    low, median, high = np.nanquantile(values, [0.1, 0.5, 0.9], axis=0)
+    columns = {"time": runs["time"].iloc[0], "median": median, "low": low, "high": high}
+    return pd.DataFrame(columns)
+
+
+def right_and_wrong(
+    runs: pd.DataFrame, signal: str, horizon: float
+) -> tuple[list[FloatArray], list[FloatArray]]:
+    """The signal where an alarm would be right, and where it would be wrong.
+
+    Right is the ``horizon`` before the load reaches 1; wrong is any time before that,
+    and all the time of runs that never cross. What comes after the crossing is in
+    neither: that is no warning any more.
+
+    Args:
+        runs: A row a run, with the lists that ``warning_signals`` gives.
+        signal: One of ``SIGNALS``.
+        horizon: Seconds.
+
+    Returns:
+        Two lists, one array a replication.
+    """
+    right: list[FloatArray] = []
+    wrong: list[FloatArray] = []
+    for _, rows in runs.groupby("replication"):
+        lengths = [len(time) for time in rows["time"]]
+        time = np.concatenate(rows["time"].to_list())
+        values = known(np.concatenate(rows[signal].to_list()))
+        ahead = np.repeat(crossings(rows), lengths) - time
+        right.append(values[(ahead > 0.0) & (ahead <= horizon)])
+        wrong.append(values[ahead > horizon])
+    return right, wrong
+
+
+def roc_curve(right: Samples, wrong: Samples, points: int = 201) -> pd.DataFrame:
+    """The receiver operating characteristic of a signal, all replications together.
+
+    Args:
+        right: The signal where an alarm would be right, one array a replication.
+        wrong: The same where it would be wrong.
+        points: Thresholds to take from each.
+
+    Returns:
+        ``false``, the share of wrong times with an alarm, and ``true``, that of right
+        times under the same threshold; both rise from 0 to 1.
+
+    >>> roc_curve([np.array([2.0])], [np.array([1.0])], points=2)
+       false  true
+    0    0.0   0.0
+    1    0.0   0.0
+    2    0.0   1.0
+    3    1.0   1.0
+    """
+    calm = np.sort(np.concatenate(wrong))
+    risky = np.sort(np.concatenate(right))
+    ranks = np.linspace(0.0, 1.0, points)
+    levels = [np.quantile(part, ranks, method="higher") for part in (calm, risky)]
+    thresholds = np.unique(levels)[::-1]
+    shares = []
+    for sample in (calm, risky):
+        quiet = np.searchsorted(sample, thresholds, side="right") / len(sample)
+        shares.append(np.concatenate(([0.0], 1.0 - quiet, [1.0])))
+    return pd.DataFrame({"false": shares[0], "true": shares[1]})
+
+
+def auc(right: Samples, wrong: Samples) -> FloatArray:
+    """Area under the ROC curve as one jackknife value a replication.
+
+    The area is the chance that the signal is higher at a right time than at a wrong
+    one, ties by half, over all pairs of times. The mean of the values is that area,
+    and they can be treated as independent: a t interval, or a paired one of two
+    signals, allows for the correlation of times within a replication.
+
+    Args:
+        right: The signal where an alarm would be right, one array a replication.
+        wrong: The same where it would be wrong.
+
+    Returns:
+        Shape (replications,).
+
+    Source: Obuchowski (1997) for areas of clustered data; Miller (1974) for the
+    jackknife.
+
+    >>> before = [np.array([3.0, 4.0]), np.array([2.0])]
+    >>> calm = [np.array([1.0, 2.0]), np.array([0.0])]
+    >>> round(float(auc(before, calm).mean()), 2)
+    0.89
+    """
+    n = len(right)
+    sizes = np.array([len(sample) for sample in right])
+    heads = np.cumsum(sizes) - sizes
+    risky = np.concatenate(right)
+    wins = np.array([_beaten(np.sort(calm), risky) for calm in wrong])
+    won = np.array([np.add.reduceat(row, heads) for row in wins]).T  # right by wrong
+    pairs = np.outer(sizes, [float(len(sample)) for sample in wrong])
+    without = [_left_out(won, i) / _left_out(pairs, i) for i in range(n)]
+    area = float(won.sum()) / float(pairs.sum())
+    return n * area - (n - 1) * np.array(without)
+
+
+def _beaten(calm: FloatArray, risky: FloatArray) -> FloatArray:
+    """How many of ``calm``, sorted, each of ``risky`` exceeds, ties by half."""
+    below = np.searchsorted(calm, risky, side="left")
+    return (below + np.searchsorted(calm, risky, side="right")) / 2.0
+
+
+def _left_out(table: FloatArray, i: int) -> float:
+    """The sum of a square table without row and column ``i``."""
+    return float(table.sum() - table[i].sum() - table[:, i].sum() + table[i, i])
+
+
+def auc_by_signal(
+    runs: pd.DataFrame, horizon: float, signals: Sequence[str] = tuple(SIGNALS)
+) -> pd.DataFrame:
+    """Area under the ROC curve of each signal: a row a replication and signal.
+
+    Args:
+        runs: Runs that cross and runs that never do.
+        horizon: How long before the crossing an alarm is right, seconds.
+        signals: Of ``SIGNALS``.
+
+    Returns:
+        ``signal``, ``replication``, ``auc`` (its jackknife value), ``misordered``
+        (1 - ``auc``, the share of pairs of times in the wrong order).
+    """
+    parts = []
+    for signal in signals:
+        values = auc(*right_and_wrong(runs, signal, horizon))
+        parts.append(pd.DataFrame({"signal": signal, "auc": values}))
+    table = pd.concat(parts).rename_axis("replication").reset_index()
+    return table.assign(misordered=1.0 - table["auc"])
