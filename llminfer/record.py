@@ -163,6 +163,27 @@ class RunRecord:
         return frame
 
     @property
+    def latency(self) -> FloatArray:
+        """Seconds from each request's arrival to its last token, shape (n,)."""
+        return self.processing_end_time - self.arrival_time
+
+    @property
+    def wait(self) -> FloatArray:
+        """Seconds each request spent in the queue before it was first served."""
+        return self.processing_start_time - self.queue_entry_time
+
+    @property
+    def ttft(self) -> FloatArray:
+        """Time to first token of each request, seconds from its arrival."""
+        return self.first_token_time - self.arrival_time
+
+    @property
+    def tpot(self) -> FloatArray:
+        """Time per output token after the first, seconds; NaN for a single token."""
+        after_first = np.where(self.output_length > 1, self.output_length - 1.0, np.nan)
+        return (self.processing_end_time - self.first_token_time) / after_first
+
+    @property
     def waits(self) -> tuple[FloatArray, FloatArray]:
         """When somebody began to wait, and when each wait ended, seconds.
 
