@@ -11,6 +11,7 @@ import pandas as pd
 
 from llminfer.base.arrays import FloatArray, IntArray
 from llminfer.request import Request
+from llminfer.workload import Workload
 
 _TIMES = (
     "arrival_time",
@@ -93,6 +94,36 @@ class RunRecord:
     limit_time: FloatArray = field(default_factory=lambda: np.empty(0))
     batch_limit: IntArray = field(default_factory=lambda: np.empty(0, dtype=np.int64))
     steps: StepLog | None = None
+
+    @classmethod
+    def served(
+        cls,
+        workload: Workload,
+        start: FloatArray,
+        first: FloatArray,
+        end: FloatArray,
+        **batches: Any,
+    ) -> Self:
+        """The record of a served workload; each request is queued as it arrives.
+
+        Args:
+            workload: What was served.
+            start: When each request's batch began, seconds.
+            first: When its first token appeared.
+            end: When it was complete.
+            batches: The columns of batches, the path of the limit, and the steps.
+        """
+        return cls(
+            arrival_time=workload.arrival_time,
+            prompt_length=workload.prompt_length,
+            output_length=workload.output_length,
+            request_class=workload.request_class,
+            queue_entry_time=workload.arrival_time,
+            processing_start_time=start,
+            first_token_time=first,
+            processing_end_time=end,
+            **batches,
+        )
 
     @classmethod
     def from_frame(cls, frame: pd.DataFrame) -> Self:

@@ -125,15 +125,9 @@ def write_up(
         resumed_time=preempted["resumed"],
         caught_up_time=preempted["caught_up"],
     )
-    return RunRecord(
-        arrival_time=workload.arrival_time,
-        prompt_length=workload.prompt_length,
-        output_length=workload.output_length,
-        request_class=workload.request_class,
-        queue_entry_time=workload.arrival_time,
-        processing_start_time=np.asarray(requests.start),
-        first_token_time=np.asarray(requests.first),
-        processing_end_time=np.asarray(requests.end),
+    return RunRecord.served(
+        workload,
+        *map(np.asarray, (requests.start, requests.first, requests.end)),
         batch_start=rows["start"],
         batch_end=rows["end"],
         batch_size=rows["size"],
