@@ -213,7 +213,7 @@ class SimulationConfig:
     @property
     def step_time(self) -> StepTime:
         """The five coefficients as a law of step times."""
-        return StepTime(self.alpha, self.beta, self.gamma, self.delta, self.kappa)
+        return StepTime(*(getattr(self, name) for name in COEFFICIENTS))
 
     @property
     def classes(self) -> tuple[RequestClass, ...]:

@@ -13,13 +13,17 @@ from llminfer.base.arrays import FloatArray, IntArray
 from llminfer.request import Request
 from llminfer.workload import Workload
 
-_TIMES = (
+_COLUMNS = (
     "arrival_time",
+    "prompt_length",
+    "output_length",
     "queue_entry_time",
     "processing_start_time",
     "first_token_time",
     "processing_end_time",
+    "request_class",
 )
+_TIMES = tuple(name for name in _COLUMNS if name.endswith("_time"))
 
 
 @dataclass(frozen=True, eq=False)
@@ -169,23 +173,14 @@ class RunRecord:
             }
             for r in requests
         ]
-        tokens = ["prompt_length", "output_length"]
-        names = ["request_id", *tokens, "request_class", *_TIMES]
-        return cls.from_frame(pd.DataFrame(rows, columns=names))
+        return cls.from_frame(pd.DataFrame(rows, columns=["request_id", *_COLUMNS]))
 
     def to_frame(self) -> pd.DataFrame:
         """One row a request, in order of arrival, warm-up too."""
         frame = pd.DataFrame(
             {
                 "request_id": np.arange(len(self.arrival_time)),
-                "arrival_time": self.arrival_time,
-                "prompt_length": self.prompt_length,
-                "output_length": self.output_length,
-                "queue_entry_time": self.queue_entry_time,
-                "processing_start_time": self.processing_start_time,
-                "first_token_time": self.first_token_time,
-                "processing_end_time": self.processing_end_time,
-                "request_class": self.request_class,
+                **{name: getattr(self, name) for name in _COLUMNS},
             }
         )
         if self.steps is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import astuple, dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -12,12 +12,7 @@ from llminfer.base.arrays import FloatArray
 from llminfer.base.errors import number
 from llminfer.laws.lengths import LengthLaw
 
-if TYPE_CHECKING:
-    pass
-
 Quantity = Any  # a number, or an array of them
-
-COEFFICIENTS = ("alpha", "beta", "gamma", "delta", "kappa")
 
 
 class Preset(NamedTuple):
@@ -35,6 +30,8 @@ class Preset(NamedTuple):
         """The five numbers by name."""
         return dict(zip(COEFFICIENTS, self[:5], strict=True))
 
+
+COEFFICIENTS = Preset._fields[:-1]
 
 PRESETS: Mapping[str, Preset] = {
     "report": Preset(1e-3, 5e-2, 5e-4, 0.0, 0.0, "the course report"),

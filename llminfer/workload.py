@@ -12,7 +12,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from llminfer.base.arrays import MOST_TOKENS, FloatArray, IntArray
-from llminfer.base.errors import TraceError, number, whole
+from llminfer.base.errors import TraceError, number
 from llminfer.base.streams import stream
 from llminfer.base.trace_csv import read_csv
 from llminfer.config import SimulationConfig
@@ -120,15 +120,13 @@ class Workload:
         )
 
     @classmethod
-    def from_csv(cls, path: str | Path, limit: int | None = None) -> Self:
+    def from_csv(cls, path: str | Path) -> Self:
         """A workload from a CSV trace: see ``llminfer.base.trace_csv.read_csv``.
 
         Raises:
             TraceError: A bad row, named by its number, or no such file.
         """
-        if limit is not None:
-            whole("limit", limit, 1)
-        return cls.from_arrays(*read_csv(path, limit))
+        return cls.from_arrays(*read_csv(path))
 
     def __len__(self) -> int:
         return len(self.arrival_time)
@@ -142,12 +140,7 @@ class Workload:
 
     def requests(self) -> Iterator[Request]:
         """Fresh ``Request`` objects in order of arrival."""
-        columns = (
-            self.arrival_time.tolist(),
-            self.prompt_length.tolist(),
-            self.output_length.tolist(),
-            self.request_class.tolist(),
-        )
+        columns = (column.tolist() for column in vars(self).values())
         for i, row in enumerate(zip(*columns, strict=True)):
             yield Request(i, *row)
 

@@ -106,11 +106,30 @@ def write_up(
         limit: The path of the batch limit, as columns of the record.
     """
     rows, server = _in_order([log.stretches() for log in logs], "start")
+    return RunRecord.served(
+        workload,
+        *map(np.asarray, (requests.start, requests.first, requests.end)),
+        batch_start=rows["start"],
+        batch_end=rows["end"],
+        batch_size=rows["size"],
+        steps=_step_log(config, logs, rows, server, replica),
+        **limit,
+    )
+
+
+def _step_log(
+    config: SimulationConfig,
+    logs: Sequence[Log],
+    rows: Any,
+    server: Any,
+    replica: IntArray,
+) -> StepLog:
+    """What a record has beside requests and batches, from the stretches in order."""
     preempted, _ = _in_order([log.preemptions() for log in logs], "preempted")
     taken_by: Any = replica.astype(np.int32)
     nothing = dict.fromkeys(_BLOCKS, np.empty(0, dtype=np.int64))
     held = nothing if config.kv_blocks is None else rows
-    steps = StepLog(
+    return StepLog(
         replica=taken_by,
         batch_replica=server,
         batch_steps=rows["steps"],
@@ -124,15 +143,6 @@ def write_up(
         preempted_time=preempted["preempted"],
         resumed_time=preempted["resumed"],
         caught_up_time=preempted["caught_up"],
-    )
-    return RunRecord.served(
-        workload,
-        *map(np.asarray, (requests.start, requests.first, requests.end)),
-        batch_start=rows["start"],
-        batch_end=rows["end"],
-        batch_size=rows["size"],
-        steps=steps,
-        **limit,
     )
 
 

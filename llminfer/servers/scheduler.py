@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from llminfer.servers.batch import Batch
+from llminfer.timing import COEFFICIENTS
 
 
 @dataclass(slots=True, eq=False)
@@ -43,7 +44,7 @@ class Scheduler(Batch):
 
     def __post_init__(self) -> None:
         Batch.__post_init__(self)
-        for name in ("alpha", "beta", "gamma", "delta", "kappa"):
+        for name in COEFFICIENTS:
             setattr(self, name, getattr(self.config, name))
         self.pack, self.note = self.log.pack, self.log.rows.extend
 
@@ -86,31 +87,32 @@ class Scheduler(Batch):
             steps, self.open = (self.heap[0] >> self.shift) - self.decoded, room
         else:
             steps = self._steps_alike(waiting)
-        self.steps, self.growth = steps, (growth := self.kappa * decodes)
-        self.end = end = now + steps * step + growth * (steps * (steps - 1) // 2)
+        self.steps, self.growth = steps, self.kappa * decodes
+        self.end = end = self.end_after(steps)
         if self.control is not None:
             arrival = self._until(arrival)
         return self.shorten(arrival) if self.open and arrival < end else end
 
     def shorten(self, time: float) -> float:
         """End the stretch with the step in progress at ``time``; when, seconds."""
-        began, step, growth = self.began, self.step, self.growth
-        wait, half = time - began, step - growth / 2.0
+        growth = self.growth
+        wait, half = time - self.began, self.step - growth / 2.0
         root = math.sqrt(half * half + 2.0 * growth * wait)
         steps = max(1, math.ceil(2.0 * wait / (half + root)))
         # The root is right to rounding; which step it is, the closed form decides.
-        end = began + steps * step + growth * (steps * (steps - 1) // 2)
+        end = self.end_after(steps)
         while end < time:
             steps += 1
-            end = began + steps * step + growth * (steps * (steps - 1) // 2)
-        while steps > 1:
-            fewer = steps - 1
-            sooner = began + fewer * step + growth * (fewer * (fewer - 1) // 2)
-            if sooner < time:
-                break
-            steps, end = fewer, sooner
+            end = self.end_after(steps)
+        while steps > 1 and (sooner := self.end_after(steps - 1)) >= time:
+            steps, end = steps - 1, sooner
         self.steps, self.end, self.open = steps, end, False
         return end
+
+    def end_after(self, steps: int) -> float:
+        """When the first so many steps of the stretch end, seconds."""
+        grown = self.growth * (steps * (steps - 1) // 2)
+        return self.began + steps * self.step + grown
 
     def finish(self) -> None:
         """The stretch has ended: its tokens are out."""
