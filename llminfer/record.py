@@ -82,6 +82,20 @@ class RunRecord:
         limit_time: When the batch limit was set or changed, ascending.
         batch_limit: The limit from then on, same shape.
         steps: What a continuous server adds; None from a static one.
+
+    >>> from llminfer import SimulationConfig, Workload, simulate
+    >>> work = Workload.from_arrays([0.0, 0.5, 4.0], [100, 50, 200], [20, 10, 30])
+    >>> record = simulate(SimulationConfig(batch_size=2, warmup_requests=0), work)
+    >>> record.latency.round(3).tolist()  # the first waits for the second
+    [0.71, 0.21, 0.265]
+    >>> record.wait.round(3).tolist()
+    [0.5, 0.0, 0.0]
+    >>> record.ttft.round(3).tolist()
+    [0.7, 0.2, 0.25]
+    >>> record.batch_size.tolist()
+    [2, 1]
+    >>> record.max_queue_length
+    2
     """
 
     arrival_time: FloatArray

@@ -70,12 +70,26 @@ class StepSeries:
 
 
 def queue_length(record: RunRecord) -> StepSeries:
-    """Requests that wait, over time."""
+    """Requests that wait, over time.
+
+    >>> from llminfer import SimulationConfig, Workload, simulate
+    >>> work = Workload.from_arrays([0.0, 0.5, 4.0], [100, 50, 200], [20, 10, 30])
+    >>> record = simulate(SimulationConfig(batch_size=2, warmup_requests=0), work)
+    >>> queue_length(record).mean(0.0, 1.0)
+    0.5
+    """
     return _between(*record.waits)
 
 
 def running(record: RunRecord) -> StepSeries:
-    """Requests in service, over time: the batch that runs."""
+    """Requests in service, over time: the batch that runs.
+
+    >>> from llminfer import SimulationConfig, Workload, simulate
+    >>> work = Workload.from_arrays([0.0, 0.5, 4.0], [100, 50, 200], [20, 10, 30])
+    >>> record = simulate(SimulationConfig(batch_size=2, warmup_requests=0), work)
+    >>> running(record)([0.1, 0.6]).tolist()
+    [0.0, 2.0]
+    """
     waits, begin = record.waits
     preempted = waits[len(record.arrival_time) :]
     return _between(begin, np.append(record.processing_end_time, preempted))

@@ -27,7 +27,11 @@ class Preset(NamedTuple):
 
     @property
     def coefficients(self) -> dict[str, float]:
-        """The five numbers by name."""
+        """The five numbers by name.
+
+        >>> PRESETS["report"].coefficients
+        {'alpha': 0.001, 'beta': 0.05, 'gamma': 0.0005, 'delta': 0.0, 'kappa': 0.0}
+        """
         return dict(zip(COEFFICIENTS, self[:5], strict=True))
 
 
@@ -68,6 +72,12 @@ class StepTime:
         gamma: Seconds a decode step.
         delta: Seconds a sequence in a decode step.
         kappa: Seconds a KV token in a decode step.
+
+    >>> law = StepTime(alpha=0.001, beta=0.05, gamma=0.0005)
+    >>> round(law.prefill(100), 3)
+    0.15
+    >>> law.decode(4, 400, 20)
+    0.01
     """
 
     alpha: float

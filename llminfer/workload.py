@@ -39,7 +39,11 @@ class Workload:
 
     @classmethod
     def generate(cls, config: SimulationConfig) -> Self:
-        """The synthetic workload of a configuration: same seed, same requests."""
+        """The synthetic workload of a configuration: same seed, same requests.
+
+        >>> len(Workload.generate(SimulationConfig(num_requests=600, random_seed=1)))
+        600
+        """
         return cls.drawn(
             config.num_requests,
             config.random_seed,
@@ -103,6 +107,10 @@ class Workload:
             TraceError: Columns of unlike length, nothing in them, arrivals that are
                 unsorted, negative or not finite, or tokens or classes that are no
                 whole numbers of at least 1 or 0.
+
+        >>> work = Workload.from_arrays([0.0, 0.5, 4.0], [100, 50, 200], [20, 10, 30])
+        >>> work
+        Workload(3 requests in 4.0 s, mean prompt 116.7, mean output 20.0 tokens)
         """
         arrival = _column("arrival_time", arrival_time)
         if not len(arrival):
@@ -139,7 +147,12 @@ class Workload:
         )
 
     def requests(self) -> Iterator[Request]:
-        """Fresh ``Request`` objects in order of arrival."""
+        """Fresh ``Request`` objects in order of arrival.
+
+        >>> work = Workload.from_arrays([0.0, 0.5, 4.0], [100, 50, 200], [20, 10, 30])
+        >>> [request.prompt_length for request in work.requests()]
+        [100, 50, 200]
+        """
         columns = (column.tolist() for column in vars(self).values())
         for i, row in enumerate(zip(*columns, strict=True)):
             yield Request(i, *row)
@@ -149,6 +162,10 @@ class Workload:
 
         Raises:
             ConfigError: ``rate_factor`` is not above 0.
+
+        >>> work = Workload.from_arrays([0.0, 0.5, 4.0], [100, 50, 200], [20, 10, 30])
+        >>> work.scaled(2).arrival_time.tolist()
+        [0.0, 0.25, 2.0]
         """
         factor = number("rate_factor", rate_factor, above=0.0)
         return type(self)(**{**vars(self), "arrival_time": self.arrival_time / factor})

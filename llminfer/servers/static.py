@@ -29,6 +29,14 @@ class LLMInferenceServer:
         env: The SimPy environment; ``env.process(server.run())`` starts the server.
         config: Coefficients, batch limit, timeout and policy.
         workload: Requests to serve.
+
+    >>> env = simpy.Environment()
+    >>> work = Workload.from_arrays([0.0, 0.5], [100, 50], [20, 10])
+    >>> server = LLMInferenceServer(env, SimulationConfig(batch_size=2), work)
+    >>> _ = env.process(server.run())
+    >>> env.run()
+    >>> server.get_statistics()["total_batches"]
+    1
     """
 
     def __init__(
