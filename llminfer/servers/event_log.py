@@ -28,7 +28,7 @@ _BLOCKS = ("first_blocks", "last_blocks")  # held in these steps
 
 
 @dataclass(slots=True)
-class Requests:
+class RequestTimes:
     """What the requests of a run ask, and when things happened to them, by number."""
 
     arrival: memoryview[float]  # s; the workload's own, as tokens are
@@ -39,7 +39,7 @@ class Requests:
     end: array[float]  # last token, s
 
     @classmethod
-    def of(cls, workload: Workload) -> Requests:
+    def of(cls, workload: Workload) -> RequestTimes:
         """Those of a workload, to which nothing has happened yet."""
         nothing = array("d", bytes(8 * len(workload)))
         return cls(
@@ -89,7 +89,7 @@ class Log:
 def write_up(
     config: SimulationConfig,
     workload: Workload,
-    requests: Requests,
+    requests: RequestTimes,
     logs: Sequence[Log],
     *,
     replica: IntArray,

@@ -3,6 +3,23 @@
 Between two changes of the batch every step follows from the one before, so the
 scheduler goes from change to change, a stretch of steps at a time. It has no clock and
 no events: a server tells it when a stretch begins, and hears when it will end.
+
+A stretch is a number of steps in which no request enters, leaves or is preempted. With
+b sequences that decode, each step is longer than the one before by growth = kappa b,
+since each sequence attends to one KV token more. So m steps, the first of which takes
+``step`` seconds, last
+
+    m step + growth m (m - 1) / 2.
+
+Two sequences with 10 KV tokens together, gamma = 1 s and kappa = 0.1 s, have steps of
+2.0, 2.2 and 2.4 s. If 3 tokens are left to the shorter output, the stretch is 3 steps:
+
+>>> steps, step, growth = 3, 1.0 + 0.1 * 10, 0.1 * 2
+>>> round(steps * step + growth * (steps * (steps - 1) // 2), 9)
+6.6
+
+A request that arrives 3.0 s after the start, and finds room, ends the stretch with the
+step in progress, the second: at 4.2 s. No step in between was an event.
 """
 
 from __future__ import annotations
@@ -156,7 +173,7 @@ class Scheduler(Batch):
         return self.control.tick
 
     def _mixed(self, now: float, waiting: int) -> bool:
-        """Schedule a step that decodes and prefills; is it unlike the one after?"""
+        """Schedule a mixed step; True if the stretch is this one step."""
         pool, short, tokens = self.pool, False, 0
         if pool is not None and self.decoding:
             if (need := pool.cycle[self.decoded % pool.block_size]) > pool.free:
@@ -175,7 +192,7 @@ class Scheduler(Batch):
         return alone
 
     def _apart(self, now: float, waiting: int) -> bool:
-        """Schedule a step that prefills or else decodes; is it unlike the one after?"""
+        """Schedule a step of one phase; True if the stretch is this one step."""
         pool, short, tokens = self.pool, False, 0
         if self.may_enter(waiting):
             tokens = self.admit(now, waiting, self.budget)
@@ -198,8 +215,8 @@ class Scheduler(Batch):
                 steps = min(steps, (self.heap[0] >> self.shift) - self.decoded)
         else:
             steps = (self.heap[0] >> self.shift) - self.decoded
-        self.open = room and (not waiting or self.line.overtakes)
-        if room and waiting and self.line.restless:
+        self.open = room and (not waiting or self.line.can_overtake)
+        if room and waiting and self.line.time_dependent:
             return 1
         if self.control is not None and self.control.every_dispatch:
             if waiting or self.preempted:

@@ -13,7 +13,7 @@ from llminfer.base.arrays import FloatArray, IntArray
 from llminfer.config import SimulationConfig
 from llminfer.record import RunRecord
 from llminfer.servers.batch_control import BatchLimit, Observed
-from llminfer.servers.queues import waiting_line
+from llminfer.servers.queues import waiting_queue
 from llminfer.workload import Workload
 
 Process = Generator[simpy.Event, Any, None]
@@ -56,7 +56,7 @@ class LLMInferenceServer:
         arrival = self._entered
         prompt_of = array("q", workload.prompt_length.tobytes()).__getitem__
         output_of = array("q", workload.output_length.tobytes()).__getitem__
-        waiting = waiting_line(self.config.policy(), workload)
+        waiting = waiting_queue(self.config.policy(), workload)
         join, take = waiting.add, waiting.take
         order, starts, sizes = array("q"), array("d"), array("q")
         prefill, decode = law.prefill, law.decode
