@@ -67,6 +67,7 @@ _ELSEWHERE = {  # names of the source design, loaded when they are asked for
     "RequestGenerator": "course",
     "SJFAgingPolicy": "policies",
     "SJFPolicy": "policies",
+    "ServerByHand": "servers.by_hand",
     "Verdict": "report.verdict",
     "WFQPolicy": "policies",
     "compute_confidence_interval": "stats.intervals",

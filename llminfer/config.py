@@ -213,7 +213,7 @@ class SimulationConfig:
     @property
     def step_time(self) -> StepTime:
         """The five coefficients as a law of step times."""
-        return StepTime(self.alpha, self.beta, self.gamma, self.delta, self.kappa)
+        return StepTime(*(getattr(self, name) for name in COEFFICIENTS))
 
     @property
     def classes(self) -> tuple[RequestClass, ...]:
@@ -252,6 +252,9 @@ class SimulationConfig:
         Static: B/E[T_B]. Continuous: a saturated server that always runs B (THEORY 9),
         or fewer if KV memory or the token budget have no room for them; then it is an
         upper bound, without what preemption computes again and what is held for later.
+
+        >>> round(SimulationConfig().stable_rate(4), 2)
+        5.09
         """
         prompts, outputs, law = self.prompts, self.outputs, self.step_time
         if self.server == "static":
@@ -274,7 +277,11 @@ class SimulationConfig:
 
     @property
     def largest_batch(self) -> int:
-        """The greatest batch limit of a run: batch_size, or the controller's."""
+        """The greatest batch limit of a run: batch_size, or the controller's.
+
+        >>> SimulationConfig(batch_size=4).largest_batch
+        4
+        """
         controller = self.controller()
         return self.batch_size if controller is None else controller.max_size
 
@@ -285,7 +292,11 @@ class SimulationConfig:
 
     @property
     def offered_load(self) -> float:
-        """Mean arrival rate of the run over lambda*(B); stable below 1."""
+        """Mean arrival rate of the run over lambda*(B); stable below 1.
+
+        >>> round(SimulationConfig(batch_size=4).offered_load, 2)  # far too much
+        1.96
+        """
         return self.arrivals.mean(self.num_requests) / self.max_stable_rate
 
     @property
@@ -300,6 +311,9 @@ class SimulationConfig:
 
         Raises:
             ConfigError: Unknown preset or field, or a bad value.
+
+        >>> SimulationConfig.from_preset("opt-13b-a100").gamma
+        0.0199
         """
         choice("preset", preset, PRESETS)
         return cls(**{**PRESETS[preset].coefficients, **changes})
@@ -309,6 +323,9 @@ class SimulationConfig:
 
         Raises:
             ConfigError: Unknown field, or a bad value.
+
+        >>> SimulationConfig(batch_size=4).replace(batch_size=8)
+        SimulationConfig(batch_size=8)
         """
         whole_fields = {k: v for k, v in changes.items() if "." not in k}
         _check_fields(whole_fields)
@@ -347,6 +364,9 @@ class SimulationConfig:
 
         Raises:
             ConfigError: It is no JSON object, or a field is unknown or bad.
+
+        >>> SimulationConfig.from_json('{"batch_size": 4}')
+        SimulationConfig(batch_size=4)
         """
         inline = isinstance(source, str) and source.lstrip().startswith("{")
         text = str(source) if inline else Path(source).read_text()

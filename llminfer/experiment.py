@@ -83,7 +83,13 @@ class SimulationRunner:
 
 
 def simulate(config: SimulationConfig, workload: Workload | None = None) -> RunRecord:
-    """The record of one run."""
+    """The record of one run.
+
+    >>> work = Workload.from_arrays([0.0, 0.5], [100, 50], [20, 10])
+    >>> record = simulate(SimulationConfig(batch_size=2, warmup_requests=0), work)
+    >>> record.processing_end_time.round(3).tolist()
+    [0.71, 0.71]
+    """
     env = simpy.Environment()
     requests = Workload.generate(config) if workload is None else workload
     if config.warmup_requests >= len(requests):

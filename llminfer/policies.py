@@ -83,7 +83,12 @@ class KeyedPolicy(SchedulingPolicy):
 
 @dataclass(eq=False)
 class FCFSPolicy(KeyedPolicy):
-    """First come, first served."""
+    """First come, first served.
+
+    >>> queue = [Request(0, 0.0, 30, 5), Request(1, 0.5, 10, 5), Request(2, 0.7, 20, 5)]
+    >>> [r.id for r in FCFSPolicy().sort_requests(queue, current_time=1.0)]
+    [0, 1, 2]
+    """
 
     name: ClassVar[str] = "FCFS"
 
@@ -233,7 +238,11 @@ class ClassPolicy(SchedulingPolicy):
 
 
 def service_tokens(prompt: Any, output: Any) -> Any:
-    """Service as WFQ counts it: prompt tokens plus twice the output tokens."""
+    """Service as WFQ counts it: prompt tokens plus twice the output tokens.
+
+    >>> service_tokens(100, 20)
+    140
+    """
     return prompt + 2 * output
 
 
@@ -315,6 +324,10 @@ def get_policy(name: str, **params: Any) -> SchedulingPolicy:
 
     Raises:
         ConfigError: Unknown policy or parameter, or a bad value.
+
+    >>> queue = [Request(0, 0.0, 30, 5), Request(1, 0.5, 10, 5), Request(2, 0.7, 20, 5)]
+    >>> [r.id for r in get_policy("SJF").sort_requests(queue, current_time=1.0)]
+    [1, 2, 0]
     """
     cls = POLICIES[choice("scheduling_policy", name, POLICIES)]
     if "__dataclass_fields__" in vars(cls):

@@ -11,14 +11,19 @@ import pandas as pd
 
 from llminfer.base.arrays import FloatArray, IntArray
 from llminfer.request import Request
+from llminfer.workload import Workload
 
-_TIMES = (
+_COLUMNS = (
     "arrival_time",
+    "prompt_length",
+    "output_length",
     "queue_entry_time",
     "processing_start_time",
     "first_token_time",
     "processing_end_time",
+    "request_class",
 )
+_TIMES = tuple(name for name in _COLUMNS if name.endswith("_time"))
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,6 +82,20 @@ class RunRecord:
         limit_time: When the batch limit was set or changed, ascending.
         batch_limit: The limit from then on, same shape.
         steps: What a continuous server adds; None from a static one.
+
+    >>> from llminfer import SimulationConfig, Workload, simulate
+    >>> work = Workload.from_arrays([0.0, 0.5, 4.0], [100, 50, 200], [20, 10, 30])
+    >>> record = simulate(SimulationConfig(batch_size=2, warmup_requests=0), work)
+    >>> record.latency.round(3).tolist()  # the first waits for the second
+    [0.71, 0.21, 0.265]
+    >>> record.wait.round(3).tolist()
+    [0.5, 0.0, 0.0]
+    >>> record.ttft.round(3).tolist()
+    [0.7, 0.2, 0.25]
+    >>> record.batch_size.tolist()
+    [2, 1]
+    >>> record.max_queue_length
+    2
     """
 
     arrival_time: FloatArray
@@ -93,6 +112,36 @@ class RunRecord:
     limit_time: FloatArray = field(default_factory=lambda: np.empty(0))
     batch_limit: IntArray = field(default_factory=lambda: np.empty(0, dtype=np.int64))
     steps: StepLog | None = None
+
+    @classmethod
+    def served(
+        cls,
+        workload: Workload,
+        start: FloatArray,
+        first: FloatArray,
+        end: FloatArray,
+        **batches: Any,
+    ) -> Self:
+        """The record of a served workload; each request is queued as it arrives.
+
+        Args:
+            workload: What was served.
+            start: When each request's batch began, seconds.
+            first: When its first token appeared.
+            end: When it was complete.
+            batches: The columns of batches, the path of the limit, and the steps.
+        """
+        return cls(
+            arrival_time=workload.arrival_time,
+            prompt_length=workload.prompt_length,
+            output_length=workload.output_length,
+            request_class=workload.request_class,
+            queue_entry_time=workload.arrival_time,
+            processing_start_time=start,
+            first_token_time=first,
+            processing_end_time=end,
+            **batches,
+        )
 
     @classmethod
     def from_frame(cls, frame: pd.DataFrame) -> Self:
@@ -138,29 +187,41 @@ class RunRecord:
             }
             for r in requests
         ]
-        tokens = ["prompt_length", "output_length"]
-        names = ["request_id", *tokens, "request_class", *_TIMES]
-        return cls.from_frame(pd.DataFrame(rows, columns=names))
+        return cls.from_frame(pd.DataFrame(rows, columns=["request_id", *_COLUMNS]))
 
     def to_frame(self) -> pd.DataFrame:
         """One row a request, in order of arrival, warm-up too."""
         frame = pd.DataFrame(
             {
                 "request_id": np.arange(len(self.arrival_time)),
-                "arrival_time": self.arrival_time,
-                "prompt_length": self.prompt_length,
-                "output_length": self.output_length,
-                "queue_entry_time": self.queue_entry_time,
-                "processing_start_time": self.processing_start_time,
-                "first_token_time": self.first_token_time,
-                "processing_end_time": self.processing_end_time,
-                "request_class": self.request_class,
+                **{name: getattr(self, name) for name in _COLUMNS},
             }
         )
         if self.steps is not None:
             frame["preemptions"] = self.preemptions
             frame["replica"] = self.steps.replica
         return frame
+
+    @property
+    def latency(self) -> FloatArray:
+        """Seconds from each request's arrival to its last token, shape (n,)."""
+        return self.processing_end_time - self.arrival_time
+
+    @property
+    def wait(self) -> FloatArray:
+        """Seconds each request spent in the queue before it was first served."""
+        return self.processing_start_time - self.queue_entry_time
+
+    @property
+    def ttft(self) -> FloatArray:
+        """Time to first token of each request, seconds from its arrival."""
+        return self.first_token_time - self.arrival_time
+
+    @property
+    def tpot(self) -> FloatArray:
+        """Time per output token after the first, seconds; NaN for a single token."""
+        after_first = np.where(self.output_length > 1, self.output_length - 1.0, np.nan)
+        return (self.processing_end_time - self.first_token_time) / after_first
 
     @property
     def waits(self) -> tuple[FloatArray, FloatArray]:

@@ -18,6 +18,11 @@ class Request:
 
     What it asks is fixed when made; the times are set while it is served. Requests
     compare (``<``) in order of arrival.
+
+    >>> request = Request(0, 1.0, prompt_length=100, expected_output_length=20)
+    >>> request.first_token_time = 1.5
+    >>> request.ttft
+    0.5
     """
 
     id: int
@@ -80,6 +85,9 @@ class RequestClass:
         share: Its part of the arrivals; shares are relative, and need no sum of 1.
         weight: Its part of the service under WFQ, relative likewise.
         base_priority: Its level under Priority; None takes the policy's own.
+
+    >>> RequestClass(share=2.0)
+    RequestClass(share=2.0, weight=1.0, base_priority=None)
     """
 
     share: float = 1.0

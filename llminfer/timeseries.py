@@ -70,12 +70,26 @@ class StepSeries:
 
 
 def queue_length(record: RunRecord) -> StepSeries:
-    """Requests that wait, over time."""
+    """Requests that wait, over time.
+
+    >>> from llminfer import SimulationConfig, Workload, simulate
+    >>> work = Workload.from_arrays([0.0, 0.5, 4.0], [100, 50, 200], [20, 10, 30])
+    >>> record = simulate(SimulationConfig(batch_size=2, warmup_requests=0), work)
+    >>> queue_length(record).mean(0.0, 1.0)
+    0.5
+    """
     return _between(*record.waits)
 
 
 def running(record: RunRecord) -> StepSeries:
-    """Requests in service, over time: the batch that runs."""
+    """Requests in service, over time: the batch that runs.
+
+    >>> from llminfer import SimulationConfig, Workload, simulate
+    >>> work = Workload.from_arrays([0.0, 0.5, 4.0], [100, 50, 200], [20, 10, 30])
+    >>> record = simulate(SimulationConfig(batch_size=2, warmup_requests=0), work)
+    >>> running(record)([0.1, 0.6]).tolist()
+    [0.0, 2.0]
+    """
     waits, begin = record.waits
     preempted = waits[len(record.arrival_time) :]
     return _between(begin, np.append(record.processing_end_time, preempted))
@@ -86,12 +100,11 @@ def batch_limit(record: RunRecord) -> StepSeries:
     return _last_of_each(record.limit_time, record.batch_limit)
 
 
-def kv_occupancy(record: RunRecord, replica: int = 0) -> tuple[FloatArray, FloatArray]:
-    """The share of a server's KV blocks that is held, over time.
+def kv_occupancy(record: RunRecord) -> tuple[FloatArray, FloatArray]:
+    """The share of the first server's KV blocks that is held, over time.
 
     Args:
         record: A finished run of a continuous server with ``kv_blocks``.
-        replica: Which server.
 
     Returns:
         Times, seconds, and shares, 0 to 1, to be joined by lines.
@@ -102,7 +115,7 @@ def kv_occupancy(record: RunRecord, replica: int = 0) -> tuple[FloatArray, Float
     log = record.steps
     if log is None or log.kv_blocks is None:
         raise fail("kv_blocks", None, "given, or nothing is occupied")
-    rows = log.batch_replica == replica
+    rows = log.batch_replica == 0
     begin, end = record.batch_start[rows], record.batch_end[rows]
     first, last = log.first_blocks[rows], log.last_blocks[rows]
     nothing = np.zeros_like(first)
@@ -136,7 +149,7 @@ def latency_quantile(
     times = np.asarray(at, dtype=np.float64)
     order = np.argsort(record.processing_end_time, kind="stable")
     end = record.processing_end_time[order]
-    latency = end - record.arrival_time[order]
+    latency = record.latency[order]
     first = np.searchsorted(end, times - back, side="right")
     last = np.searchsorted(end, times, side="right")
     found = np.full(len(times), np.nan)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import astuple, dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -12,12 +12,7 @@ from llminfer.base.arrays import FloatArray
 from llminfer.base.errors import number
 from llminfer.laws.lengths import LengthLaw
 
-if TYPE_CHECKING:
-    pass
-
 Quantity = Any  # a number, or an array of them
-
-COEFFICIENTS = ("alpha", "beta", "gamma", "delta", "kappa")
 
 
 class Preset(NamedTuple):
@@ -32,9 +27,15 @@ class Preset(NamedTuple):
 
     @property
     def coefficients(self) -> dict[str, float]:
-        """The five numbers by name."""
+        """The five numbers by name.
+
+        >>> PRESETS["report"].coefficients
+        {'alpha': 0.001, 'beta': 0.05, 'gamma': 0.0005, 'delta': 0.0, 'kappa': 0.0}
+        """
         return dict(zip(COEFFICIENTS, self[:5], strict=True))
 
+
+COEFFICIENTS = Preset._fields[:-1]
 
 PRESETS: Mapping[str, Preset] = {
     "report": Preset(1e-3, 5e-2, 5e-4, 0.0, 0.0, "the course report"),
@@ -71,6 +72,12 @@ class StepTime:
         gamma: Seconds a decode step.
         delta: Seconds a sequence in a decode step.
         kappa: Seconds a KV token in a decode step.
+
+    >>> law = StepTime(alpha=0.001, beta=0.05, gamma=0.0005)
+    >>> round(law.prefill(100), 3)
+    0.15
+    >>> law.decode(4, 400, 20)
+    0.01
     """
 
     alpha: float

@@ -12,7 +12,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from llminfer.base.arrays import MOST_TOKENS, FloatArray, IntArray
-from llminfer.base.errors import TraceError, number, whole
+from llminfer.base.errors import TraceError, number
 from llminfer.base.streams import stream
 from llminfer.base.trace_csv import read_csv
 from llminfer.config import SimulationConfig
@@ -39,7 +39,11 @@ class Workload:
 
     @classmethod
     def generate(cls, config: SimulationConfig) -> Self:
-        """The synthetic workload of a configuration: same seed, same requests."""
+        """The synthetic workload of a configuration: same seed, same requests.
+
+        >>> len(Workload.generate(SimulationConfig(num_requests=600, random_seed=1)))
+        600
+        """
         return cls.drawn(
             config.num_requests,
             config.random_seed,
@@ -103,6 +107,10 @@ class Workload:
             TraceError: Columns of unlike length, nothing in them, arrivals that are
                 unsorted, negative or not finite, or tokens or classes that are no
                 whole numbers of at least 1 or 0.
+
+        >>> work = Workload.from_arrays([0.0, 0.5, 4.0], [100, 50, 200], [20, 10, 30])
+        >>> work
+        Workload(3 requests in 4.0 s, mean prompt 116.7, mean output 20.0 tokens)
         """
         arrival = _column("arrival_time", arrival_time)
         if not len(arrival):
@@ -120,15 +128,13 @@ class Workload:
         )
 
     @classmethod
-    def from_csv(cls, path: str | Path, limit: int | None = None) -> Self:
+    def from_csv(cls, path: str | Path) -> Self:
         """A workload from a CSV trace: see ``llminfer.base.trace_csv.read_csv``.
 
         Raises:
             TraceError: A bad row, named by its number, or no such file.
         """
-        if limit is not None:
-            whole("limit", limit, 1)
-        return cls.from_arrays(*read_csv(path, limit))
+        return cls.from_arrays(*read_csv(path))
 
     def __len__(self) -> int:
         return len(self.arrival_time)
@@ -141,13 +147,13 @@ class Workload:
         )
 
     def requests(self) -> Iterator[Request]:
-        """Fresh ``Request`` objects in order of arrival."""
-        columns = (
-            self.arrival_time.tolist(),
-            self.prompt_length.tolist(),
-            self.output_length.tolist(),
-            self.request_class.tolist(),
-        )
+        """Fresh ``Request`` objects in order of arrival.
+
+        >>> work = Workload.from_arrays([0.0, 0.5, 4.0], [100, 50, 200], [20, 10, 30])
+        >>> [request.prompt_length for request in work.requests()]
+        [100, 50, 200]
+        """
+        columns = (column.tolist() for column in vars(self).values())
         for i, row in enumerate(zip(*columns, strict=True)):
             yield Request(i, *row)
 
@@ -156,6 +162,10 @@ class Workload:
 
         Raises:
             ConfigError: ``rate_factor`` is not above 0.
+
+        >>> work = Workload.from_arrays([0.0, 0.5, 4.0], [100, 50, 200], [20, 10, 30])
+        >>> work.scaled(2).arrival_time.tolist()
+        [0.0, 0.25, 2.0]
         """
         factor = number("rate_factor", rate_factor, above=0.0)
         return type(self)(**{**vars(self), "arrival_time": self.arrival_time / factor})

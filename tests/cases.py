@@ -8,7 +8,13 @@ import numpy as np
 import simpy
 from hypothesis import strategies as st
 
-from llminfer import LLMInferenceServer, SchedulingPolicy, SimulationConfig, Workload
+from llminfer import (
+    LLMInferenceServer,
+    SchedulingPolicy,
+    ServerByHand,
+    SimulationConfig,
+    Workload,
+)
 
 
 class LongestFirst(SchedulingPolicy):
@@ -149,10 +155,10 @@ def serve_columns(config, workload):
     return server.record
 
 
-def serve_by_hand(config, workload, close=False):
+def serve_by_hand(config, workload):
     """The record of a server driven by a client process of the reader's own."""
     env = simpy.Environment()
-    server = LLMInferenceServer(env, config)
+    server = ServerByHand(env, config)
 
     def client():
         together = itertools.groupby(workload.requests(), lambda r: r.arrival_time)
@@ -160,8 +166,7 @@ def serve_by_hand(config, workload, close=False):
             yield env.timeout(max(arrival_time - env.now, 0.0))
             for request in requests:
                 server.enqueue_request(request)
-        if close:
-            server.close()
+        server.close()
 
     env.process(client())
     env.process(server.run())

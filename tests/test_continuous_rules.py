@@ -9,8 +9,8 @@ import pytest
 from continuous_cases import serve
 
 from llminfer import ConfigError, SimulationConfig, Workload
-from llminfer.servers.event_log import Requests
-from llminfer.servers.queues import waiting_line
+from llminfer.servers.event_log import RequestTimes
+from llminfer.servers.queues import waiting_queue
 from llminfer.servers.scheduler import Scheduler
 
 # A step of 1 s, 0.1 s a prompt token: whoever decodes shows in the whole seconds.
@@ -167,8 +167,8 @@ def test_a_budget_below_the_batch_limit_is_no_matter_to_the_static_server():
 @pytest.mark.parametrize("growth", [0.0, 1e-3 / 7.0, 0.01, 0.7])
 def test_who_comes_a_last_bit_after_a_step_is_in_the_one_after_it(began, step, growth):
     workload = Workload.from_arrays([0.0], [1], [1])
-    line = waiting_line(SERVER.policy(), workload)
-    scheduler = Scheduler(SERVER, Requests.of(workload), line)
+    line = waiting_queue(SERVER.policy(), workload)
+    scheduler = Scheduler(SERVER, RequestTimes.of(workload), line)
     scheduler.began, scheduler.step, scheduler.growth = began, step, growth
     n = np.arange(1, 400)
     ends = (began + n * step + growth * (n * (n - 1) // 2)).tolist()

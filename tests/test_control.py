@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from llminfer import (
     ConfigError,
-    LLMInferenceServer,
     Request,
+    ServerByHand,
     SimulationConfig,
     Workload,
     simulate,
@@ -268,10 +268,11 @@ def test_two_waiting_servers_do_not_keep_each_other_ticking_for_ever():
     params = {"k": 0.0, "min_size": 4, "interval": 1.0}
     run = config("queue", batch_control_params=params, batch_timeout=None)
     env = simpy.Environment()
-    servers = [LLMInferenceServer(env, run), LLMInferenceServer(env, run)]
+    servers = [ServerByHand(env, run), ServerByHand(env, run)]
     for number, server in enumerate(servers):
         server.enqueue_request(Request(number, 0.0, 9, OUTPUT))
         env.process(server.run())
+        server.close()
     for _ in range(500):
         if env.peek() < math.inf:
             env.step()

@@ -26,7 +26,7 @@ from llminfer import (
 )
 from llminfer.experiment import metrics_of, run_key
 from llminfer.policies import POLICIES, Waiting
-from llminfer.servers.queues import waiting_line
+from llminfer.servers.queues import waiting_queue
 
 CLASSES = {
     "chat": {"share": 2, "weight": 2.0, "base_priority": 3.0},
@@ -101,7 +101,7 @@ def test_the_fast_loop_and_sort_requests_agree_to_the_last_bit(
 
 def lines_of(policy, workload):
     make = config(scheduling_policy=policy).policy
-    return waiting_line(make(), workload), waiting_line(make(), workload)
+    return waiting_queue(make(), workload), waiting_queue(make(), workload)
 
 
 moves = st.lists(st.tuples(st.integers(0, 9), st.integers(0, 6)), max_size=10)

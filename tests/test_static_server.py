@@ -12,6 +12,7 @@ from llminfer import (
     LLMInferenceServer,
     Request,
     SchedulingPolicy,
+    ServerByHand,
     SimulationConfig,
     SimulationRunner,
     Workload,
@@ -148,7 +149,7 @@ class Broken(SchedulingPolicy):
 )
 @pytest.mark.parametrize(
     "serve",
-    [serve_columns, lambda *run: serve_by_hand(*run, close=True)],
+    [serve_columns, serve_by_hand],
     ids=["columns", "by hand"],
 )
 def test_a_policy_that_loses_or_repeats_requests_is_told(order, serve):
@@ -160,7 +161,7 @@ def test_a_policy_that_loses_or_repeats_requests_is_told(order, serve):
 
 def by_hand(config=CLOCKWORK):
     env = simpy.Environment()
-    server = LLMInferenceServer(env, config)
+    server = ServerByHand(env, config)
     env.process(server.run())
     return env, server
 
@@ -173,6 +174,7 @@ def test_a_reader_drives_the_server_from_a_process_of_their_own():
         server.enqueue_request(request)
         yield env.timeout(1.0)
         server.enqueue_request(Request(1, 1.0, 5, 2))
+        server.close()
 
     env.process(client())
     env.run()
@@ -192,12 +194,13 @@ def test_a_reader_drives_the_server_from_a_process_of_their_own():
     }
 
 
-def test_a_server_by_hand_waits_while_another_process_might_bring_more():
+def test_a_server_by_hand_waits_for_more_until_it_is_closed():
     env, server = by_hand()
 
     def client():
         server.enqueue_request(Request(0, 0.0, 1, 1))
         yield env.timeout(50.0)
+        server.close()
 
     env.process(client())
     env.run(until=49.0)
@@ -222,17 +225,21 @@ def test_close_sends_off_who_waits_and_refuses_who_follows():
     assert [r.processing_start_time for r in server.completed] == [3.0]
 
 
-def test_a_server_with_a_workload_takes_no_more_requests():
-    env = simpy.Environment()
-    work = Workload.from_arrays([0], [1], [1])
-    server = LLMInferenceServer(env, CLOCKWORK, work)
-    with pytest.raises(RuntimeError, match="refused"):
-        server.enqueue_request(Request(0, 0.0, 1, 1))
+def test_requests_that_wait_for_more_are_told_of_where_no_more_can_come():
+    env, server = by_hand(CLOCKWORK.replace(batch_timeout=None, batch_size=4))
+    for i in range(3):
+        server.enqueue_request(Request(i, 0.0, 1, 1))
+    env.run()
+    with pytest.warns(UserWarning, match=r"^3 requests wait for a full batch: call"):
+        assert len(server.record.arrival_time) == 0
+    server.close()
+    env.run()
+    assert len(server.record.arrival_time) == 3
 
 
 def test_collect_batch_takes_the_first_in_the_policys_order():
     env = simpy.Environment()
-    server = LLMInferenceServer(env, CLOCKWORK.replace(scheduling_policy="SJF"))
+    server = ServerByHand(env, CLOCKWORK.replace(scheduling_policy="SJF"))
     for i, prompt in enumerate([30, 10, 20]):
         server.enqueue_request(Request(i, 0.0, prompt, 1))
     assert [r.id for r in server.collect_batch()] == [1, 2]
@@ -254,7 +261,7 @@ def test_statistics_agree_between_columns_and_hand():
     with pytest.raises(RuntimeError, match="not ended"):
         _ = server.record
     env.run()
-    record = serve_by_hand(config, workload, close=True)
+    record = serve_by_hand(config, workload)
     statistics = server.get_statistics()
     assert statistics["total_batches"] == len(record.batch_size)
     assert statistics["total_requests"] == 400

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-import pytest
 from cases import RUNS, serve_by_hand, serve_columns
 from hypothesis import given, settings
 from twin import run_twin
@@ -35,11 +34,10 @@ def test_server_equals_the_brute_force_twin(run):
     assert record.batch_size.tolist() == [len(batch) for batch in batches]
 
 
-@pytest.mark.parametrize("close", [True, False], ids=["closed", "left open"])
-@settings(max_examples=200)
-@given(run=RUNS)
-def test_server_driven_by_hand_equals_the_run_from_columns(run, close):
+@settings(max_examples=400)
+@given(RUNS)
+def test_server_driven_by_hand_equals_the_run_from_columns(run):
     config, workload = run
-    by_hand = serve_by_hand(config, workload, close)
+    by_hand = serve_by_hand(config, workload)
     assert len(by_hand.arrival_time) == len(workload)
     assert_same_times(serve_columns(config, workload), vars(by_hand))

@@ -161,14 +161,6 @@ def test_a_trace_is_read_however_it_is_laid_out(tmp_path, content):
     assert work.output_length.tolist() == [2, 3]
 
 
-def test_a_trace_can_be_read_in_part(tmp_path):
-    content = PLAIN + "0,5,2\n1,6,3\nbad row\n"
-    assert len(read(tmp_path, content, limit=2)) == 2
-    for limit in (0, -1, 2.5, True):
-        with pytest.raises(ConfigError, match=r"^limit="):
-            read(tmp_path, content, limit=limit)
-
-
 @pytest.mark.parametrize(
     ("content", "message"),
     [

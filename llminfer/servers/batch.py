@@ -2,6 +2,19 @@
 
 The rules are those of vLLM's V1 scheduler (Kwon et al. 2023), as DESIGN section 4 has
 them. A request is its number in the workload.
+
+When does the next sequence complete? All that decode make one token a step, so the
+batch counts decode steps over the whole run (``decoded``), and a sequence with 5 tokens
+left at step 100 completes after step 105. A heap holds these steps, each packed into
+one whole number with the request's number in its low bits, here 4 bits of them:
+
+>>> entry = (100 + 5) << 4 | 3  # request 3
+>>> entry >> 4, entry & 0b1111
+(105, 3)
+
+The least entry is the next to complete, and nothing is updated from step to step. The
+heap is lazy: a preempted request's entry stays in it until it comes to the head, where
+it no longer is the one that ``running`` has of this request, and is dropped.
 """
 
 from __future__ import annotations
@@ -13,9 +26,9 @@ from heapq import heappop, heappush
 
 from llminfer.config import SimulationConfig
 from llminfer.servers.batch_control import BatchLimit
-from llminfer.servers.event_log import Log, Requests
+from llminfer.servers.event_log import Log, RequestTimes
 from llminfer.servers.kv_memory import BlockPool, block_pool
-from llminfer.servers.queues import WaitingLine
+from llminfer.servers.queues import WaitingQueue
 
 
 @dataclass(slots=True, eq=False)
@@ -30,8 +43,8 @@ class Batch:
     """
 
     config: SimulationConfig
-    requests: Requests
-    line: WaitingLine
+    requests: RequestTimes
+    line: WaitingQueue
     control: BatchLimit | None = None
     log: Log = field(init=False)
     # Settings
@@ -170,13 +183,13 @@ class Batch:
             self.limit,
             self.control,
         )
-        overtakes = line.overtakes
+        can_overtake = line.can_overtake
         while waiting and total < budget and len(running) < limit:
-            i = line.peek(now) if overtakes else self.admitted
+            i = line.peek(now) if can_overtake else self.admitted
             tokens = self._enter(i, self.prompt[i], 0, budget - total, total)
             if not tokens:
                 break
-            if overtakes:
+            if can_overtake:
                 line.take(1, now)
             total += tokens
             waiting -= 1
@@ -225,7 +238,7 @@ class Batch:
             blocks = -(-(known + tokens) // size)
             must_be_free = -(-whole // size) if self.whole else blocks
             if must_be_free > pool.free:
-                if self.whole and (self.preempted or not self.line.overtakes):
+                if self.whole and (self.preempted or not self.line.can_overtake):
                     self.must_be_free = must_be_free
                 return 0
             self.must_be_free = 0

@@ -1,14 +1,25 @@
-"""The batch processor that a process of the reader's own drives."""
+"""Static batching by hand: a process of the reader's own sends each request."""
 
 from __future__ import annotations
 
+import math
+import warnings
+from array import array
 from collections.abc import Generator, Sequence
+from dataclasses import astuple, replace
 from typing import Any
 
 import simpy
 
+from llminfer.config import SimulationConfig
+from llminfer.policies import SchedulingPolicy, ranked
+from llminfer.record import RunRecord
 from llminfer.request import Request
+from llminfer.servers.batch_control import BatchLimit, Observed
 from llminfer.timing import StepTime
+
+Process = Generator[simpy.Event, Any, None]
+_LAST = simpy.events.EventPriority(simpy.events.NORMAL + 1)
 
 
 class BatchProcessor:
@@ -75,3 +86,149 @@ class BatchProcessor:
             "avg_batch_size": self._requests / max(self._batches, 1),
             "busy_time": self._busy_time,
         }
+
+
+class ServerByHand:
+    """A static server whose requests are sent one by one with ``enqueue_request``.
+
+    The rules and the results are those of ``LLMInferenceServer``, with a SimPy event
+    for everything that happens. ``close`` alone says that no request will come any
+    more: until then the last ones wait for a full batch or for their timeout.
+
+    Args:
+        env: The SimPy environment; ``env.process(server.run())`` starts the server.
+        config: Coefficients, batch limit, timeout and policy.
+
+    >>> env = simpy.Environment()
+    >>> server = ServerByHand(env, SimulationConfig(batch_size=2))
+    >>> _ = env.process(server.run())
+    >>> server.enqueue_request(Request(0, 0.0, 100, 20))
+    >>> server.close()
+    >>> env.run()
+    >>> server.completed[0].processing_end_time  # 100 alpha + beta + 20 gamma
+    0.16000000000000003
+    """
+
+    def __init__(self, env: simpy.Environment, config: SimulationConfig) -> None:
+        self.env = env
+        self.config = config
+        self.policy: SchedulingPolicy = config.policy()
+        self.processor = BatchProcessor(*astuple(config.step_time))
+        self.queue: list[Request] = []
+        self.completed: list[Request] = []
+        self._longest_queue = 0
+        self._closed = False
+        self._news = env.event()
+        self._entered = array("d")
+        seen = Observed(self._entered, config.stable_rate, env.now)
+        self._limit = BatchLimit(config.controller(), config.batch_size, seen)
+
+    def run(self) -> Process:
+        """SimPy process: serve for ever."""
+        while True:
+            # requests that arrive right now are in the queue first
+            yield _LastOfInstant(self.env)
+            self._limit.at(self.env.now)
+            if not self._must_dispatch():
+                yield self._news | self._alarm()
+                continue
+            if self._limit.every_dispatch:
+                self._limit.act(self.env.now)
+            batch = self.collect_batch()
+            yield from self.processor.process_batch(self.env, batch)
+            self.completed += batch
+            if self._limit.controlled:
+                end = self.env.now
+                self._limit.seen.finish(end, (end - r.arrival_time for r in batch))
+
+    def enqueue_request(self, request: Request) -> None:
+        """Put ``request`` into the queue, now.
+
+        Raises:
+            RuntimeError: The server was closed.
+        """
+        if self._closed:
+            raise RuntimeError(f"request {request.id} refused: the server was closed")
+        request.queue_entry_time = self.env.now
+        self._entered.append(self.env.now)
+        self.queue.append(request)
+        self._longest_queue = max(self._longest_queue, len(self.queue))
+        self._tell()
+
+    def close(self) -> None:
+        """Say that no request will arrive any more, so that no batch waits for one."""
+        self._closed = True
+        self._tell()
+
+    def collect_batch(self) -> list[Request]:
+        """Take the next batch out of the whole queue, in the policy's order."""
+        order = ranked(self.policy, self.queue, self.env.now)
+        batch = order[: self._limit.size]
+        chosen = set(batch)
+        self.queue = [r for r in self.queue if r not in chosen]
+        self._limit.seen.take(len(batch))
+        return batch
+
+    def _deadline(self) -> float:
+        """When the oldest waiting request has waited long enough, seconds."""
+        if self.config.batch_timeout is None or not self.queue:
+            return math.inf
+        entered = self.queue[0].queue_entry_time
+        assert entered is not None
+        return entered + self.config.batch_timeout
+
+    def _must_dispatch(self) -> bool:
+        """True if a batch is due now."""
+        if not self.queue:
+            return False
+        full = len(self.queue) >= self._limit.size
+        return full or self._closed or self.env.now >= self._deadline()
+
+    def _alarm(self) -> simpy.Event:
+        """The timeout of the oldest request, or the next change of the batch limit.
+
+        One that rounding lets ring a bit early is set again. Where nothing else is
+        to happen, a change of the limit is none to wake for: it would recur for ever.
+        """
+        deadline = self._deadline()
+        idle = deadline == math.inf and self.env.peek() == math.inf
+        wake = min(deadline, self._limit.tick)
+        if not self.queue or idle or wake == math.inf:
+            return self.env.event()
+        return self.env.timeout(wake - self.env.now)
+
+    def _tell(self) -> None:
+        news, self._news = self._news, self.env.event()
+        news.succeed()
+
+    @property
+    def record(self) -> RunRecord:
+        """What has happened so far.
+
+        Warns:
+            UserWarning: Nothing else will happen, and requests wait for a full batch.
+        """
+        waiting = len(self.queue)
+        if waiting and not self._closed and self.env.peek() == math.inf:
+            one = "1 request waits" if waiting == 1 else f"{waiting} requests wait"
+            what = f"{one} for a full batch: call close() when no more will come"
+            warnings.warn(what, stacklevel=2)
+        served = RunRecord.from_requests(self.completed)
+        return replace(served, **self._limit.path())
+
+    def get_statistics(self) -> dict[str, float]:
+        """Counts and times so far: batches, requests, busy seconds, queue."""
+        return {
+            **self.processor.get_statistics(),
+            "waiting_requests": len(self.queue),
+            "max_queue_length": self._longest_queue,
+        }
+
+
+class _LastOfInstant(simpy.Event):
+    """An event now, after all others of this instant."""
+
+    def __init__(self, env: simpy.Environment) -> None:
+        super().__init__(env)
+        self._ok, self._value = True, None
+        env.schedule(self, priority=_LAST)

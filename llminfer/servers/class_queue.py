@@ -92,7 +92,7 @@ class ClassQueue(Generic[T]):
         tokens_of: The service a request takes, tokens.
     """
 
-    overtakes, restless = True, False
+    can_overtake, time_dependent = True, False
 
     def __init__(
         self, turns: Turns, class_of: Callable[[T], int], tokens_of: Callable[[T], int]

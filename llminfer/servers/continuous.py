@@ -15,8 +15,8 @@ from llminfer.base.errors import fail
 from llminfer.config import SimulationConfig
 from llminfer.record import RunRecord
 from llminfer.servers.batch_control import BatchLimit, Observed
-from llminfer.servers.event_log import Requests, write_up
-from llminfer.servers.queues import waiting_line
+from llminfer.servers.event_log import RequestTimes, write_up
+from llminfer.servers.queues import waiting_queue
 from llminfer.servers.routing import Replica, least, routes
 from llminfer.servers.scheduler import Scheduler
 from llminfer.workload import Workload
@@ -46,7 +46,7 @@ class ContinuousBatchingServer:
         self.config = config
         self.workload = workload
         _refuse_what_never_fits(config, workload)
-        self._requests = Requests.of(workload)
+        self._requests = RequestTimes.of(workload)
         seen = Observed(self._requests.arrival, config.stable_rate, env.now)
         self._limit = BatchLimit(config.controller(), config.batch_size, seen)
         self._routes = routes(config, len(workload))
@@ -57,7 +57,7 @@ class ContinuousBatchingServer:
 
     def _replica(self, i: int) -> Replica:
         config, workload, n = self.config, self.workload, len(self.workload)
-        line = waiting_line(config.policy(), workload, every=config.replicas == 1)
+        line = waiting_queue(config.policy(), workload, every=config.replicas == 1)
         control = self._limit if self._limit.controlled else None
         scheduler = Scheduler(config, self._requests, line, control)
         if config.replicas == 1:
@@ -95,14 +95,14 @@ class ContinuousBatchingServer:
         replica = self._replicas[place]
         scheduler, number, time = replica.scheduler, replica.number, replica.time
         begin, finish, line = scheduler.begin, scheduler.finish, scheduler.line
-        overtakes, join = line.overtakes, line.add  # else the scheduler counts
+        can_overtake, join = line.can_overtake, line.add  # else the scheduler counts
         env, schedule = self.env, self.env.schedule
         stretch = _Stretch(env)
         now = clock = env.now
         arrived = 0
         while True:
             while (arrival := time[arrived]) <= now:
-                if overtakes:
+                if can_overtake:
                     join(number[arrived])
                 arrived += 1
             end = begin(now, arrived, arrival)

@@ -28,7 +28,7 @@ _BLOCKS = ("first_blocks", "last_blocks")  # held in these steps
 
 
 @dataclass(slots=True)
-class Requests:
+class RequestTimes:
     """What the requests of a run ask, and when things happened to them, by number."""
 
     arrival: memoryview[float]  # s; the workload's own, as tokens are
@@ -39,7 +39,7 @@ class Requests:
     end: array[float]  # last token, s
 
     @classmethod
-    def of(cls, workload: Workload) -> Requests:
+    def of(cls, workload: Workload) -> RequestTimes:
         """Those of a workload, to which nothing has happened yet."""
         nothing = array("d", bytes(8 * len(workload)))
         return cls(
@@ -89,7 +89,7 @@ class Log:
 def write_up(
     config: SimulationConfig,
     workload: Workload,
-    requests: Requests,
+    requests: RequestTimes,
     logs: Sequence[Log],
     *,
     replica: IntArray,
@@ -106,11 +106,30 @@ def write_up(
         limit: The path of the batch limit, as columns of the record.
     """
     rows, server = _in_order([log.stretches() for log in logs], "start")
+    return RunRecord.served(
+        workload,
+        *map(np.asarray, (requests.start, requests.first, requests.end)),
+        batch_start=rows["start"],
+        batch_end=rows["end"],
+        batch_size=rows["size"],
+        steps=_step_log(config, logs, rows, server, replica),
+        **limit,
+    )
+
+
+def _step_log(
+    config: SimulationConfig,
+    logs: Sequence[Log],
+    rows: Any,
+    server: Any,
+    replica: IntArray,
+) -> StepLog:
+    """What a record has beside requests and batches, from the stretches in order."""
     preempted, _ = _in_order([log.preemptions() for log in logs], "preempted")
     taken_by: Any = replica.astype(np.int32)
     nothing = dict.fromkeys(_BLOCKS, np.empty(0, dtype=np.int64))
     held = nothing if config.kv_blocks is None else rows
-    steps = StepLog(
+    return StepLog(
         replica=taken_by,
         batch_replica=server,
         batch_steps=rows["steps"],
@@ -124,21 +143,6 @@ def write_up(
         preempted_time=preempted["preempted"],
         resumed_time=preempted["resumed"],
         caught_up_time=preempted["caught_up"],
-    )
-    return RunRecord(
-        arrival_time=workload.arrival_time,
-        prompt_length=workload.prompt_length,
-        output_length=workload.output_length,
-        request_class=workload.request_class,
-        queue_entry_time=workload.arrival_time,
-        processing_start_time=np.asarray(requests.start),
-        first_token_time=np.asarray(requests.first),
-        processing_end_time=np.asarray(requests.end),
-        batch_start=rows["start"],
-        batch_end=rows["end"],
-        batch_size=rows["size"],
-        steps=steps,
-        **limit,
     )
 
 

@@ -1,4 +1,4 @@
-"""Waiting lines: the queue of a server, by the numbers of its requests."""
+"""The waiting queue of a server under each kind of policy, by request numbers."""
 
 from __future__ import annotations
 
@@ -22,19 +22,20 @@ from llminfer.request import Request
 from llminfer.workload import Workload
 
 
-class WaitingLine(Protocol):
+class WaitingQueue(Protocol):
     """Waiting requests by their numbers in the workload.
 
     Taking k at once is the same as k times looking at the next one and taking it.
 
     Attributes:
-        overtakes: May one who joins be next, before those who wait? If not, they leave
-            in order of number, none is missing, and who counts them need not ask.
-        restless: May who is next change though nobody joins or leaves?
+        can_overtake: True if a new request may be served before those that wait. If
+            not, requests leave in order of number, none is missing, and a server that
+            counts them need not ask.
+        time_dependent: True if the next request may change with time alone.
     """
 
-    overtakes: bool
-    restless: bool
+    can_overtake: bool
+    time_dependent: bool
 
     def __len__(self) -> int:
         """How many wait."""
@@ -52,10 +53,10 @@ class WaitingLine(Protocol):
         """The earliest to arrive of those that wait."""
 
 
-def waiting_line(
+def waiting_queue(
     policy: SchedulingPolicy, workload: Workload, every: bool = True
-) -> WaitingLine:
-    """The cheapest line that keeps ``policy``'s order.
+) -> WaitingQueue:
+    """The cheapest queue that keeps ``policy``'s order.
 
     A subclass that sorts for itself is asked, whatever it is a subclass of.
 
@@ -67,21 +68,21 @@ def waiting_line(
     sorts = type(policy).sort_requests
     if isinstance(policy, KeyedPolicy) and sorts is KeyedPolicy.sort_requests:
         if every and type(policy).keys is FCFSPolicy.keys:
-            return _ArrivalLine()
-        return _KeyedLine(policy, workload)
+            return _ArrivalQueue()
+        return _KeyedQueue(policy, workload)
     if isinstance(policy, ClassPolicy) and sorts is ClassPolicy.sort_requests:
         tokens = service_tokens(workload.prompt_length, workload.output_length)
         classes = array("q", workload.request_class.tobytes())
         return policy.lines(
             classes.__getitem__, array("q", tokens.tobytes()).__getitem__
         )
-    return _SortedLine(policy, workload)
+    return _SortedQueue(policy, workload)
 
 
-class _ArrivalLine:
+class _ArrivalQueue:
     """Requests in order of arrival: two counters."""
 
-    overtakes = restless = False
+    can_overtake = time_dependent = False
 
     def __init__(self) -> None:
         self.head = self.tail = 0
@@ -105,10 +106,10 @@ class _ArrivalLine:
         return self.head
 
 
-class _KeyedLine:
+class _KeyedQueue:
     """Requests under a fixed key: a heap of their ranks."""
 
-    overtakes, restless = True, False
+    can_overtake, time_dependent = True, False
 
     def __init__(self, policy: KeyedPolicy, workload: Workload) -> None:
         numbers = np.arange(len(workload))
@@ -151,14 +152,14 @@ class _KeyedLine:
         return self.first
 
 
-class _SortedLine:
+class _SortedQueue:
     """Requests under an order that may change: sorted anew at every dispatch.
 
     The policy is asked once for an instant and a queue, so that looking at the next
     request does not change who it is.
     """
 
-    overtakes = restless = True
+    can_overtake = time_dependent = True
 
     def __init__(self, policy: SchedulingPolicy, workload: Workload) -> None:
         self.policy = policy

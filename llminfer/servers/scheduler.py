@@ -3,6 +3,23 @@
 Between two changes of the batch every step follows from the one before, so the
 scheduler goes from change to change, a stretch of steps at a time. It has no clock and
 no events: a server tells it when a stretch begins, and hears when it will end.
+
+A stretch is a number of steps in which no request enters, leaves or is preempted. With
+b sequences that decode, each step is longer than the one before by growth = kappa b,
+since each sequence attends to one KV token more. So m steps, the first of which takes
+``step`` seconds, last
+
+    m step + growth m (m - 1) / 2.
+
+Two sequences with 10 KV tokens together, gamma = 1 s and kappa = 0.1 s, have steps of
+2.0, 2.2 and 2.4 s. If 3 tokens are left to the shorter output, the stretch is 3 steps:
+
+>>> steps, step, growth = 3, 1.0 + 0.1 * 10, 0.1 * 2
+>>> round(steps * step + growth * (steps * (steps - 1) // 2), 9)
+6.6
+
+A request that arrives 3.0 s after the start, and finds room, ends the stretch with the
+step in progress, the second: at 4.2 s. No step in between was an event.
 """
 
 from __future__ import annotations
@@ -13,6 +30,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from llminfer.servers.batch import Batch
+from llminfer.timing import COEFFICIENTS
 
 
 @dataclass(slots=True, eq=False)
@@ -43,7 +61,7 @@ class Scheduler(Batch):
 
     def __post_init__(self) -> None:
         Batch.__post_init__(self)
-        for name in ("alpha", "beta", "gamma", "delta", "kappa"):
+        for name in COEFFICIENTS:
             setattr(self, name, getattr(self.config, name))
         self.pack, self.note = self.log.pack, self.log.rows.extend
 
@@ -86,31 +104,32 @@ class Scheduler(Batch):
             steps, self.open = (self.heap[0] >> self.shift) - self.decoded, room
         else:
             steps = self._steps_alike(waiting)
-        self.steps, self.growth = steps, (growth := self.kappa * decodes)
-        self.end = end = now + steps * step + growth * (steps * (steps - 1) // 2)
+        self.steps, self.growth = steps, self.kappa * decodes
+        self.end = end = self.end_after(steps)
         if self.control is not None:
             arrival = self._until(arrival)
         return self.shorten(arrival) if self.open and arrival < end else end
 
     def shorten(self, time: float) -> float:
         """End the stretch with the step in progress at ``time``; when, seconds."""
-        began, step, growth = self.began, self.step, self.growth
-        wait, half = time - began, step - growth / 2.0
+        growth = self.growth
+        wait, half = time - self.began, self.step - growth / 2.0
         root = math.sqrt(half * half + 2.0 * growth * wait)
         steps = max(1, math.ceil(2.0 * wait / (half + root)))
         # The root is right to rounding; which step it is, the closed form decides.
-        end = began + steps * step + growth * (steps * (steps - 1) // 2)
+        end = self.end_after(steps)
         while end < time:
             steps += 1
-            end = began + steps * step + growth * (steps * (steps - 1) // 2)
-        while steps > 1:
-            fewer = steps - 1
-            sooner = began + fewer * step + growth * (fewer * (fewer - 1) // 2)
-            if sooner < time:
-                break
-            steps, end = fewer, sooner
+            end = self.end_after(steps)
+        while steps > 1 and (sooner := self.end_after(steps - 1)) >= time:
+            steps, end = steps - 1, sooner
         self.steps, self.end, self.open = steps, end, False
         return end
+
+    def end_after(self, steps: int) -> float:
+        """When the first so many steps of the stretch end, seconds."""
+        grown = self.growth * (steps * (steps - 1) // 2)
+        return self.began + steps * self.step + grown
 
     def finish(self) -> None:
         """The stretch has ended: its tokens are out."""
@@ -154,7 +173,7 @@ class Scheduler(Batch):
         return self.control.tick
 
     def _mixed(self, now: float, waiting: int) -> bool:
-        """Schedule a step that decodes and prefills; is it unlike the one after?"""
+        """Schedule a mixed step; True if the stretch is this one step."""
         pool, short, tokens = self.pool, False, 0
         if pool is not None and self.decoding:
             if (need := pool.cycle[self.decoded % pool.block_size]) > pool.free:
@@ -173,7 +192,7 @@ class Scheduler(Batch):
         return alone
 
     def _apart(self, now: float, waiting: int) -> bool:
-        """Schedule a step that prefills or else decodes; is it unlike the one after?"""
+        """Schedule a step of one phase; True if the stretch is this one step."""
         pool, short, tokens = self.pool, False, 0
         if self.may_enter(waiting):
             tokens = self.admit(now, waiting, self.budget)
@@ -196,8 +215,8 @@ class Scheduler(Batch):
                 steps = min(steps, (self.heap[0] >> self.shift) - self.decoded)
         else:
             steps = (self.heap[0] >> self.shift) - self.decoded
-        self.open = room and (not waiting or self.line.overtakes)
-        if room and waiting and self.line.restless:
+        self.open = room and (not waiting or self.line.can_overtake)
+        if room and waiting and self.line.time_dependent:
             return 1
         if self.control is not None and self.control.every_dispatch:
             if waiting or self.preempted:

@@ -256,13 +256,12 @@ def _server_gaps(
     yield _single(away, 1)
     some = last > begin
     begin, last = np.sort(begin[some]), np.sort(last[some])
-    # A product with the weight, of 64 bits, has 64 bits too.
     kind: Any = "i4" if log.batch_steps.max(initial=0) < 2**31 else "i8"
     before, seen = -np.inf, 0  # the last decode step's end; how many began by then
     for low in range(0, len(rows), _AT_ONCE):
         these = rows[low : low + _AT_ONCE]
-        start, end = record.batch_start[these], record.batch_end[these]
         steps = log.batch_steps[these]
+        start, end = record.batch_start[these], record.batch_end[these]
         growth = np.where(steps > 1, kappa * log.batch_decoding[these], 0.0)
         first = _first_step(end - start, steps, growth)
         ends = np.concatenate(([before], end[:-1]))
