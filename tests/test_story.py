@@ -73,7 +73,8 @@ def test_each_moment_moves_picture_and_words_and_the_last_has_all_done():
 
 def test_the_animation_shows_every_moment(tmp_path, monkeypatch):
     monkeypatch.setenv("LLMINFER_FIGURES", str(tmp_path))
-    picture = StoryPicture(FEW, requests=3)
+    monkeypatch.setattr(StoryPicture, "requests", 3)
+    picture = StoryPicture(FEW)
     with Image.open(picture.save_animation("story")) as shown:
         assert shown.n_frames == len(picture.moments)
     assert picture.now == len(picture.moments) - 1

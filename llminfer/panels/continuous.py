@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+from matplotlib.figure import Figure
 
 from llminfer.config import SimulationConfig
 from llminfer.experiment import simulate
@@ -20,16 +21,12 @@ class ContinuousPicture(Picture):
 
     The static server goes at once with what is there; the token budget and the KV
     blocks are nothing to it.
-
-    Args:
-        requests: Requests a simulation.
     """
 
-    def __init__(self, requests: int = 1200) -> None:
-        super().__init__(requests)
+    requests = 1200
 
-    def compose(self) -> None:
-        axes = self.figure.subplot_mosaic("lc;lh")
+    def compose(self, figure: Figure) -> None:
+        axes = figure.subplot_mosaic("lc;lh")
         left, counts, held = axes["l"], axes["c"], axes["h"]
         left.set(xscale="log", xlim=(0.01, 1000.0), ylim=(0.0, 1.02))
         left.xaxis.set_major_formatter("{x:g}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any
 
 import matplotlib as mpl
@@ -47,24 +47,36 @@ _SCREEN: Any = {
 class Picture(ABC):
     """Curves that follow a configuration, over grey ones that were kept.
 
-    Args:
+    Attributes:
         requests: Requests a simulation; few, so that the answer comes at once.
+        lines: The curves by name, once the figure is made.
+        kept: The grey ones behind them.
     """
 
-    def __init__(self, requests: int) -> None:
-        self.requests = requests
+    requests: int
+
+    def __init__(self) -> None:
         self.lines: dict[str, Line2D] = {}
         self.kept: dict[str, Line2D] = {}
+
+    @cached_property
+    def figure(self) -> Figure:
+        """Axes, labels and legends, made and painted at the first use."""
         with mpl.rc_context(_SCREEN):
-            self.figure = Figure(figsize=(8.6, 3.6), dpi=100, layout="constrained")
-            self.canvas: Any = _canvas(self.figure)
-            self.compose()
-            self.canvas.draw()  # without the curves, which are animated
-        # Axes, labels and legends are painted once; a move only repaints the curves.
-        self._backdrop = self.canvas.copy_from_bbox(self.figure.bbox)
+            figure = Figure(figsize=(8.6, 3.6), dpi=100, layout="constrained")
+            self.compose(figure)
+            canvas: Any = FigureCanvasAgg(figure)
+            canvas.draw()  # without the curves, which are animated
+        return figure
+
+    @cached_property
+    def _backdrop(self) -> Any:
+        """The figure without its curves: a move only repaints those."""
+        canvas: Any = self.figure.canvas
+        return canvas.copy_from_bbox(self.figure.bbox)
 
     @abstractmethod
-    def compose(self) -> None:
+    def compose(self, figure: Figure) -> None:
         """Make the axes, and a line for each curve with ``add``."""
 
     @abstractmethod
@@ -85,6 +97,7 @@ class Picture(ABC):
     def update(self, config: SimulationConfig) -> Mapping[str, str]:
         """Move the curves to ``config``; the readings as text."""
         curves, readings = self.compute(config)
+        _ = self.figure  # its lines are made with it
         for name, (x, y) in curves.items():
             self.lines[name].set_data(x, y)
         return readings
@@ -96,26 +109,23 @@ class Picture(ABC):
 
     def png(self) -> bytes:
         """The picture."""
-        self.canvas.restore_region(self._backdrop)
+        canvas: Any = self.figure.canvas
+        canvas.restore_region(self._backdrop)
         for line in (*self.kept.values(), *self.lines.values()):
             self.figure.draw_artist(line)
-        buffer = io.BytesIO()
-        pixels = np.asarray(self.canvas.buffer_rgba())
-        fast = {"compress_level": 1}
-        imsave(buffer, pixels, format="png", pil_kwargs=fast)
+        buffer, fast = io.BytesIO(), {"compress_level": 1}
+        imsave(buffer, canvas.buffer_rgba(), format="png", pil_kwargs=fast)
         return buffer.getvalue()
 
 
 class LatencyPicture(Picture):
     """The distribution of latency, and where on the load curve the server stands."""
 
+    requests = 2000
     loads = (0.1, 0.3, 0.5, 0.65, 0.8, 0.9, 0.97)
 
-    def __init__(self, requests: int = 2000) -> None:
-        super().__init__(requests)
-
-    def compose(self) -> None:
-        left, right = self.figure.subplots(1, 2)
+    def compose(self, figure: Figure) -> None:
+        left, right = figure.subplots(1, 2)
         left.set(xscale="log", xlim=(0.01, 1000.0), ylim=(0.0, 1.02))
         left.xaxis.set_major_formatter("{x:g}")
         left.set(xlabel="seconds from arrival", ylabel="share of requests")
@@ -170,13 +180,11 @@ class LatencyPicture(Picture):
 class BatchSizePicture(Picture):
     """Latency against the batch limit, for both rules of dispatch, and the capacity."""
 
+    requests = 1000
     sizes = BATCH_LIMITS
 
-    def __init__(self, requests: int = 1000) -> None:
-        super().__init__(requests)
-
-    def compose(self) -> None:
-        left, right = self.figure.subplots(1, 2)
+    def compose(self, figure: Figure) -> None:
+        left, right = figure.subplots(1, 2)
         over_batch_limits(left, 0.05, 1000.0, "latency, seconds")
         self.add(left, "greedy p99", 1, "at once, p99")
         self.add(left, "greedy mean", 0, "at once, mean")
@@ -215,10 +223,6 @@ class BatchSizePicture(Picture):
             p99, size = best[rule]
             readings[f"least p99, {name}"] = f"{p99:.3g} s at B = {size}"
         return curves, readings
-
-
-def _canvas(figure: Figure) -> Any:
-    return FigureCanvasAgg(figure)
 
 
 def over_batch_limits(ax: Axes, low: float, high: float, label: str) -> None:

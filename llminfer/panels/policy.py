@@ -9,6 +9,7 @@ from typing import Any
 import ipywidgets as w
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from llminfer.config import SimulationConfig
 from llminfer.experiment import simulate
@@ -27,11 +28,10 @@ class PolicyPicture(Picture):
     A request is long if its prompt is longer than the mean of the prompts' law.
     """
 
-    def __init__(self, requests: int = 3000) -> None:
-        super().__init__(requests)
+    requests = 3000
 
-    def compose(self) -> None:
-        left, right = self.figure.subplots(1, 2, sharey=True)
+    def compose(self, figure: Figure) -> None:
+        left, right = figure.subplots(1, 2, sharey=True)
         self._side(left, "short")
         self._side(right, "long")
         left.set_ylabel("share of requests")

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import ipywidgets as w
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from llminfer.base.arrays import FloatArray
 from llminfer.config import SERVERS, SimulationConfig
@@ -29,17 +30,18 @@ class TrafficPicture(Picture):
 
     Args:
         traces: By name; the first requests of each are replayed.
-        requests: How many.
     """
 
-    def __init__(self, traces: Mapping[str, Workload], requests: int = 1200) -> None:
-        self.traces = {name: _first(its, requests) for name, its in traces.items()}
+    requests = 1200
+
+    def __init__(self, traces: Mapping[str, Workload]) -> None:
+        super().__init__()
+        self.traces = {n: _first(its, self.requests) for n, its in traces.items()}
         self.twins = {name: twin(its) for name, its in self.traces.items()}
         self.chosen = next(iter(traces))
-        super().__init__(requests)
 
-    def compose(self) -> None:
-        left, right = self.figure.subplots(1, 2)
+    def compose(self, figure: Figure) -> None:
+        left, right = figure.subplots(1, 2)
         left.set(xscale="log", xlim=(_LEAST, _MOST), ylim=(0.0, 1.02))
         left.xaxis.set_major_formatter("{x:g}")
         left.set(xlabel="seconds", ylabel="share of requests")

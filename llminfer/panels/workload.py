@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import ipywidgets as w
 import numpy as np
+from matplotlib.figure import Figure
 
 from llminfer.config import SimulationConfig
 from llminfer.laws.lengths import LengthLaw
@@ -29,13 +30,11 @@ _LENGTHS = np.unique(np.geomspace(1.0, 8192.0, 200).round())  # tokens
 class WorkloadPicture(Picture):
     """p99 against the batch limit, for both rules of dispatch, and the prompts."""
 
+    requests = 1000
     sizes = BATCH_LIMITS
 
-    def __init__(self, requests: int = 1000) -> None:
-        super().__init__(requests)
-
-    def compose(self) -> None:
-        left, right = self.figure.subplots(1, 2)
+    def compose(self, figure: Figure) -> None:
+        left, right = figure.subplots(1, 2)
         over_batch_limits(left, 0.3, 300.0, "p99 latency, seconds")
         for i, rule in enumerate(_RULES):
             self.add(left, rule, i, rule)
