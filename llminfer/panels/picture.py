@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cached_property, lru_cache
 from typing import Any
 
@@ -20,6 +20,7 @@ from llminfer.base.arrays import FloatArray
 from llminfer.config import SimulationConfig
 from llminfer.experiment import simulate
 from llminfer.metrics import MetricsCollector, goodput
+from llminfer.record import RunRecord
 from llminfer.report.figures import (
     COLORS,
     DASHES,
@@ -32,6 +33,7 @@ from llminfer.theory.known import latency_curve
 from llminfer.workload import Workload
 
 Curve = tuple[FloatArray, FloatArray]
+SHARES = np.linspace(0.0, 1.0, 101)
 BATCH_LIMITS = (1, 2, 4, 8, 16, 32, 64, 128)
 GOOD_ENOUGH = (1.0, 0.1)  # limits of TTFT and TPOT, seconds
 _SCREEN: Any = {
@@ -126,9 +128,7 @@ class LatencyPicture(Picture):
 
     def compose(self, figure: Figure) -> None:
         left, right = figure.subplots(1, 2)
-        left.set(xscale="log", xlim=(0.01, 1000.0), ylim=(0.0, 1.02))
-        left.xaxis.set_major_formatter("{x:g}")
-        left.set(xlabel="seconds from arrival", ylabel="share of requests")
+        over_shares(left, 0.01, 1000.0, "seconds from arrival")
         self.add(left, "latency", 0, "all done (latency)")
         self.add(left, "ttft", 1, "first token (TTFT)")
         left.legend(loc="upper left")
@@ -149,23 +149,25 @@ class LatencyPicture(Picture):
         requests = Workload.generate(own)
         record = simulate(own, requests)
         metrics = MetricsCollector.compute_metrics(record, own.warmup_requests)
-        good = goodput(record, *GOOD_ENOUGH, own.warmup_requests)
-        shares = np.linspace(0.0, 1.0, 101)
         arrival = record.arrival_time
-        latency = np.quantile((record.processing_end_time - arrival)[300:], shares)
-        ttft = np.quantile((record.first_token_time - arrival)[300:], shares)
         steady = own.arrival_pattern == "constant"  # then any rate will do
         mean, p99 = _along(own.replace(arrival_rate=1.0) if steady else own, self.loads)
         loads = np.array(self.loads)
         here = np.array([min(config.offered_load, 1.19)])
         return {
-            "latency": (latency, shares),
-            "ttft": (ttft, shares),
+            "latency": distribution((record.processing_end_time - arrival)[300:]),
+            "ttft": distribution((record.first_token_time - arrival)[300:]),
             "mean": (loads, mean),
             "p99": (loads, p99),
             "theory": (loads, latency_curve(own, self.loads)),
             "here": (here, np.array([metrics["avg_latency"]])),
-        }, {
+        }, self._readings(record, metrics)
+
+    def _readings(
+        self, record: RunRecord, metrics: Mapping[str, float]
+    ) -> dict[str, str]:
+        good = goodput(record, *GOOD_ENOUGH, 300)
+        return {
             "mean latency": f"{metrics['avg_latency']:.3g} s",
             "median": f"{metrics['p50_latency']:.3g} s",
             "99% are done within": f"{metrics['p99_latency']:.3g} s",
@@ -212,17 +214,33 @@ class BatchSizePicture(Picture):
             mean, p99 = np.array(rows).T
             curves |= {f"{rule} mean": (sizes, mean), f"{rule} p99": (sizes, p99)}
             best[rule] = min(zip(p99.tolist(), self.sizes, strict=True))
-        capacity = [config.replace(batch_size=b).max_stable_rate for b in self.sizes]
+        capacity = [config.stable_rate(b) for b in self.sizes]
         curves["capacity"] = (sizes, np.array(capacity))
         curves["arriving"] = (sizes, np.full(len(sizes), config.arrival_rate))
-        stable = [
-            b for b, c in zip(self.sizes, capacity, strict=True) if c > few.arrival_rate
-        ]
-        readings = {"stable from": f"B = {stable[0]}" if stable else "no B shown here"}
+        stable = [b for b in self.sizes if config.stable_rate(b) > few.arrival_rate]
+        readings = stable_from(stable)
         for rule, name in (("greedy", "at once"), ("full", "until full")):
             p99, size = best[rule]
             readings[f"least p99, {name}"] = f"{p99:.3g} s at B = {size}"
         return curves, readings
+
+
+def over_shares(ax: Axes, low: float, high: float, label: str) -> None:
+    """Make ``ax`` one for distributions of times from ``low`` to ``high``."""
+    ax.set(xscale="log", xlim=(low, high), ylim=(0.0, 1.02))
+    ax.xaxis.set_major_formatter("{x:g}")
+    ax.set(xlabel=label, ylabel="share of requests")
+
+
+def distribution(values: FloatArray) -> Curve:
+    """The quantiles of ``values``, and the share of them below each."""
+    return np.quantile(values, SHARES), SHARES
+
+
+def stable_from(sizes: Sequence[float]) -> dict[str, str]:
+    """The reading that says the least of the batch limits that carry the load."""
+    least = f"B = {sizes[0]}" if sizes else "no B shown here"
+    return {"stable from": least}
 
 
 def over_batch_limits(ax: Axes, low: float, high: float, label: str) -> None:

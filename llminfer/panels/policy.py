@@ -15,7 +15,7 @@ from llminfer.config import SimulationConfig
 from llminfer.experiment import simulate
 from llminfer.panels.controls import CONTROLS, Control, Widgets, log
 from llminfer.panels.panel import Panel
-from llminfer.panels.picture import Curve, Picture
+from llminfer.panels.picture import Curve, Picture, distribution, over_shares
 from llminfer.policies import POLICIES
 from llminfer.workload import Workload
 
@@ -37,9 +37,8 @@ class PolicyPicture(Picture):
         left.set_ylabel("share of requests")
 
     def _side(self, ax: Axes, group: str) -> None:
-        ax.set(xscale="log", xlim=(0.1, 1000.0), ylim=(0.0, 1.02))
-        ax.xaxis.set_major_formatter("{x:g}")
-        ax.set(xlabel="latency, seconds", title=f"{group} requests")
+        over_shares(ax, 0.1, 1000.0, "latency, seconds")
+        ax.set(title=f"{group} requests", ylabel="")
         self.add(ax, f"{group} FCFS", 6, "FCFS", linestyle=":")
         self.add(ax, group, 0 if group == "short" else 1, "the policy")
         ax.legend(loc="lower right")
@@ -50,7 +49,6 @@ class PolicyPicture(Picture):
         few = config.replace(num_requests=self.requests, warmup_requests=300)
         requests = Workload.generate(few)
         fcfs = few.replace(scheduling_policy="FCFS", scheduling_policy_params={})
-        shares = np.linspace(0.0, 1.0, 101)
         curves: dict[str, Curve] = {}
         readings: dict[str, str] = {}
         for name, run in (("", few), (" FCFS", fcfs)):
@@ -60,7 +58,7 @@ class PolicyPicture(Picture):
             readings[f"mean{name}"] = f"{latency.mean():.3g} s"
             for group, its in (("short", latency[~long]), ("long", latency[long])):
                 if its.size:
-                    curves[f"{group}{name}"] = (np.quantile(its, shares), shares)
+                    curves[f"{group}{name}"] = distribution(its)
                     p99 = np.quantile(its, 0.99)
                     readings[f"p99 of {group}{name}"] = f"{p99:.3g} s"
         return curves, readings

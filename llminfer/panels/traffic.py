@@ -10,18 +10,16 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from llminfer.base.arrays import FloatArray
 from llminfer.config import SERVERS, SimulationConfig
 from llminfer.experiment import simulate
 from llminfer.panels.controls import Control, log
 from llminfer.panels.panel import Panel
-from llminfer.panels.picture import Curve, Picture
+from llminfer.panels.picture import Curve, Picture, distribution, over_shares
 from llminfer.report.figures import log_axis
 from llminfer.study.traffic import token_times, twin
 from llminfer.workload import Workload
 
 _GROUP = 25  # requests in a row
-_SHARES = np.linspace(0.0, 1.0, 101)
 _LEAST, _MOST = 0.01, 1000.0  # seconds shown
 
 
@@ -42,9 +40,7 @@ class TrafficPicture(Picture):
 
     def compose(self, figure: Figure) -> None:
         left, right = figure.subplots(1, 2)
-        left.set(xscale="log", xlim=(_LEAST, _MOST), ylim=(0.0, 1.02))
-        left.xaxis.set_major_formatter("{x:g}")
-        left.set(xlabel="seconds", ylabel="share of requests")
+        over_shares(left, _LEAST, _MOST, "seconds")
         self._pair(left, "ttft", 1, ("-", ":"), "TTFT, ")
         self._pair(left, "tpot", 0, ("--", "-."), "TPOT, ")
         left.legend(loc="lower left", bbox_to_anchor=(0.0, 1.0), ncols=2)
@@ -76,7 +72,7 @@ class TrafficPicture(Picture):
         ):
             times = token_times(simulate(few, requests))
             for name, its in times.items():
-                curves[f"{name}{tail}"] = _distribution(its)
+                curves[f"{name}{tail}"] = distribution(its)
                 p50, p99 = (f"{q:.3g}" for q in np.quantile(its, (0.5, 0.99)))
                 readings[f"{name.upper()}{tail}, p50 and p99"] = f"{p50} and {p99} s"
             worst = np.maximum.reduceat(times["ttft"], np.arange(0, n, _GROUP))
@@ -147,7 +143,3 @@ def _first(trace: Workload, requests: int) -> Workload:
     """The first so many requests, or all."""
     columns = (trace.arrival_time, trace.prompt_length, trace.output_length)
     return Workload.from_arrays(*(column[:requests] for column in columns))
-
-
-def _distribution(values: FloatArray) -> Curve:
-    return np.quantile(values, _SHARES), _SHARES

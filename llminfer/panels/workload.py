@@ -20,6 +20,7 @@ from llminfer.panels.picture import (
     Picture,
     mean_and_p99,
     over_batch_limits,
+    stable_from,
 )
 from llminfer.workload import Workload
 
@@ -56,7 +57,7 @@ class WorkloadPicture(Picture):
         rate = config.arrival_rate
         sizes = [b for b in self.sizes if config.stable_rate(b) > rate]
         curves: dict[str, Curve] = {}
-        readings = {"stable from": f"B = {sizes[0]}" if sizes else "no B shown here"}
+        readings = stable_from(sizes)
         best: list[tuple[float, int]] = []
         for rule, timeout in _RULES.items():
             at = few.replace(batch_timeout=timeout)
