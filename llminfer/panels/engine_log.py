@@ -22,7 +22,9 @@ _MARKS: Any = {"marker": ".", "linestyle": "none", "markersize": 3.0}
 NAMES = {"ttft": "first token (TTFT)", "tpot": "TPOT", "latency": "latency"}
 
 
-def over_time(ax: Axes, calibration: Calibration, measured: pd.DataFrame) -> None:
+def counts_over_time(
+    ax: Axes, calibration: Calibration, measured: pd.DataFrame
+) -> None:
     """Requests that run and that wait, measured as marks and simulated as lines.
 
     Args:

@@ -28,7 +28,7 @@ from llminfer.workload import Workload
 
 SERVERS: Mapping[str, str] = {"static": "static batches", "continuous": "continuous"}
 _SAME = ("waiting", "prefilling", "decoding")
-LOOKS: Mapping[str, str] = {
+PHASE_COLORS: Mapping[str, str] = {
     **{phase: timeline.LOOKS[phase] for phase in _SAME},
     "held by its batch": "#a8d4ee",
 }
@@ -52,7 +52,7 @@ def phases(record: RunRecord, step_time: StepTime) -> Phases:
         done = first + step_time.decode(size[batch], tokens, steps)
         done = np.where(np.isclose(done, end), end, done)
     spans = (record.arrival_time, start), (start, first), (first, done), (done, end)
-    return dict(zip(LOOKS, spans, strict=True))
+    return dict(zip(PHASE_COLORS, spans, strict=True))
 
 
 class StoryPicture(Picture):
@@ -91,13 +91,13 @@ class StoryPicture(Picture):
             ax.set_ylim(self.requests + 0.7, 0.3)
             ax.yaxis.set_major_locator(MaxNLocator(integer=True))
             ax.grid(axis="y", visible=False)
-            for name, color in LOOKS.items():
+            for name, color in PHASE_COLORS.items():
                 bar: Any = {"linewidth": 11, "solid_capstyle": "butt", "color": color}
                 self.add(ax, f"{server} {name}", 0, name, **bar, linestyle="-")
             self.add(ax, f"{server} now", 6, linewidth=1.0, linestyle="-")
         both[0].set_ylabel("request")
         handles = both[0].get_legend_handles_labels()
-        figure.legend(*handles, loc="outside upper center", ncols=len(LOOKS))
+        figure.legend(*handles, loc="outside upper center", ncols=len(PHASE_COLORS))
 
     def to_frame(self) -> pd.DataFrame:
         """One row a server, phase and request, as ``timeline.draw`` takes them."""
