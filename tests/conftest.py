@@ -23,10 +23,10 @@ def store_folder(tmp_path, monkeypatch):
 
 
 @pytest.fixture(autouse=True)
-def fresh_panels():
+def fresh_panels(monkeypatch: pytest.MonkeyPatch) -> None:
     """Panels that start where they are told, not where another test left them."""
-    if widgets := sys.modules.get("llminfer.panels.panel"):
-        widgets._LEFT.clear()
+    if loaded := sys.modules.get("llminfer.panels.panel"):
+        monkeypatch.setattr(loaded.Panel, "memory", {})
 
 
 @pytest.fixture(scope="session")

@@ -61,7 +61,7 @@ def test_no_text_is_smaller_than_nine_points_on_the_screen(figure):
     assert min(text.get_fontsize() for text in texts) >= 9.0
 
 
-@pytest.mark.parametrize("looks", [story.LOOKS, timeline.LOOKS])
+@pytest.mark.parametrize("looks", [story.PHASE_COLORS, timeline.LOOKS])
 def test_bars_differ_in_print_without_colour(looks):
     for (one, a), (other, b) in itertools.combinations(looks.items(), 2):
         assert abs(luminance(a) - luminance(b)) > 0.05, (one, other)

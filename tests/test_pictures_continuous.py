@@ -25,7 +25,9 @@ MOVED = ["arrival_rate", "batch_size", "max_batched_tokens", "kv_blocks"]
 
 @pytest.fixture
 def panel():
-    return Panel(START, ContinuousPicture(400), [*MOVED, "chunked_prefill"])
+    picture = ContinuousPicture()
+    picture.requests = 400
+    return Panel(START, picture, [*MOVED, "chunked_prefill"])
 
 
 def points(panel, name):

@@ -38,7 +38,8 @@ def test_the_alarm_is_the_first_look_at_a_queue_over_the_threshold(panel):
 def test_a_lower_threshold_rings_before_the_crossing_and_a_high_one_after():
     slow = CROSSES.replace(**{CLIMB: 2000.0})
     for threshold, side in ((5.0, "before"), (100.0, "after")):
-        picture = RampPicture(threshold=threshold)
+        picture = RampPicture()
+        picture.threshold = threshold
         readings = picture.update(slow)
         load = picture.lines["alarm"].get_data()[0][0]
         assert (load < 1.0) == (side == "before")
@@ -59,7 +60,8 @@ def test_a_longer_climb_is_looked_at_more_often_and_cut_off_at_last(panel):
     before = len(points(panel, "queue")[0])
     panel.controls[CLIMB].value = 2000.0
     assert len(points(panel, "queue")[0]) > 1.5 * before
-    cut = RampPicture(requests=500)
+    cut = RampPicture()
+    cut.requests = 500
     cut.update(panel.config)
     assert cut.lines["queue"].get_data()[0][-1] < 0.6
 

@@ -59,7 +59,7 @@ def test_residuals_are_in_percent_by_completion(calibration, ax):
 
 def test_counts_over_time_stand_beside_the_measured_ones(calibration, ax):
     seen = pd.DataFrame({"t": range(8), "running": 1, "waiting": 2})
-    engine_log.over_time(ax, calibration, seen)
+    engine_log.counts_over_time(ax, calibration, seen)
     lines = drawn(ax)
     assert lines["running, measured"][1].tolist() == [1, 1]
     assert lines["waiting, measured"][0].tolist() == [0, 4]

@@ -8,7 +8,7 @@ from PIL import Image
 
 from llminfer import SimulationConfig
 from llminfer.experiment import simulate
-from llminfer.panels.story import LOOKS, StoryPanel, StoryPicture, phases
+from llminfer.panels.story import PHASE_COLORS, StoryPanel, StoryPicture, phases
 
 FEW = SimulationConfig.from_preset(
     "llama-3.1-8b-rtx4090",
@@ -73,7 +73,8 @@ def test_each_moment_moves_picture_and_words_and_the_last_has_all_done():
 
 def test_the_animation_shows_every_moment(tmp_path, monkeypatch):
     monkeypatch.setenv("LLMINFER_FIGURES", str(tmp_path))
-    picture = StoryPicture(FEW, requests=3)
+    monkeypatch.setattr(StoryPicture, "requests", 3)
+    picture = StoryPicture(FEW)
     with Image.open(picture.save_animation("story")) as shown:
         assert shown.n_frames == len(picture.moments)
     assert picture.now == len(picture.moments) - 1
@@ -81,5 +82,5 @@ def test_the_animation_shows_every_moment(tmp_path, monkeypatch):
 
 def test_the_table_has_a_row_a_request_phase_and_server():
     frame = StoryPicture(FEW).to_frame()
-    assert len(frame) == 12 * len(LOOKS) * 2
+    assert len(frame) == 12 * len(PHASE_COLORS) * 2
     assert not frame.duplicated(["server", "request", "phase"]).any()

@@ -16,9 +16,15 @@ BASE = SimulationConfig(
 NAMES = ("arrival_rate", "alpha", "beta", "gamma", "batch_size", "batch_timeout")
 
 
+def quick(kind):
+    picture = kind()
+    picture.requests = 600
+    return picture
+
+
 @pytest.fixture
 def panel():
-    return Panel(BASE, LatencyPicture(requests=600), NAMES)
+    return Panel(BASE, quick(LatencyPicture), NAMES)
 
 
 def curve(panel, name):
@@ -50,13 +56,13 @@ def test_waiting_until_full_is_the_last_stop_of_its_slider(panel):
     slider = panel.controls["batch_timeout"]
     slider.index = len(slider.options) - 1
     assert panel.config.batch_timeout is None
-    start = Panel(BASE.replace(batch_timeout=None), LatencyPicture(requests=600), NAMES)
+    start = Panel(BASE.replace(batch_timeout=None), quick(LatencyPicture), NAMES)
     assert start.config.batch_timeout is None
     assert start.controls["batch_timeout"].label == "until full"
 
 
 def test_a_value_between_the_stops_becomes_one():
-    odd = Panel(BASE.replace(batch_size=48), LatencyPicture(requests=600), NAMES)
+    odd = Panel(BASE.replace(batch_size=48), quick(LatencyPicture), NAMES)
     assert odd.controls["batch_size"].value == odd.config.batch_size == 48
 
 
@@ -103,7 +109,7 @@ def test_a_cell_run_again_finds_its_sliders_and_kept_curves(panel):
     panel.keep.click()
     panel.preset.value = "llama-3.1-8b-rtx4090"
     panel.controls["batch_size"].value = 8
-    again = Panel(BASE, LatencyPicture(requests=600), NAMES)
+    again = Panel(BASE, quick(LatencyPicture), NAMES)
     assert again.config == panel.config
     assert again.preset.value == "llama-3.1-8b-rtx4090"
     assert (curve(again, "latency") == curve(panel, "latency")).all()
@@ -111,7 +117,7 @@ def test_a_cell_run_again_finds_its_sliders_and_kept_curves(panel):
     assert (kept[0] == kept[1]).all()
     again.reset.click()
     assert again.config == BASE
-    other = Panel(BASE.replace(beta=0.1), LatencyPicture(requests=600), NAMES)
+    other = Panel(BASE.replace(beta=0.1), quick(LatencyPicture), NAMES)
     assert other.config.batch_size == BASE.batch_size
 
 
@@ -139,7 +145,7 @@ def test_every_control_has_a_label_and_every_button_a_tooltip(panel):
 
 
 def test_the_batch_size_picture_shows_both_rules_and_the_capacity():
-    panel = Panel(BASE, BatchSizePicture(requests=400), ("arrival_rate",))
+    panel = Panel(BASE, quick(BatchSizePicture), ("arrival_rate",))
     sizes, capacity = curve(panel, "capacity")
     assert (
         capacity[list(sizes).index(32)] == BASE.replace(batch_size=32).max_stable_rate

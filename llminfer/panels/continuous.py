@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
-import numpy as np
+from matplotlib.figure import Figure
 
 from llminfer.config import SimulationConfig
 from llminfer.experiment import simulate
 from llminfer.metrics import MetricsCollector, goodput
-from llminfer.panels.picture import GOOD_ENOUGH, Curve, Picture
+from llminfer.panels.picture import (
+    GOOD_ENOUGH,
+    Curve,
+    Picture,
+    distribution,
+    over_shares,
+)
+from llminfer.record import RunRecord
 from llminfer.report.figures import DASHES, log_axis
 from llminfer.report.timeline import over_time
 from llminfer.workload import Workload
@@ -20,20 +27,14 @@ class ContinuousPicture(Picture):
 
     The static server goes at once with what is there; the token budget and the KV
     blocks are nothing to it.
-
-    Args:
-        requests: Requests a simulation.
     """
 
-    def __init__(self, requests: int = 1200) -> None:
-        super().__init__(requests)
+    requests = 1200
 
-    def compose(self) -> None:
-        axes = self.figure.subplot_mosaic("lc;lh")
+    def compose(self, figure: Figure) -> None:
+        axes = figure.subplot_mosaic("lc;lh")
         left, counts, held = axes["l"], axes["c"], axes["h"]
-        left.set(xscale="log", xlim=(0.01, 1000.0), ylim=(0.0, 1.02))
-        left.xaxis.set_major_formatter("{x:g}")
-        left.set(xlabel="seconds from arrival", ylabel="share of requests")
+        over_shares(left, 0.01, 1000.0, "seconds from arrival")
         self.add(left, "static latency", 0, "static, last token")
         self.add(left, "static ttft", 0, "static, first token", linestyle=":")
         self.add(left, "continuous latency", 1, "continuous, last token")
@@ -62,7 +63,6 @@ class ContinuousPicture(Picture):
             "continuous": few.replace(server="continuous"),
             "static": few.replace(server="static", batch_timeout=0.0),
         }
-        shares = np.linspace(0.0, 1.0, 101)
         curves: dict[str, Curve] = {}
         readings: dict[str, str] = {}
         for name, server in servers.items():
@@ -71,8 +71,8 @@ class ContinuousPicture(Picture):
             arrival = record.arrival_time
             ttft = (record.first_token_time - arrival)[_SKIPPED:]
             latency = (record.processing_end_time - arrival)[_SKIPPED:]
-            curves[f"{name} ttft"] = (np.quantile(ttft, shares), shares)
-            curves[f"{name} latency"] = (np.quantile(latency, shares), shares)
+            curves[f"{name} ttft"] = distribution(ttft)
+            curves[f"{name} latency"] = distribution(latency)
             for time in ("ttft", "tpot", "latency"):
                 label = time if time == "latency" else time.upper()
                 readings[f"p99 {label}, {name}"] = f"{found[f'p99_{time}']:.3g} s"
@@ -80,8 +80,14 @@ class ContinuousPicture(Picture):
             readings[f"goodput, {name}"] = f"{good:.3g} requests/s"
             if record.steps is not None:
                 readings["preemptions"] = f"{found['preemptions']:,.0f}"
-                table = over_time(record)
-                time_share = table["time"].to_numpy() / float(table["time"].iloc[-1])
-                for column in ("running", "waiting", "held"):
-                    curves[column] = (time_share, table[column].to_numpy())
+                curves |= _over_the_run(record)
         return curves, readings
+
+
+def _over_the_run(record: RunRecord) -> dict[str, Curve]:
+    """Requests and blocks in the engine against the share of the run that is over."""
+    table = over_time(record)
+    time = table["time"].to_numpy() / float(table["time"].iloc[-1])
+    return {
+        name: (time, table[name].to_numpy()) for name in ("running", "waiting", "held")
+    }

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from llminfer.base.arrays import FloatArray
 from llminfer.calibrate import MEASURES, Calibration
@@ -21,7 +22,9 @@ _MARKS: Any = {"marker": ".", "linestyle": "none", "markersize": 3.0}
 NAMES = {"ttft": "first token (TTFT)", "tpot": "TPOT", "latency": "latency"}
 
 
-def over_time(ax: Axes, calibration: Calibration, measured: pd.DataFrame) -> None:
+def counts_over_time(
+    ax: Axes, calibration: Calibration, measured: pd.DataFrame
+) -> None:
     """Requests that run and that wait, measured as marks and simulated as lines.
 
     Args:
@@ -79,12 +82,13 @@ class LogPicture(Picture):
     """
 
     def __init__(self, log: ServedLog) -> None:
+        super().__init__()
         self.log = log
-        super().__init__(len(log))
+        self.requests = len(log)
 
-    def compose(self) -> None:
+    def compose(self, figure: Figure) -> None:
         for ax, i, measure in zip(
-            self.figure.subplots(1, 3, sharey=True), range(3), MEASURES, strict=True
+            figure.subplots(1, 3, sharey=True), range(3), MEASURES, strict=True
         ):
             x, y = _shares(getattr(self.log, measure))
             ax.plot(x, y, color="black", label="measured")
@@ -92,7 +96,7 @@ class LogPicture(Picture):
             ax.set(xlim=(0.0, 1.3 * x[-1]), ylim=(0.0, 1.02))
             ax.set_xlabel(f"{NAMES[measure]}, seconds")
             ax.legend(loc="lower right")
-        self.figure.axes[0].set_ylabel("share of requests")
+        figure.axes[0].set_ylabel("share of requests")
 
     def compute(
         self, config: SimulationConfig

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import io
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
-from functools import lru_cache
+from collections.abc import Mapping, Sequence
+from functools import cached_property, lru_cache
 from typing import Any
 
 import matplotlib as mpl
@@ -20,6 +20,7 @@ from llminfer.base.arrays import FloatArray
 from llminfer.config import SimulationConfig
 from llminfer.experiment import simulate
 from llminfer.metrics import MetricsCollector, goodput
+from llminfer.record import RunRecord
 from llminfer.report.figures import (
     COLORS,
     DASHES,
@@ -32,6 +33,7 @@ from llminfer.theory.known import latency_curve
 from llminfer.workload import Workload
 
 Curve = tuple[FloatArray, FloatArray]
+SHARES = np.linspace(0.0, 1.0, 101)
 BATCH_LIMITS = (1, 2, 4, 8, 16, 32, 64, 128)
 GOOD_ENOUGH = (1.0, 0.1)  # limits of TTFT and TPOT, seconds
 _SCREEN: Any = {
@@ -47,24 +49,36 @@ _SCREEN: Any = {
 class Picture(ABC):
     """Curves that follow a configuration, over grey ones that were kept.
 
-    Args:
+    Attributes:
         requests: Requests a simulation; few, so that the answer comes at once.
+        lines: The curves by name, once the figure is made.
+        kept: The grey ones behind them.
     """
 
-    def __init__(self, requests: int) -> None:
-        self.requests = requests
+    requests: int
+
+    def __init__(self) -> None:
         self.lines: dict[str, Line2D] = {}
         self.kept: dict[str, Line2D] = {}
+
+    @cached_property
+    def figure(self) -> Figure:
+        """Axes, labels and legends, made and painted at the first use."""
         with mpl.rc_context(_SCREEN):
-            self.figure = Figure(figsize=(8.6, 3.6), dpi=100, layout="constrained")
-            self.canvas: Any = _canvas(self.figure)
-            self.compose()
-            self.canvas.draw()  # without the curves, which are animated
-        # Axes, labels and legends are painted once; a move only repaints the curves.
-        self._backdrop = self.canvas.copy_from_bbox(self.figure.bbox)
+            figure = Figure(figsize=(8.6, 3.6), dpi=100, layout="constrained")
+            self.compose(figure)
+            canvas: Any = FigureCanvasAgg(figure)
+            canvas.draw()  # without the curves, which are animated
+        return figure
+
+    @cached_property
+    def _backdrop(self) -> Any:
+        """The figure without its curves: a move only repaints those."""
+        canvas: Any = self.figure.canvas
+        return canvas.copy_from_bbox(self.figure.bbox)
 
     @abstractmethod
-    def compose(self) -> None:
+    def compose(self, figure: Figure) -> None:
         """Make the axes, and a line for each curve with ``add``."""
 
     @abstractmethod
@@ -85,6 +99,7 @@ class Picture(ABC):
     def update(self, config: SimulationConfig) -> Mapping[str, str]:
         """Move the curves to ``config``; the readings as text."""
         curves, readings = self.compute(config)
+        _ = self.figure  # its lines are made with it
         for name, (x, y) in curves.items():
             self.lines[name].set_data(x, y)
         return readings
@@ -96,29 +111,24 @@ class Picture(ABC):
 
     def png(self) -> bytes:
         """The picture."""
-        self.canvas.restore_region(self._backdrop)
+        canvas: Any = self.figure.canvas
+        canvas.restore_region(self._backdrop)
         for line in (*self.kept.values(), *self.lines.values()):
             self.figure.draw_artist(line)
-        buffer = io.BytesIO()
-        pixels = np.asarray(self.canvas.buffer_rgba())
-        fast = {"compress_level": 1}
-        imsave(buffer, pixels, format="png", pil_kwargs=fast)
+        buffer, fast = io.BytesIO(), {"compress_level": 1}
+        imsave(buffer, canvas.buffer_rgba(), format="png", pil_kwargs=fast)
         return buffer.getvalue()
 
 
 class LatencyPicture(Picture):
     """The distribution of latency, and where on the load curve the server stands."""
 
+    requests = 2000
     loads = (0.1, 0.3, 0.5, 0.65, 0.8, 0.9, 0.97)
 
-    def __init__(self, requests: int = 2000) -> None:
-        super().__init__(requests)
-
-    def compose(self) -> None:
-        left, right = self.figure.subplots(1, 2)
-        left.set(xscale="log", xlim=(0.01, 1000.0), ylim=(0.0, 1.02))
-        left.xaxis.set_major_formatter("{x:g}")
-        left.set(xlabel="seconds from arrival", ylabel="share of requests")
+    def compose(self, figure: Figure) -> None:
+        left, right = figure.subplots(1, 2)
+        over_shares(left, 0.01, 1000.0, "seconds from arrival")
         self.add(left, "latency", 0, "all done (latency)")
         self.add(left, "ttft", 1, "first token (TTFT)")
         left.legend(loc="upper left")
@@ -139,23 +149,25 @@ class LatencyPicture(Picture):
         requests = Workload.generate(own)
         record = simulate(own, requests)
         metrics = MetricsCollector.compute_metrics(record, own.warmup_requests)
-        good = goodput(record, *GOOD_ENOUGH, own.warmup_requests)
-        shares = np.linspace(0.0, 1.0, 101)
         arrival = record.arrival_time
-        latency = np.quantile((record.processing_end_time - arrival)[300:], shares)
-        ttft = np.quantile((record.first_token_time - arrival)[300:], shares)
         steady = own.arrival_pattern == "constant"  # then any rate will do
         mean, p99 = _along(own.replace(arrival_rate=1.0) if steady else own, self.loads)
         loads = np.array(self.loads)
         here = np.array([min(config.offered_load, 1.19)])
         return {
-            "latency": (latency, shares),
-            "ttft": (ttft, shares),
+            "latency": distribution((record.processing_end_time - arrival)[300:]),
+            "ttft": distribution((record.first_token_time - arrival)[300:]),
             "mean": (loads, mean),
             "p99": (loads, p99),
             "theory": (loads, latency_curve(own, self.loads)),
             "here": (here, np.array([metrics["avg_latency"]])),
-        }, {
+        }, self._readings(record, metrics)
+
+    def _readings(
+        self, record: RunRecord, metrics: Mapping[str, float]
+    ) -> dict[str, str]:
+        good = goodput(record, *GOOD_ENOUGH, 300)
+        return {
             "mean latency": f"{metrics['avg_latency']:.3g} s",
             "median": f"{metrics['p50_latency']:.3g} s",
             "99% are done within": f"{metrics['p99_latency']:.3g} s",
@@ -170,13 +182,11 @@ class LatencyPicture(Picture):
 class BatchSizePicture(Picture):
     """Latency against the batch limit, for both rules of dispatch, and the capacity."""
 
+    requests = 1000
     sizes = BATCH_LIMITS
 
-    def __init__(self, requests: int = 1000) -> None:
-        super().__init__(requests)
-
-    def compose(self) -> None:
-        left, right = self.figure.subplots(1, 2)
+    def compose(self, figure: Figure) -> None:
+        left, right = figure.subplots(1, 2)
         over_batch_limits(left, 0.05, 1000.0, "latency, seconds")
         self.add(left, "greedy p99", 1, "at once, p99")
         self.add(left, "greedy mean", 0, "at once, mean")
@@ -204,21 +214,33 @@ class BatchSizePicture(Picture):
             mean, p99 = np.array(rows).T
             curves |= {f"{rule} mean": (sizes, mean), f"{rule} p99": (sizes, p99)}
             best[rule] = min(zip(p99.tolist(), self.sizes, strict=True))
-        capacity = [config.replace(batch_size=b).max_stable_rate for b in self.sizes]
+        capacity = [config.stable_rate(b) for b in self.sizes]
         curves["capacity"] = (sizes, np.array(capacity))
         curves["arriving"] = (sizes, np.full(len(sizes), config.arrival_rate))
-        stable = [
-            b for b, c in zip(self.sizes, capacity, strict=True) if c > few.arrival_rate
-        ]
-        readings = {"stable from": f"B = {stable[0]}" if stable else "no B shown here"}
+        stable = [b for b in self.sizes if config.stable_rate(b) > few.arrival_rate]
+        readings = stable_from(stable)
         for rule, name in (("greedy", "at once"), ("full", "until full")):
             p99, size = best[rule]
             readings[f"least p99, {name}"] = f"{p99:.3g} s at B = {size}"
         return curves, readings
 
 
-def _canvas(figure: Figure) -> Any:
-    return FigureCanvasAgg(figure)
+def over_shares(ax: Axes, low: float, high: float, label: str) -> None:
+    """Make ``ax`` one for distributions of times from ``low`` to ``high``."""
+    ax.set(xscale="log", xlim=(low, high), ylim=(0.0, 1.02))
+    ax.xaxis.set_major_formatter("{x:g}")
+    ax.set(xlabel=label, ylabel="share of requests")
+
+
+def distribution(values: FloatArray) -> Curve:
+    """The quantiles of ``values``, and the share of them below each."""
+    return np.quantile(values, SHARES), SHARES
+
+
+def stable_from(sizes: Sequence[float]) -> dict[str, str]:
+    """The reading that says the least of the batch limits that carry the load."""
+    least = f"B = {sizes[0]}" if sizes else "no B shown here"
+    return {"stable from": least}
 
 
 def over_batch_limits(ax: Axes, low: float, high: float, label: str) -> None:

@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import inspect
+from dataclasses import dataclass
 from typing import Any
 
+import ipywidgets as w
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from llminfer.config import SimulationConfig
 from llminfer.experiment import simulate
+from llminfer.panels.controls import CONTROLS, Control, Widgets, log
 from llminfer.panels.panel import Panel
-from llminfer.panels.picture import Curve, Picture
+from llminfer.panels.picture import Curve, Picture, distribution, over_shares
 from llminfer.policies import POLICIES
 from llminfer.workload import Workload
 
-_POLICY, _PARAMS = "scheduling_policy", "scheduling_policy_params"
-_SIGMA, _AGING = f"{_PARAMS}.prediction_sigma", f"{_PARAMS}.aging_rate"
-_CHOOSES = {_SIGMA: "Predicted-SJF", _AGING: "SJF-Aging"}  # where the chosen has none
+_POLICY, _PARAMS = CONTROLS["scheduling_policy"], "scheduling_policy_params"
 
 
 class PolicyPicture(Picture):
@@ -26,19 +28,17 @@ class PolicyPicture(Picture):
     A request is long if its prompt is longer than the mean of the prompts' law.
     """
 
-    def __init__(self, requests: int = 3000) -> None:
-        super().__init__(requests)
+    requests = 3000
 
-    def compose(self) -> None:
-        left, right = self.figure.subplots(1, 2, sharey=True)
+    def compose(self, figure: Figure) -> None:
+        left, right = figure.subplots(1, 2, sharey=True)
         self._side(left, "short")
         self._side(right, "long")
         left.set_ylabel("share of requests")
 
     def _side(self, ax: Axes, group: str) -> None:
-        ax.set(xscale="log", xlim=(0.1, 1000.0), ylim=(0.0, 1.02))
-        ax.xaxis.set_major_formatter("{x:g}")
-        ax.set(xlabel="latency, seconds", title=f"{group} requests")
+        over_shares(ax, 0.1, 1000.0, "latency, seconds")
+        ax.set(title=f"{group} requests", ylabel="")
         self.add(ax, f"{group} FCFS", 6, "FCFS", linestyle=":")
         self.add(ax, group, 0 if group == "short" else 1, "the policy")
         ax.legend(loc="lower right")
@@ -49,7 +49,6 @@ class PolicyPicture(Picture):
         few = config.replace(num_requests=self.requests, warmup_requests=300)
         requests = Workload.generate(few)
         fcfs = few.replace(scheduling_policy="FCFS", scheduling_policy_params={})
-        shares = np.linspace(0.0, 1.0, 101)
         curves: dict[str, Curve] = {}
         readings: dict[str, str] = {}
         for name, run in (("", few), (" FCFS", fcfs)):
@@ -59,45 +58,72 @@ class PolicyPicture(Picture):
             readings[f"mean{name}"] = f"{latency.mean():.3g} s"
             for group, its in (("short", latency[~long]), ("long", latency[long])):
                 if its.size:
-                    curves[f"{group}{name}"] = (np.quantile(its, shares), shares)
+                    curves[f"{group}{name}"] = distribution(its)
                     p99 = np.quantile(its, 0.99)
                     readings[f"p99 of {group}{name}"] = f"{p99:.3g} s"
         return curves, readings
 
 
+@dataclass(frozen=True)
+class PolicyControl(Control):
+    """The policies to choose from."""
+
+    def write(self, config: SimulationConfig, value: Any) -> SimulationConfig:
+        same = value == config.scheduling_policy
+        params = config.scheduling_policy_params if same else {}
+        return config.replace(**{self.name: value, _PARAMS: params})
+
+
+@dataclass(frozen=True, kw_only=True)
+class PolicyParameter(Control):
+    """A parameter that some policies have; moving it chooses one that has it.
+
+    Args:
+        chooses: That policy.
+    """
+
+    chooses: str
+
+    def write(self, config: SimulationConfig, value: Any) -> SimulationConfig:
+        takes = self._belongs_to(config.scheduling_policy)
+        return super().write(config, value) if takes else config
+
+    def follow(self, widgets: Widgets) -> None:
+        policy = widgets["scheduling_policy"]
+        if not self._belongs_to(policy.value):
+            policy.value = self.chooses
+
+    def _belongs_to(self, policy: Any) -> bool:
+        parameter = self.name.partition(".")[2]
+        return parameter in inspect.signature(POLICIES[policy]).parameters
+
+
+_SIGMAS = [0.0, 0.1, 0.25, 0.5, 1.0, 2.0]
+_CONTROLS = (
+    PolicyControl(_POLICY.name, _POLICY.label, _POLICY.make, _POLICY.options),
+    "arrival_rate",
+    PolicyParameter(
+        f"{_PARAMS}.prediction_sigma",
+        "σ of prediction",
+        w.SelectionSlider,
+        {"options": _SIGMAS, "value": 0.5},
+        chooses="Predicted-SJF",
+    ),
+    PolicyParameter(
+        f"{_PARAMS}.aging_rate",
+        "ageing rate",
+        options=log(-3, 1, 0.1) | {"value": 0.1},
+        chooses="SJF-Aging",
+    ),
+)
+
+
 class PolicyPanel(Panel):
     """A policy to choose, its parameters, and what it does to short and long.
-
-    Moving a parameter that the chosen policy lacks chooses one that has it.
 
     Args:
         base: Where the sliders start, and what they do not set.
     """
 
     def __init__(self, base: SimulationConfig) -> None:
-        names = (_POLICY, "arrival_rate", _SIGMA, _AGING)
-        super().__init__(base, PolicyPicture(), names)
-
-    def _moved(self, change: Any) -> None:
-        moved = [n for n in _CHOOSES if self.controls[n] is change["owner"]]
-        lacks = [n for n in moved if not _takes(self.controls[_POLICY].value, n)]
-        if lacks and not self._quiet:
-            self._set({_POLICY: _CHOOSES[lacks[0]]})
-        else:
-            super()._moved(change)
-
-    def _changes(self) -> dict[str, Any]:
-        values = super()._changes()
-        policy = values[_POLICY]
-        told = {name: values.pop(name) for name in _CHOOSES}
-        own = {
-            name.partition(".")[2]: value
-            for name, value in told.items()
-            if _takes(policy, name)
-        }
-        return {**values, _PARAMS: own}
-
-
-def _takes(policy: str, name: str) -> bool:
-    """Whether a policy has the parameter that a dotted name ends in."""
-    return name.partition(".")[2] in inspect.signature(POLICIES[policy]).parameters
+        super().__init__(base, PolicyPicture(), _CONTROLS)

@@ -6,6 +6,7 @@ import math
 
 import numpy as np
 import pandas as pd
+from matplotlib.figure import Figure
 
 from llminfer.config import SimulationConfig
 from llminfer.experiment import simulate
@@ -19,17 +20,16 @@ _MOST_SHOWN = 1.6  # load at the right edge
 class RampPicture(Picture):
     """The queue and other signals against the load as it climbs, and the alarm.
 
-    Args:
+    Attributes:
         requests: Requests a simulation, at most; a climb that takes more is cut off.
         threshold: The alarm rings when more requests wait.
     """
 
-    def __init__(self, requests: int = 12_000, threshold: float = 100.0) -> None:
-        self.threshold = threshold
-        super().__init__(requests)
+    requests = 12_000
+    threshold = 100.0
 
-    def compose(self) -> None:
-        left, right = self.figure.subplots(1, 2)
+    def compose(self, figure: Figure) -> None:
+        left, right = figure.subplots(1, 2)
         log_axis(left, 1.0, 10_000.0)
         self.add(left, "queue", 0, "requests waiting")
         left.axhline(self.threshold, color="black", linewidth=1.0, linestyle=":")

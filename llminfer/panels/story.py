@@ -10,6 +10,7 @@ from typing import Any
 import ipywidgets as w
 import numpy as np
 import pandas as pd
+from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
@@ -27,7 +28,7 @@ from llminfer.workload import Workload
 
 SERVERS: Mapping[str, str] = {"static": "static batches", "continuous": "continuous"}
 _SAME = ("waiting", "prefilling", "decoding")
-LOOKS: Mapping[str, str] = {
+PHASE_COLORS: Mapping[str, str] = {
     **{phase: timeline.LOOKS[phase] for phase in _SAME},
     "held by its batch": "#a8d4ee",
 }
@@ -51,7 +52,7 @@ def phases(record: RunRecord, step_time: StepTime) -> Phases:
         done = first + step_time.decode(size[batch], tokens, steps)
         done = np.where(np.isclose(done, end), end, done)
     spans = (record.arrival_time, start), (start, first), (first, done), (done, end)
-    return dict(zip(LOOKS, spans, strict=True))
+    return dict(zip(PHASE_COLORS, spans, strict=True))
 
 
 class StoryPicture(Picture):
@@ -59,15 +60,18 @@ class StoryPicture(Picture):
 
     Args:
         config: The server, of either kind, and the law of the requests.
-        requests: How many; few enough to be told apart.
 
     Attributes:
         moments: When something happens on either server, seconds, ascending.
         now: The moment that is drawn, an index.
     """
 
-    def __init__(self, config: SimulationConfig, requests: int = 12) -> None:
-        self.config = few = config.replace(num_requests=requests, warmup_requests=0)
+    requests = 12  # few enough to be told apart
+
+    def __init__(self, config: SimulationConfig) -> None:
+        super().__init__()
+        few = config.replace(num_requests=self.requests, warmup_requests=0)
+        self.config = few
         workload = Workload.generate(few)
         self.phases = {
             server: phases(
@@ -78,23 +82,22 @@ class StoryPicture(Picture):
         spans = [span for own in self.phases.values() for span in own.values()]
         self.moments = np.unique([time for span in spans for time in span])
         self.now = len(self.moments) - 1
-        super().__init__(requests)
 
-    def compose(self) -> None:
-        both = self.figure.subplots(1, 2, sharex=True, sharey=True)
+    def compose(self, figure: Figure) -> None:
+        both = figure.subplots(1, 2, sharex=True, sharey=True)
         ends = (0.0, 1.02 * self.moments[-1])
         for ax, (server, title) in zip(both, SERVERS.items(), strict=True):
             ax.set(title=title, xlabel="time, seconds", xlim=ends)
             ax.set_ylim(self.requests + 0.7, 0.3)
             ax.yaxis.set_major_locator(MaxNLocator(integer=True))
             ax.grid(axis="y", visible=False)
-            for name, color in LOOKS.items():
+            for name, color in PHASE_COLORS.items():
                 bar: Any = {"linewidth": 11, "solid_capstyle": "butt", "color": color}
                 self.add(ax, f"{server} {name}", 0, name, **bar, linestyle="-")
             self.add(ax, f"{server} now", 6, linewidth=1.0, linestyle="-")
         both[0].set_ylabel("request")
         handles = both[0].get_legend_handles_labels()
-        self.figure.legend(*handles, loc="outside upper center", ncols=len(LOOKS))
+        figure.legend(*handles, loc="outside upper center", ncols=len(PHASE_COLORS))
 
     def to_frame(self) -> pd.DataFrame:
         """One row a server, phase and request, as ``timeline.draw`` takes them."""
@@ -108,13 +111,8 @@ class StoryPicture(Picture):
         ]
         return pd.concat(rows)[["server", "request", "phase", "begin", "end"]]
 
-    def save_animation(self, name: str, seconds: float = 0.5) -> Path:
-        """All moments one after another, as ``name.gif`` among the figures.
-
-        Args:
-            name: Of the file, without its ending.
-            seconds: How long each moment is shown, on the wall.
-        """
+    def save_animation(self, name: str) -> Path:
+        """All moments one after another, as ``name.gif`` among the figures."""
         was, frames = self.now, []
         for moment in range(len(self.moments)):
             self.now = moment
@@ -123,7 +121,7 @@ class StoryPicture(Picture):
                 frames.append(shown.convert("P", palette=Image.Palette.ADAPTIVE))
         self.now = was
         path = figures_dir() / f"{name}.gif"
-        pause = [int(1000 * seconds)] * (len(frames) - 1) + [4000]  # ms
+        pause = [500] * (len(frames) - 1) + [4000]  # ms
         frames[0].save(
             path, save_all=True, append_images=frames[1:], duration=pause, loop=0
         )
@@ -175,11 +173,10 @@ class StoryPanel(w.VBox):  # type: ignore[misc]
 
     Args:
         config: The server and the law of the requests.
-        requests: How many.
     """
 
-    def __init__(self, config: SimulationConfig, requests: int = 12) -> None:
-        self.picture = StoryPicture(config, requests)
+    def __init__(self, config: SimulationConfig) -> None:
+        self.picture = StoryPicture(config)
         last = len(self.picture.moments) - 1
         self.moment = w.IntSlider(
             value=last // 2,

@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import dataclass
 
 import ipywidgets as w
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
-from llminfer.base.arrays import FloatArray
 from llminfer.config import SERVERS, SimulationConfig
 from llminfer.experiment import simulate
-from llminfer.panels.panel import LABEL, SLIDER, Panel
-from llminfer.panels.picture import Curve, Picture
-from llminfer.policies import POLICIES
+from llminfer.panels.controls import Control, log
+from llminfer.panels.panel import Panel
+from llminfer.panels.picture import Curve, Picture, distribution, over_shares
 from llminfer.report.figures import log_axis
 from llminfer.study.traffic import token_times, twin
 from llminfer.workload import Workload
 
 _GROUP = 25  # requests in a row
-_SHARES = np.linspace(0.0, 1.0, 101)
 _LEAST, _MOST = 0.01, 1000.0  # seconds shown
 
 
@@ -29,19 +28,19 @@ class TrafficPicture(Picture):
 
     Args:
         traces: By name; the first requests of each are replayed.
-        requests: How many.
     """
 
-    def __init__(self, traces: Mapping[str, Workload], requests: int = 1200) -> None:
-        self.traces = {name: _first(its, requests) for name, its in traces.items()}
-        self.chosen = next(iter(traces))
-        super().__init__(requests)
+    requests = 1200
 
-    def compose(self) -> None:
-        left, right = self.figure.subplots(1, 2)
-        left.set(xscale="log", xlim=(_LEAST, _MOST), ylim=(0.0, 1.02))
-        left.xaxis.set_major_formatter("{x:g}")
-        left.set(xlabel="seconds", ylabel="share of requests")
+    def __init__(self, traces: Mapping[str, Workload]) -> None:
+        super().__init__()
+        self.traces = {n: _first(its, self.requests) for n, its in traces.items()}
+        self.twins = {name: twin(its) for name, its in self.traces.items()}
+        self.chosen = next(iter(traces))
+
+    def compose(self, figure: Figure) -> None:
+        left, right = figure.subplots(1, 2)
+        over_shares(left, _LEAST, _MOST, "seconds")
         self._pair(left, "ttft", 1, ("-", ":"), "TTFT, ")
         self._pair(left, "tpot", 0, ("--", "-."), "TPOT, ")
         left.legend(loc="lower left", bbox_to_anchor=(0.0, 1.0), ncols=2)
@@ -64,7 +63,7 @@ class TrafficPicture(Picture):
         trace = self.traces[self.chosen]
         n = len(trace)
         few = config.replace(num_requests=n, warmup_requests=0)
-        pace = config.arrival_rate / twin(trace)["arrival_rate"]
+        pace = config.arrival_rate / self.twins[self.chosen]["arrival_rate"]
         curves: dict[str, Curve] = {}
         readings: dict[str, str] = {}
         for tail, requests in (
@@ -73,12 +72,43 @@ class TrafficPicture(Picture):
         ):
             times = token_times(simulate(few, requests))
             for name, its in times.items():
-                curves[f"{name}{tail}"] = _distribution(its)
+                curves[f"{name}{tail}"] = distribution(its)
                 p50, p99 = (f"{q:.3g}" for q in np.quantile(its, (0.5, 0.99)))
                 readings[f"{name.upper()}{tail}, p50 and p99"] = f"{p50} and {p99} s"
             worst = np.maximum.reduceat(times["ttft"], np.arange(0, n, _GROUP))
             curves[f"path{tail}"] = (np.arange(0.0, n, _GROUP), worst)
         return curves, readings
+
+
+@dataclass(frozen=True, kw_only=True)
+class TraceControl(Control):
+    """The trace to replay, which gives a configuration its twin's requests."""
+
+    picture: TrafficPicture
+
+    def read(self, config: SimulationConfig) -> str:
+        return next(iter(self.picture.traces))  # a configuration names no trace
+
+    def write(self, config: SimulationConfig, value: str) -> SimulationConfig:
+        self.picture.chosen = value
+        return config.replace(**self.picture.twins[value], batch_timeout=0.0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PaceControl(Control):
+    """How often the trace's own rate, which the configuration has till then.
+
+    Args:
+        own_rate: Of the trace that is shown at the start, requests/s.
+    """
+
+    own_rate: float
+
+    def read(self, config: SimulationConfig) -> float:
+        return config.arrival_rate / self.own_rate
+
+    def write(self, config: SimulationConfig, value: float) -> SimulationConfig:
+        return config.replace(arrival_rate=float(f"{value * config.arrival_rate:.4g}"))
 
 
 class TrafficPanel(Panel):
@@ -92,66 +122,24 @@ class TrafficPanel(Panel):
     """
 
     def __init__(self, base: SimulationConfig, traces: Mapping[str, Workload]) -> None:
-        self._replay = TrafficPicture(traces)
-        self._fields = {n: twin(its) for n, its in self._replay.traces.items()}
-        super().__init__(base, self._replay)
-
-    def _sliders(self, names: Sequence[str]) -> dict[str, w.ValueWidget]:
-        look = {"layout": SLIDER, "style": LABEL}
-        traces, policies = list(self._fields), list(POLICIES)
-        sizes = [2**k for k in range(9)]
-        late = {**look, "continuous_update": False}
-        made = {
-            "trace": w.Dropdown(description="trace", options=traces, **look),
-            "pace": w.FloatLogSlider(
-                description="× its own rate",
-                **{"min": -2, "max": 0.5, "step": 0.05, "readout_format": ".3g"},
-                **late,
+        picture = TrafficPicture(traces)
+        names, first = {"options": list(traces)}, picture.twins[picture.chosen]
+        pace, own_rate = log(-2, 0.5, 0.05), first["arrival_rate"]
+        servers = {"options": SERVERS}
+        sizes = {"options": [2**k for k in range(9)]}
+        controls = (
+            TraceControl("trace", "trace", w.Dropdown, names, picture=picture),
+            PaceControl(
+                "pace", "× its own rate", w.FloatLogSlider, pace, own_rate=own_rate
             ),
-            "server": w.Dropdown(description="server", options=SERVERS, **look),
-            "scheduling_policy": w.Dropdown(
-                description="policy", options=policies, **look
-            ),
-            "batch_size": w.SelectionSlider(
-                description="batch limit B", options=sizes, **late
-            ),
-        }
-        for name, value in self._start().items():
-            made[name].value = value
-        return made
-
-    def _start(self) -> dict[str, Any]:
-        """What the controls say of ``base``."""
-        trace = next(iter(self._fields))
-        return {
-            "trace": trace,
-            "pace": self.base.arrival_rate / self._fields[trace]["arrival_rate"],
-            "server": self.base.server,
-            "scheduling_policy": self.base.scheduling_policy,
-            "batch_size": self.base.batch_size,
-        }
-
-    def _changes(self) -> dict[str, Any]:
-        told = {name: control.value for name, control in self.controls.items()}
-        self._replay.chosen = trace = told.pop("trace")
-        fields = self._fields[trace]
-        rate = float(f"{told.pop('pace') * fields['arrival_rate']:.4g}")
-        return {**fields, **told, "arrival_rate": rate, "batch_timeout": 0.0}
-
-    def _start_again(self) -> None:
-        self._quiet = True
-        self.preset.value = "as given"
-        for name, value in self._start().items():
-            self.controls[name].value = value
-        self._quiet = False
-        self._preset_chosen({"new": "as given"})
+            Control("server", "server", w.Dropdown, servers),
+            "scheduling_policy",
+            Control("batch_size", "batch limit B", w.SelectionSlider, sizes),
+        )
+        super().__init__(base, picture, controls)
 
 
 def _first(trace: Workload, requests: int) -> Workload:
     """The first so many requests, or all."""
     columns = (trace.arrival_time, trace.prompt_length, trace.output_length)
     return Workload.from_arrays(*(column[:requests] for column in columns))
-
-
-def _distribution(values: FloatArray) -> Curve:
-    return np.quantile(values, _SHARES), _SHARES

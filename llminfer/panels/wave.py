@@ -6,6 +6,7 @@ import warnings
 from typing import Any
 
 import numpy as np
+from matplotlib.figure import Figure
 
 from llminfer.config import SimulationConfig
 from llminfer.experiment import simulate
@@ -23,16 +24,12 @@ class WavePicture(Picture):
 
     The base rate is the configuration's; it swings by four fifths of that, with a
     period in which half of the requests arrive.
-
-    Args:
-        requests: Requests in the two periods that are simulated.
     """
 
-    def __init__(self, requests: int = 3000) -> None:
-        super().__init__(requests)
+    requests = 3000  # in the two periods that are simulated
 
-    def compose(self) -> None:
-        left, right = self.figure.subplots(1, 2)
+    def compose(self, figure: Figure) -> None:
+        left, right = figure.subplots(1, 2)
         for ax, what in ((left, "limit"), (right, "p99")):
             for i, name in enumerate(CONTROLS):
                 self.add(ax, f"{name} {what}", i, name)

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import ipywidgets as w
 import numpy as np
+from matplotlib.figure import Figure
 
 from llminfer.config import SimulationConfig
 from llminfer.laws.lengths import LengthLaw
-from llminfer.panels.panel import LABEL, SLIDER, Panel
+from llminfer.panels.controls import Control, Widgets
+from llminfer.panels.panel import Panel
 from llminfer.panels.picture import (
     BATCH_LIMITS,
     Curve,
     Picture,
     mean_and_p99,
     over_batch_limits,
+    stable_from,
 )
 from llminfer.workload import Workload
 
@@ -27,13 +31,11 @@ _LENGTHS = np.unique(np.geomspace(1.0, 8192.0, 200).round())  # tokens
 class WorkloadPicture(Picture):
     """p99 against the batch limit, for both rules of dispatch, and the prompts."""
 
+    requests = 1000
     sizes = BATCH_LIMITS
 
-    def __init__(self, requests: int = 1000) -> None:
-        super().__init__(requests)
-
-    def compose(self) -> None:
-        left, right = self.figure.subplots(1, 2)
+    def compose(self, figure: Figure) -> None:
+        left, right = figure.subplots(1, 2)
         over_batch_limits(left, 0.3, 300.0, "p99 latency, seconds")
         for i, rule in enumerate(_RULES):
             self.add(left, rule, i, rule)
@@ -55,7 +57,7 @@ class WorkloadPicture(Picture):
         rate = config.arrival_rate
         sizes = [b for b in self.sizes if config.stable_rate(b) > rate]
         curves: dict[str, Curve] = {}
-        readings = {"stable from": f"B = {sizes[0]}" if sizes else "no B shown here"}
+        readings = stable_from(sizes)
         best: list[tuple[float, int]] = []
         for rule, timeout in _RULES.items():
             at = few.replace(batch_timeout=timeout)
@@ -126,6 +128,62 @@ SHAPES: Mapping[str, Shape] = {
 }
 
 
+@dataclass(frozen=True)
+class LawControl(Control):
+    """The laws of prompt lengths to choose from."""
+
+    def read(self, config: SimulationConfig) -> str:
+        return config.prompt_length_dist
+
+    def write(self, config: SimulationConfig, value: str) -> SimulationConfig:
+        return _with_prompts(config, value, SHAPES[value].start)
+
+    def follow(self, widgets: Widgets) -> None:
+        _SHAPE.put(widgets, SHAPES[widgets["law"].value].start)
+
+
+@dataclass(frozen=True)
+class ShapeControl(Control):
+    """The parameter of the law that is chosen."""
+
+    def read(self, config: SimulationConfig) -> float:
+        parameter = SHAPES[config.prompt_length_dist].parameter
+        return float(config.prompt_dist_params[parameter])
+
+    def write(self, config: SimulationConfig, value: float) -> SimulationConfig:
+        return _with_prompts(config, config.prompt_length_dist, value)
+
+    def put(self, widgets: Widgets, value: float) -> None:
+        shape, slider = SHAPES[widgets["law"].value], widgets[self.name]
+        slider.description = shape.label
+        slider.options = [(f"{step:g}", step) for step in shape.values]
+        super().put(widgets, value)
+
+
+@dataclass(frozen=True)
+class LoadControl(Control):
+    """The offered load, which the arrival rate follows."""
+
+    def read(self, config: SimulationConfig) -> float:
+        return config.offered_load
+
+    def write(self, config: SimulationConfig, value: float) -> SimulationConfig:
+        rate = float(f"{value * config.max_stable_rate:.4g}")
+        return config.replace(arrival_rate=rate)
+
+
+def _with_prompts(config: SimulationConfig, law: str, value: float) -> SimulationConfig:
+    """``config`` with prompts of a law, whose parameter that moves is ``value``."""
+    params = {**SHAPES[law].fixed, SHAPES[law].parameter: value}
+    return config.replace(prompt_length_dist=law, prompt_dist_params=params)
+
+
+_LAWS = [(shape.name, law) for law, shape in SHAPES.items()]
+_LAW = LawControl("law", "prompts", w.Dropdown, {"options": _LAWS})
+_SHAPE = ShapeControl("shape", "", w.SelectionSlider, {"options": [0]})
+_LOADS = {"min": 0.1, "max": 0.95, "step": 0.05}
+
+
 class WorkloadPanel(Panel):
     """A law of prompt lengths, its parameter, and an offered load that stays.
 
@@ -137,49 +195,6 @@ class WorkloadPanel(Panel):
     """
 
     def __init__(self, base: SimulationConfig) -> None:
-        super().__init__(base, WorkloadPicture())
-
-    def _sliders(self, names: Sequence[str]) -> dict[str, w.ValueWidget]:
-        look = {"layout": SLIDER, "style": LABEL}
-        laws = [(shape.name, law) for law, shape in SHAPES.items()]
-        self._law = w.Dropdown(description="prompts", options=laws, **look)
-        look["continuous_update"] = False
-        self._shape = w.SelectionSlider(options=[0], **look)
-        self._share = w.FloatSlider(min=0.1, max=0.95, step=0.05, **look)
-        self._share.description = f"load of B = {self.base.batch_size}"
-        self._law.observe(lambda change: self._offer(change["new"]), "value")
-        self._place(self.base)
-        return {"law": self._law, "shape": self._shape, "load": self._share}
-
-    def _changes(self) -> dict[str, Any]:
-        shape = SHAPES[self._law.value]
-        params = {**shape.fixed, shape.parameter: self._shape.value}
-        prompts = {
-            "prompt_length_dist": self._law.value,
-            "prompt_dist_params": params,
-        }
-        carried = self.config.replace(**prompts).max_stable_rate
-        return {**prompts, "arrival_rate": float(f"{self._share.value * carried:.4g}")}
-
-    def _start_again(self) -> None:
-        self.preset.value = "as given"
-        self._quiet = True
-        self._place(self.base)
-        self._quiet = False
-        self._show()
-
-    def _place(self, config: SimulationConfig) -> None:
-        """Move the sliders to ``config``."""
-        law, params = config.prompt_length_dist, config.prompt_dist_params
-        self._law.value = law
-        self._offer(law, params[SHAPES[law].parameter])
-        self._share.value = config.offered_load
-
-    def _offer(self, law: str, value: float | None = None) -> None:
-        """Let the second slider move the parameter of ``law``, from ``value``."""
-        shape, was = SHAPES[law], self._quiet
-        self._quiet = True  # one picture for all these moves
-        self._shape.description = shape.label
-        self._shape.options = [(f"{step:g}", step) for step in shape.values]
-        self._shape.value = shape.start if value is None else value
-        self._quiet = was
+        label = f"load of B = {base.batch_size}"
+        load = LoadControl("load", label, w.FloatSlider, _LOADS)
+        super().__init__(base, WorkloadPicture(), (_LAW, _SHAPE, load))

@@ -1,0 +1,112 @@
+"""Controls: what sets one field of a configuration by hand, and how."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import ipywidgets as w
+
+from llminfer.config import SimulationConfig
+from llminfer.policies import POLICIES
+
+SLIDER = w.Layout(width="340px", flex="0 0 auto")
+LABEL = {"description_width": "120px"}
+_NONE = math.inf  # a selection cannot hold None
+
+Widgets = Mapping[str, w.ValueWidget]
+
+
+@dataclass(frozen=True)
+class Control:
+    """How a field of a configuration, or one of its parameters, is set by hand.
+
+    Args:
+        name: The field, or the parameter as in ``prompt_dist_params.mu``.
+        label: What stands beside the widget, with the unit.
+        make: The kind of widget.
+        options: What it is made with.
+    """
+
+    name: str
+    label: str
+    make: type[w.ValueWidget] = w.FloatLogSlider
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    def widget(self) -> w.ValueWidget:
+        """The slider or the list, not yet moved."""
+        patient = {} if self.make is w.Dropdown else {"continuous_update": False}
+        look = {"description": self.label, "layout": SLIDER, "style": LABEL}
+        return self.make(**look, **patient, **self.options)
+
+    def read(self, config: SimulationConfig) -> Any:
+        """What the widget says of ``config``."""
+        owner, _, parameter = self.name.partition(".")
+        value = getattr(config, owner)
+        if parameter:  # of another policy than this one it has its usual value
+            value = value.get(parameter, self.options.get("value"))
+        return _NONE if value is None else value
+
+    def write(self, config: SimulationConfig, value: Any) -> SimulationConfig:
+        """``config`` with what the widget says, to four digits: a hand sets no more."""
+        if self.make is w.FloatLogSlider:
+            value = float(f"{value:.4g}")
+        return config.replace(**{self.name: None if value == _NONE else value})
+
+    def put(self, widgets: Widgets, value: Any) -> None:
+        """Move the widget; a value between the stops of a selection becomes one."""
+        slider = widgets[self.name]
+        if isinstance(slider, w.SelectionSlider):
+            options = [
+                o if isinstance(o, tuple) else (str(o), o) for o in slider.options
+            ]
+            if value not in [option for _, option in options]:
+                options.append((f"{value:g}", value))
+                slider.options = sorted(options, key=lambda option: option[1])
+        slider.value = value  # a slider with two ends stops there
+
+    def follow(self, widgets: Widgets) -> None:
+        """Move the other widgets that depend on this one, which a hand has moved."""
+
+
+def log(low: float, high: float, step: float, readout: str = ".3g") -> dict[str, Any]:
+    """Options of a slider from 10^low to 10^high, ``step`` a key press in log10."""
+    return {"min": low, "max": high, "step": step, "readout_format": readout}
+
+
+def _selection(name: str, label: str, options: list[Any]) -> Control:
+    return Control(name, label, w.SelectionSlider, {"options": options})
+
+
+_RAMP = "arrival_pattern_params"
+_TIMEOUTS = [
+    ("at once", 0.0),
+    *((f"{s:g} s", s) for s in (0.1, 0.3, 1.0, 3.0, 10.0)),
+    ("until full", _NONE),
+]
+_BLOCKS = [
+    *((str(n), n) for n in (640, 800, 1024, 1280, 1536, 2048, 3072, 4096)),
+    ("no limit", _NONE),
+]
+_PREFILL = {"options": [("in chunks", True), ("whole", False)]}
+CONTROLS: Mapping[str, Control] = {
+    control.name: control
+    for control in (
+        Control("arrival_rate", "λ (requests/s)", options=log(-1, 2, 0.02)),
+        Control("alpha", "α (s/token)", options=log(-5, -2, 0.05)),
+        Control("beta", "β (s/prefill)", options=log(-4, 0, 0.05)),
+        Control("gamma", "γ (s/decode step)", options=log(-5, -1, 0.05)),
+        Control("delta", "δ (s/sequence)", options=log(-7, -2, 0.05)),
+        Control("kappa", "κ (s/KV token)", options=log(-9, -4, 0.05)),
+        _selection("batch_size", "batch size B", [2**k for k in range(10)]),
+        _selection("batch_timeout", "wait to fill", _TIMEOUTS),
+        _selection("max_batched_tokens", "token budget", [2**k for k in range(8, 15)]),
+        _selection("kv_blocks", "KV blocks", _BLOCKS),
+        Control("chunked_prefill", "prefill", w.Dropdown, _PREFILL),
+        Control(f"{_RAMP}.end_rate", "λ at the end", options=log(-1, 2, 0.02)),
+        Control(f"{_RAMP}.duration", "climb (s)", options=log(2, 3.5, 0.05, ".0f")),
+        Control("scheduling_policy", "policy", w.Dropdown, {"options": list(POLICIES)}),
+    )
+}
