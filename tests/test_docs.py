@@ -20,6 +20,11 @@ MODULES = ["llminfer"] + [
     module.name for module in pkgutil.walk_packages(llminfer.__path__, "llminfer.")
 ]
 README = ROOT / "README.md"
+RECIPES = re.findall(
+    r"^## (.*)$(?:(?!^## )[\s\S])*?^```python\n([\s\S]*?)^```",
+    (ROOT / "CONTRIBUTING.md").read_text("utf-8"),
+    re.M,
+)
 
 
 @pytest.mark.parametrize("name", MODULES)
@@ -52,3 +57,23 @@ def test_the_readmes_python_runs(request, tmp_path, monkeypatch):
         check=False,
     )
     assert ran.returncode == 0, ran.stderr
+
+
+@pytest.mark.parametrize(("title", "code"), RECIPES, ids=[name for name, _ in RECIPES])
+def test_the_recipe_for_contributors_runs(title, code, tmp_path):
+    ran = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        check=False,
+    )
+    assert ran.returncode == 0, f"{title}: {ran.stderr}"
+
+
+def test_there_is_a_recipe_for_each_thing_to_add():
+    things = ["policy", "length law", "controller", "experiment"]
+    assert [any(thing in title for title, _ in RECIPES) for thing in things] == [
+        True
+    ] * 4

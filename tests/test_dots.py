@@ -1,7 +1,8 @@
-"""Alternatives one below the other, each a mark with its interval."""
+"""Summaries with their intervals: curves in panels, and marks below each other."""
 
 import pandas as pd
 from matplotlib import pyplot as plt
+from matplotlib.colors import to_hex
 
 from llminfer.report import figures
 
@@ -17,4 +18,36 @@ def test_marks_stand_in_order_with_their_intervals():
     assert [[x for x, _ in span] for span in spans] == [[4.0, 6.0], [1.0, 4.0]]
     top, bottom = (ax.transData.transform((0, y))[1] for y in (0, 1))
     assert top > bottom
+    plt.close(fig)
+
+
+def test_a_summary_is_drawn_with_its_bands_in_our_colours_and_dashes():
+    cases = pd.MultiIndex.from_product(
+        [["a", "b"], ["mean", "p99"], ["one", "two"], [1, 2]],
+        names=["rule", "what", "panel", "B"],
+    )
+    table = pd.DataFrame({"mean": range(16)}, index=cases).reset_index()
+    table = table.assign(ci_lower=table["mean"] - 1, ci_upper=table["mean"] + 1)
+    named = {"color": "rule", "linestyle": "what", "panel": "panel"}
+    fig = figures.draw_summary(table, "B", **named, labels=("B", "seconds"))
+    assert fig.get_figwidth() == figures.PAGE
+    assert [ax.get_title() for ax in fig.axes] == ["one", "two"]
+    assert [len(ax.patches) for ax in fig.axes] == [4, 4]
+    lines = [line for line in fig.axes[0].get_lines() if len(line.get_xdata())]
+    assert [line.get_ydata().tolist() for line in lines] == [
+        [0, 1], [4, 5], [8, 9], [12, 13],
+    ]  # fmt: skip
+    colors = [to_hex(line.get_color()).upper() for line in lines[1:3]]
+    assert colors == list(figures.COLORS[:2])
+    (legend,) = fig.legends
+    texts = [text.get_text() for text in legend.get_texts()]
+    assert texts == ["a", "b", "mean", "p99"]
+    plt.close(fig)
+
+
+def test_a_summary_without_alternatives_is_one_curve():
+    rows = {"B": [1, 2], "mean": [1.0, 2.0], "ci_lower": [0, 1], "ci_upper": [2, 3]}
+    fig = figures.draw_summary(pd.DataFrame(rows), "B")
+    assert len(fig.axes[0].patches) == 1
+    assert not fig.legends
     plt.close(fig)

@@ -14,6 +14,7 @@ from llminfer.report.tables import (
     figures_dir,
     save_numbers,
     save_table,
+    save_verdicts,
     verdict_table,
 )
 from llminfer.report.verdict import Verdict
@@ -333,6 +334,15 @@ def test_verdicts_make_a_table():
             "claimed": "below 1 s",
         }
     ]
+
+
+def test_verdicts_are_saved_as_macros_and_table_in_one_call(figures):
+    verdict = Verdict.that_below("h", Estimate(0.5, 0.25, 0.75), 1, unit="s")
+    table = save_verdicts({"fast": verdict}, "01", caption="All of them.")
+    assert table.equals(verdict_table([verdict]))
+    assert "\\fastOutcome" in (figures / "numbers.tex").read_text("utf-8")
+    assert "All of them." in (figures / "01_verdicts.tex").read_text("utf-8")
+    assert pd.read_csv(figures / "01_verdicts.csv").equals(table)
 
 
 # Comparisons

@@ -7,6 +7,7 @@ from llminfer.report.tables import (
     against,
     save_numbers,
     save_table,
+    save_verdicts,
     verdict_table,
 )
 from llminfer.report.verdict import (
@@ -18,5 +19,6 @@ __all__ = [
     "against",
     "save_numbers",
     "save_table",
+    "save_verdicts",
     "verdict_table",
 ]

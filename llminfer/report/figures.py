@@ -11,6 +11,7 @@ import pandas as pd
 from cycler import cycler
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
 from llminfer.report.tables import figures_dir
@@ -110,6 +111,67 @@ def curve(
     ax.plot(ordered[x], ordered["mean"], label=label, **shown)
     low, high = ordered["ci_lower"], ordered["ci_upper"]
     ax.fill_between(ordered[x], low, high, color=shown["color"], alpha=0.2, linewidth=0)
+
+
+def draw_summary(
+    table: pd.DataFrame,
+    x: str,
+    *,
+    color: str | None = None,
+    linestyle: str | None = None,
+    panel: str | None = None,
+    height: float = 2.4,
+    labels: tuple[str, str] = ("", ""),
+) -> Figure:
+    """A figure of means over ``x`` with bands of their intervals, legend above.
+
+    Args:
+        table: Columns ``x``, ``mean``, ``ci_lower``, ``ci_upper`` and those named
+            here, a row a point.
+        x: The column along the axis.
+        color: The column whose values get a colour each, in order of appearance.
+        linestyle: The column whose values get a line style each.
+        panel: The column whose values get axes each, three in a row.
+        height: Inches; the width is the page's.
+        labels: Of the axes, with units: x and y.
+    """
+    import seaborn.objects as so
+
+    use_style()
+    fig = plt.figure(figsize=(PAGE, height), layout="constrained")
+    named = {"color": color, "linestyle": linestyle}
+    named = {key: column for key, column in named.items() if column is not None}
+    looks = {key: _looks(table[column], key) for key, column in named.items()}
+    scales = {
+        key: so.Nominal(list(look.values()), order=list(look))
+        for key, look in looks.items()
+    }
+    plot = so.Plot(table, x, "mean", ymin="ci_lower", ymax="ci_upper")
+    if panel is not None:
+        plot = plot.facet(col=panel, wrap=3)
+    (
+        plot.add(so.Band(alpha=0.2), color=color, group=linestyle, legend=False)
+        .add(so.Line(marker="o"), legend=False, **named)
+        .scale(**scales)
+        .label(x=labels[0], y=labels[1])
+        .theme({key: mpl.rcParams[key] for key in so.Plot.config.theme})
+        .on(fig)
+        .plot()
+    )
+    handles = [
+        Line2D([], [], **{"color": "black", "marker": "o", key: one}, label=str(value))
+        for key, look in looks.items()
+        for value, one in look.items()
+    ]
+    if handles:
+        fig.legend(handles=handles, loc="outside upper center", ncols=len(handles))
+    return fig
+
+
+def _looks(values: pd.Series, key: str) -> dict[Any, Any]:
+    """A colour or a line style for each value, in order of appearance."""
+    cycle: tuple[Any, ...] = COLORS if key == "color" else DASHES
+    return dict(zip(values.unique(), cycle, strict=False))
 
 
 def dots(

@@ -158,6 +158,25 @@ def verdict_table(verdicts: Sequence[Verdict]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def save_verdicts(
+    verdicts: Mapping[str, Verdict], source: str, caption: str = ""
+) -> pd.DataFrame:
+    """A notebook's verdicts as a table, which is saved, and their macros with it.
+
+    Args:
+        verdicts: By macro name, as in ``save_numbers``.
+        source: The notebook's number: ``01`` writes ``01_verdicts.tex`` and ``.csv``.
+        caption: As in ``save_table``.
+
+    Raises:
+        ConfigError: A name LaTeX cannot take, or one that is in use.
+    """
+    save_numbers(verdicts, source)
+    table = verdict_table(list(verdicts.values()))
+    save_table(table, f"{source}_verdicts", caption)
+    return table
+
+
 def save_numbers(
     values: Mapping[str, float | str | Estimate | Verdict], source: str
 ) -> Path:
