@@ -3,22 +3,9 @@
 ``figures`` and ``timeline`` draw, and are imported by name.
 """
 
-from llminfer.report.tables import (
-    against,
-    save_numbers,
-    save_table,
-    save_verdicts,
-    verdict_table,
-)
-from llminfer.report.verdict import (
-    Verdict,
-)
-
-__all__ = [
-    "Verdict",
-    "against",
-    "save_numbers",
-    "save_table",
-    "save_verdicts",
-    "verdict_table",
-]
+from llminfer.report.tables import against as against
+from llminfer.report.tables import save_numbers as save_numbers
+from llminfer.report.tables import save_table as save_table
+from llminfer.report.tables import save_verdicts as save_verdicts
+from llminfer.report.tables import verdict_table as verdict_table
+from llminfer.report.verdict import Verdict as Verdict

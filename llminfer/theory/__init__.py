@@ -1,58 +1,30 @@
 """What is known exactly about a configuration, without simulating it.
 
 ``known`` holds what answers for a configuration; the other files are the results
-behind it: ``single_server`` at batch size 1, ``bulk`` for static
-batches, ``continuous_chain`` for continuous batching.
+behind it: ``single_server`` at batch size 1, ``bulk`` for static batches,
+``continuous_chain`` for continuous batching.
 """
 
-from llminfer.theory.known import (
-    MG1,
-    BulkQueue,
-    ContinuousChain,
-    DiscreteService,
-    GammaQueue,
-    PriorityWaits,
-    ProductForm,
-    ageing,
-    assembly_bound,
-    bulk_queue,
-    by_key,
-    conserved_work,
-    continuous,
-    inoue_bound,
-    inoue_latency,
-    largest_rate,
-    latency_curve,
-    mean_latency,
-    mg1,
-    priority,
-    product_form,
-    saturation_rate,
-    stability,
-)
-
-__all__ = [
-    "MG1",
-    "BulkQueue",
-    "ContinuousChain",
-    "DiscreteService",
-    "GammaQueue",
-    "PriorityWaits",
-    "ProductForm",
-    "ageing",
-    "assembly_bound",
-    "bulk_queue",
-    "by_key",
-    "conserved_work",
-    "continuous",
-    "inoue_bound",
-    "inoue_latency",
-    "largest_rate",
-    "latency_curve",
-    "mean_latency",
-    "mg1",
-    "priority",
-    "product_form",
-    "saturation_rate",
-    "stability",
-]
+from llminfer.theory.bulk import BulkQueue as BulkQueue
+from llminfer.theory.bulk import GammaQueue as GammaQueue
+from llminfer.theory.continuous_chain import ContinuousChain as ContinuousChain
+from llminfer.theory.continuous_chain import ProductForm as ProductForm
+from llminfer.theory.continuous_chain import saturation_rate as saturation_rate
+from llminfer.theory.known import assembly_bound as assembly_bound
+from llminfer.theory.known import bulk_queue as bulk_queue
+from llminfer.theory.known import conserved_work as conserved_work
+from llminfer.theory.known import continuous as continuous
+from llminfer.theory.known import inoue_bound as inoue_bound
+from llminfer.theory.known import inoue_latency as inoue_latency
+from llminfer.theory.known import largest_rate as largest_rate
+from llminfer.theory.known import latency_curve as latency_curve
+from llminfer.theory.known import mean_latency as mean_latency
+from llminfer.theory.known import mg1 as mg1
+from llminfer.theory.known import priority as priority
+from llminfer.theory.known import product_form as product_form
+from llminfer.theory.known import stability as stability
+from llminfer.theory.service_time import DiscreteService as DiscreteService
+from llminfer.theory.single_server import MG1 as MG1
+from llminfer.theory.single_server import PriorityWaits as PriorityWaits
+from llminfer.theory.single_server import ageing as ageing
+from llminfer.theory.single_server import by_key as by_key

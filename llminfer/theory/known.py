@@ -38,41 +38,13 @@ from llminfer.theory.continuous_chain import (
     ProductForm,
     saturation_rate,
 )
-from llminfer.theory.service_time import BatchTime, DiscreteService
+from llminfer.theory.service_time import BatchTime
 from llminfer.theory.single_server import (
     MG1,
     PolicyQueue,
     PriorityWaits,
-    ageing,
-    by_key,
     check_load,
 )
-
-__all__ = [
-    "MG1",
-    "BulkQueue",
-    "ContinuousChain",
-    "DiscreteService",
-    "GammaQueue",
-    "PriorityWaits",
-    "ProductForm",
-    "ageing",
-    "assembly_bound",
-    "bulk_queue",
-    "by_key",
-    "conserved_work",
-    "continuous",
-    "inoue_bound",
-    "inoue_latency",
-    "largest_rate",
-    "latency_curve",
-    "mean_latency",
-    "mg1",
-    "priority",
-    "product_form",
-    "saturation_rate",
-    "stability",
-]
 
 _DOUBLINGS = (1, 2, 4, 8, 16, 32, 64, 128)
 
