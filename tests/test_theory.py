@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from llminfer import ConfigError, SimulationConfig, theory
 from llminfer.laws.lengths import Empirical, Uniform
+from llminfer.policies import FCFSPolicy, KeyedPolicy, SJFPolicy
 from llminfer.theory.service_time import BatchTime, batch_transforms, invert
 from llminfer.timing import StepTime
 
@@ -298,7 +299,7 @@ def test_ageing_lies_between_fcfs_and_strict_priority():
                       {"step_time": 1.0, "step_rate": 1.0}}, "arrival_pattern='step'"),
         (theory.mg1, {"arrival_cv": 2.0}, r"arrival_cv=2.0: must be 1 \(Poisson\)"),
         (theory.mg1, {"scheduling_policy": "SJF"}, "scheduling_policy='SJF': must be"),
-        (theory.priority, {"scheduling_policy": "Priority"}, "does not look at the"),
+        (theory.priority, {"scheduling_policy": "Priority"}, "looks at nothing but"),
         (theory.priority, {"scheduling_policy": "WFQ"}, "whose key never changes"),
         (theory.priority, {"batch_control": "queue"}, "batch_control='queue': must be"),
         (theory.priority, {"arrival_rate": 4.0}, "the load is 1.06"),
@@ -316,7 +317,10 @@ def test_ageing_lies_between_fcfs_and_strict_priority():
         (theory.inoue_bound, {}, "batch_timeout=None: must be 0"),
         (theory.assembly_bound, {"batch_timeout": 0}, "timeout=0.0: must be None"),
         (theory.largest_rate, {"kappa": 1e-6}, "kappa=1e-06: must be 0"),
-        (theory.product_form, {}, "alpha=0.001: must be 0"),
+        (theory.product_form, {"server": "continuous"}, "alpha=0.001: must be 0"),
+        (theory.product_form, {}, "server=.static.: must be continuous"),
+        (theory.product_form, {"server": "continuous", "kv_blocks": 900}, "kv_blocks"),
+        (theory.product_form, {"server": "continuous", "replicas": 2}, "replicas=2"),
     ],
 )  # fmt: skip
 def test_outside_its_assumptions_theory_says_so_in_one_line(ask, changes, message):
@@ -338,3 +342,118 @@ def test_low_level_functions_check_what_they_are_given():
         theory.MG1(0.5, Exponential(1.0)).quantile(1.5)
     with pytest.raises(ConfigError, match=r"the load is 2"):
         theory.MG1(2.0, Exponential(1.0))
+
+
+def cobham(rate, share, service, second_moment):
+    """E[W] under least key first, one key after another."""
+    mean = ahead = 0.0
+    for part, time in zip(share, service, strict=True):
+        behind = ahead + rate * part * time
+        mean += part / ((1.0 - ahead) * (1.0 - behind))
+        ahead = behind
+    return mean * rate * second_moment / 2.0
+
+
+@given(
+    alpha=st.floats(1.05, 3.0),
+    low=st.integers(1, 50),
+    high=st.integers(100, 3_000),
+    load=st.floats(0.1, 0.9),
+)
+def test_no_law_of_lengths_has_a_negative_chance(alpha, low, high, load):
+    law = {"alpha": alpha, "min": low, "max": high}
+    config = SINGLE.replace(
+        prompt_length_dist="powerlaw",
+        prompt_dist_params=law,
+        scheduling_policy="SJF",
+    )
+    config = config.replace(arrival_rate=load * config.max_stable_rate)
+    chance = config.prompts.pmf()
+    assert chance.min() >= 0.0
+    assert chance.sum() == pytest.approx(1.0, abs=1e-12)
+    waits = theory.priority(config)
+    assert waits.mean_work == pytest.approx(theory.conserved_work(config), rel=1e-9)
+    tokens = np.arange(len(chance))
+    steps, spread = config.outputs.expectation(), config.outputs.variance()
+    service = config.alpha * tokens + config.beta + config.gamma * steps
+    second = chance @ service**2 + config.gamma**2 * spread
+    exact = cobham(config.arrival_rate, chance, service, second)
+    assert waits.mean == pytest.approx(exact, rel=1e-9)
+
+
+def test_power_laws_of_outputs_have_an_answer():
+    config = SINGLE.replace(
+        arrival_rate=1.0,
+        output_length_dist="powerlaw",
+        output_dist_params={"alpha": 1.6, "min": 10, "max": 3_000},
+        scheduling_policy="Predicted-SJF",
+        gamma=0.001,
+    )
+    waits = theory.priority(config)
+    assert waits.mean_work == pytest.approx(theory.conserved_work(config), rel=1e-9)
+
+
+class LastComeFirst(FCFSPolicy):
+    name = "LIFO"
+
+    def keys(self, waiting):
+        return -waiting.arrival_time
+
+
+class SortsBackwards(FCFSPolicy):
+    name = "backwards"
+
+    def sort_requests(self, requests, current_time):
+        return sorted(requests, key=lambda r: -r.arrival_time)
+
+
+class LongestFirst(SJFPolicy):
+    name = "LJF"
+
+    def keys(self, waiting):
+        return -waiting.prompt_length.astype(np.float64)
+
+
+class Guesses(KeyedPolicy):
+    name = "a guess for each request"
+
+    def keys(self, waiting):
+        return waiting.prompt_length * (1.0 + waiting.id % 7)
+
+
+@pytest.mark.parametrize("policy", [LastComeFirst, SortsBackwards, LongestFirst])
+@pytest.mark.parametrize("ask", [theory.mg1, theory.bulk_queue])
+def test_a_subclass_does_not_get_the_theory_of_its_parent(ask, policy):
+    config = SINGLE.replace(arrival_rate=2.0, scheduling_policy=policy())
+    with pytest.raises(ConfigError, match="scheduling_policy"):
+        ask(config)
+    assert theory.mean_latency(config) is None
+
+
+@pytest.mark.parametrize("policy", [LastComeFirst, SortsBackwards, Guesses])
+def test_only_a_key_of_lengths_and_class_has_priority_waits(policy):
+    config = SINGLE.replace(arrival_rate=2.0, scheduling_policy=policy())
+    with pytest.raises(ConfigError, match="scheduling_policy"):
+        theory.priority(config)
+
+
+def test_longest_first_has_its_own_waits():
+    config = SINGLE.replace(arrival_rate=2.0, scheduling_policy=LongestFirst())
+    longest, shortest = (
+        theory.priority(config.replace(scheduling_policy=policy))
+        for policy in (LongestFirst(), "SJF")
+    )
+    assert longest.mean > theory.mg1(config.replace(scheduling_policy="FCFS")).mean
+    assert longest.mean_work == pytest.approx(shortest.mean_work, rel=1e-9)
+
+
+def test_rates_multiply_by_the_replicas():
+    four = SINGLE.replace(replicas=4, server="continuous")
+    assert theory.largest_rate(four) == 4 * theory.largest_rate(SINGLE)
+    one, all_four = (theory.stability(c, [1, 8]) for c in (SINGLE, four))
+    for column in ("max_rate", "continuous_max_rate"):
+        np.testing.assert_allclose(all_four[column], 4 * one[column], rtol=1e-12)
+    np.testing.assert_allclose(all_four["batch_time"], one["batch_time"], rtol=1e-12)
+    scarce = four.replace(kv_blocks=40, max_batched_tokens=8192)
+    less = theory.stability(scarce, [64])["continuous_max_rate"][0]
+    assert less < theory.stability(four, [64])["continuous_max_rate"][0]

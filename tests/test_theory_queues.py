@@ -438,6 +438,7 @@ def test_the_chain_says_what_it_cannot_solve():
 # The product form
 
 DECODER = SimulationConfig(
+    server="continuous",
     arrival_rate=0.5,
     output_length_dist="empirical",
     output_dist_params={"values": [2, 30], "weights": [2, 1]},

@@ -80,7 +80,8 @@ class LengthLaw(ABC):
         if top > 1e6:
             raise fail("max", None, "given, or the law's table is endless")
         survival = self.survival(np.arange(-1.0, top + 1.0))
-        return survival[:-1] - survival[1:]
+        # a difference of two numbers near 1 may come out a rounding below 0
+        return np.maximum(survival[:-1] - survival[1:], 0.0)
 
 
 @lru_cache(maxsize=4096)

@@ -10,7 +10,7 @@ from llminfer.config import SimulationConfig
 from llminfer.laws.lengths import LengthLaw
 from llminfer.policies import FCFSPolicy
 from llminfer.theory.service_time import token_pmf
-from llminfer.theory.single_server import check_load
+from llminfer.theory.single_server import check_load, orders_as
 
 
 def served_by(server: str, config: SimulationConfig) -> None:
@@ -34,8 +34,20 @@ def poisson(config: SimulationConfig) -> None:
 
 
 def is_first_come(config: SimulationConfig) -> bool:
-    """Whether the policy is FCFS."""
-    return isinstance(config.policy(), FCFSPolicy)
+    """Whether the policy is FCFS itself: a subclass may order otherwise."""
+    return orders_as(config.policy(), FCFSPolicy)
+
+
+def one_server(config: SimulationConfig) -> None:
+    """There are no replicas."""
+    if config.replicas > 1:
+        raise fail("replicas", config.replicas, "1 for this law")
+
+
+def without_kv_limit(config: SimulationConfig) -> None:
+    """KV memory never runs out."""
+    if config.kv_blocks is not None:
+        raise fail("kv_blocks", config.kv_blocks, "None for this law")
 
 
 def first_come(config: SimulationConfig) -> None:
@@ -76,13 +88,11 @@ def listed(config: SimulationConfig, which: str) -> LengthLaw:
 
 def unlimited(config: SimulationConfig) -> None:
     """No step of a continuous server is cut short."""
+    without_kv_limit(config)
+    one_server(config)
     must = "for the chain, which knows no such limit"
-    if config.kv_blocks is not None:
-        raise fail("kv_blocks", config.kv_blocks, f"None {must}")
     if not config.chunked_prefill:
         raise fail("chunked_prefill", False, f"True {must}")
-    if config.replicas > 1:
-        raise fail("replicas", config.replicas, "1 for the chain")
     largest = config.batch_size * (len(token_pmf(config.prompts)) - 1)
     if config.max_batched_tokens < largest:
         limit = config.max_batched_tokens

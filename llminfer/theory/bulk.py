@@ -241,7 +241,7 @@ class BulkQueue(WaitLaw):
 class GammaQueue(BulkQueue):
     """The bulk queue of gamma batch times with the true means and variances.
 
-    For curves behind sliders: its means are within 2% of the exact ones, within 0.1%
+    For curves behind sliders: its means are within 5% of the exact ones, within 0.1%
     where decoding takes most of the time, and exact at B = 1. Prompts need no cap.
     """
 

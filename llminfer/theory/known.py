@@ -26,11 +26,13 @@ from llminfer.theory.assumptions import (
     is_first_come,
     least_batch,
     listed,
+    one_server,
     poisson,
     served_by,
     single,
     steady,
     unlimited,
+    without_kv_limit,
 )
 from llminfer.theory.bulk import BulkQueue, GammaQueue
 from llminfer.theory.continuous_chain import (
@@ -44,6 +46,7 @@ from llminfer.theory.single_server import (
     PolicyQueue,
     PriorityWaits,
     check_load,
+    orders_as,
 )
 
 _DOUBLINGS = (1, 2, 4, 8, 16, 32, 64, 128)
@@ -143,7 +146,7 @@ _chained = lru_cache(maxsize=32)(ContinuousChain)
 def mean_latency(config: SimulationConfig) -> float | None:
     """E[latency], seconds, if theory has it in a moment: for curves behind sliders.
 
-    Exact at batch size 1 under FCFS or SJF, and for ``continuous``; within 2% for
+    Exact at batch size 1 under FCFS or SJF, and for ``continuous``; within 5% for
     other static batches under FCFS (``GammaQueue``). None where no theory applies, or
     the load is 1 or more. Up to 50 ms, most of it for 32 continuous seats.
 
@@ -219,7 +222,11 @@ def priority(config: SimulationConfig) -> PriorityWaits:
     shares = tuple(its.share for its in config.classes) or (1.0,)
     parts = (config.step_time, listed(config, "prompt"), listed(config, "output"))
     law = PolicyQueue(*parts, shares)
-    return law.waits(config.arrival_rate, config.policy())
+    waits = law.waits(config.arrival_rate, config.policy())
+    if not math.isclose(waits.mean_work, conserved_work(config), rel_tol=1e-6):
+        must = "a law whose table keeps E[S W], which no policy changes"
+        raise fail("prompt_length_dist", config.prompt_length_dist, must)
+    return waits
 
 
 def conserved_work(config: SimulationConfig) -> float:
@@ -258,7 +265,7 @@ def assembly_bound(config: SimulationConfig) -> float:
 
 
 def largest_rate(config: SimulationConfig) -> float:
-    """1 / (alpha E[P]), requests a second: what no batch size can exceed.
+    """1 / (alpha E[P]) a server, requests a second: what no batch size can exceed.
 
     Raises:
         ConfigError: ``delta`` or ``kappa`` is above 0, or ``alpha`` is 0.
@@ -270,7 +277,7 @@ def largest_rate(config: SimulationConfig) -> float:
         if getattr(config, name) > 0.0:
             raise fail(name, getattr(config, name), "0 for this limit")
     number("alpha", config.alpha, above=0.0)
-    return 1.0 / (config.alpha * config.prompts.expectation())
+    return config.replicas / (config.alpha * config.prompts.expectation())
 
 
 def stability(
@@ -278,7 +285,10 @@ def stability(
 ) -> pd.DataFrame:
     """A row a batch size: what it carries, and how waits grow beyond that.
 
-    Any arrivals, any policy that does not look at lengths, all five coefficients.
+    Any arrivals, any policy that does not look at lengths, all five coefficients, all
+    replicas. With continuous batching the rate is exact for geometric outputs without
+    a KV limit. Constant ones, which stay in lockstep and pay beta once a round, carry
+    more; under a KV limit it is an upper bound.
 
     Args:
         config: Everything but the batch size.
@@ -286,9 +296,9 @@ def stability(
 
     Returns:
         ``batch_size``; ``batch_time`` E[T_B], seconds; ``max_rate`` lambda*(B) =
-        B / E[T_B]; ``load`` lambda / lambda*(B); ``growth`` of the wait, seconds a
-        second (0 when stable); ``continuous_max_rate`` and ``continuous_load``, the
-        same with continuous batching (``saturation_rate``).
+        B / E[T_B] a server; ``load`` lambda / lambda*(B); ``growth`` of the wait,
+        seconds a second (0 when stable); ``continuous_max_rate`` and
+        ``continuous_load``, the same with continuous batching.
 
     >>> table = stability(SimulationConfig(arrival_rate=4.0), [1, 8])
     >>> table[["batch_size", "max_rate", "load"]].round(2)
@@ -296,17 +306,17 @@ def stability(
     0           1      3.74  1.07
     1           8      5.47  0.73
     """
-    config = config.replace(server="static", replicas=1)
-    rate = config.arrivals.mean(config.num_requests)
-    parts = (config.step_time, config.prompts, config.outputs)
+    rate, servers = config.arrivals.mean(config.num_requests), config.replicas
+    static = config.replace(server="static", replicas=1)
+    continuous = config.replace(server="continuous")
     rows = []
     for size in batch_sizes:
         b = whole("batch_sizes", size, 1)
-        most, joined = config.stable_rate(b), saturation_rate(*parts, b)
+        most, joined = (c.stable_rate(b) * servers for c in (static, continuous))
         rows.append(
             {
                 "batch_size": b,
-                "batch_time": b / most,
+                "batch_time": servers * b / most,
                 "max_rate": most,
                 "load": rate / most,
                 "growth": max(rate / most - 1.0, 0.0),
@@ -392,14 +402,18 @@ def product_form(config: SimulationConfig) -> ProductForm:
     """Decode without batch limit or prefill: a step of gamma + delta n.
 
     Raises:
-        ConfigError: ``alpha``, ``beta`` or ``kappa`` is above 0, or arrivals or load
-            are outside the form.
+        ConfigError: ``alpha``, ``beta`` or ``kappa`` is above 0, or server, arrivals
+            or load are outside the form.
 
-    >>> config = SimulationConfig(alpha=0.0, beta=0.0, gamma=0.02, delta=0.001)
+    >>> config = SimulationConfig(server="continuous")
+    >>> config = config.replace(alpha=0.0, beta=0.0, gamma=0.02, delta=0.001)
     >>> round(product_form(config.replace(arrival_rate=3.0)).mean_number, 2)
     8.95
     """
+    served_by("continuous", config)
     poisson(config)
+    one_server(config)
+    without_kv_limit(config)
     for name in ("alpha", "beta", "kappa"):
         if getattr(config, name) > 0.0:
             raise fail(name, getattr(config, name), "0 for the product form")
@@ -412,6 +426,6 @@ def _alone(config: SimulationConfig) -> BatchTime:
 
 
 def _by_prompt(config: SimulationConfig) -> PriorityWaits:
-    if not isinstance(config.policy(), SJFPolicy):
+    if not orders_as(config.policy(), SJFPolicy):
         raise fail("scheduling_policy", config.policy().name, "FCFS or SJF for a curve")
     return priority(config)

@@ -49,6 +49,17 @@ def check_load(arrival_rate: float, limit: float) -> None:
         raise fail("arrival_rate", arrival_rate, must)
 
 
+def orders_as(policy: SchedulingPolicy, kind: type[KeyedPolicy]) -> bool:
+    """Whether a policy orders requests just as ``kind`` does: a subclass may not.
+
+    >>> orders_as(SJFPolicy(), FCFSPolicy)
+    False
+    """
+    own = type(policy)
+    sorts = own.sort_requests is kind.sort_requests
+    return sorts and getattr(own, "keys", None) is kind.keys
+
+
 @dataclass(frozen=True)
 class MG1(WaitLaw):
     """The wait in a FCFS queue with one server and Poisson arrivals.
@@ -302,11 +313,11 @@ class PolicyQueue:
 
         Raises:
             ConfigError: The policy's key is not fixed on arrival, or looks at the time
-                of arrival, or the load is 1 or more.
+                of arrival or the request's number, or the load is 1 or more.
         """
         time = BatchTime(self.step_time, self.prompts, self.outputs)
         second = time.moment(2)
-        if isinstance(policy, FCFSPolicy):
+        if orders_as(policy, FCFSPolicy):
             return by_key(arrival_rate, [0], [1], [time.moment(1)], second)
         pmf, law = token_pmf(self.prompts), self.step_time
         prompt = np.flatnonzero(pmf)[:, None]
@@ -328,12 +339,17 @@ class PolicyQueue:
         self, policy: SchedulingPolicy, prompt: IntArray
     ) -> tuple[_Outputs, list[FloatArray]]:
         """Cells of outputs, and a key for each prompt and cell, a column a class."""
-        if isinstance(policy, SJFPolicy):
+        if orders_as(policy, SJFPolicy):
             return _Outputs.unseen(self.outputs), [prompt.ravel().astype(np.float64)]
-        if isinstance(policy, PredictedSJFPolicy) and policy.prediction_sigma > 0.0:
+        noisy = type(policy) is PredictedSJFPolicy  # a subclass may guess otherwise
+        if isinstance(policy, PredictedSJFPolicy) and noisy and policy.prediction_sigma:
             outputs = _Outputs.predicted(self.outputs, policy.prediction_sigma)
             return outputs, [policy.estimated_time(prompt, outputs.seen).ravel()]
-        if not isinstance(policy, KeyedPolicy):
+        sorts = type(policy).sort_requests
+        if (
+            not isinstance(policy, KeyedPolicy)
+            or sorts is not KeyedPolicy.sort_requests
+        ):
             raise fail("scheduling_policy", policy.name, "one whose key never changes")
         outputs = _Outputs.exact(self.outputs)
         shape = len(prompt), len(outputs.seen)
@@ -344,8 +360,8 @@ class PolicyQueue:
         for kind in range(len(self.shares)):
             waiting = Waiting(number, now, tokens, longer, number + kind)
             keys.append(policy.keys(waiting))
-            later = policy.keys(waiting._replace(arrival_time=now + 1e6))
-            if (later != keys[-1]).any():
-                must = "one whose key does not look at the arrival time"
+            another = waiting._replace(arrival_time=now + 1e6, id=number + 977)
+            if (policy.keys(another) != keys[-1]).any():
+                must = "one whose key looks at nothing but lengths and class"
                 raise fail("scheduling_policy", policy.name, must)
         return outputs, keys
