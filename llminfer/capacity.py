@@ -12,7 +12,7 @@ import pandas as pd
 from llminfer.base.arrays import IntArray
 from llminfer.base.errors import ConfigError, fail, number, whole
 from llminfer.config import SimulationConfig
-from llminfer.experiment import Metrics, Row, in_parallel
+from llminfer.experiment import Metrics, Row, in_parallel, replicated
 from llminfer.record import RunRecord
 from llminfer.stats.intervals import jackknife
 from llminfer.workload import Workload
@@ -141,17 +141,9 @@ def capacity(
     """
     plan = Plan(workload, replications, n_jobs, random_seed_start)
     trials = Trials(config, slo, plan, number("tolerance", tolerance, above=0.0))
-    low, high = trials.bracket()
-    while high / low - 1.0 > tolerance:
-        middle = math.sqrt(low * high)
-        low, high = (middle, high) if trials.meets(middle) else (low, middle)
-    return Capacity(
-        low,
-        (low, high),
-        trials.interval(low),
-        trials.metrics(low),
-        tried("rate", trials.rows),
-    )
+    low, high = trials.search()
+    interval, evaluated = trials.interval(low), tried("rate", trials.rows)
+    return Capacity(low, (low, high), interval, trials.metrics(low), evaluated)
 
 
 def largest_rates(runs: pd.DataFrame, metric: str, limit: float) -> pd.Series:
@@ -196,9 +188,8 @@ class Plan:
     def configs(self, config: SimulationConfig) -> list[SimulationConfig]:
         """A configuration a replication, with its seed; one for a trace."""
         whole("replications", self.replications, 1)
-        first = whole("random_seed_start", self.first_seed, 0)
         runs = self.replications if self.workload is None else 1
-        return [config.replace(random_seed=first + i) for i in range(runs)]
+        return replicated(config, runs, self.first_seed)
 
     def requests(self, config: SimulationConfig) -> Workload:
         """The requests of one replication, at a mean rate of 1 a second."""
@@ -290,7 +281,15 @@ class Trials:
         """What was found at ``rate``."""
         return {k: v for k, v in self.rows[rate].items() if k != "meets"}
 
-    def bracket(self) -> tuple[float, float]:
+    def search(self) -> tuple[float, float]:
+        """The largest rate that keeps the limits, and the next, which breaks them."""
+        low, high = self._bracket()
+        while high / low - 1.0 > self.tolerance:
+            middle = math.sqrt(low * high)
+            low, high = (middle, high) if self.meets(middle) else (low, middle)
+        return low, high
+
+    def _bracket(self) -> tuple[float, float]:
         """A rate that keeps the limits, and a higher one that breaks them."""
         rate = self._carried()
         if self.meets(rate):
@@ -322,10 +321,8 @@ class Trials:
         law, timeout = self.config.step_time, self.config.batch_timeout or 0.0
         alone = []
         for its in self._requests:
-            prompt, output = (
-                its.prompt_length.astype(np.float64),
-                its.output_length.astype(np.float64),
-            )
+            prompt = its.prompt_length.astype(np.float64)
+            output = its.output_length.astype(np.float64)
             steps = law.alone_stepwise(prompt, output, self.config.max_batched_tokens)
             longest = np.maximum(steps, law.alone(prompt, output)).max() + timeout
             times = 2.0 * float(longest) * np.arange(len(its), dtype=np.float64)
@@ -373,17 +370,11 @@ class Trials:
 
 def _times(config: SimulationConfig, record: RunRecord) -> Row:
     """Columns of the measured requests, and how many waited when the last one came."""
-    measured = slice(config.warmup_requests, None)
-    arrival, first = record.arrival_time[measured], record.first_token_time[measured]
-    end, output = record.processing_end_time[measured], record.output_length[measured]
-    with np.errstate(divide="ignore", invalid="ignore"):
-        tpot = np.where(output > 1, (end - first) / (output - 1), np.nan)
+    skip = config.warmup_requests
     waiting = np.sum(record.processing_start_time > record.arrival_time[-1])
     return {
-        "ttft": first - arrival,
-        "tpot": tpot,
-        "latency": end - arrival,
-        "output": output,
+        **{name: getattr(record, name)[skip:] for name in _TIMES},
+        "output": record.output_length[skip:],
         "waiting": np.array([float(waiting)]),
     }
 

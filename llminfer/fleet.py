@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import pandas as pd
 
 from llminfer.base.errors import number, whole
-from llminfer.capacity import SLO, Plan, Trials, capacity, tried
+from llminfer.capacity import SLO, Plan, Trials, tried
 from llminfer.config import SimulationConfig
 from llminfer.experiment import Metrics, Row
 from llminfer.workload import Workload
@@ -105,25 +105,13 @@ def _search(
         rows[n] = trials.rows[rate]
         return kept
 
-    n = math.ceil(rate / _alone(one, slo, plan))
+    alone, _ = Trials(one, slo, plan).search()
+    n = math.ceil(rate / alone)
     while not meets(n):
         n += 1
     while n > 1 and n - 1 not in rows and meets(n - 1):
         n -= 1
     return n, rows
-
-
-def _alone(one: SimulationConfig, slo: SLO, plan: Plan) -> float:
-    """The capacity of one replica, requests a second."""
-    found = capacity(
-        one,
-        slo,
-        plan.workload,
-        replications=plan.replications,
-        n_jobs=plan.n_jobs,
-        random_seed_start=plan.first_seed,
-    )
-    return found.rate
 
 
 def _several(config: SimulationConfig, n: int, plan: Plan) -> SimulationConfig:

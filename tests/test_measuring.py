@@ -15,8 +15,9 @@ LONG = BASE.replace(num_requests=9500)
 
 
 @pytest.fixture
-def measurement():
-    return Measurement(replications=3)
+def measurement(monkeypatch):
+    monkeypatch.setattr(Measurement, "replications", 3)
+    return Measurement()
 
 
 def finish(measurement):

@@ -66,7 +66,6 @@ def test_an_interval_covers_what_lies_in_it():
     assert coverage.covers(values, 4.96)
     assert not coverage.covers(values, 1.03)
     assert not coverage.covers(values, 4.97)
-    assert coverage.covers(values, 4.97, confidence=0.99)
 
 
 @pytest.mark.parametrize(("k", "n"), [(0, 7), (3, 10), (943, 1000), (5, 5)])

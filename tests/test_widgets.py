@@ -150,4 +150,4 @@ def test_the_batch_size_picture_shows_both_rules_and_the_capacity():
     assert (
         capacity[list(sizes).index(32)] == BASE.replace(batch_size=32).max_stable_rate
     )
-    assert curve(panel, "full mean")[1, -1] > curve(panel, "greedy mean")[1, -1]
+    assert curve(panel, "until full mean")[1, -1] > curve(panel, "at once mean")[1, -1]

@@ -11,6 +11,7 @@ from llminfer.panels.picture import (
     GOOD_ENOUGH,
     Curve,
     Picture,
+    Shown,
     distribution,
     over_shares,
 )
@@ -54,9 +55,7 @@ class ContinuousPicture(Picture):
             ax.set_xlim(0.0, 1.0)
         held.set_xlabel("time, share of the continuous run")
 
-    def compute(
-        self, config: SimulationConfig
-    ) -> tuple[dict[str, Curve], dict[str, str]]:
+    def compute(self, config: SimulationConfig) -> Shown:
         few = config.replace(num_requests=self.requests, warmup_requests=_SKIPPED)
         requests = Workload.generate(few)
         servers = {
@@ -68,11 +67,8 @@ class ContinuousPicture(Picture):
         for name, server in servers.items():
             record = simulate(server, requests)
             found = MetricsCollector.compute_metrics(record, _SKIPPED)
-            arrival = record.arrival_time
-            ttft = (record.first_token_time - arrival)[_SKIPPED:]
-            latency = (record.processing_end_time - arrival)[_SKIPPED:]
-            curves[f"{name} ttft"] = distribution(ttft)
-            curves[f"{name} latency"] = distribution(latency)
+            curves[f"{name} ttft"] = distribution(record.ttft[_SKIPPED:])
+            curves[f"{name} latency"] = distribution(record.latency[_SKIPPED:])
             for time in ("ttft", "tpot", "latency"):
                 label = time if time == "latency" else time.upper()
                 readings[f"p99 {label}, {name}"] = f"{found[f'p99_{time}']:.3g} s"

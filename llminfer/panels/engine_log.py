@@ -14,7 +14,7 @@ from llminfer.calibrate import MEASURES, Calibration
 from llminfer.config import SimulationConfig
 from llminfer.data.logs import ServedLog
 from llminfer.experiment import simulate
-from llminfer.panels.picture import Curve, Picture
+from llminfer.panels.picture import Curve, Picture, Shown
 from llminfer.report.figures import COLORS, look
 from llminfer.timeseries import queue_length, running
 
@@ -47,9 +47,8 @@ def counts_over_time(
 def distribution(ax: Axes, calibration: Calibration, measure: str) -> None:
     """The share of the held-back requests within a time, measured and simulated."""
     part = ~calibration.fitted
-    for i, (name, log) in enumerate(
-        (("measured", calibration.log), ("simulated", calibration.simulated))
-    ):
+    logs = {"measured": calibration.log, "simulated": calibration.simulated}
+    for i, (name, log) in enumerate(logs.items()):
         x, y = _shares(getattr(log, measure)[part])
         ax.plot(x, y, label=name, **{**look(i), "marker": ""})
     ax.set(xlabel=f"{NAMES[measure]}, seconds", ylim=(0.0, 1.02))
@@ -59,10 +58,8 @@ def residuals(ax: Axes, calibration: Calibration) -> None:
     """Relative errors by when a request completed; what was fitted lies on grey."""
     table = calibration.residuals()
     for i, measure in enumerate(MEASURES):
-        errors = 100.0 * table[measure]
-        ax.plot(
-            table["completed"], errors, color=COLORS[i], label=NAMES[measure], **_MARKS
-        )
+        style = {"color": COLORS[i], "label": NAMES[measure], **_MARKS}
+        ax.plot(table["completed"], 100.0 * table[measure], **style)
     cut = table.loc[table["fitted"], "completed"].max()
     ax.axvspan(0.0, cut, color="#eeeeee", zorder=0)
     ax.axhline(0.0, color="black", linewidth=0.8)
@@ -87,9 +84,8 @@ class LogPicture(Picture):
         self.requests = len(log)
 
     def compose(self, figure: Figure) -> None:
-        for ax, i, measure in zip(
-            figure.subplots(1, 3, sharey=True), range(3), MEASURES, strict=True
-        ):
+        axes = zip(figure.subplots(1, 3, sharey=True), MEASURES, strict=True)
+        for i, (ax, measure) in enumerate(axes):
             x, y = _shares(getattr(self.log, measure))
             ax.plot(x, y, color="black", label="measured")
             self.add(ax, measure, i, "simulated")
@@ -98,9 +94,7 @@ class LogPicture(Picture):
             ax.legend(loc="lower right")
         figure.axes[0].set_ylabel("share of requests")
 
-    def compute(
-        self, config: SimulationConfig
-    ) -> tuple[dict[str, Curve], dict[str, str]]:
+    def compute(self, config: SimulationConfig) -> Shown:
         own = config.replace(num_requests=self.requests, warmup_requests=0)
         served = ServedLog.from_record(simulate(own, self.log.workload))
         curves = {name: _shares(getattr(served, name)) for name in MEASURES}

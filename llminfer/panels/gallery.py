@@ -10,11 +10,7 @@ from llminfer.timing import PRESETS
 
 REPORT = SimulationConfig(  # the course report's server
     arrival_rate=4.0,  # requests/s
-    prompt_dist_params={
-        "mu": 4,
-        "sigma": 1.5,
-        "max": 8192,
-    },  # tokens, up to the context
+    prompt_dist_params={"mu": 4, "sigma": 1.5, "max": 8192},  # up to the context
     batch_size=32,
     batch_timeout=0.0,  # go at once with what is there
     num_requests=10_500,  # of which 500 warm up

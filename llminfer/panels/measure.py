@@ -13,7 +13,7 @@ from llminfer.base.errors import ConfigError
 from llminfer.config import SimulationConfig
 from llminfer.experiment import metrics_of, replicated, simulate
 from llminfer.panels import html
-from llminfer.stats.intervals import compute_confidence_interval, pooled_quantile
+from llminfer.stats.intervals import Estimate, pooled_quantile
 
 _MEANS: Mapping[str, tuple[str, float, str]] = {  # name, scale, unit
     "avg_latency": ("mean latency", 1.0, "s"),
@@ -29,21 +29,19 @@ class Measurement(w.Box):  # type: ignore[misc]
 
     The runs go on in a thread, one after another, and the sliders stay alive; to move
     one cancels them.
-
-    Args:
-        replications: Independent runs of a measurement.
     """
 
-    def __init__(self, replications: int = 30) -> None:
-        self.replications = replications
+    replications = 30  # independent runs of a measurement
+
+    def __init__(self) -> None:
         self.start = w.Button(
-            description=f"Measure ({replications} runs)",
-            tooltip=f"{replications} independent runs, for 95% intervals",
+            description=f"Measure ({self.replications} runs)",
+            tooltip=f"{self.replications} independent runs, for 95% intervals",
             layout=w.Layout(width="auto"),
         )
         self.cancel = w.Button(description="Cancel", disabled=True)
         self.progress = w.IntProgress(
-            max=replications, layout=w.Layout(width="160px", visibility="hidden")
+            max=self.replications, layout=w.Layout(width="160px", visibility="hidden")
         )
         self.result = w.HTML()
         self.thread: threading.Thread | None = None
@@ -91,8 +89,7 @@ class Measurement(w.Box):  # type: ignore[misc]
                 if stop.is_set():
                     return
                 rows.append(metrics_of(own, record))
-                latency = record.processing_end_time - record.arrival_time
-                latencies.append(latency[own.warmup_requests :])
+                latencies.append(record.latency[own.warmup_requests :])
                 self.progress.value = len(rows)
             said = html.readings(_intervals(rows, latencies))
         except Exception as error:  # in a thread nobody else would see it
@@ -110,22 +107,18 @@ def _intervals(
     for name, (label, scale, unit) in _MEANS.items():
         values = scale * np.array([row[name] for row in rows])
         if np.isfinite(values).all():
-            estimate = compute_confidence_interval(values)
-            half = estimate["ci_upper"] - estimate["mean"]
-            shown[label] = f"{_with_half(estimate['mean'], half)} {unit}"
+            shown[label] = f"{_with_half(Estimate.of_mean(values))} {unit}"
     for q, label in ((0.5, "median"), (0.99, "p99")):
         try:
-            pooled = pooled_quantile(latencies, q)
+            shown[label] = f"{_with_half(pooled_quantile(latencies, q))} s"
         except ConfigError:  # runs too short for this quantile have no interval
             shown[label] = "runs too short for an interval"
-            continue
-        half = pooled.upper - pooled.value
-        shown[label] = f"{_with_half(pooled.value, half)} s"
     return shown
 
 
-def _with_half(value: float, half: float) -> str:
+def _with_half(found: Estimate) -> str:
     """``1.234 ± 0.056``: the half-width to two digits, the value as far."""
+    value, half = found.value, found.upper - found.value
     if not half > 0.0:
         return f"{value:.4g}"
     digits = max(0, 1 - int(np.floor(np.log10(half))))

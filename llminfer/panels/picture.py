@@ -32,9 +32,11 @@ from llminfer.report.figures import (
 from llminfer.theory.known import latency_curve
 from llminfer.workload import Workload
 
-Curve = tuple[FloatArray, FloatArray]
+Curve = tuple[FloatArray, FloatArray]  # points, x and y
+Shown = tuple[dict[str, Curve], dict[str, str]]  # curves and readings, by name
 SHARES = np.linspace(0.0, 1.0, 101)
 BATCH_LIMITS = (1, 2, 4, 8, 16, 32, 64, 128)
+TIMEOUTS: Mapping[str, float | None] = {"at once": 0.0, "until full": None}
 GOOD_ENOUGH = (1.0, 0.1)  # limits of TTFT and TPOT, seconds
 _SCREEN: Any = {
     **STYLE,
@@ -82,9 +84,7 @@ class Picture(ABC):
         """Make the axes, and a line for each curve with ``add``."""
 
     @abstractmethod
-    def compute(
-        self, config: SimulationConfig
-    ) -> tuple[dict[str, Curve], dict[str, str]]:
+    def compute(self, config: SimulationConfig) -> Shown:
         """The curves of a configuration by name, and readings to show as text."""
 
     def add(
@@ -142,21 +142,18 @@ class LatencyPicture(Picture):
         self.add(right, "here", 6, "now", marker="o", linestyle="none")
         right.legend(loc="upper left")
 
-    def compute(
-        self, config: SimulationConfig
-    ) -> tuple[dict[str, Curve], dict[str, str]]:
+    def compute(self, config: SimulationConfig) -> Shown:
         own = config.replace(num_requests=self.requests, warmup_requests=300)
         requests = Workload.generate(own)
         record = simulate(own, requests)
-        metrics = MetricsCollector.compute_metrics(record, own.warmup_requests)
-        arrival = record.arrival_time
+        metrics = MetricsCollector.compute_metrics(record, 300)
         steady = own.arrival_pattern == "constant"  # then any rate will do
         mean, p99 = _along(own.replace(arrival_rate=1.0) if steady else own, self.loads)
         loads = np.array(self.loads)
         here = np.array([min(config.offered_load, 1.19)])
         return {
-            "latency": distribution((record.processing_end_time - arrival)[300:]),
-            "ttft": distribution((record.first_token_time - arrival)[300:]),
+            "latency": distribution(record.latency[300:]),
+            "ttft": distribution(record.ttft[300:]),
             "mean": (loads, mean),
             "p99": (loads, p99),
             "theory": (loads, latency_curve(own, self.loads)),
@@ -183,45 +180,30 @@ class BatchSizePicture(Picture):
     """Latency against the batch limit, for both rules of dispatch, and the capacity."""
 
     requests = 1000
-    sizes = BATCH_LIMITS
 
     def compose(self, figure: Figure) -> None:
         left, right = figure.subplots(1, 2)
         over_batch_limits(left, 0.05, 1000.0, "latency, seconds")
-        self.add(left, "greedy p99", 1, "at once, p99")
-        self.add(left, "greedy mean", 0, "at once, mean")
-        self.add(left, "full p99", 3, "until full, p99")
-        self.add(left, "full mean", 2, "until full, mean")
+        for i, rule in enumerate(TIMEOUTS):
+            self.add(left, f"{rule} p99", 2 * i + 1, f"{rule}, p99")
+            self.add(left, f"{rule} mean", 2 * i, f"{rule}, mean")
         left.legend(loc="upper right", ncols=2)
         over_batch_limits(right, 0.1, 100.0, "requests/s")
         self.add(right, "capacity", 0, "most it can carry, λ*(B)")
         self.add(right, "arriving", 1, "arriving, λ")
         right.legend(loc="upper left")
 
-    def compute(
-        self, config: SimulationConfig
-    ) -> tuple[dict[str, Curve], dict[str, str]]:
+    def compute(self, config: SimulationConfig) -> Shown:
         few = config.replace(num_requests=self.requests, warmup_requests=100)
-        requests = Workload.generate(few)
-        sizes = np.array(self.sizes, dtype=np.float64)
-        curves: dict[str, Curve] = {}
-        best: dict[str, tuple[float, int]] = {}
-        for rule, timeout in (("greedy", 0.0), ("full", None)):
-            rows = [
-                mean_and_p99(few.replace(batch_size=b, batch_timeout=timeout), requests)
-                for b in self.sizes
-            ]
-            mean, p99 = np.array(rows).T
+        sizes = np.array(BATCH_LIMITS, dtype=np.float64)
+        capacity = np.array([config.stable_rate(b) for b in BATCH_LIMITS])
+        arriving = np.full(len(sizes), config.arrival_rate)
+        curves = {"capacity": (sizes, capacity), "arriving": (sizes, arriving)}
+        readings = stable_from(stable_limits(config))
+        for rule, (mean, p99) in by_batch_limit(few, BATCH_LIMITS).items():
             curves |= {f"{rule} mean": (sizes, mean), f"{rule} p99": (sizes, p99)}
-            best[rule] = min(zip(p99.tolist(), self.sizes, strict=True))
-        capacity = [config.stable_rate(b) for b in self.sizes]
-        curves["capacity"] = (sizes, np.array(capacity))
-        curves["arriving"] = (sizes, np.full(len(sizes), config.arrival_rate))
-        stable = [b for b in self.sizes if config.stable_rate(b) > few.arrival_rate]
-        readings = stable_from(stable)
-        for rule, name in (("greedy", "at once"), ("full", "until full")):
-            p99, size = best[rule]
-            readings[f"least p99, {name}"] = f"{p99:.3g} s at B = {size}"
+            least, size = min(zip(p99.tolist(), BATCH_LIMITS, strict=True))
+            readings[f"least p99, {rule}"] = f"{least:.3g} s at B = {size}"
         return curves, readings
 
 
@@ -235,6 +217,25 @@ def over_shares(ax: Axes, low: float, high: float, label: str) -> None:
 def distribution(values: FloatArray) -> Curve:
     """The quantiles of ``values``, and the share of them below each."""
     return np.quantile(values, SHARES), SHARES
+
+
+def stable_limits(config: SimulationConfig) -> list[int]:
+    """Those of ``BATCH_LIMITS`` with which the server carries the load."""
+    rate = config.arrival_rate
+    return [b for b in BATCH_LIMITS if config.stable_rate(b) > rate]
+
+
+def by_batch_limit(
+    config: SimulationConfig, sizes: Sequence[int]
+) -> dict[str, FloatArray]:
+    """Mean and p99 of latency by rule of dispatch, seconds, shape (2, sizes)."""
+    requests = Workload.generate(config)
+    found = {}
+    for rule, timeout in TIMEOUTS.items():
+        at = config.replace(batch_timeout=timeout)
+        rows = [mean_and_p99(at.replace(batch_size=b), requests) for b in sizes]
+        found[rule] = np.array(rows).reshape(-1, 2).T
+    return found
 
 
 def stable_from(sizes: Sequence[float]) -> dict[str, str]:
@@ -262,7 +263,5 @@ def _along(config: SimulationConfig, loads: tuple[float, ...]) -> FloatArray:
 def mean_and_p99(config: SimulationConfig, requests: Workload) -> tuple[float, float]:
     """Mean and p99 of latency, seconds, without the warm-up."""
     record = simulate(config, requests)
-    latency = (record.processing_end_time - record.arrival_time)[
-        config.warmup_requests :
-    ]
+    latency = record.latency[config.warmup_requests :]
     return float(latency.mean()), float(np.quantile(latency, 0.99))

@@ -15,7 +15,7 @@ from llminfer.config import SimulationConfig
 from llminfer.experiment import simulate
 from llminfer.panels.controls import CONTROLS, Control, Widgets, log
 from llminfer.panels.panel import Panel
-from llminfer.panels.picture import Curve, Picture, distribution, over_shares
+from llminfer.panels.picture import Curve, Picture, Shown, distribution, over_shares
 from llminfer.policies import POLICIES
 from llminfer.workload import Workload
 
@@ -43,9 +43,7 @@ class PolicyPicture(Picture):
         self.add(ax, group, 0 if group == "short" else 1, "the policy")
         ax.legend(loc="lower right")
 
-    def compute(
-        self, config: SimulationConfig
-    ) -> tuple[dict[str, Curve], dict[str, str]]:
+    def compute(self, config: SimulationConfig) -> Shown:
         few = config.replace(num_requests=self.requests, warmup_requests=300)
         requests = Workload.generate(few)
         fcfs = few.replace(scheduling_policy="FCFS", scheduling_policy_params={})
@@ -53,7 +51,7 @@ class PolicyPicture(Picture):
         readings: dict[str, str] = {}
         for name, run in (("", few), (" FCFS", fcfs)):
             record = simulate(run, requests)
-            latency = (record.processing_end_time - record.arrival_time)[300:]
+            latency = record.latency[300:]
             long = record.prompt_length[300:] > config.prompts.expectation()
             readings[f"mean{name}"] = f"{latency.mean():.3g} s"
             for group, its in (("short", latency[~long]), ("long", latency[long])):

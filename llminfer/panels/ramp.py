@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from llminfer.config import SimulationConfig
 from llminfer.experiment import simulate
-from llminfer.panels.picture import Curve, Picture
+from llminfer.panels.picture import Curve, Picture, Shown
 from llminfer.report.figures import log_axis
 from llminfer.study.early_warning import judge, warning_signals
 
@@ -44,9 +44,7 @@ class RampPicture(Picture):
             ax.axvline(1.0, color="#b00020", linewidth=1.0)
             ax.legend(loc="upper left")
 
-    def compute(
-        self, config: SimulationConfig
-    ) -> tuple[dict[str, Curve], dict[str, str]]:
+    def compute(self, config: SimulationConfig) -> Shown:
         climb = np.array([config.arrival_pattern_params["duration"]])
         expected = math.ceil(float(config.arrivals.cumulative(climb)[0]))
         most = min(expected, self.requests)

@@ -19,7 +19,7 @@ from llminfer.config import SimulationConfig
 from llminfer.experiment import simulate
 from llminfer.panels import html
 from llminfer.panels.panel import IMAGE
-from llminfer.panels.picture import Curve, Picture
+from llminfer.panels.picture import Curve, Picture, Shown
 from llminfer.record import RunRecord
 from llminfer.report import timeline
 from llminfer.report.tables import figures_dir
@@ -127,9 +127,7 @@ class StoryPicture(Picture):
         )
         return path
 
-    def compute(
-        self, config: SimulationConfig
-    ) -> tuple[dict[str, Curve], dict[str, str]]:
+    def compute(self, config: SimulationConfig) -> Shown:
         now = float(self.moments[self.now])
         curves: dict[str, Curve] = {}
         said = {"time": f"{now:.2f} s"}
@@ -147,9 +145,7 @@ def _bars(start: FloatArray, end: FloatArray) -> Curve:
     gap = np.full(len(start), np.nan)
     rows = np.arange(1.0, len(start) + 1.0)
     here = np.where(end > start, rows, np.nan)
-    return np.column_stack([start, end, gap]).ravel(), np.column_stack(
-        [here] * 3
-    ).ravel()
+    return np.column_stack([start, end, gap]).ravel(), np.repeat(here, 3)
 
 
 def _told(own: Phases, now: float) -> str:

@@ -14,7 +14,7 @@ from llminfer.config import SERVERS, SimulationConfig
 from llminfer.experiment import simulate
 from llminfer.panels.controls import Control, log
 from llminfer.panels.panel import Panel
-from llminfer.panels.picture import Curve, Picture, distribution, over_shares
+from llminfer.panels.picture import Curve, Picture, Shown, distribution, over_shares
 from llminfer.report.figures import log_axis
 from llminfer.study.traffic import token_times, twin
 from llminfer.workload import Workload
@@ -57,19 +57,15 @@ class TrafficPicture(Picture):
         self.add(ax, name, i, f"{of}trace", linestyle=dashes[0])
         self.add(ax, f"{name} twin", i, f"{of}its twin", linestyle=dashes[1])
 
-    def compute(
-        self, config: SimulationConfig
-    ) -> tuple[dict[str, Curve], dict[str, str]]:
+    def compute(self, config: SimulationConfig) -> Shown:
         trace = self.traces[self.chosen]
         n = len(trace)
         few = config.replace(num_requests=n, warmup_requests=0)
         pace = config.arrival_rate / self.twins[self.chosen]["arrival_rate"]
         curves: dict[str, Curve] = {}
         readings: dict[str, str] = {}
-        for tail, requests in (
-            ("", trace.scaled(pace)),
-            (" twin", Workload.generate(few)),
-        ):
+        both = {"": trace.scaled(pace), " twin": Workload.generate(few)}
+        for tail, requests in both.items():
             times = token_times(simulate(few, requests))
             for name, its in times.items():
                 curves[f"{name}{tail}"] = distribution(its)
@@ -129,9 +125,7 @@ class TrafficPanel(Panel):
         sizes = {"options": [2**k for k in range(9)]}
         controls = (
             TraceControl("trace", "trace", w.Dropdown, names, picture=picture),
-            PaceControl(
-                "pace", "× its own rate", w.FloatLogSlider, pace, own_rate=own_rate
-            ),
+            PaceControl("pace", "× its own rate", options=pace, own_rate=own_rate),
             Control("server", "server", w.Dropdown, servers),
             "scheduling_policy",
             Control("batch_size", "batch limit B", w.SelectionSlider, sizes),

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from llminfer.config import SimulationConfig
 from llminfer.experiment import simulate
-from llminfer.panels.picture import Curve, Picture
+from llminfer.panels.picture import Curve, Picture, Shown
 from llminfer.report.figures import log_axis
 from llminfer.study.measures import over_a_wave
 from llminfer.workload import Workload
@@ -42,9 +42,7 @@ class WavePicture(Picture):
         right.set_ylabel("p99 latency, seconds")
         left.legend(loc="lower left", bbox_to_anchor=(0.0, 1.0), ncols=4)
 
-    def compute(
-        self, config: SimulationConfig
-    ) -> tuple[dict[str, Curve], dict[str, str]]:
+    def compute(self, config: SimulationConfig) -> Shown:
         mean = config.arrival_rate
         period = self.requests / 2.0 / mean
         wave = config.replace(

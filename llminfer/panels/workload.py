@@ -15,16 +15,16 @@ from llminfer.laws.lengths import LengthLaw
 from llminfer.panels.controls import Control, Widgets
 from llminfer.panels.panel import Panel
 from llminfer.panels.picture import (
-    BATCH_LIMITS,
+    TIMEOUTS,
     Curve,
     Picture,
-    mean_and_p99,
+    Shown,
+    by_batch_limit,
     over_batch_limits,
     stable_from,
+    stable_limits,
 )
-from llminfer.workload import Workload
 
-_RULES = {"at once": 0.0, "until full": None}
 _LENGTHS = np.unique(np.geomspace(1.0, 8192.0, 200).round())  # tokens
 
 
@@ -32,12 +32,11 @@ class WorkloadPicture(Picture):
     """p99 against the batch limit, for both rules of dispatch, and the prompts."""
 
     requests = 1000
-    sizes = BATCH_LIMITS
 
     def compose(self, figure: Figure) -> None:
         left, right = figure.subplots(1, 2)
         over_batch_limits(left, 0.3, 300.0, "p99 latency, seconds")
-        for i, rule in enumerate(_RULES):
+        for i, rule in enumerate(TIMEOUTS):
             self.add(left, rule, i, rule)
         ring = {"marker": "o", "linestyle": "none", "markerfacecolor": "none"}
         self.add(left, "best", 6, "the best", **ring)
@@ -49,28 +48,22 @@ class WorkloadPicture(Picture):
         self.add(right, "tokens", 3, "of all prompt tokens")
         right.legend(loc="lower left", bbox_to_anchor=(0.0, 1.0), ncols=2)
 
-    def compute(
-        self, config: SimulationConfig
-    ) -> tuple[dict[str, Curve], dict[str, str]]:
+    def compute(self, config: SimulationConfig) -> Shown:
         few = config.replace(num_requests=self.requests, warmup_requests=100)
-        requests = Workload.generate(few)
-        rate = config.arrival_rate
-        sizes = [b for b in self.sizes if config.stable_rate(b) > rate]
-        curves: dict[str, Curve] = {}
+        sizes = stable_limits(config)
+        curves = _shares(config.prompts)
         readings = stable_from(sizes)
-        best: list[tuple[float, int]] = []
-        for rule, timeout in _RULES.items():
-            at = few.replace(batch_timeout=timeout)
-            p99 = [mean_and_p99(at.replace(batch_size=b), requests)[1] for b in sizes]
-            curves[rule] = (np.array(sizes), np.array(p99))
+        best: list[tuple[int, float]] = []
+        for rule, (_, p99) in by_batch_limit(few, sizes).items():
+            curves[rule] = (np.array(sizes), p99)
             if sizes:
-                best.append(min(zip(p99, sizes, strict=True)))
-                readings[f"best, {rule}"] = (
-                    f"B = {best[-1][1]} with {best[-1][0]:.3g} s"
-                )
-        limits, least = np.array([b for _, b in best]), np.array([s for s, _ in best])
+                best.append((sizes[p99.argmin()], p99.min()))
+                readings[f"best, {rule}"] = "B = {} with {:.3g} s".format(*best[-1])
+        limits, least = np.array(best).reshape(-1, 2).T
         curves["best"] = (limits, least)
-        return curves | _shares(config.prompts), readings | _moments(config.prompts)
+        mean, deviation = config.prompts.expectation(), config.prompts.variance() ** 0.5
+        moments = f"mean {mean:.0f}, standard deviation {deviation:.0f} tokens"
+        return curves, readings | {"prompts": moments}
 
 
 def _shares(prompts: LengthLaw) -> dict[str, Curve]:
@@ -82,11 +75,6 @@ def _shares(prompts: LengthLaw) -> dict[str, Curve]:
         "requests": (_LENGTHS, chance.cumsum()[at]),
         "tokens": (_LENGTHS, tokens.cumsum()[at] / tokens.sum()),
     }
-
-
-def _moments(prompts: LengthLaw) -> dict[str, str]:
-    mean, deviation = prompts.expectation(), prompts.variance() ** 0.5
-    return {"prompts": f"mean {mean:.0f}, standard deviation {deviation:.0f} tokens"}
 
 
 class Shape(NamedTuple):
@@ -104,15 +92,10 @@ def _steps(low: float, high: float, step: float) -> list[float]:
     return [round(low + i * step, 2) for i in range(round((high - low) / step) + 1)]
 
 
-_CAP = {"max": 8192}  # tokens, the context
+_FROM_10, _CAP = {"min": 10}, {"max": 8192}  # tokens; the most is the context
 SHAPES: Mapping[str, Shape] = {
     "uniform": Shape(
-        "uniform from 10",
-        "up to, tokens",
-        "max",
-        _steps(50, 1000, 50),
-        500,
-        {"min": 10},
+        "uniform from 10", "up to, tokens", "max", _steps(50, 1000, 50), 500, _FROM_10
     ),
     "lognormal": Shape(
         "log-normal, μ = 4", "σ", "sigma", _steps(0.1, 2.5, 0.1), 1.5, {"mu": 4} | _CAP
@@ -123,7 +106,7 @@ SHAPES: Mapping[str, Shape] = {
         "alpha",
         _steps(1.1, 4, 0.1),
         2,
-        {"min": 10} | _CAP,
+        _FROM_10 | _CAP,
     ),
 }
 

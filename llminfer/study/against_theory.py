@@ -20,8 +20,10 @@ from llminfer.config import SimulationConfig
 from llminfer.experiment import run_many
 from llminfer.record import RunRecord
 from llminfer.stats.intervals import Estimate
+from llminfer.timing import PRESETS
 
 Statistic = Callable[[RunRecord, int], float]  # of a run, less so many of warm-up
+_SAID = ("name", "metric", "source", "exact")  # of a comparison, in a table
 
 
 @dataclass(frozen=True)
@@ -94,17 +96,9 @@ def beside_theory(
         values = np.array([next(found)[case.metric] for _ in range(replications)])
         error = values.std(ddof=1) / math.sqrt(replications)
         t = (values.mean() - case.exact) / error
-        rows.append(
-            {
-                "name": case.name,
-                "metric": case.metric,
-                "source": case.source,
-                "exact": case.exact,
-                **Estimate.of_mean(values).row(),
-                "t": t,
-                "z": float(ndtri(stdtr(replications - 1, t))),
-            }
-        )
+        said = {name: getattr(case, name) for name in _SAID}
+        z = float(ndtri(stdtr(replications - 1, t)))
+        rows.append({**said, **Estimate.of_mean(values).row(), "t": t, "z": z})
     return pd.DataFrame(rows)
 
 
@@ -125,38 +119,27 @@ def _run(load: float, **changes: Any) -> SimulationConfig:
 
 
 def _real(preset: str, load: float, **changes: Any) -> SimulationConfig:
-    coefficients = SimulationConfig.from_preset(preset).to_dict()
-    names = ("alpha", "beta", "gamma", "delta", "kappa")
-    return _run(load, **{name: coefficients[name] for name in names}, **changes)
+    return _run(load, **PRESETS[preset].coefficients, **changes)
 
 
-def _waits(record: RunRecord, skip: int) -> Any:
-    return (record.processing_start_time - record.arrival_time)[skip:]
+def _mean(of: Callable[[RunRecord], Any]) -> Statistic:
+    """The mean over requests of what each has in a record."""
+    return lambda record, skip: float(of(record)[skip:].mean())
 
 
-def _mean_wait(record: RunRecord, skip: int) -> float:
-    return float(_waits(record, skip).mean())
-
-
-def _square_wait(record: RunRecord, skip: int) -> float:
-    return float((_waits(record, skip) ** 2).mean())
+_mean_wait = _mean(lambda record: record.wait)
+_square_wait = _mean(lambda record: record.wait**2)
+_mean_ttft = _mean(lambda record: record.ttft)
+_mean_latency = _mean(lambda record: record.latency)
 
 
 def _longer_than(seconds: float) -> Statistic:
-    return lambda record, skip: float((_waits(record, skip) > seconds).mean())
-
-
-def _mean_ttft(record: RunRecord, skip: int) -> float:
-    return float((record.first_token_time - record.arrival_time)[skip:].mean())
-
-
-def _mean_latency(record: RunRecord, skip: int) -> float:
-    return float((record.processing_end_time - record.arrival_time)[skip:].mean())
+    return _mean(lambda record: record.wait > seconds)
 
 
 def _waiting_work(record: RunRecord, skip: int) -> float:
     service = record.processing_end_time - record.processing_start_time
-    return float((service[skip:] * _waits(record, skip)).mean())
+    return float((service * record.wait)[skip:].mean())
 
 
 def _later_batches(record: RunRecord, skip: int) -> Any:
@@ -182,7 +165,7 @@ def _throughput(record: RunRecord, skip: int) -> float:
 def _wait_of_prompts(most: int) -> Statistic:
     def measure(record: RunRecord, skip: int) -> float:
         short = record.prompt_length[skip:] <= most
-        return float(_waits(record, skip)[short].mean())
+        return float(record.wait[skip:][short].mean())
 
     return measure
 
@@ -209,19 +192,16 @@ def _singles() -> Iterator[Comparison]:
         queue = theory.mg1(config)
         median, p95 = queue.quantile(0.5), queue.quantile(0.95)
         square = queue.variance + queue.mean**2
-        yield from _cases(
-            name,
-            config,
-            [
-                ("mean wait", "Pollaczek, Khinchine", queue.mean, _mean_wait),
-                ("mean squared wait", "Takacs", square, _square_wait),
-                ("share that waits", "M/G/1", queue.load, _longer_than(0.0)),
-                ("share over the median wait", "inversion", 0.5, _longer_than(median)),
-                ("share over the p95 wait", "inversion", 0.05, _longer_than(p95)),
-                ("mean latency", "M/G/1", queue.mean_latency, _mean_latency),
-                ("busy share", "M/G/1", queue.load, _busy_share),
-            ],
-        )
+        cases: list[Case] = [
+            ("mean wait", "Pollaczek, Khinchine", queue.mean, _mean_wait),
+            ("mean squared wait", "Takacs", square, _square_wait),
+            ("share that waits", "M/G/1", queue.load, _longer_than(0.0)),
+            ("share over the median wait", "inversion", 0.5, _longer_than(median)),
+            ("share over the p95 wait", "inversion", 0.05, _longer_than(p95)),
+            ("mean latency", "M/G/1", queue.mean_latency, _mean_latency),
+            ("busy share", "M/G/1", queue.load, _busy_share),
+        ]
+        yield from _cases(name, config, cases)
 
 
 def _priorities() -> Iterator[Comparison]:
@@ -232,15 +212,12 @@ def _priorities() -> Iterator[Comparison]:
     short = known.key <= 100
     wait = float(known.share[short] @ known.wait[short] / known.share[short].sum())
     work = theory.conserved_work(base)
-    yield from _cases(
-        "one by one, SJF, load 0.75",
-        sjf,
-        [
-            ("mean wait", "Phipps", known.mean, _mean_wait),
-            ("mean wait of prompts to 100", "Phipps", wait, _wait_of_prompts(100)),
-            ("mean service x wait", "Kleinrock", work, _waiting_work),
-        ],
-    )
+    cases: list[Case] = [
+        ("mean wait", "Phipps", known.mean, _mean_wait),
+        ("mean wait of prompts to 100", "Phipps", wait, _wait_of_prompts(100)),
+        ("mean service x wait", "Kleinrock", work, _waiting_work),
+    ]
+    yield from _cases("one by one, SJF, load 0.75", sjf, cases)
     noisy = _real("opt-13b-a100", 0.75, batch_size=1, scheduling_policy="Predicted-SJF")
     for sigma in (0.0, 1.0):
         config = noisy.replace(scheduling_policy_params={"prediction_sigma": sigma})
@@ -298,17 +275,14 @@ def _continuous() -> Iterator[Comparison]:
     }
     for name, config in kinds.items():
         chain, law = theory.continuous(config), "chain of steps, Neuts"
-        yield from _cases(
-            name,
-            config,
-            [
-                ("mean wait", law, chain.mean, _mean_wait),
-                ("mean TTFT", law, chain.mean_ttft, _mean_ttft),
-                ("mean latency", law, chain.mean_latency, _mean_latency),
-                ("mean batch", law, chain.mean_batch, _mean_batch),
-                ("busy share", law, chain.utilization, _busy_share),
-            ],
-        )
+        cases: list[Case] = [
+            ("mean wait", law, chain.mean, _mean_wait),
+            ("mean TTFT", law, chain.mean_ttft, _mean_ttft),
+            ("mean latency", law, chain.mean_latency, _mean_latency),
+            ("mean batch", law, chain.mean_batch, _mean_batch),
+            ("busy share", law, chain.utilization, _busy_share),
+        ]
+        yield from _cases(name, config, cases)
 
 
 def _limits() -> Iterator[Comparison]:
@@ -321,8 +295,7 @@ def _limits() -> Iterator[Comparison]:
         idle,
         [("mean wait", "assembly", theory.assembly_bound(idle), _mean_wait)],
     )
-    names = ("report", "opt-13b-a100")
-    for name in names:
+    for name in ("report", "opt-13b-a100"):
         flood = _real(name, 1e4, batch_size=16, num_requests=8_000, warmup_requests=0)
         yield from _cases(
             f"flooded, B = 16, {name}",

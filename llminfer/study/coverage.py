@@ -18,10 +18,7 @@ from llminfer.base.arrays import FloatArray
 from llminfer.base.errors import whole
 from llminfer.config import SimulationConfig
 from llminfer.record import RunRecord
-from llminfer.stats.intervals import (
-    Estimate,
-    Values,
-)
+from llminfer.stats.intervals import Estimate, Values
 from llminfer.stats.run_length import averaged_series, mser5, replicate_until
 from llminfer.theory.assumptions import first_come, single
 
@@ -90,13 +87,13 @@ def experiments(
     return pd.DataFrame(rows)
 
 
-def covers(values: Values, exact: float, confidence: float = 0.95) -> bool:
-    """Whether Student's t interval of the values holds the exact mean.
+def covers(values: Values, exact: float) -> bool:
+    """Whether Student's 95% interval of the values holds the exact mean.
 
     >>> covers([1.0, 2.0, 3.0], exact=2.5)
     True
     """
-    found = Estimate.of_mean(values, confidence)
+    found = Estimate.of_mean(values)
     return found.lower <= exact <= found.upper
 
 
@@ -187,5 +184,4 @@ def p99s(waits: FloatArray, exact: float, sizes: Sequence[int]) -> Numbers:
 
 def mean_wait(config: SimulationConfig, record: RunRecord) -> dict[str, float]:
     """The mean wait of a run without its warm-up, seconds: a measure for sweeps."""
-    wait = record.processing_start_time - record.arrival_time
-    return {"mean_wait": float(wait[config.warmup_requests :].mean())}
+    return {"mean_wait": float(record.wait[config.warmup_requests :].mean())}

@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import pandas as pd
 
-from llminfer.base.arrays import FloatArray
+from llminfer.base.arrays import FloatArray, IntArray
 from llminfer.base.errors import number
 from llminfer.config import SimulationConfig
 from llminfer.record import RunRecord
@@ -101,13 +101,14 @@ def warning_signals(
     queued = waiting.integral(at) - waited
     earlier = waited - waiting.integral(at - 2.0 * WINDOW)
     active = busy.integral(at) - busy.integral(at - WINDOW)
+    before, until = _around_window(record.arrival_time, at)
     found = {
         "time": at,
         "load": config.arrivals(at) / most,
         "queue": waiting(at),
         "mean_queue": queued / WINDOW,
         "queue_growth": (queued - earlier) / WINDOW**2,
-        "rate_ratio": _in_window(record.arrival_time, at) / WINDOW / most,
+        "rate_ratio": (until - before) / WINDOW / most,
         "utilization": np.round(active / WINDOW, 9),  # always busy is 1, to the bit
         "batch_fill": _batch_fill(config, record, at),
         "p99_latency": latency_quantile(record, at, WINDOW),
@@ -115,11 +116,10 @@ def warning_signals(
     return {name: values.tolist() for name, values in found.items()}
 
 
-def _in_window(times: FloatArray, at: FloatArray) -> FloatArray:
-    """How many of ``times``, ascending, lie in each window."""
-    until = np.searchsorted(times, at, side="right")
+def _around_window(times: FloatArray, at: FloatArray) -> tuple[IntArray, IntArray]:
+    """How many of ``times``, ascending, are over before and at the end of a window."""
     before = np.searchsorted(times, at - WINDOW, side="right")
-    return (until - before).astype(np.float64)
+    return before, np.searchsorted(times, at, side="right")
 
 
 def _batch_fill(
@@ -127,8 +127,7 @@ def _batch_fill(
 ) -> FloatArray:
     """Mean size of the batches that began in each window, over B."""
     taken = np.concatenate(([0], np.cumsum(record.batch_size)))
-    until = np.searchsorted(record.batch_start, at, side="right")
-    before = np.searchsorted(record.batch_start, at - WINDOW, side="right")
+    before, until = _around_window(record.batch_start, at)
     mean = (taken[until] - taken[before]) / np.maximum(until - before, 1)
     return np.asarray(mean / config.largest_batch)
 

@@ -15,6 +15,14 @@ from llminfer.timeseries import batch_limit, latency_quantile, queue_length
 _POINTS = 60  # a period has so many points on the grid of the series
 
 
+def _mean_and_p99(name: str, values: FloatArray) -> Row:
+    """``avg_<name>`` and ``p99_<name>``; NaN where there are no values."""
+    some = bool(values.size)
+    mean = float(values.mean()) if some else np.nan
+    p99 = float(np.quantile(values, 0.99)) if some else np.nan
+    return {f"avg_{name}": mean, f"p99_{name}": p99}
+
+
 def by_group(config: SimulationConfig, record: RunRecord) -> Row:
     """The metrics, and latency by group: short and long requests, each class.
 
@@ -31,7 +39,7 @@ def by_group(config: SimulationConfig, record: RunRecord) -> Row:
         latency of all; NaN for a group of nobody.
     """
     skip = config.warmup_requests
-    latency = (record.processing_end_time - record.arrival_time)[skip:]
+    latency = record.latency[skip:]
     long = record.prompt_length[skip:] > config.prompts.expectation()
     groups = {"short": ~long, "long": long}
     for number, name in enumerate(config.request_classes):
@@ -39,11 +47,8 @@ def by_group(config: SimulationConfig, record: RunRecord) -> Row:
     found = metrics_of(config, record)
     starved = latency > 3.0 * found["median_latency"]
     for name, members in groups.items():
-        its = latency[members]
-        some = bool(its.size)
-        found[f"avg_latency_{name}"] = float(its.mean()) if some else np.nan
-        found[f"p99_latency_{name}"] = float(np.quantile(its, 0.99)) if some else np.nan
-        share = 100.0 * float(starved[members].mean()) if some else np.nan
+        found |= _mean_and_p99(f"latency_{name}", latency[members])
+        share = 100.0 * float(starved[members].mean()) if members.any() else np.nan
         found[f"starved_{name}"] = share
     return found
 
@@ -68,9 +73,8 @@ def over_a_wave(config: SimulationConfig, record: RunRecord) -> Row:
     if not isinstance(wave, SinusoidalRate):
         raise fail("arrival_pattern", config.arrival_pattern, "sinusoidal")
     measured = slice(config.warmup_requests, None)
-    arrival = record.arrival_time[measured]
-    latency = record.processing_end_time[measured] - arrival
-    turn = arrival / wave.period % 1.0
+    latency = record.latency[measured]
+    turn = record.arrival_time[measured] / wave.period % 1.0
     at_peak = np.abs(turn - 0.25) <= 1.0 / 6.0
     periods = max(1, round(config.num_requests / wave.rate / wave.period))
     grid = np.linspace(0.0, periods * wave.period, periods * _POINTS + 1)[1:]
@@ -105,21 +109,10 @@ def tails(config: SimulationConfig, record: RunRecord) -> Row:
         the last fifth of all completions: in an overloaded run what the server
         carries, filling up and emptying left out.
     """
-    measured = slice(config.warmup_requests, None)
-    arrival, first = record.arrival_time[measured], record.first_token_time[measured]
-    end, output = record.processing_end_time[measured], record.output_length[measured]
-    several = output > 1
-    times = {
-        "latency": end - arrival,
-        "ttft": first - arrival,
-        "tpot": (end - first)[several] / (output[several] - 1),
-    }
     found: Row = {}
-    for name, values in times.items():
-        found[f"avg_{name}"] = float(values.mean()) if values.size else np.nan
-        found[f"p99_{name}"] = (
-            float(np.quantile(values, 0.99)) if values.size else np.nan
-        )
+    for name in ("latency", "ttft", "tpot"):
+        values = getattr(record, name)[config.warmup_requests :]
+        found |= _mean_and_p99(name, values[~np.isnan(values)])
     done = np.sort(record.processing_end_time)
     fifth = len(done) // 5
     middle = done[fifth : len(done) - fifth]
@@ -139,25 +132,21 @@ def latency_parts(config: SimulationConfig, record: RunRecord) -> Row:
         pays once: beta and decode. All without the warm-up.
     """
     measured = slice(config.warmup_requests, None)
-    arrival = record.arrival_time[measured]
+    wait, latency = record.wait[measured], record.latency[measured]
     start = record.processing_start_time[measured]
-    first = record.first_token_time[measured]
-    latency = record.processing_end_time[measured] - arrival
-    queue = _busy_time(record, start) - _busy_time(record, arrival)
+    queue = _busy_time(record, start)
+    queue -= _busy_time(record, record.arrival_time[measured])
     own = config.alpha * record.prompt_length[measured]
-    prompts = first - start - config.beta
+    prompts = record.first_token_time[measured] - start - config.beta
     parts = {
         "queue": queue,
-        "company": start - arrival - queue,
+        "company": wait - queue,
         "own_prompt": own,
         "other_prompts": prompts - own,
-        "shared": latency - (start - arrival) - prompts,
+        "shared": latency - wait - prompts,
     }
-    return {
-        "avg_latency": float(latency.mean()),
-        "p99_latency": float(np.quantile(latency, 0.99)),
-        **{name: float(part.mean()) for name, part in parts.items()},
-    }
+    means = {name: float(part.mean()) for name, part in parts.items()}
+    return _mean_and_p99("latency", latency) | means
 
 
 def _busy_time(record: RunRecord, t: FloatArray) -> FloatArray:

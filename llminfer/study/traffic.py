@@ -57,11 +57,8 @@ def twin(trace: Workload) -> dict[str, Any]:
         prompts and outputs from ``fitted_lognormal``, all independent.
     """
     fields: dict[str, Any] = {"arrival_rate": mean_rate(trace.arrival_time)}
-    for part, tokens in (
-        ("prompt", trace.prompt_length),
-        ("output", trace.output_length),
-    ):
-        law = fitted_lognormal(tokens)
+    for part in ("prompt", "output"):
+        law = fitted_lognormal(getattr(trace, f"{part}_length"))
         fields[f"{part}_length_dist"] = "lognormal"
         params = {"mu": law.mu, "sigma": law.sigma, "max": law.max}
         fields[f"{part}_dist_params"] = params
@@ -134,13 +131,7 @@ def token_times(record: RunRecord) -> dict[str, FloatArray]:
 
     Both in order of arrival.
     """
-    first, output = record.first_token_time, record.output_length
-    several = output > 1
-    decoding = (record.processing_end_time - first)[several]
-    return {
-        "ttft": first - record.arrival_time,
-        "tpot": decoding / (output[several] - 1),
-    }
+    return {"ttft": record.ttft, "tpot": record.tpot[record.output_length > 1]}
 
 
 def replayed(config: SimulationConfig, trace: Workload) -> list[Row]:
