@@ -21,7 +21,7 @@ _NO_DATE = np.iinfo(np.int64).min  # what numpy makes of "NaT"
 
 
 def read_csv(path: str | Path) -> tuple[FloatArray, IntArray, IntArray]:
-    """Arrival times, prompt and output lengths of a CSV trace, each of shape (n,).
+    r"""Arrival times, prompt and output lengths of a CSV trace, each of shape (n,).
 
     A request of no tokens cannot be served, and a row of one is refused; the Azure
     traces of 2023 have none.
@@ -31,6 +31,12 @@ def read_csv(path: str | Path) -> tuple[FloatArray, IntArray, IntArray]:
             (seconds from 0 on, tokens), or with the Azure traces'
             ``TIMESTAMP,ContextTokens,GeneratedTokens``, whose first request
             arrives at 0.
+
+    >>> from tempfile import mkdtemp
+    >>> path = Path(mkdtemp()) / "trace.csv"
+    >>> _ = path.write_text("arrival_time,prompt_length,output_length\n0,9,2\n4,7,3\n")
+    >>> [column.tolist() for column in read_csv(path)]
+    [[0.0, 4.0], [9, 7], [2, 3]]
 
     Raises:
         TraceError: The file cannot be read as such a trace; names row and column.

@@ -47,7 +47,14 @@ class ServedLog:
 
     @classmethod
     def from_record(cls, record: RunRecord) -> Self:
-        """A simulated run as the log it would have left."""
+        """A simulated run as the log it would have left.
+
+        >>> from llminfer import SimulationConfig, simulate
+        >>> config = SimulationConfig(arrival_rate=2.0, num_requests=2000)
+        >>> log = ServedLog.from_record(simulate(config.replace(random_seed=1)))
+        >>> len(log), int(log.first_completed(0.4).sum())
+        (2000, 800)
+        """
         workload = Workload(
             record.arrival_time,
             record.prompt_length,
@@ -152,6 +159,15 @@ def read_bench(path: str | Path) -> ServedLog:
     Args:
         path: The JSON file.
 
+    >>> from tempfile import mkdtemp
+    >>> path = Path(mkdtemp()) / "result.json"
+    >>> columns = {"start_times": [7.0, 8.5], "input_lens": [5, 6]}
+    >>> columns |= {"output_lens": [2, 1], "ttfts": [0.5, 0.25], "itls": [[0.125], []]}
+    >>> _ = path.write_text(json.dumps(columns))
+    >>> log = read_bench(path)
+    >>> log.ttft.tolist(), log.latency.tolist()
+    ([0.5, 0.25], [0.625, 0.25])
+
     Raises:
         TraceError: The file cannot be read as such a result; names row and column.
     """
@@ -185,6 +201,13 @@ def read_settings(path: str | Path) -> dict[str, Any]:
 
     Args:
         path: A ``meta.json``, or its folder.
+
+    >>> from tempfile import mkdtemp
+    >>> path = Path(mkdtemp()) / "meta.json"
+    >>> limits = {"max_num_seqs": 8, "max_num_batched_tokens": 512}
+    >>> _ = path.write_text(json.dumps({"engine_kwargs": limits}))
+    >>> read_settings(path)["batch_size"]
+    8
 
     Raises:
         TraceError: The file cannot be read, or has no limits of the batch.

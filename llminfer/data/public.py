@@ -71,6 +71,11 @@ def fetch(name: str) -> Path:
     Looked for in the folder that ``LLMINFER_DATA`` names, then in the user's cache;
     else fetched from its public home. Every file must have its known digest.
 
+    >>> list(DATASETS)  # doctest: +NORMALIZE_WHITESPACE
+    ['azure-2023-code', 'azure-2023-conv',
+     'vllm-rtx4090-llama-3.1-8b', 'vllm-rtxpro6000-qwen3-32b']
+    >>> trace = fetch("azure-2023-conv")  # doctest: +SKIP
+
     Args:
         name: One of ``DATASETS``.
 
