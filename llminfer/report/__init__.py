@@ -5,6 +5,7 @@
 
 from llminfer.report.tables import (
     against,
+    begin,
     save_numbers,
     save_table,
     save_verdicts,
@@ -17,6 +18,7 @@ from llminfer.report.verdict import (
 __all__ = [
     "Verdict",
     "against",
+    "begin",
     "save_numbers",
     "save_table",
     "save_verdicts",
