@@ -101,7 +101,7 @@ def test_another_file_than_the_published_one_is_refused(
 
     monkeypatch.delenv("LLMINFER_DATA")
     monkeypatch.setattr(pooch.HTTPDownloader, "__call__", wrong)
-    with pytest.raises(DataMissing, match="fetched, and not the published file"):
+    with pytest.raises(DataMissing, match=r"a\.csv is not the published file"):
         fetch("small")
 
 

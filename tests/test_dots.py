@@ -29,7 +29,10 @@ def test_a_summary_is_drawn_with_its_bands_in_our_colours_and_dashes():
     table = pd.DataFrame({"mean": range(16)}, index=cases).reset_index()
     table = table.assign(ci_lower=table["mean"] - 1, ci_upper=table["mean"] + 1)
     named = {"color": "rule", "linestyle": "what", "panel": "panel"}
-    fig = figures.draw_summary(table, "B", **named, labels=("B", "seconds"))
+    axes = {"labels": ("B", "seconds"), "log_x": [1, 2], "log_y": (0.5, 50)}
+    fig = figures.draw_summary(table, "B", **named, **axes)
+    assert [ax.get_ylim() for ax in fig.axes] == [(0.5, 50)] * 2
+    assert [ax.get_xticks().tolist() for ax in fig.axes] == [[1, 2]] * 2
     assert fig.get_figwidth() == figures.PAGE
     assert [ax.get_title() for ax in fig.axes] == ["one", "two"]
     assert [len(ax.patches) for ax in fig.axes] == [4, 4]
@@ -42,6 +45,8 @@ def test_a_summary_is_drawn_with_its_bands_in_our_colours_and_dashes():
     (legend,) = fig.legends
     texts = [text.get_text() for text in legend.get_texts()]
     assert texts == ["a", "b", "mean", "p99"]
+    keys = [(key.get_linestyle(), key.get_marker()) for key in legend.get_lines()]
+    assert keys == [("-", "o"), ("-", "o"), ("-", "None"), ("--", "None")]
     plt.close(fig)
 
 

@@ -2,15 +2,17 @@
 
 import math
 import multiprocessing
+import warnings
 
 import numpy as np
 import pandas as pd
 import pytest
 
-from llminfer.base.errors import ConfigError
+from llminfer.base.errors import ConfigError, OverloadWarning
 from llminfer.report.latex import escape, macro_name, shown, shown_with_bounds
 from llminfer.report.tables import (
     against,
+    begin,
     figures_dir,
     save_numbers,
     save_table,
@@ -138,6 +140,17 @@ def test_macro_names_are_letters_only(given, name):
 def test_a_name_no_macro_can_have_is_refused(bad):
     with pytest.raises(ConfigError, match="name="):
         macro_name(bad)
+
+
+# A notebook's first call
+
+
+def test_a_notebook_begins_with_whole_sentences_and_without_warnings():
+    with pd.option_context("display.max_colwidth", 50), warnings.catch_warnings():
+        warnings.simplefilter("error")
+        begin()
+        assert pd.options.display.max_colwidth is None
+        warnings.warn("rate 10: over the top", OverloadWarning, stacklevel=1)
 
 
 # The folder

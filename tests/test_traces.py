@@ -191,7 +191,7 @@ def test_requests_that_failed_are_left_out_and_counted(tmp_path, changes):
         ({"ttfts": 0.5}, "result.json, ttfts: missing: must be a list"),
         ({"ttfts": [0.5]}, "result.json: columns of unlike length"),
         ({"errors": ["", ""]}, "result.json: columns of unlike length"),
-        ({"errors": 5}, "result.json: columns of unlike length"),
+        ({"errors": 5}, "result.json, errors: missing: must be a list"),
         ({"errors": ["x", "x", "x"]}, "result.json: no request succeeded"),
         ({"ttfts": [0.5, math.nan, 0.1]}, "result.json, request 1, ttfts=nan: must"),
         ({"ttfts": [0.5, -1.0, 0.1]}, "result.json, request 1, ttfts=-1.0: must"),

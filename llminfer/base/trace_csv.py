@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import csv
 import math
+import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -14,16 +16,12 @@ from llminfer.base.arrays import MOST_TOKENS, FloatArray, IntArray
 from llminfer.base.errors import TraceError
 
 _LONGEST_LINE = 64 * 1024  # bytes; a line of a trace has well under a hundred
-_LAYOUTS = (  # names of: arrival, prompt tokens, output tokens; is the arrival a date
-    (("arrival_time", "prompt_length", "output_length"), False),
-    (("TIMESTAMP", "ContextTokens", "GeneratedTokens"), True),
-)
+_LATEST = 1e15  # s; the clock of day is at 1.8e9
+_NO_DATE = np.iinfo(np.int64).min  # what numpy makes of "NaT"
 
 
-def read_csv(
-    path: str | Path, limit: int | None = None
-) -> tuple[FloatArray, IntArray, IntArray]:
-    """Arrival times, prompt and output lengths of a CSV trace, each of shape (n,).
+def read_csv(path: str | Path) -> tuple[FloatArray, IntArray, IntArray]:
+    r"""Arrival times, prompt and output lengths of a CSV trace, each of shape (n,).
 
     A request of no tokens cannot be served, and a row of one is refused; the Azure
     traces of 2023 have none.
@@ -33,48 +31,101 @@ def read_csv(
             (seconds from 0 on, tokens), or with the Azure traces'
             ``TIMESTAMP,ContextTokens,GeneratedTokens``, whose first request
             arrives at 0.
-        limit: Read so many requests at most.
+
+    >>> from tempfile import mkdtemp
+    >>> path = Path(mkdtemp()) / "trace.csv"
+    >>> _ = path.write_text("arrival_time,prompt_length,output_length\n0,9,2\n4,7,3\n")
+    >>> [column.tolist() for column in read_csv(path)]
+    [[0.0, 4.0], [9, 7], [2, 3]]
 
     Raises:
         TraceError: The file cannot be read as such a trace; names row and column.
     """
     name = Path(path).name
-    rows = csv.reader(text_lines(Path(path)))
-    try:
-        header = [column.strip() for column in next(rows)]
-    except StopIteration:
-        raise TraceError(f"{name}: empty: must have a header and rows") from None
-    except csv.Error as error:
-        raise TraceError(f"{name}, row 1: {error}") from None
-    columns, dated = _layout(name, header)
-    at: list[int] = []  # the row of each request: blank rows count too
-    times: list[str] = []
-    tokens: tuple[list[int], list[int]] = ([], [])
-    number = 1
-    try:
-        for number, row in enumerate(rows, start=2):
-            if limit is not None and len(times) >= limit:
-                break
-            if not row:
-                continue
-            if len(row) != len(header):
-                what = f"{len(row)} fields: must have {len(header)}, as the header has"
-                raise TraceError(f"{name}, row {number}: {what}")
-            at.append(number)
-            times.append(row[columns[0]])
-            for column, into in zip(columns[1:], tokens, strict=True):
-                into.append(_tokens(row[column], name, number, header[column]))
-    except csv.Error as error:
-        raise TraceError(f"{name}, row {number + 1}: {error}") from None
+    rows = _rows(Path(path))
+    _, header = next(rows, (1, []))
+    columns, moment = _layout(name, [column.strip() for column in header])
+    times: list[float] = []
+    lengths: list[list[int]] = []
+    for number, row in rows:
+        where = f"{name}, row {number}"
+        if len(row) != len(header):
+            what = f"{len(row)} fields: must have {len(header)}, as the header has"
+            raise TraceError(f"{where}: {what}")
+        at, *rest = ((row[i], f"{where}, {column}") for column, i in columns.items())
+        times.append(moment(*at))
+        if times[-1] < times[max(len(times) - 2, 0)]:
+            raise TraceError(f"{at[1]}={at[0]!r:.40}: must not be before the last")
+        lengths.append([tokens(*cell) for cell in rest])
     if not times:
         raise TraceError(f"{name}: no requests: must have at least one row")
-    arrival = _dates(times, at, name) if dated else _seconds(times, at, name)
-    backwards = np.flatnonzero(np.diff(arrival) < 0.0)
-    if len(backwards):
-        i = int(backwards[0]) + 1
-        what = f"{header[columns[0]]}={times[i][:40]!r}: must not be before the last"
-        raise TraceError(f"{name}, row {at[i]}, {what}")
-    return arrival, np.array(tokens[0]), np.array(tokens[1])
+    arrival = np.array(times)
+    if moment is _nanoseconds:
+        arrival = (arrival - arrival[0]) / 1e9
+    prompts, outputs = np.array(lengths).T
+    return arrival, prompts, outputs
+
+
+def tokens(cell: Any, where: str) -> int:
+    """A count of tokens from a cell that holds a number or its digits.
+
+    >>> tokens(" 20", "trace.csv, row 2, prompt_length")
+    20
+
+    Raises:
+        TraceError: It holds none; begins with ``where``.
+    """
+    whole = isinstance(cell, int) and not isinstance(cell, bool)
+    if isinstance(cell, str):
+        whole = re.fullmatch(r"\s*[0-9]{1,18}\s*", cell) is not None
+    if whole and 1 <= int(cell) <= MOST_TOKENS:
+        return int(cell)
+    must = "must be a whole number of tokens, at least 1"
+    raise TraceError(f"{where}={cell!r:.40}: {must}")
+
+
+def seconds(cell: Any, where: str, least: float = 0.0) -> float:
+    """Seconds, at least ``least``, from a cell that holds a number or its text.
+
+    >>> seconds("2.5", "trace.csv, row 2, arrival_time")
+    2.5
+
+    Raises:
+        TraceError: It holds none; begins with ``where``.
+    """
+    try:
+        value = math.nan if isinstance(cell, bool) else float(cell)
+    except (TypeError, ValueError, OverflowError):
+        value = math.nan
+    if not least <= value <= _LATEST:
+        must = f"must be seconds, a finite number of at least {least:.16g}"
+        raise TraceError(f"{where}={cell!r:.40}: {must}")
+    return value
+
+
+def _nanoseconds(cell: str, where: str) -> int:
+    """A date and time as nanoseconds since 1970."""
+    try:
+        with warnings.catch_warnings():  # of zones: times are differences here
+            warnings.simplefilter("ignore", UserWarning)
+            moment = int(np.datetime64(cell, "ns").astype(np.int64))
+    except ValueError:
+        moment = _NO_DATE
+    if moment == _NO_DATE:
+        must = "must be a date and time such as 2023-11-16 18:15:46.68"
+        raise TraceError(f"{where}={cell!r:.40}: {must}")
+    return moment
+
+
+def _rows(path: Path) -> Iterator[tuple[int, list[str]]]:
+    """The rows of a CSV by number; blank ones count, and are left out."""
+    number = 0
+    try:
+        for number, row in enumerate(csv.reader(text_lines(path)), start=1):
+            if row:
+                yield number, row
+    except csv.Error as error:
+        raise TraceError(f"{path.name}, row {number + 1}: {error}") from None
 
 
 def text_lines(path: Path) -> Iterator[str]:
@@ -96,57 +147,21 @@ def text_lines(path: Path) -> Iterator[str]:
         raise TraceError(f"{path}: cannot be read: {error.strerror}") from None
 
 
-def _layout(name: str, header: list[str]) -> tuple[list[int], bool]:
-    for wanted, dated in _LAYOUTS:
-        if all(column in header for column in wanted):
-            return [header.index(column) for column in wanted], dated
+def _layout(
+    name: str, header: list[str]
+) -> tuple[dict[str, int], Callable[[str, str], float]]:
+    """Where the three columns are, by name, and how to read the first."""
+    if not header:
+        raise TraceError(f"{name}: empty: must have a header and rows")
+    for wanted, moment in _LAYOUTS:
+        if set(wanted) <= set(header):
+            return {column: header.index(column) for column in wanted}, moment
     known = " or ".join(",".join(wanted) for wanted, _ in _LAYOUTS)
     shown = ",".join(header)[:80]
     raise TraceError(f"{name}, row 1: columns {shown}: must include {known}")
 
 
-def _tokens(text: str, name: str, row: int, column: str) -> int:
-    digits = text.strip()
-    if not digits.isascii() or not digits.isdigit() or len(digits) > 18:
-        value = -1
-    else:
-        value = int(digits)
-    if not 1 <= value <= MOST_TOKENS:
-        must = "must be a whole number of tokens, at least 1"
-        raise TraceError(f"{name}, row {row}, {column}={text[:40]!r}: {must}")
-    return value
-
-
-def _seconds(times: list[str], at: list[int], name: str) -> FloatArray:
-    result = np.empty(len(times))
-    for i, text in enumerate(times):
-        try:
-            result[i] = float(text)
-        except ValueError:
-            result[i] = math.nan
-        if not 0.0 <= result[i] < math.inf:
-            must = "must be seconds, a finite number of at least 0"
-            raise TraceError(f"{name}, row {at[i]}, arrival_time={text[:40]!r}: {must}")
-    return result
-
-
-def _dates(times: list[str], at: list[int], name: str) -> FloatArray:
-    try:
-        with warnings.catch_warnings():  # of zones: times are differences here
-            warnings.simplefilter("ignore", UserWarning)
-            stamps = np.array(times, dtype="datetime64[ns]")
-        bad = np.flatnonzero(np.isnat(stamps))
-    except ValueError:
-        bad = np.array([i for i, text in enumerate(times) if not _is_date(text)])
-    if len(bad):
-        text, row = times[bad[0]][:40], at[bad[0]]
-        must = "must be a date and time such as 2023-11-16 18:15:46.68"
-        raise TraceError(f"{name}, row {row}, TIMESTAMP={text!r}: {must}")
-    return np.asarray((stamps - stamps[0]) / np.timedelta64(1, "s"), dtype=np.float64)
-
-
-def _is_date(text: str) -> bool:
-    try:
-        return not np.isnat(np.datetime64(text, "ns"))
-    except ValueError:
-        return False
+_LAYOUTS: tuple[tuple[tuple[str, str, str], Callable[[str, str], float]], ...] = (
+    (("arrival_time", "prompt_length", "output_length"), seconds),
+    (("TIMESTAMP", "ContextTokens", "GeneratedTokens"), _nanoseconds),
+)

@@ -6,26 +6,25 @@ A plain CSV and the Azure traces are workloads: ``Workload.from_csv`` reads them
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from llminfer.base.arrays import MOST_TOKENS, FloatArray
+from llminfer.base.arrays import FloatArray
 from llminfer.base.errors import TraceError, number
-from llminfer.base.trace_csv import text_lines
+from llminfer.base.trace_csv import seconds, text_lines, tokens
 from llminfer.record import RunRecord
 from llminfer.workload import Workload
 
-_LATEST = 1e15  # s; the clock of day is at 1.8e9
+T = TypeVar("T")
 _LARGEST = 64 * 2**20  # bytes of one JSON document
 _TOKENS = ("input_toks", "output_toks")
-_CLOCK = ("queued_ts", "first_token_ts", "last_token_ts")
-_BENCH = ("start_times", "input_lens", "output_lens", "ttfts", "itls")
+_BENCH = ("start_times", "ttfts", "itls", "input_lens", "output_lens")
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -48,7 +47,14 @@ class ServedLog:
 
     @classmethod
     def from_record(cls, record: RunRecord) -> Self:
-        """A simulated run as the log it would have left."""
+        """A simulated run as the log it would have left.
+
+        >>> from llminfer import SimulationConfig, simulate
+        >>> config = SimulationConfig(arrival_rate=2.0, num_requests=2000)
+        >>> log = ServedLog.from_record(simulate(config.replace(random_seed=1)))
+        >>> len(log), int(log.first_completed(0.4).sum())
+        (2000, 800)
+        """
         workload = Workload(
             record.arrival_time,
             record.prompt_length,
@@ -117,8 +123,7 @@ def read_vllm_log(path: str | Path) -> ServedLog:
     """
     file = _inside(path, "requests.jsonl")
     seen: dict[Any, int] = {}
-    tokens: list[list[int]] = []
-    times: list[list[float]] = []
+    rows: list[list[float]] = []
     for row, entry in _objects(file):
         where = f"{file.name}, row {row}"
         if not isinstance(who := entry.get("request_id"), str | int):
@@ -126,24 +131,23 @@ def read_vllm_log(path: str | Path) -> ServedLog:
         if (first := seen.setdefault(who, row)) != row:
             what = f"must be unlike that of row {first}"
             raise TraceError(f"{where}, request_id={who!r:.40}: {what}")
-        tokens.append([_tokens(entry, column, where) for column in _TOKENS])
-        arrival = _seconds(entry, "arrival_time", where)
-        queued = _seconds(entry, "queued_ts", where, times[-1][1] if times else 0.0)
-        if times and arrival < times[-1][0]:
+        lengths = [_cell(tokens, entry, column, where) for column in _TOKENS]
+        times = [_cell(seconds, entry, "arrival_time", where)]
+        if rows and times[0] < rows[-1][0]:
             must = "must not be before the last: the clock runs backwards"
-            raise TraceError(f"{where}, arrival_time={arrival!r}: {must}")
-        first_token = _seconds(entry, "first_token_ts", where, queued)
-        last_token = _seconds(entry, "last_token_ts", where, first_token)
-        times.append([arrival, queued, first_token, last_token])
-    if not times:
+            raise TraceError(f"{where}, arrival_time={times[0]!r}: {must}")
+        least = rows[-1][1] if rows else 0.0
+        for column in ("queued_ts", "first_token_ts", "last_token_ts"):
+            least = _cell(seconds, entry, column, where, least)
+            times.append(least)
+        rows.append([*times, *lengths])
+    if not rows:
         raise TraceError(f"{file.name}: no requests: must have at least one row")
-    arrivals, *clock = np.array(times).T
+    arrivals, *clock, prompts, outputs = np.array(rows).T
     arrivals = arrivals - arrivals[0]
     origin = (clock[0] - arrivals).min()
-    return ServedLog(
-        Workload.from_arrays(arrivals, *np.array(tokens).T),
-        *(column - origin for column in clock),
-    )
+    workload = Workload.from_arrays(arrivals, prompts, outputs)
+    return ServedLog(workload, *(column - origin for column in clock))
 
 
 def read_bench(path: str | Path) -> ServedLog:
@@ -155,42 +159,39 @@ def read_bench(path: str | Path) -> ServedLog:
     Args:
         path: The JSON file.
 
+    >>> from tempfile import mkdtemp
+    >>> path = Path(mkdtemp()) / "result.json"
+    >>> columns = {"start_times": [7.0, 8.5], "input_lens": [5, 6]}
+    >>> columns |= {"output_lens": [2, 1], "ttfts": [0.5, 0.25], "itls": [[0.125], []]}
+    >>> _ = path.write_text(json.dumps(columns))
+    >>> log = read_bench(path)
+    >>> log.ttft.tolist(), log.latency.tolist()
+    ([0.5, 0.25], [0.625, 0.25])
+
     Raises:
         TraceError: The file cannot be read as such a result; names row and column.
     """
     file = Path(path)
-    result = _document(file)
-    if not isinstance(result, dict):
-        raise TraceError(f"{file.name}: must be a JSON object, as vllm bench saves it")
-    columns = {name: _bench_column(result, name, file.name) for name in _BENCH}
-    errors = result.get("errors") or [""] * len(columns["ttfts"])
-    sizes = {name: len(column) for name, column in columns.items()}
-    if not isinstance(errors, list) or {len(errors), *sizes.values()} != {len(errors)}:
-        raise TraceError(f"{file.name}: columns of unlike length: {sizes}")
-    tokens: list[list[int]] = []
-    times: list[list[float]] = []
-    for row, values in enumerate(zip(*columns.values(), strict=True)):
-        entry = dict(zip(_BENCH, values, strict=True))
-        if errors[row] or entry["output_lens"] == 0:
+    requests = _bench_requests(file)
+    rows = []
+    for i, entry in enumerate(requests):
+        where = f"{file.name}, request {i}"
+        if entry["errors"] or entry["output_lens"] == 0:
             continue
-        where = f"{file.name}, request {row}"
-        lens = ("input_lens", "output_lens")
-        tokens.append([_tokens(entry, column, where) for column in lens])
-        sent = _seconds(entry, "start_times", where)
-        first = sent + _seconds(entry, "ttfts", where)
-        times.append([sent, first, first + _gaps(entry["itls"], where)])
-    if not times:
+        sent = _cell(seconds, entry, "start_times", where)
+        first = sent + _cell(seconds, entry, "ttfts", where)
+        if not isinstance(gaps := entry["itls"], list):
+            raise TraceError(f"{where}, itls={gaps!r:.40}: must be a list of seconds")
+        last = first + sum(seconds(gap, f"{where}, itls") for gap in gaps)
+        lengths = [_cell(tokens, entry, column, where) for column in _BENCH[3:]]
+        rows.append([sent, first, last, *lengths])
+    if not rows:
         raise TraceError(f"{file.name}: no request succeeded: must have at least one")
-    order = np.argsort(np.array(times)[:, 0], kind="stable")
-    arrival, first_token, last_token = np.array(times)[order].T
-    start = arrival[0]
-    return ServedLog(
-        Workload.from_arrays(arrival - start, *np.array(tokens)[order].T),
-        arrival - start,
-        first_token - start,
-        last_token - start,
-        failed=len(errors) - len(times),
-    )
+    rows.sort(key=lambda row: row[0])
+    *times, prompts, outputs = np.array(rows).T
+    sent, first, last = np.array(times) - times[0][0]
+    workload = Workload.from_arrays(sent, prompts, outputs)
+    return ServedLog(workload, sent, first, last, len(requests) - len(rows))
 
 
 def read_settings(path: str | Path) -> dict[str, Any]:
@@ -200,6 +201,13 @@ def read_settings(path: str | Path) -> dict[str, Any]:
 
     Args:
         path: A ``meta.json``, or its folder.
+
+    >>> from tempfile import mkdtemp
+    >>> path = Path(mkdtemp()) / "meta.json"
+    >>> limits = {"max_num_seqs": 8, "max_num_batched_tokens": 512}
+    >>> _ = path.write_text(json.dumps({"engine_kwargs": limits}))
+    >>> read_settings(path)["batch_size"]
+    8
 
     Raises:
         TraceError: The file cannot be read, or has no limits of the batch.
@@ -267,36 +275,31 @@ def _parsed(text: str, where: str) -> Any:
         raise TraceError(f"{where}: not JSON: {what:.80}") from None
 
 
-def _tokens(entry: Mapping[str, Any], column: str, where: str) -> int:
-    value = entry.get(column)
-    whole = isinstance(value, int) and not isinstance(value, bool)
-    if not (whole and 1 <= value <= MOST_TOKENS):  # type: ignore[operator]
-        must = "must be a whole number of tokens, at least 1"
-        raise TraceError(f"{where}, {column}={value!r:.40}: {must}")
-    return int(value)  # type: ignore[arg-type]
+def _cell(
+    read: Callable[..., T],
+    entry: Mapping[str, Any],
+    column: str,
+    where: str,
+    *at: float,
+) -> T:
+    """What ``read`` makes of a column of ``entry``."""
+    return read(entry.get(column), f"{where}, {column}", *at)
 
 
-def _seconds(
-    entry: Mapping[str, Any], column: str, where: str, least: float = 0.0
-) -> float:
-    value = entry.get(column)
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not (is_number and least <= value <= _LATEST):  # type: ignore[operator]
-        must = f"must be seconds, a finite number of at least {least:.16g}"
-        raise TraceError(f"{where}, {column}={value!r:.40}: {must}")
-    return float(value)  # type: ignore[arg-type]
-
-
-def _bench_column(result: Mapping[str, Any], name: str, file: str) -> Sequence[Any]:
-    column = result.get(name)
-    if not isinstance(column, list):
-        hint = "saved by `vllm bench serve --save-result --save-detailed`"
-        raise TraceError(f"{file}, {name}: missing: must be a list, as {hint}")
-    return column
-
-
-def _gaps(gaps: Any, where: str) -> float:
-    """Seconds from the first token to the last."""
-    if not isinstance(gaps, list):
-        raise TraceError(f"{where}, itls={gaps!r:.40}: must be a list of seconds")
-    return sum(_seconds({"itls": gap}, "itls", where) for gap in gaps)
+def _bench_requests(file: Path) -> list[dict[str, Any]]:
+    """The requests of a benchmark's result, each by name of column."""
+    result = _document(file)
+    if not isinstance(result, dict):
+        raise TraceError(f"{file.name}: must be a JSON object, as vllm bench saves it")
+    columns: dict[str, Any] = {name: result.get(name) for name in _BENCH}
+    columns["errors"] = result.get("errors") or []
+    for name, column in columns.items():
+        if not isinstance(column, list):
+            what = "missing: must be a list, as saved by `vllm bench serve"
+            raise TraceError(f"{file.name}, {name}: {what} --save-detailed`")
+    if not columns["errors"]:
+        columns["errors"] = [""] * len(columns["ttfts"])
+    if len(sizes := {len(column) for column in columns.values()}) > 1:
+        raise TraceError(f"{file.name}: columns of unlike length: {sizes}")
+    rows = zip(*columns.values(), strict=True)
+    return [dict(zip(columns, row, strict=True)) for row in rows]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -72,6 +71,11 @@ def fetch(name: str) -> Path:
     Looked for in the folder that ``LLMINFER_DATA`` names, then in the user's cache;
     else fetched from its public home. Every file must have its known digest.
 
+    >>> list(DATASETS)  # doctest: +NORMALIZE_WHITESPACE
+    ['azure-2023-code', 'azure-2023-conv',
+     'vllm-rtx4090-llama-3.1-8b', 'vllm-rtxpro6000-qwen3-32b']
+    >>> trace = fetch("azure-2023-conv")  # doctest: +SKIP
+
     Args:
         name: One of ``DATASETS``.
 
@@ -83,14 +87,12 @@ def fetch(name: str) -> Path:
     place = DATASETS[choice("name", name, DATASETS)]
     parts = [file for file in _FILES if file.startswith(place)]
     home = Path(os.environ.get("LLMINFER_CACHE") or Path.home() / ".cache" / "llminfer")
-    for folder in (os.environ.get("LLMINFER_DATA"), home / "data"):
-        if folder and all((Path(folder) / part).is_file() for part in parts):
-            for part in parts:
-                _check(Path(folder), part, name)
-            return Path(folder) / place
+    folder = Path(os.environ.get("LLMINFER_DATA") or home / "data")
+    if not all((folder / part).is_file() for part in parts):
+        folder = home / "data"
     for part in parts:
-        _download(part, home / "data", name)
-    return home / "data" / place
+        _fetch(part, folder, name)
+    return folder / place
 
 
 def needed(*names: str) -> dict[str, Path]:
@@ -122,28 +124,24 @@ def _notebook() -> Any:
     return get_ipython()
 
 
-def _check(folder: Path, part: str, name: str) -> None:
-    found = hashlib.sha256((folder / part).read_bytes()).hexdigest()
-    if found != (wanted := _FILES[part][0]):
-        what = f"SHA-256 {found[:12]}..., not {wanted[:12]}...: remove it"
-        raise DataMissing(f"{name}: {folder / part} is not the published file ({what})")
-
-
-def _download(part: str, folder: Path, name: str) -> None:
-    """Fetch one file into ``folder``, unless it is there, and check its digest."""
+def _fetch(part: str, folder: Path, name: str) -> None:
+    """Have one file in ``folder`` with its known digest."""
     import pooch
 
-    digest, address = _FILES[part]
-    target, url = folder / part, f"{_GITHUB}/{address}"
     pooch.get_logger().setLevel("WARNING")
-    http = pooch.HTTPDownloader(timeout=_TIMEOUT)
+    files = pooch.create(
+        folder,
+        base_url="",
+        registry={part: digest for part, (digest, _) in _FILES.items()},
+        urls={part: f"{_GITHUB}/{address}" for part, (_, address) in _FILES.items()},
+        allow_updates=False,
+    )
     try:
-        pooch.retrieve(url, digest, target.name, target.parent, downloader=http)
-    except (OSError, ValueError) as error:  # no network, no room, another digest
-        why = "cannot be fetched"
-        if isinstance(error, ValueError):
-            why = "fetched, and not the published file"
-        raise DataMissing(
-            f"{name}: not on disk and {why}: go online, or set LLMINFER_DATA to a "
-            f"folder with {DATASETS[name]} (from {url})"
-        ) from None
+        files.fetch(part, downloader=pooch.HTTPDownloader(timeout=_TIMEOUT))
+    except ValueError:
+        what = f"{folder / part} is not the published file: remove it, and try again"
+        raise DataMissing(f"{name}: {what} (from {files.get_url(part)})") from None
+    except OSError:  # no network, or no room
+        how = f"go online, or set LLMINFER_DATA to a folder with {DATASETS[name]}"
+        what = f"not on disk and cannot be fetched: {how} (from {files.get_url(part)})"
+        raise DataMissing(f"{name}: {what}") from None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import matplotlib as mpl
@@ -122,6 +124,8 @@ def draw_summary(
     panel: str | None = None,
     height: float = 2.4,
     labels: tuple[str, str] = ("", ""),
+    log_x: Sequence[int] | None = None,
+    log_y: tuple[float, float] | None = None,
 ) -> Figure:
     """A figure of means over ``x`` with bands of their intervals, legend above.
 
@@ -134,37 +138,25 @@ def draw_summary(
         panel: The column whose values get axes each, three in a row.
         height: Inches; the width is the page's.
         labels: Of the axes, with units: x and y.
+        log_x: The ticks of a log axis in x; see ``powers_of_two``.
+        log_y: The ends of a log axis in y; see ``log_axis``.
     """
     import seaborn.objects as so
 
-    use_style()
-    fig = plt.figure(figsize=(PAGE, height), layout="constrained")
     named = {"color": color, "linestyle": linestyle}
     named = {key: column for key, column in named.items() if column is not None}
     looks = {key: _looks(table[column], key) for key, column in named.items()}
-    scales = {
-        key: so.Nominal(list(look.values()), order=list(look))
-        for key, look in looks.items()
-    }
     plot = so.Plot(table, x, "mean", ymin="ci_lower", ymax="ci_upper")
-    if panel is not None:
-        plot = plot.facet(col=panel, wrap=3)
-    (
-        plot.add(so.Band(alpha=0.2), color=color, group=linestyle, legend=False)
-        .add(so.Line(marker="o"), legend=False, **named)
-        .scale(**scales)
-        .label(x=labels[0], y=labels[1])
-        .theme({key: mpl.rcParams[key] for key in so.Plot.config.theme})
-        .on(fig)
-        .plot()
-    )
-    handles = [
-        Line2D([], [], **{"color": "black", "marker": "o", key: one}, label=str(value))
-        for key, look in looks.items()
-        for value, one in look.items()
-    ]
-    if handles:
-        fig.legend(handles=handles, loc="outside upper center", ncols=len(handles))
+    plot = plot if panel is None else plot.facet(panel, wrap=3)
+    plot = plot.add(so.Band(alpha=0.2), color=color, group=linestyle, legend=False)
+    plot = plot.add(so.Line(marker="o"), legend=False, **named)
+    fig = _drawn(plot.scale(**looks).label(x=labels[0], y=labels[1]), height)
+    for ax in fig.axes:
+        if log_x is not None:
+            powers_of_two(ax, log_x)
+        if log_y is not None:
+            log_axis(ax, *log_y)
+    _add_legend(fig, looks)
     return fig
 
 
@@ -172,6 +164,30 @@ def _looks(values: pd.Series, key: str) -> dict[Any, Any]:
     """A colour or a line style for each value, in order of appearance."""
     cycle: tuple[Any, ...] = COLORS if key == "color" else DASHES
     return dict(zip(values.unique(), cycle, strict=False))
+
+
+def _drawn(plot: Any, height: float) -> Figure:
+    """A plot of ``seaborn.objects`` in our style."""
+    use_style()
+    fig = plt.figure(figsize=(PAGE, height), layout="constrained")
+    style = {key: mpl.rcParams[key] for key in plot.config.theme}
+    with warnings.catch_warnings():  # seaborn 0.13 is older than pandas 3
+        warnings.filterwarnings("ignore", "The copy keyword")
+        plot.theme(style).on(fig).plot()
+    return fig
+
+
+def _add_legend(fig: Figure, looks: Mapping[str, Mapping[Any, Any]]) -> None:
+    """A legend above, with a key for each colour and, in black, each line style."""
+    plain = {"color": {"marker": "o"}, "linestyle": {"color": "black"}}
+    handles = [
+        Line2D([], [], label=str(value), **{**plain[key], key: one})
+        for key, values in looks.items()
+        for value, one in values.items()
+    ]
+    if handles:
+        columns = {"ncols": len(handles), "handlelength": 3.0}
+        fig.legend(handles=handles, loc="outside upper center", **columns)
 
 
 def dots(
@@ -210,7 +226,7 @@ def legend_above(fig: Figure, ax: Axes, columns: int = 4) -> None:
     )
 
 
-def powers_of_two(ax: Axes, values: list[int]) -> None:
+def powers_of_two(ax: Axes, values: Sequence[int]) -> None:
     """A log axis in x that is labelled with ``values``, and nothing between."""
     ax.set_xscale("log", base=2)
     ax.set_xticks(values, [str(value) for value in values])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import sqlite3
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any
 
 import pandas as pd
 
-from llminfer.base.errors import fail
+from llminfer.base.errors import OverloadWarning, fail
 from llminfer.report.latex import escape, macro_name, shown, shown_with_bounds
 from llminfer.report.verdict import Verdict
 from llminfer.stats.intervals import Estimate, bounds_of, require_columns
@@ -22,6 +23,15 @@ _HEADER = "% Written by the notebooks, a macro for each number the report quotes
 _LINE = re.compile(r"\\newcommand\{\\([A-Za-z]+)\}\{(.*)\}% (\S+)")
 _SENTENCE, _COLUMN = 30, 48  # characters: longer text is broken; one column's width
 _begun: set[tuple[Path, str]] = set()  # sources this process has written from
+
+
+def begin() -> None:
+    """Set up a notebook: tables show whole sentences, and overload is not warned of.
+
+    A notebook says with numbers where a server is overloaded.
+    """
+    pd.options.display.max_colwidth = None
+    warnings.simplefilter("ignore", OverloadWarning)
 
 
 def figures_dir() -> Path:
