@@ -118,9 +118,9 @@ def test_the_curve_is_the_latency_at_each_load_whatever_the_rate_and_seed():
     ("changes", "message"),
     [
         ({"server": "static"}, r"server='static': must be continuous for this law"),
-        ({"kv_blocks": 500}, r"kv_blocks=500: must be None for the chain"),
+        ({"kv_blocks": 500}, r"kv_blocks=500: must be None for this law"),
         ({"chunked_prefill": False}, r"chunked_prefill=False: must be True"),
-        ({"replicas": 2}, r"replicas=2: must be 1 for the chain"),
+        ({"replicas": 2}, r"replicas=2: must be 1 for this law"),
         ({"max_batched_tokens": 599}, r"max_batched_tokens=599: must be at least 600"),
     ],
 )

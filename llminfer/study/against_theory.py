@@ -54,7 +54,14 @@ class Comparison:
 @lru_cache(maxsize=1)
 def comparisons() -> tuple[Comparison, ...]:
     """All cases, those of one configuration next to each other."""
-    return (*_singles(), *_priorities(), *_bulks(), *_continuous(), *_limits())
+    return (
+        *_singles(),
+        *_priorities(),
+        *_bulks(),
+        *_continuous(),
+        *_limits(),
+        *_without_limit(),
+    )
 
 
 def estimates(config: SimulationConfig, record: RunRecord) -> dict[str, float]:
@@ -256,6 +263,24 @@ def _bulks() -> Iterator[Comparison]:
         yield from _cases(name, config, cases)
 
 
+def _without_limit() -> Iterator[Comparison]:
+    """All who wait in one batch, with outputs that are all alike."""
+    config = _run(
+        0.4,
+        batch_size=64,
+        batch_timeout=0,
+        output_length_dist="constant",
+        output_dist_params={"value": 100},
+    )
+    size = theory.bulk_queue(config).mean_batch  # the limit is hardly ever reached
+    latency = theory.inoue_latency(config, size)
+    yield from _cases(
+        "greedy, no limit, constant outputs, load 0.4",
+        config,
+        [("mean latency", "Inoue", latency, _mean_latency)],
+    )
+
+
 def _continuous() -> Iterator[Comparison]:
     """Iteration-level batches under FCFS, with geometric outputs."""
     steps = {
@@ -302,3 +327,13 @@ def _limits() -> Iterator[Comparison]:
             flood,
             [("throughput", "B / E[T_B]", flood.max_stable_rate, _throughput)],
         )
+    steps = {"server": "continuous", "max_batched_tokens": 10**6}
+    geometric = {"output_length_dist": "geometric", "output_dist_params": {"mean": 50}}
+    flood = _run(1e4, batch_size=16, **steps, **geometric)
+    flood = flood.replace(num_requests=8_000, warmup_requests=0)
+    most = theory.stability(flood, [16])["continuous_max_rate"][0]
+    yield from _cases(
+        "flooded, continuous, B = 16, report",
+        flood,
+        [("throughput", "saturation", float(most), _throughput)],
+    )
