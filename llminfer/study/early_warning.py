@@ -25,6 +25,7 @@ Samples = Sequence[FloatArray]
 
 STEP = 10.0  # seconds between two looks
 WINDOW = 60.0  # seconds that a mean, a rate or a quantile looks back
+_RANKS = np.linspace(0.0, 1.0, 201)  # of the thresholds on a ROC curve
 
 SIGNALS: Mapping[str, str] = {
     "queue": "queue",
@@ -316,19 +317,18 @@ def right_and_wrong(
     return right, wrong
 
 
-def roc_curve(right: Samples, wrong: Samples, points: int = 201) -> pd.DataFrame:
+def roc_curve(right: Samples, wrong: Samples) -> pd.DataFrame:
     """The receiver operating characteristic of a signal, all replications together.
 
     Args:
         right: The signal where an alarm would be right, one array a replication.
         wrong: The same where it would be wrong.
-        points: Thresholds to take from each.
 
     Returns:
         ``false``, the share of wrong times with an alarm, and ``true``, that of right
         times under the same threshold; both rise from 0 to 1.
 
-    >>> roc_curve([np.array([2.0])], [np.array([1.0])], points=2)
+    >>> roc_curve([np.array([2.0])], [np.array([1.0])])
        false  true
     0    0.0   0.0
     1    0.0   0.0
@@ -337,8 +337,7 @@ def roc_curve(right: Samples, wrong: Samples, points: int = 201) -> pd.DataFrame
     """
     calm = np.sort(np.concatenate(wrong))
     risky = np.sort(np.concatenate(right))
-    ranks = np.linspace(0.0, 1.0, points)
-    levels = [np.quantile(part, ranks, method="higher") for part in (calm, risky)]
+    levels = [np.quantile(part, _RANKS, method="higher") for part in (calm, risky)]
     thresholds = np.unique(levels)[::-1]
     shares = []
     for sample in (calm, risky):
@@ -393,22 +392,19 @@ def _left_out(table: FloatArray, i: int) -> float:
     return float(table.sum() - table[i].sum() - table[:, i].sum() + table[i, i])
 
 
-def auc_by_signal(
-    runs: pd.DataFrame, horizon: float, signals: Sequence[str] = tuple(SIGNALS)
-) -> pd.DataFrame:
+def auc_by_signal(runs: pd.DataFrame, horizon: float) -> pd.DataFrame:
     """Area under the ROC curve of each signal: a row a replication and signal.
 
     Args:
         runs: Runs that cross and runs that never do.
         horizon: How long before the crossing an alarm is right, seconds.
-        signals: Of ``SIGNALS``.
 
     Returns:
         ``signal``, ``replication``, ``auc`` (its jackknife value), ``misordered``
         (1 - ``auc``, the share of pairs of times in the wrong order).
     """
     parts = []
-    for signal in signals:
+    for signal in SIGNALS:
         values = auc(*right_and_wrong(runs, signal, horizon))
         parts.append(pd.DataFrame({"signal": signal, "auc": values}))
     table = pd.concat(parts).rename_axis("replication").reset_index()

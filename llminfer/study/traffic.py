@@ -22,6 +22,7 @@ from llminfer.workload import Workload
 Numbers = FloatArray | IntArray
 
 _TRIALS = 100  # samples that ``distance_by_chance`` draws
+_BLOCKS = 10  # consecutive parts of a path, for its interval
 
 
 def mean_rate(arrival_time: FloatArray) -> float:
@@ -165,12 +166,8 @@ def typical(values: npt.ArrayLike) -> dict[str, float]:
     return {name: math.exp(its) for name, its in logs.row().items()}
 
 
-def by_blocks(
-    statistic: Callable[[Any], float],
-    values: npt.NDArray[Any],
-    blocks: int = 10,
-) -> Estimate:
-    """A number from one path, with a 95% interval from leaving out a block at a time.
+def by_blocks(statistic: Callable[[Any], float], values: npt.NDArray[Any]) -> Estimate:
+    """A number from one path, with a 95% interval from leaving out each of ten blocks.
 
     Neighbours in a trace are alike, and so are their latencies; blocks of consecutive
     requests are nearly independent if they are long beside the bursts. A trend over
@@ -179,10 +176,9 @@ def by_blocks(
     Args:
         statistic: Of values, shape (n,) or (n, k).
         values: In order of time, along the first axis.
-        blocks: Consecutive parts of like length.
 
     Raises:
-        ConfigError: Fewer than two blocks, or fewer values than twice the blocks.
+        ConfigError: Fewer values than two a block.
 
     Source: the delete-a-group jackknife, Miller (1974).
 
@@ -190,12 +186,12 @@ def by_blocks(
     >>> round(found.lower, 2), found.value, round(found.upper, 2)
     (5.17, 9.5, 13.83)
     """
-    n = whole("blocks", blocks, 2)
-    if len(values) < 2 * n:
-        raise fail("values", len(values), f"at least {2 * n}, two a block")
-    parts = np.array_split(values, n)
+    if len(values) < 2 * _BLOCKS:
+        raise fail("values", len(values), f"at least {2 * _BLOCKS}, two a block")
+    parts = np.array_split(values, _BLOCKS)
     left_out = [
-        float(statistic(np.concatenate(parts[:i] + parts[i + 1 :]))) for i in range(n)
+        float(statistic(np.concatenate(parts[:i] + parts[i + 1 :])))
+        for i in range(_BLOCKS)
     ]
     return jackknife(float(statistic(values)), left_out)
 
