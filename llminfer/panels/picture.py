@@ -32,8 +32,8 @@ from llminfer.report.figures import (
 from llminfer.theory.known import latency_curve
 from llminfer.workload import Workload
 
-Curve = tuple[FloatArray, FloatArray]  # points, x and y
-Shown = tuple[dict[str, Curve], dict[str, str]]  # curves and readings, by name
+Points = tuple[FloatArray, FloatArray]  # points, x and y
+Shown = tuple[dict[str, Points], dict[str, str]]  # curves and readings, by name
 SHARES = np.linspace(0.0, 1.0, 101)
 BATCH_LIMITS = (1, 2, 4, 8, 16, 32, 64, 128)
 TIMEOUTS: Mapping[str, float | None] = {"at once": 0.0, "until full": None}
@@ -152,8 +152,8 @@ class LatencyPicture(Picture):
         loads = np.array(self.loads)
         here = np.array([min(config.offered_load, 1.19)])
         return {
-            "latency": distribution(record.latency[300:]),
-            "ttft": distribution(record.ttft[300:]),
+            "latency": quantile_points(record.latency[300:]),
+            "ttft": quantile_points(record.ttft[300:]),
             "mean": (loads, mean),
             "p99": (loads, p99),
             "theory": (loads, latency_curve(own, self.loads)),
@@ -214,7 +214,7 @@ def over_shares(ax: Axes, low: float, high: float, label: str) -> None:
     ax.set(xlabel=label, ylabel="share of requests")
 
 
-def distribution(values: FloatArray) -> Curve:
+def quantile_points(values: FloatArray) -> Points:
     """The quantiles of ``values``, and the share of them below each."""
     return np.quantile(values, SHARES), SHARES
 
