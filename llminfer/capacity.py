@@ -62,7 +62,13 @@ class SLO:
         return {name: limit for name, limit in given.items() if limit is not None}
 
     def broken(self, metrics: Metrics) -> list[str]:
-        """What ``metrics`` of ``Capacity`` do not keep, in words."""
+        """What ``metrics`` of ``Capacity`` do not keep, in words.
+
+        >>> SLO(ttft=1.0).broken({"p99_ttft": 2.0})
+        ['ttft=1: the p99 is 2 s']
+        >>> SLO(ttft=1.0, goodput=0.9).broken({"within": 0.8})
+        ['goodput=0.9: 80.0% are within the limits']
+        """
         if self.goodput is not None:
             share = metrics["within"]
             said = f"goodput={self.goodput:g}: {share:.1%} are within the limits"

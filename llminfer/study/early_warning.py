@@ -52,6 +52,10 @@ def load_ramp(
 
     Raises:
         ConfigError: A load or duration that is not above 0.
+
+    >>> climb = load_ramp(SimulationConfig(batch_size=4), 0.5, 1.2, 600.0, lasts=900.0)
+    >>> round(climb.arrival_rate, 2), climb.num_requests
+    (2.54, 4428)
     """
     most = config.max_stable_rate
     climb = config.replace(
@@ -193,6 +197,14 @@ def judge(runs: pd.DataFrame, signal: str, threshold: float) -> pd.DataFrame:
         ``lead``, from the alarm to the crossing, seconds, negative if it came after,
         and counted from the last look if it never rang; ``warned``, 1 if the alarm
         rang before the crossing and else 0: in a run that never crosses 1 is wrong.
+
+    >>> load = [[0.6, 0.9, 1.2], [0.5, 0.5, 0.5]]
+    >>> runs = pd.DataFrame({"time": [[10.0, 20.0, 30.0]] * 2, "load": load})
+    >>> runs["queue"] = [[1.0, 5.0, 40.0], [2.0, 3.0, 2.0]]
+    >>> judge(runs, "queue", threshold=4.0)[["alarm", "crossing", "warned"]].round(1)
+       alarm  crossing  warned
+    0   20.0      23.3     1.0
+    1    inf       inf     0.0
     """
     series = [name for name in runs if isinstance(runs[name].iloc[0], list)]
     alarm = first_alarms(runs, signal, threshold)[:, 0]
@@ -221,6 +233,10 @@ def quiet_threshold(runs: pd.DataFrame, signal: str, share: float) -> float:
         runs: Runs that never cross, with the lists that ``warning_signals`` gives.
         signal: One of ``SIGNALS``.
         share: From 0 to 1.
+
+    >>> runs = pd.DataFrame({"queue": [[1.0, 5.0], [2.0, 3.0], [7.0, 1.0]]})
+    >>> quiet_threshold(runs, "queue", share=0.5)
+    5.0
     """
     rest = 1.0 - number("share", share, least=0.0, most=1.0)
     highest = [known(values).max() for values in runs[signal]]

@@ -130,6 +130,13 @@ def latency_parts(config: SimulationConfig, record: RunRecord) -> Row:
         idle server for a full batch; ``own_prompt`` and ``other_prompts``, the prefill
         of one's own prompt and of the others in the batch; ``shared``, which a batch
         pays once: beta and decode. All without the warm-up.
+
+    >>> from llminfer import Workload, simulate
+    >>> config = SimulationConfig(batch_size=2, warmup_requests=0)
+    >>> work = Workload.from_arrays([0.0, 0.5, 4.0], [100, 50, 200], [20, 10, 30])
+    >>> parts = latency_parts(config, simulate(config, work))
+    >>> round(parts["company"], 3)  # the first waits 0.5 s for the second
+    0.167
     """
     measured = slice(config.warmup_requests, None)
     wait, latency = record.wait[measured], record.latency[measured]

@@ -45,6 +45,10 @@ def fitted_lognormal(tokens: IntArray) -> LogNormal:
 
     A count k stands for real lengths from k to k + 1, and is taken for their middle.
     The law is clipped to the greatest count, as a context limit does.
+
+    >>> law = fitted_lognormal(np.array([9, 90, 900]))
+    >>> round(law.mu, 2), round(law.sigma, 2), law.max
+    (4.52, 1.86, 900)
     """
     logs = np.log(tokens + 0.5)
     return LogNormal(float(logs.mean()), float(logs.std()), max=int(tokens.max()))
@@ -104,6 +108,11 @@ def distance(tokens: IntArray, law: LengthLaw) -> float:
     """Greatest gap between the shares of requests above a length, 0 to 1.
 
     Source: Kolmogorov (1933), here on whole tokens.
+
+    >>> from llminfer.laws.lengths import Uniform
+    >>> law = Uniform(min=1, max=4)  # 1, 2 or 3 tokens; of the data none has 3
+    >>> round(distance(np.array([1, 2, 2, 2]), law), 2)
+    0.33
     """
     above = 1.0 - np.cumsum(np.bincount(tokens)) / len(tokens)
     expected = law.survival(np.arange(len(above), dtype=np.float64))
@@ -161,6 +170,10 @@ def typical(values: npt.ArrayLike) -> dict[str, float]:
 
     Returns:
         ``{"mean", "ci_lower", "ci_upper"}``.
+
+    >>> found = typical([1.0, 2.0, 4.0])
+    >>> {name: round(value, 2) for name, value in found.items()}
+    {'mean': 2.0, 'ci_lower': 0.36, 'ci_upper': 11.19}
     """
     logs = Estimate.of_mean(np.log(values))
     return {name: math.exp(its) for name, its in logs.row().items()}
@@ -201,6 +214,10 @@ def consecutive(trace: Workload, parts: int) -> list[Workload]:
 
     Raises:
         ConfigError: More parts than requests, or none.
+
+    >>> trace = Workload.from_arrays([0.0, 1.0, 4.0, 9.0], [10] * 4, [5] * 4)
+    >>> [part.arrival_time.tolist() for part in consecutive(trace, 2)]
+    [[0.0, 1.0], [0.0, 5.0]]
     """
     if whole("parts", parts, 1) > len(trace):
         raise fail("parts", parts, f"at most {len(trace)}, a request each")
