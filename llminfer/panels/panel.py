@@ -11,7 +11,7 @@ import ipywidgets as w
 
 from llminfer.config import SimulationConfig
 from llminfer.panels import html
-from llminfer.panels.controls import CONTROLS, LABEL, SLIDER, Control
+from llminfer.panels.controls import CONTROLS, Control
 from llminfer.panels.picture import Picture
 from llminfer.panels.replications import Replications
 from llminfer.timing import COEFFICIENTS, PRESETS
@@ -75,12 +75,8 @@ class Panel(w.VBox):  # type: ignore[misc]
 
     def _widgets(self) -> w.GridBox:
         """All that the reader moves, side by side as far as there is room."""
-        self.preset = w.Dropdown(
-            options=[_GIVEN, *PRESETS],
-            description="coefficients",
-            layout=SLIDER,
-            style=LABEL,
-        )
+        presets = {"options": [_GIVEN, *PRESETS]}
+        self.preset = Control("", "coefficients", w.Dropdown, presets).widget()
         self.reset = w.Button(description="Reset", tooltip="Back to the start")
         self.keep = w.Button(description="Keep", tooltip="Keep these curves in grey")
         for name, slider in self.controls.items():

@@ -158,22 +158,21 @@ class LatencyPicture(Picture):
             "p99": (loads, p99),
             "theory": (loads, latency_curve(own, self.loads)),
             "here": (here, np.array([metrics["avg_latency"]])),
-        }, self._readings(record, metrics)
+        }, _readings(record, metrics)
 
-    def _readings(
-        self, record: RunRecord, metrics: Mapping[str, float]
-    ) -> dict[str, str]:
-        good = goodput(record, *GOOD_ENOUGH, 300)
-        return {
-            "mean latency": f"{metrics['avg_latency']:.3g} s",
-            "median": f"{metrics['p50_latency']:.3g} s",
-            "99% are done within": f"{metrics['p99_latency']:.3g} s",
-            "mean time to first token": f"{metrics['avg_ttft']:.3g} s",
-            "throughput": f"{metrics['throughput_req_per_sec']:.3g} requests/s",
-            "goodput (TTFT ≤ 1 s, TPOT ≤ 0.1 s)": f"{good:.3g} requests/s",
-            "mean batch": f"{metrics['avg_batch_size']:.1f} requests",
-            "busy": f"{metrics['utilization']:.0%} of the time",
-        }
+
+def _readings(record: RunRecord, metrics: Mapping[str, float]) -> dict[str, str]:
+    good = goodput(record, *GOOD_ENOUGH, 300)
+    return {
+        "mean latency": f"{metrics['avg_latency']:.3g} s",
+        "median": f"{metrics['p50_latency']:.3g} s",
+        "99% are done within": f"{metrics['p99_latency']:.3g} s",
+        "mean time to first token": f"{metrics['avg_ttft']:.3g} s",
+        "throughput": f"{metrics['throughput_req_per_sec']:.3g} requests/s",
+        "goodput (TTFT ≤ 1 s, TPOT ≤ 0.1 s)": f"{good:.3g} requests/s",
+        "mean batch": f"{metrics['avg_batch_size']:.1f} requests",
+        "busy": f"{metrics['utilization']:.0%} of the time",
+    }
 
 
 class BatchSizePicture(Picture):

@@ -73,12 +73,9 @@ class StoryPicture(Picture):
         few = config.replace(num_requests=self.requests, warmup_requests=0)
         self.config = few
         workload = Workload.generate(few)
-        self.spans = {
-            server: phase_spans(
-                simulate(few.replace(server=server), workload), config.step_time
-            )
-            for server in TITLES
-        }
+        runs = {name: simulate(few.replace(server=name), workload) for name in TITLES}
+        step_time = config.step_time
+        self.spans = {name: phase_spans(its, step_time) for name, its in runs.items()}
         spans = [span for own in self.spans.values() for span in own.values()]
         self.moments = np.unique([time for span in spans for time in span])
         self.now = len(self.moments) - 1
@@ -101,15 +98,12 @@ class StoryPicture(Picture):
 
     def to_frame(self) -> pd.DataFrame:
         """One row a server, phase and request, as ``timeline.draw`` takes them."""
-        rows = [
-            pd.DataFrame({"begin": begin, "end": end}, pd.RangeIndex(len(begin)))
-            .rename_axis("request")
-            .reset_index()
-            .assign(phase=phase, server=server)
-            for server, own in self.spans.items()
-            for phase, (begin, end) in own.items()
-        ]
-        return pd.concat(rows)[["server", "request", "phase", "begin", "end"]]
+        rows = []
+        for server, own in self.spans.items():
+            for phase, (begin, end) in own.items():
+                who = {"server": server, "request": range(len(begin)), "phase": phase}
+                rows.append(pd.DataFrame({**who, "begin": begin, "end": end}))
+        return pd.concat(rows)
 
     def save_animation(self, name: str) -> Path:
         """All moments one after another, as ``name.gif`` among the figures."""
@@ -152,8 +146,8 @@ def _in_words(own: Spans, now: float) -> str:
     """What has just happened on a server, and how many requests are where."""
     news = []
     for event, (start, _) in zip(_EVENTS, own.values(), strict=True):
-        if (who := np.flatnonzero(start == now) + 1).size:
-            news.append(f"{event}: {', '.join(map(str, who))}")
+        if (requests := np.flatnonzero(start == now) + 1).size:
+            news.append(f"{event}: {', '.join(map(str, requests))}")
     where = {
         name: int(((start <= now) & (now < end)).sum())
         for name, (start, end) in own.items()
