@@ -162,6 +162,14 @@ def errors(
         measured: A log.
         simulated: The same requests, simulated.
         part: Which of them to compare, shape (n,); NaN where there are none.
+
+    >>> from llminfer import Workload
+    >>> work = Workload.from_arrays([0.0, 0.0], [9, 9], [2, 3])
+    >>> ends = np.array([1.0, 1.0]), np.array([2.0, 3.0])
+    >>> real = ServedLog(work, np.zeros(2), *ends)
+    >>> ours = ServedLog(work, np.zeros(2), 1.1 * ends[0], ends[1])
+    >>> errors(real, ours, np.array([True, True]))["mean"].round(3).to_dict()
+    {'ttft': 0.1, 'tpot': -0.075, 'latency': 0.0}
     """
     rows = {}
     for name in MEASURES:
@@ -196,6 +204,18 @@ def fit(
     Raises:
         ConfigError: A bad setting or share, or a request that can never fit.
         TraceError: Too few requests, or none with two tokens.
+
+    An engine whose coefficients are known leaves a log; they are found again, or the
+    log cannot tell them:
+
+    >>> settings = {"batch_size": 16, "num_requests": 40, "warmup_requests": 0}
+    >>> engine = SimulationConfig.from_preset("llama-3.1-8b-rtx4090", **settings)
+    >>> log = ServedLog.from_record(simulate(engine.replace(server="continuous")))
+    >>> found = fit(log, {"batch_size": 16}, share=1.0)
+    >>> print(f"{engine.gamma:.3f}, found {found.coefficients['gamma'].value:.3f}")
+    0.017, found 0.017
+    >>> found.unidentified
+    ('beta', 'delta', 'kappa')
     """
     part = log.first_completed(share)
     if part.sum() < _LEAST or np.isnan(log.tpot[part]).all():

@@ -62,7 +62,13 @@ class SLO:
         return {name: limit for name, limit in given.items() if limit is not None}
 
     def broken(self, metrics: Metrics) -> list[str]:
-        """What ``metrics`` of ``Capacity`` do not keep, in words."""
+        """What ``metrics`` of ``Capacity`` do not keep, in words.
+
+        >>> SLO(ttft=1.0).broken({"p99_ttft": 2.0})
+        ['ttft=1: the p99 is 2 s']
+        >>> SLO(ttft=1.0, goodput=0.9).broken({"within": 0.8})
+        ['goodput=0.9: 80.0% are within the limits']
+        """
         if self.goodput is not None:
             share = metrics["within"]
             said = f"goodput={self.goodput:g}: {share:.1%} are within the limits"
@@ -263,18 +269,15 @@ class Trials:
         # below the stretch of rates that ends here another one may begin
         broken = [r for r, row in self.rows.items() if r < rate and not row["meets"]]
         rates = sorted(r for r in self._runs if r > max(broken, default=0.0))
-        logs = [
-            self._crossing(rates, [j for j in range(n) if j != i]) for i in range(n)
-        ]
-        found = jackknife(self._crossing(rates, list(range(n))), logs)
+        every = list(range(n))
+        logs = [self._crossing(rates, every[:i] + every[i + 1 :]) for i in every]
+        found = jackknife(self._crossing(rates, every), logs)
         return math.exp(found.lower), math.exp(found.upper)
 
     def _crossing(self, rates: list[float], chosen: list[int]) -> float:
         """The log of the rate at which chosen replications begin to break limits."""
-        excess = [
-            self._excess(self._pooled([self._runs[rate][i] for i in chosen]))
-            for rate in rates
-        ]
+        runs = [[self._runs[rate][i] for i in chosen] for rate in rates]
+        excess = [self._excess(self._pooled(its)) for its in runs]
         return float(np.interp(0.0, np.maximum.accumulate(excess), np.log(rates)))
 
     def metrics(self, rate: float) -> Metrics:
@@ -299,7 +302,7 @@ class Trials:
         fills = self.config.server == "static" and self.config.batch_timeout is None
         if not fills:
             self._check_alone()
-        # who waits for full batches breaks limits at low rates too: smaller steps
+        # waiting for full batches breaks limits at low rates too: smaller steps
         step, least = (1.2, rate / 1000.0) if fills else (2.0, 0.0)
         while not self.meets(rate / step):
             rate /= step

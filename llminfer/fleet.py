@@ -72,6 +72,12 @@ def fewest_replicas(
 
     Raises:
         ConfigError: As ``capacity``; or a rate, price or wattage that is not above 0.
+
+    >>> server = SimulationConfig(server="continuous", batch_size=4, num_requests=2500)
+    >>> few = {"replications": 1, "n_jobs": 1, "price_per_gpu_hour": 2.0}
+    >>> fleet = fewest_replicas(server, 4.0, SLO(ttft=3.0), **few)
+    >>> fleet.replicas, fleet.cost_per_hour
+    (6, 12.0)
     """
     number("rate", rate, above=0.0)
     whole("gpus_per_replica", gpus_per_replica, 1)

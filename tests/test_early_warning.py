@@ -258,10 +258,10 @@ def test_interval_of_the_area_covers_although_times_of_a_run_are_alike():
 def test_areas_come_as_a_row_a_replication_and_signal():
     rng = np.random.default_rng(5)
     noisier = [list(rng.permutation(values)) for values in RUNS["queue"]]
-    runs = RUNS.assign(mean_queue=noisier)
-    table = auc_by_signal(runs, 50.0, ["queue", "mean_queue"])
-    assert table["signal"].tolist() == ["queue"] * 6 + ["mean_queue"] * 6
-    assert table["replication"].tolist() == [*range(6), *range(6)]
+    runs = RUNS.assign(**dict.fromkeys(SIGNALS, noisier)).assign(queue=RUNS["queue"])
+    table = auc_by_signal(runs, 50.0)
+    assert table["signal"].tolist() == list(np.repeat(list(SIGNALS), 6))
+    assert table["replication"].tolist() == [*range(6)] * len(SIGNALS)
     queue = table[table["signal"] == "queue"]
     expected = auc(*right_and_wrong(RUNS, "queue", 50.0))
     assert queue["auc"].to_numpy() == pytest.approx(expected)

@@ -8,7 +8,7 @@ from PIL import Image
 
 from llminfer import SimulationConfig
 from llminfer.experiment import simulate
-from llminfer.panels.story import PHASE_COLORS, StoryPanel, StoryPicture, phases
+from llminfer.panels.story import PHASE_COLORS, StoryPanel, StoryPicture, phase_spans
 
 FEW = SimulationConfig.from_preset(
     "llama-3.1-8b-rtx4090",
@@ -27,7 +27,7 @@ FEW = SimulationConfig.from_preset(
 @pytest.mark.parametrize("server", ["static", "continuous"])
 def test_phases_follow_each_other_from_arrival_to_end(server):
     record = simulate(FEW.replace(server=server))
-    spans = list(phases(record, FEW.step_time).values())
+    spans = list(phase_spans(record, FEW.step_time).values())
     assert (spans[0][0] == record.arrival_time).all()
     assert (spans[-1][1] == record.processing_end_time).all()
     for (start, end), (following, _) in itertools.pairwise(spans):
@@ -37,7 +37,7 @@ def test_phases_follow_each_other_from_arrival_to_end(server):
 
 def test_only_the_longest_of_a_static_batch_is_not_held():
     record = simulate(FEW)
-    done, end = phases(record, FEW.step_time)["held by its batch"]
+    done, end = phase_spans(record, FEW.step_time)["held by its batch"]
     for start in np.unique(record.processing_start_time):
         mine = record.processing_start_time == start
         outputs = record.output_length[mine]
@@ -47,7 +47,7 @@ def test_only_the_longest_of_a_static_batch_is_not_held():
 def test_a_request_alone_in_its_batch_is_done_when_its_steps_are():
     pair = FEW.replace(batch_size=2, delta=0.5, kappa=0.25)
     record = simulate(pair)
-    done, _ = phases(record, pair.step_time)["held by its batch"]
+    done, _ = phase_spans(record, pair.step_time)["held by its batch"]
     for i in range(12):
         batch = record.processing_start_time == record.processing_start_time[i]
         cached, time = record.prompt_length[batch].sum(), record.first_token_time[i]
@@ -63,12 +63,12 @@ def test_each_moment_moves_picture_and_words_and_the_last_has_all_done():
     seen = set()
     for moment in range(panel.moment.max + 1):
         panel.moment.value = moment
-        seen.add((panel.image.value, panel.told.value))
+        seen.add((panel.image.value, panel.text.value))
     assert len(seen) == panel.moment.max + 1
-    assert panel.told.value.count("12 done") == 2
+    assert panel.text.value.count("12 done") == 2
     panel.moment.value = 0
-    assert "arrives: 1" in panel.told.value
-    assert "done" not in panel.told.value
+    assert "arrives: 1" in panel.text.value
+    assert "done" not in panel.text.value
 
 
 def test_the_animation_shows_every_moment(tmp_path, monkeypatch):

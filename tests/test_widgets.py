@@ -140,7 +140,7 @@ def test_theory_runs_through_the_simulated_means_and_goes_where_it_has_no_say(pa
 def test_every_control_has_a_label_and_every_button_a_tooltip(panel):
     controls = [*panel.controls.values(), panel.preset]
     assert all(control.description for control in controls)
-    pressed = (panel.reset, panel.keep, panel.measurement.start)
+    pressed = (panel.reset, panel.keep, panel.replications.start)
     assert all(button.tooltip for button in pressed)
 
 

@@ -9,11 +9,11 @@ from llminfer.experiment import simulate
 from llminfer.metrics import MetricsCollector, goodput
 from llminfer.panels.picture import (
     GOOD_ENOUGH,
-    Curve,
     Picture,
+    Points,
     Shown,
-    distribution,
     over_shares,
+    quantile_points,
 )
 from llminfer.record import RunRecord
 from llminfer.report.figures import DASHES, log_axis
@@ -62,13 +62,13 @@ class ContinuousPicture(Picture):
             "continuous": few.replace(server="continuous"),
             "static": few.replace(server="static", batch_timeout=0.0),
         }
-        curves: dict[str, Curve] = {}
+        curves: dict[str, Points] = {}
         readings: dict[str, str] = {}
         for name, server in servers.items():
             record = simulate(server, requests)
             found = MetricsCollector.compute_metrics(record, _SKIPPED)
-            curves[f"{name} ttft"] = distribution(record.ttft[_SKIPPED:])
-            curves[f"{name} latency"] = distribution(record.latency[_SKIPPED:])
+            curves[f"{name} ttft"] = quantile_points(record.ttft[_SKIPPED:])
+            curves[f"{name} latency"] = quantile_points(record.latency[_SKIPPED:])
             for time in ("ttft", "tpot", "latency"):
                 label = time if time == "latency" else time.upper()
                 readings[f"p99 {label}, {name}"] = f"{found[f'p99_{time}']:.3g} s"
@@ -80,7 +80,7 @@ class ContinuousPicture(Picture):
         return curves, readings
 
 
-def _over_the_run(record: RunRecord) -> dict[str, Curve]:
+def _over_the_run(record: RunRecord) -> dict[str, Points]:
     """Requests and blocks in the engine against the share of the run that is over."""
     table = over_time(record)
     time = table["time"].to_numpy() / float(table["time"].iloc[-1])

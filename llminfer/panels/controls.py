@@ -59,12 +59,10 @@ class Control:
         """Move the widget; a value between the stops of a selection becomes one."""
         slider = widgets[self.name]
         if isinstance(slider, w.SelectionSlider):
-            options = [
-                o if isinstance(o, tuple) else (str(o), o) for o in slider.options
-            ]
-            if value not in [option for _, option in options]:
-                options.append((f"{value:g}", value))
-                slider.options = sorted(options, key=lambda option: option[1])
+            stops = [o if isinstance(o, tuple) else (str(o), o) for o in slider.options]
+            if value not in [stop for _, stop in stops]:
+                stops.append((f"{value:g}", value))
+                slider.options = sorted(stops, key=lambda stop: stop[1])
         slider.value = value  # a slider with two ends stops there
 
     def follow(self, widgets: Widgets) -> None:

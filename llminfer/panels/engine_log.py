@@ -14,7 +14,7 @@ from llminfer.calibrate import MEASURES, Calibration
 from llminfer.config import SimulationConfig
 from llminfer.data.logs import ServedLog
 from llminfer.experiment import simulate
-from llminfer.panels.picture import Curve, Picture, Shown
+from llminfer.panels.picture import Picture, Points, Shown
 from llminfer.report.figures import COLORS, look
 from llminfer.timeseries import queue_length, running
 
@@ -49,7 +49,7 @@ def distribution(ax: Axes, calibration: Calibration, measure: str) -> None:
     part = ~calibration.fitted
     logs = {"measured": calibration.log, "simulated": calibration.simulated}
     for i, (name, log) in enumerate(logs.items()):
-        x, y = _shares(getattr(log, measure)[part])
+        x, y = _empirical_cdf(getattr(log, measure)[part])
         ax.plot(x, y, label=name, **{**look(i), "marker": ""})
     ax.set(xlabel=f"{NAMES[measure]}, seconds", ylim=(0.0, 1.02))
 
@@ -66,7 +66,7 @@ def residuals(ax: Axes, calibration: Calibration) -> None:
     ax.set(xlabel="completed at, seconds", xlim=(0.0, None), ylim=(-50.0, 50.0))
 
 
-def _shares(values: FloatArray) -> Curve:
+def _empirical_cdf(values: FloatArray) -> Points:
     ordered = np.sort(values[~np.isnan(values)])
     return ordered, np.arange(1, len(ordered) + 1) / len(ordered)
 
@@ -86,7 +86,7 @@ class LogPicture(Picture):
     def compose(self, figure: Figure) -> None:
         axes = zip(figure.subplots(1, 3, sharey=True), MEASURES, strict=True)
         for i, (ax, measure) in enumerate(axes):
-            x, y = _shares(getattr(self.log, measure))
+            x, y = _empirical_cdf(getattr(self.log, measure))
             ax.plot(x, y, color="black", label="measured")
             self.add(ax, measure, i, "simulated")
             ax.set(xlim=(0.0, 1.3 * x[-1]), ylim=(0.0, 1.02))
@@ -97,7 +97,7 @@ class LogPicture(Picture):
     def compute(self, config: SimulationConfig) -> Shown:
         own = config.replace(num_requests=self.requests, warmup_requests=0)
         served = ServedLog.from_record(simulate(own, self.log.workload))
-        curves = {name: _shares(getattr(served, name)) for name in MEASURES}
+        curves = {name: _empirical_cdf(getattr(served, name)) for name in MEASURES}
         readings = {}
         for name in MEASURES:
             real, ours = (np.nanmean(getattr(s, name)) for s in (self.log, served))

@@ -45,8 +45,8 @@ def readings(numbers: Mapping[str, str]) -> str:
     )
 
 
-def lines(said: Mapping[str, str]) -> str:
-    """What is said of each, a line each."""
+def named_lines(said: Mapping[str, str]) -> str:
+    """Names and what is said of each, a line each."""
     return "".join(
         f"<div><b>{html.escape(name)}</b>: {html.escape(text)}</div>"
         for name, text in said.items()

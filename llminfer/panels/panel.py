@@ -11,16 +11,16 @@ import ipywidgets as w
 
 from llminfer.config import SimulationConfig
 from llminfer.panels import html
-from llminfer.panels.controls import CONTROLS, LABEL, SLIDER, Control
-from llminfer.panels.measure import Measurement
+from llminfer.panels.controls import CONTROLS, Control
 from llminfer.panels.picture import Picture
+from llminfer.panels.replications import Replications
 from llminfer.timing import COEFFICIENTS, PRESETS
 
 _GIVEN = "as given"  # the coefficients of ``base``
 IMAGE = w.Layout(max_width="calc(100% - 4px)", align_self="flex-start")
 
 
-class _Moment(NamedTuple):
+class _State(NamedTuple):
     """What a panel shows."""
 
     config: SimulationConfig
@@ -46,7 +46,7 @@ class Panel(w.VBox):  # type: ignore[misc]
             again; by what the panel was made of.
     """
 
-    memory: ClassVar[dict[tuple[str, ...], dict[str, _Moment]]] = {}
+    memory: ClassVar[dict[tuple[str, ...], dict[str, _State]]] = {}
 
     def __init__(
         self,
@@ -64,23 +64,19 @@ class Panel(w.VBox):  # type: ignore[misc]
         self._left = self.memory.setdefault(key, {})
         self.load, self.readings, self.code = w.HTML(), w.HTML(), w.HTML()
         self.image = w.Image(format="png", layout=IMAGE)
-        self.measurement = Measurement()
-        told = [self.readings, self.measurement, self.code]
-        super().__init__([self.load, self.image, self._hands(), *told])
+        self.replications = Replications()
+        below = [self.readings, self.replications, self.code]
+        super().__init__([self.load, self.image, self._widgets(), *below])
         left = dict(self._left)
         self._go_to(base, self.controls)
         self.picture.keep()
         self._show()
         self._go_on_from(left)
 
-    def _hands(self) -> w.GridBox:
-        """All that a hand moves, side by side as far as there is room."""
-        self.preset = w.Dropdown(
-            options=[_GIVEN, *PRESETS],
-            description="coefficients",
-            layout=SLIDER,
-            style=LABEL,
-        )
+    def _widgets(self) -> w.GridBox:
+        """All that the reader moves, side by side as far as there is room."""
+        presets = {"options": [_GIVEN, *PRESETS]}
+        self.preset = Control("", "coefficients", w.Dropdown, presets).widget()
         self.reset = w.Button(description="Reset", tooltip="Back to the start")
         self.keep = w.Button(description="Keep", tooltip="Keep these curves in grey")
         for name, slider in self.controls.items():
@@ -88,9 +84,9 @@ class Panel(w.VBox):  # type: ignore[misc]
         self.preset.observe(self._preset_chosen, "value")
         self.reset.on_click(lambda _: self._start_again())
         self.keep.on_click(lambda _: self._keep_curves())
-        hand = [self.preset, *self.controls.values(), w.HBox([self.reset, self.keep])]
+        moved = [self.preset, *self.controls.values(), w.HBox([self.reset, self.keep])]
         columns = w.Layout(grid_template_columns="repeat(auto-fill, 350px)")
-        return w.GridBox(hand, layout=columns)
+        return w.GridBox(moved, layout=columns)
 
     @contextmanager
     def _one_picture(self) -> Iterator[None]:
@@ -129,7 +125,7 @@ class Panel(w.VBox):  # type: ignore[misc]
         self._left["kept"] = self._left["now"]
         self._show()
 
-    def _go_on_from(self, left: Mapping[str, _Moment]) -> None:
+    def _go_on_from(self, left: Mapping[str, _State]) -> None:
         """Be as the panel was that this cell showed before."""
         for name in ("kept", "now"):
             if name in left:
@@ -164,5 +160,5 @@ class Panel(w.VBox):  # type: ignore[misc]
         self.load.value = html.gauge(config)
         self.readings.value = html.readings(readings)
         self.code.value = html.code(config)
-        self.measurement.offer(config)
-        self._left["now"] = _Moment(config, self.preset.value, values)
+        self.replications.offer(config)
+        self._left["now"] = _State(config, self.preset.value, values)

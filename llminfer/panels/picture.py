@@ -32,8 +32,8 @@ from llminfer.report.figures import (
 from llminfer.theory.known import latency_curve
 from llminfer.workload import Workload
 
-Curve = tuple[FloatArray, FloatArray]  # points, x and y
-Shown = tuple[dict[str, Curve], dict[str, str]]  # curves and readings, by name
+Points = tuple[FloatArray, FloatArray]  # points, x and y
+Shown = tuple[dict[str, Points], dict[str, str]]  # curves and readings, by name
 SHARES = np.linspace(0.0, 1.0, 101)
 BATCH_LIMITS = (1, 2, 4, 8, 16, 32, 64, 128)
 TIMEOUTS: Mapping[str, float | None] = {"at once": 0.0, "until full": None}
@@ -152,28 +152,27 @@ class LatencyPicture(Picture):
         loads = np.array(self.loads)
         here = np.array([min(config.offered_load, 1.19)])
         return {
-            "latency": distribution(record.latency[300:]),
-            "ttft": distribution(record.ttft[300:]),
+            "latency": quantile_points(record.latency[300:]),
+            "ttft": quantile_points(record.ttft[300:]),
             "mean": (loads, mean),
             "p99": (loads, p99),
             "theory": (loads, latency_curve(own, self.loads)),
             "here": (here, np.array([metrics["avg_latency"]])),
-        }, self._readings(record, metrics)
+        }, _readings(record, metrics)
 
-    def _readings(
-        self, record: RunRecord, metrics: Mapping[str, float]
-    ) -> dict[str, str]:
-        good = goodput(record, *GOOD_ENOUGH, 300)
-        return {
-            "mean latency": f"{metrics['avg_latency']:.3g} s",
-            "median": f"{metrics['p50_latency']:.3g} s",
-            "99% are done within": f"{metrics['p99_latency']:.3g} s",
-            "mean time to first token": f"{metrics['avg_ttft']:.3g} s",
-            "throughput": f"{metrics['throughput_req_per_sec']:.3g} requests/s",
-            "goodput (TTFT ≤ 1 s, TPOT ≤ 0.1 s)": f"{good:.3g} requests/s",
-            "mean batch": f"{metrics['avg_batch_size']:.1f} requests",
-            "busy": f"{metrics['utilization']:.0%} of the time",
-        }
+
+def _readings(record: RunRecord, metrics: Mapping[str, float]) -> dict[str, str]:
+    good = goodput(record, *GOOD_ENOUGH, 300)
+    return {
+        "mean latency": f"{metrics['avg_latency']:.3g} s",
+        "median": f"{metrics['p50_latency']:.3g} s",
+        "99% are done within": f"{metrics['p99_latency']:.3g} s",
+        "mean time to first token": f"{metrics['avg_ttft']:.3g} s",
+        "throughput": f"{metrics['throughput_req_per_sec']:.3g} requests/s",
+        "goodput (TTFT ≤ 1 s, TPOT ≤ 0.1 s)": f"{good:.3g} requests/s",
+        "mean batch": f"{metrics['avg_batch_size']:.1f} requests",
+        "busy": f"{metrics['utilization']:.0%} of the time",
+    }
 
 
 class BatchSizePicture(Picture):
@@ -214,7 +213,7 @@ def over_shares(ax: Axes, low: float, high: float, label: str) -> None:
     ax.set(xlabel=label, ylabel="share of requests")
 
 
-def distribution(values: FloatArray) -> Curve:
+def quantile_points(values: FloatArray) -> Points:
     """The quantiles of ``values``, and the share of them below each."""
     return np.quantile(values, SHARES), SHARES
 

@@ -15,7 +15,7 @@ from llminfer.config import SimulationConfig
 from llminfer.experiment import simulate
 from llminfer.panels.controls import CONTROLS, Control, Widgets, log
 from llminfer.panels.panel import Panel
-from llminfer.panels.picture import Curve, Picture, Shown, distribution, over_shares
+from llminfer.panels.picture import Picture, Points, Shown, over_shares, quantile_points
 from llminfer.policies import POLICIES
 from llminfer.workload import Workload
 
@@ -47,7 +47,7 @@ class PolicyPicture(Picture):
         few = config.replace(num_requests=self.requests, warmup_requests=300)
         requests = Workload.generate(few)
         fcfs = few.replace(scheduling_policy="FCFS", scheduling_policy_params={})
-        curves: dict[str, Curve] = {}
+        curves: dict[str, Points] = {}
         readings: dict[str, str] = {}
         for name, run in (("", few), (" FCFS", fcfs)):
             record = simulate(run, requests)
@@ -56,7 +56,7 @@ class PolicyPicture(Picture):
             readings[f"mean{name}"] = f"{latency.mean():.3g} s"
             for group, its in (("short", latency[~long]), ("long", latency[long])):
                 if its.size:
-                    curves[f"{group}{name}"] = distribution(its)
+                    curves[f"{group}{name}"] = quantile_points(its)
                     p99 = np.quantile(its, 0.99)
                     readings[f"p99 of {group}{name}"] = f"{p99:.3g} s"
         return curves, readings

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from llminfer.config import SimulationConfig
 from llminfer.experiment import simulate
-from llminfer.panels.picture import Curve, Picture, Shown
+from llminfer.panels.picture import Picture, Points, Shown
 from llminfer.report.figures import log_axis
 from llminfer.study.early_warning import judge, warning_signals
 
@@ -51,7 +51,7 @@ class RampPicture(Picture):
         own = config.replace(num_requests=most, warmup_requests=0)
         seen = warning_signals(own, simulate(own))
         load = np.array(seen["load"])
-        curves: dict[str, Curve] = {
+        curves: dict[str, Points] = {
             name: (load, np.array(seen[name]))
             for name in ("queue", "rate_ratio", "utilization", "batch_fill")
         }

@@ -19,14 +19,14 @@ from llminfer.config import SimulationConfig
 from llminfer.experiment import simulate
 from llminfer.panels import html
 from llminfer.panels.panel import IMAGE
-from llminfer.panels.picture import Curve, Picture, Shown
+from llminfer.panels.picture import Picture, Points, Shown
 from llminfer.record import RunRecord
 from llminfer.report import timeline
 from llminfer.report.tables import figures_dir
 from llminfer.timing import StepTime
 from llminfer.workload import Workload
 
-SERVERS: Mapping[str, str] = {"static": "static batches", "continuous": "continuous"}
+TITLES: Mapping[str, str] = {"static": "static batches", "continuous": "continuous"}
 _SAME = ("waiting", "prefilling", "decoding")
 PHASE_COLORS: Mapping[str, str] = {
     **{phase: timeline.LOOKS[phase] for phase in _SAME},
@@ -34,10 +34,10 @@ PHASE_COLORS: Mapping[str, str] = {
 }
 _EVENTS = ("arrives", "goes in", "first token", "last token")
 
-Phases = Mapping[str, tuple[FloatArray, FloatArray]]
+Spans = Mapping[str, tuple[FloatArray, FloatArray]]
 
 
-def phases(record: RunRecord, step_time: StepTime) -> Phases:
+def phase_spans(record: RunRecord, step_time: StepTime) -> Spans:
     """From when to when each request is where, by the name of the phase.
 
     Each is a pair of arrays, seconds, shape (n,). In a static batch a request has its
@@ -73,20 +73,17 @@ class StoryPicture(Picture):
         few = config.replace(num_requests=self.requests, warmup_requests=0)
         self.config = few
         workload = Workload.generate(few)
-        self.phases = {
-            server: phases(
-                simulate(few.replace(server=server), workload), config.step_time
-            )
-            for server in SERVERS
-        }
-        spans = [span for own in self.phases.values() for span in own.values()]
+        runs = {name: simulate(few.replace(server=name), workload) for name in TITLES}
+        step_time = config.step_time
+        self.spans = {name: phase_spans(its, step_time) for name, its in runs.items()}
+        spans = [span for own in self.spans.values() for span in own.values()]
         self.moments = np.unique([time for span in spans for time in span])
         self.now = len(self.moments) - 1
 
     def compose(self, figure: Figure) -> None:
         both = figure.subplots(1, 2, sharex=True, sharey=True)
         ends = (0.0, 1.02 * self.moments[-1])
-        for ax, (server, title) in zip(both, SERVERS.items(), strict=True):
+        for ax, (server, title) in zip(both, TITLES.items(), strict=True):
             ax.set(title=title, xlabel="time, seconds", xlim=ends)
             ax.set_ylim(self.requests + 0.7, 0.3)
             ax.yaxis.set_major_locator(MaxNLocator(integer=True))
@@ -101,15 +98,12 @@ class StoryPicture(Picture):
 
     def to_frame(self) -> pd.DataFrame:
         """One row a server, phase and request, as ``timeline.draw`` takes them."""
-        rows = [
-            pd.DataFrame({"begin": begin, "end": end}, pd.RangeIndex(len(begin)))
-            .rename_axis("request")
-            .reset_index()
-            .assign(phase=phase, server=server)
-            for server, own in self.phases.items()
-            for phase, (begin, end) in own.items()
-        ]
-        return pd.concat(rows)[["server", "request", "phase", "begin", "end"]]
+        rows = []
+        for server, own in self.spans.items():
+            for phase, (begin, end) in own.items():
+                who = {"server": server, "request": range(len(begin)), "phase": phase}
+                rows.append(pd.DataFrame({**who, "begin": begin, "end": end}))
+        return pd.concat(rows)
 
     def save_animation(self, name: str) -> Path:
         """All moments one after another, as ``name.gif`` among the figures."""
@@ -129,18 +123,18 @@ class StoryPicture(Picture):
 
     def compute(self, config: SimulationConfig) -> Shown:
         now = float(self.moments[self.now])
-        curves: dict[str, Curve] = {}
+        curves: dict[str, Points] = {}
         said = {"time": f"{now:.2f} s"}
-        for server, own in self.phases.items():
+        for server, own in self.spans.items():
             for name, (start, end) in own.items():
                 curves[f"{server} {name}"] = _bars(start, np.minimum(end, now))
             ends = np.array([0.3, self.requests + 0.7])
             curves[f"{server} now"] = (np.array([now, now]), ends)
-            said[SERVERS[server]] = _told(own, now)
+            said[TITLES[server]] = _in_words(own, now)
         return curves, said
 
 
-def _bars(start: FloatArray, end: FloatArray) -> Curve:
+def _bars(start: FloatArray, end: FloatArray) -> Points:
     """Points of a thick line that is broken between requests."""
     gap = np.full(len(start), np.nan)
     rows = np.arange(1.0, len(start) + 1.0)
@@ -148,12 +142,12 @@ def _bars(start: FloatArray, end: FloatArray) -> Curve:
     return np.column_stack([start, end, gap]).ravel(), np.repeat(here, 3)
 
 
-def _told(own: Phases, now: float) -> str:
+def _in_words(own: Spans, now: float) -> str:
     """What has just happened on a server, and how many requests are where."""
     news = []
     for event, (start, _) in zip(_EVENTS, own.values(), strict=True):
-        if (who := np.flatnonzero(start == now) + 1).size:
-            news.append(f"{event}: {', '.join(map(str, who))}")
+        if (requests := np.flatnonzero(start == now) + 1).size:
+            news.append(f"{event}: {', '.join(map(str, requests))}")
     where = {
         name: int(((start <= now) & (now < end)).sum())
         for name, (start, end) in own.items()
@@ -185,14 +179,14 @@ class StoryPanel(w.VBox):  # type: ignore[misc]
         self.play.tooltip = "Play, pause, or start again"
         w.jslink((self.play, "value"), (self.moment, "value"))
         self.image = w.Image(format="png", layout=IMAGE)
-        self.told = w.HTML()
+        self.text = w.HTML()
         self.moment.observe(lambda _: self._show(), "value")
         flow = w.Layout(display="flex", flex_flow="row wrap", width="100%")
         hand = w.Box([self.play, self.moment], layout=flow)
-        super().__init__([self.image, hand, self.told])
+        super().__init__([self.image, hand, self.text])
         self._show()
 
     def _show(self) -> None:
         self.picture.now = self.moment.value
-        self.told.value = html.lines(self.picture.update(self.picture.config))
+        self.text.value = html.named_lines(self.picture.update(self.picture.config))
         self.image.value = self.picture.png()

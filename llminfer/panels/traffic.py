@@ -14,7 +14,7 @@ from llminfer.config import SERVERS, SimulationConfig
 from llminfer.experiment import simulate
 from llminfer.panels.controls import Control, log
 from llminfer.panels.panel import Panel
-from llminfer.panels.picture import Curve, Picture, Shown, distribution, over_shares
+from llminfer.panels.picture import Picture, Points, Shown, over_shares, quantile_points
 from llminfer.report.figures import log_axis
 from llminfer.study.traffic import token_times, twin
 from llminfer.workload import Workload
@@ -62,13 +62,13 @@ class TrafficPicture(Picture):
         n = len(trace)
         few = config.replace(num_requests=n, warmup_requests=0)
         pace = config.arrival_rate / self.twins[self.chosen]["arrival_rate"]
-        curves: dict[str, Curve] = {}
+        curves: dict[str, Points] = {}
         readings: dict[str, str] = {}
         both = {"": trace.scaled(pace), " twin": Workload.generate(few)}
         for tail, requests in both.items():
             times = token_times(simulate(few, requests))
             for name, its in times.items():
-                curves[f"{name}{tail}"] = distribution(its)
+                curves[f"{name}{tail}"] = quantile_points(its)
                 p50, p99 = (f"{q:.3g}" for q in np.quantile(its, (0.5, 0.99)))
                 readings[f"{name.upper()}{tail}, p50 and p99"] = f"{p50} and {p99} s"
             worst = np.maximum.reduceat(times["ttft"], np.arange(0, n, _GROUP))

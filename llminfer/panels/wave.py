@@ -10,12 +10,12 @@ from matplotlib.figure import Figure
 
 from llminfer.config import SimulationConfig
 from llminfer.experiment import simulate
-from llminfer.panels.picture import Curve, Picture, Shown
+from llminfer.panels.picture import Picture, Points, Shown
 from llminfer.report.figures import log_axis
 from llminfer.study.measures import over_a_wave
 from llminfer.workload import Workload
 
-CONTROLS = ("static", "queue", "rate", "latency")
+CONTROLLERS = ("static", "queue", "rate", "latency")
 _ACTS = 12  # times a period
 
 
@@ -31,7 +31,7 @@ class WavePicture(Picture):
     def compose(self, figure: Figure) -> None:
         left, right = figure.subplots(1, 2)
         for ax, what in ((left, "limit"), (right, "p99")):
-            for i, name in enumerate(CONTROLS):
+            for i, name in enumerate(CONTROLLERS):
                 self.add(ax, f"{name} {what}", i, name)
             ax.set(xlim=(0.0, 1.0), xlabel="time, periods of the rate")
             ax.axvline(0.25, color="#cccccc", linewidth=6.0, zorder=0)
@@ -52,9 +52,9 @@ class WavePicture(Picture):
             warmup_requests=self.requests // 20,
         )
         requests = Workload.generate(wave)
-        curves: dict[str, Curve] = {}
+        curves: dict[str, Points] = {}
         readings: dict[str, str] = {}
-        for name in CONTROLS:
+        for name in CONTROLLERS:
             run = wave.replace(**control(name, period / _ACTS, target=10.0))
             with warnings.catch_warnings(action="ignore"):
                 found = over_a_wave(run, simulate(run, requests))

@@ -16,8 +16,8 @@ from llminfer.panels.controls import Control, Widgets
 from llminfer.panels.panel import Panel
 from llminfer.panels.picture import (
     TIMEOUTS,
-    Curve,
     Picture,
+    Points,
     Shown,
     by_batch_limit,
     over_batch_limits,
@@ -51,7 +51,7 @@ class WorkloadPicture(Picture):
     def compute(self, config: SimulationConfig) -> Shown:
         few = config.replace(num_requests=self.requests, warmup_requests=100)
         sizes = stable_limits(config)
-        curves = _shares(config.prompts)
+        curves = _cumulative_shares(config.prompts)
         readings = stable_from(sizes)
         best: list[tuple[int, float]] = []
         for rule, (_, p99) in by_batch_limit(few, sizes).items():
@@ -66,7 +66,7 @@ class WorkloadPicture(Picture):
         return curves, readings | {"prompts": moments}
 
 
-def _shares(prompts: LengthLaw) -> dict[str, Curve]:
+def _cumulative_shares(prompts: LengthLaw) -> dict[str, Points]:
     """Which share of requests, and of their tokens, lies in prompts up to a length."""
     chance = prompts.pmf()
     tokens = chance * np.arange(len(chance))

@@ -109,14 +109,13 @@ def beside_theory(
     return pd.DataFrame(rows)
 
 
-CAPPED: dict[str, Any] = {"mu": 4, "sigma": 1.5, "max": 8192}
-CHAT: dict[str, Any] = {"mu": 4, "sigma": 1.0, "max": 2048}
+_CHAT: dict[str, Any] = {"mu": 4, "sigma": 1.0, "max": 2048}
 
 
 def _run(load: float, **changes: Any) -> SimulationConfig:
     """A configuration at a load, long enough to be near its steady state."""
     fields = {
-        "prompt_dist_params": CHAT,
+        "prompt_dist_params": _CHAT,
         "num_requests": 12_000,
         "warmup_requests": 2_000,
         **changes,

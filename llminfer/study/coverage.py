@@ -123,6 +123,9 @@ def held_by_length(
         waits: Seconds, shape (replications, n), without the warm-up.
         exact: The mean wait, seconds.
         lengths: How many.
+
+    >>> held_by_length(np.array([[0.0, 2.0], [0.1, 1.0]]), exact=1.0, lengths=[1, 2])
+    {1: False, 2: True}
     """
     return {n: covers(waits[:, :n].mean(axis=1), exact) for n in lengths}
 
@@ -173,6 +176,11 @@ def p99s(waits: FloatArray, exact: float, sizes: Sequence[int]) -> Numbers:
         waits: Seconds, shape (replications, n), without the warm-up.
         exact: The p99, seconds.
         sizes: Requests a replication.
+
+    >>> runs = np.arange(200.0).reshape(2, 100)
+    >>> found = p99s(runs, exact=198.0, sizes=[100])
+    >>> {name: round(float(ratio), 2) for name, ratio in found.items()}
+    {'mean 100': 0.75, 'pooled 100': 0.99}
     """
     found: Numbers = {}
     for n in sizes:

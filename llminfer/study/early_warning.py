@@ -25,6 +25,7 @@ Samples = Sequence[FloatArray]
 
 STEP = 10.0  # seconds between two looks
 WINDOW = 60.0  # seconds that a mean, a rate or a quantile looks back
+_RANKS = np.linspace(0.0, 1.0, 201)  # of the thresholds on a ROC curve
 
 SIGNALS: Mapping[str, str] = {
     "queue": "queue",
@@ -51,6 +52,10 @@ def load_ramp(
 
     Raises:
         ConfigError: A load or duration that is not above 0.
+
+    >>> climb = load_ramp(SimulationConfig(batch_size=4), 0.5, 1.2, 600.0, lasts=900.0)
+    >>> round(climb.arrival_rate, 2), climb.num_requests
+    (2.54, 4428)
     """
     most = config.max_stable_rate
     climb = config.replace(
@@ -192,6 +197,14 @@ def judge(runs: pd.DataFrame, signal: str, threshold: float) -> pd.DataFrame:
         ``lead``, from the alarm to the crossing, seconds, negative if it came after,
         and counted from the last look if it never rang; ``warned``, 1 if the alarm
         rang before the crossing and else 0: in a run that never crosses 1 is wrong.
+
+    >>> load = [[0.6, 0.9, 1.2], [0.5, 0.5, 0.5]]
+    >>> runs = pd.DataFrame({"time": [[10.0, 20.0, 30.0]] * 2, "load": load})
+    >>> runs["queue"] = [[1.0, 5.0, 40.0], [2.0, 3.0, 2.0]]
+    >>> judge(runs, "queue", threshold=4.0)[["alarm", "crossing", "warned"]].round(1)
+       alarm  crossing  warned
+    0   20.0      23.3     1.0
+    1    inf       inf     0.0
     """
     series = [name for name in runs if isinstance(runs[name].iloc[0], list)]
     alarm = first_alarms(runs, signal, threshold)[:, 0]
@@ -220,6 +233,10 @@ def quiet_threshold(runs: pd.DataFrame, signal: str, share: float) -> float:
         runs: Runs that never cross, with the lists that ``warning_signals`` gives.
         signal: One of ``SIGNALS``.
         share: From 0 to 1.
+
+    >>> runs = pd.DataFrame({"queue": [[1.0, 5.0], [2.0, 3.0], [7.0, 1.0]]})
+    >>> quiet_threshold(runs, "queue", share=0.5)
+    5.0
     """
     rest = 1.0 - number("share", share, least=0.0, most=1.0)
     highest = [known(values).max() for values in runs[signal]]
@@ -316,19 +333,18 @@ def right_and_wrong(
     return right, wrong
 
 
-def roc_curve(right: Samples, wrong: Samples, points: int = 201) -> pd.DataFrame:
+def roc_curve(right: Samples, wrong: Samples) -> pd.DataFrame:
     """The receiver operating characteristic of a signal, all replications together.
 
     Args:
         right: The signal where an alarm would be right, one array a replication.
         wrong: The same where it would be wrong.
-        points: Thresholds to take from each.
 
     Returns:
         ``false``, the share of wrong times with an alarm, and ``true``, that of right
         times under the same threshold; both rise from 0 to 1.
 
-    >>> roc_curve([np.array([2.0])], [np.array([1.0])], points=2)
+    >>> roc_curve([np.array([2.0])], [np.array([1.0])])
        false  true
     0    0.0   0.0
     1    0.0   0.0
@@ -337,8 +353,7 @@ def roc_curve(right: Samples, wrong: Samples, points: int = 201) -> pd.DataFrame
     """
     calm = np.sort(np.concatenate(wrong))
     risky = np.sort(np.concatenate(right))
-    ranks = np.linspace(0.0, 1.0, points)
-    levels = [np.quantile(part, ranks, method="higher") for part in (calm, risky)]
+    levels = [np.quantile(part, _RANKS, method="higher") for part in (calm, risky)]
     thresholds = np.unique(levels)[::-1]
     shares = []
     for sample in (calm, risky):
@@ -393,22 +408,19 @@ def _left_out(table: FloatArray, i: int) -> float:
     return float(table.sum() - table[i].sum() - table[:, i].sum() + table[i, i])
 
 
-def auc_by_signal(
-    runs: pd.DataFrame, horizon: float, signals: Sequence[str] = tuple(SIGNALS)
-) -> pd.DataFrame:
+def auc_by_signal(runs: pd.DataFrame, horizon: float) -> pd.DataFrame:
     """Area under the ROC curve of each signal: a row a replication and signal.
 
     Args:
         runs: Runs that cross and runs that never do.
         horizon: How long before the crossing an alarm is right, seconds.
-        signals: Of ``SIGNALS``.
 
     Returns:
         ``signal``, ``replication``, ``auc`` (its jackknife value), ``misordered``
         (1 - ``auc``, the share of pairs of times in the wrong order).
     """
     parts = []
-    for signal in signals:
+    for signal in SIGNALS:
         values = auc(*right_and_wrong(runs, signal, horizon))
         parts.append(pd.DataFrame({"signal": signal, "auc": values}))
     table = pd.concat(parts).rename_axis("replication").reset_index()

@@ -15,7 +15,7 @@ from llminfer.timeseries import batch_limit, latency_quantile, queue_length
 _POINTS = 60  # a period has so many points on the grid of the series
 
 
-def _mean_and_p99(name: str, values: FloatArray) -> Row:
+def _avg_and_p99(name: str, values: FloatArray) -> Row:
     """``avg_<name>`` and ``p99_<name>``; NaN where there are no values."""
     some = bool(values.size)
     mean = float(values.mean()) if some else np.nan
@@ -36,7 +36,7 @@ def by_group(config: SimulationConfig, record: RunRecord) -> Row:
         All metrics, and for each group ``short``, ``long`` and every request class by
         its name: ``avg_latency_<group>`` and ``p99_latency_<group>``, seconds, and
         ``starved_<group>``, the percentage of the group over three times the median
-        latency of all; NaN for a group of nobody.
+        latency of all; NaN for a group without requests.
     """
     skip = config.warmup_requests
     latency = record.latency[skip:]
@@ -47,7 +47,7 @@ def by_group(config: SimulationConfig, record: RunRecord) -> Row:
     found = metrics_of(config, record)
     starved = latency > 3.0 * found["median_latency"]
     for name, members in groups.items():
-        found |= _mean_and_p99(f"latency_{name}", latency[members])
+        found |= _avg_and_p99(f"latency_{name}", latency[members])
         share = 100.0 * float(starved[members].mean()) if members.any() else np.nan
         found[f"starved_{name}"] = share
     return found
@@ -61,9 +61,9 @@ def over_a_wave(config: SimulationConfig, record: RunRecord) -> Row:
         record: Its run.
 
     Returns:
-        ``p99_latency`` and ``avg_latency`` without the warm-up; ``p99_peak`` of those
-        who arrive in the third of a period around its peak; and on a grid of 60
-        points a period the lists ``time``, ``queue``, ``limit`` and ``p99`` (of
+        ``p99_latency`` and ``avg_latency`` without the warm-up; ``p99_peak`` of
+        requests that arrive in the third of a period around its peak; and on a grid of
+        60 points a period the lists ``time``, ``queue``, ``limit`` and ``p99`` (of
         requests completed in the tenth of a period before).
 
     Raises:
@@ -112,7 +112,7 @@ def tails(config: SimulationConfig, record: RunRecord) -> Row:
     found: Row = {}
     for name in ("latency", "ttft", "tpot"):
         values = getattr(record, name)[config.warmup_requests :]
-        found |= _mean_and_p99(name, values[~np.isnan(values)])
+        found |= _avg_and_p99(name, values[~np.isnan(values)])
     done = np.sort(record.processing_end_time)
     fifth = len(done) // 5
     middle = done[fifth : len(done) - fifth]
@@ -130,6 +130,13 @@ def latency_parts(config: SimulationConfig, record: RunRecord) -> Row:
         idle server for a full batch; ``own_prompt`` and ``other_prompts``, the prefill
         of one's own prompt and of the others in the batch; ``shared``, which a batch
         pays once: beta and decode. All without the warm-up.
+
+    >>> from llminfer import Workload, simulate
+    >>> config = SimulationConfig(batch_size=2, warmup_requests=0)
+    >>> work = Workload.from_arrays([0.0, 0.5, 4.0], [100, 50, 200], [20, 10, 30])
+    >>> parts = latency_parts(config, simulate(config, work))
+    >>> round(parts["company"], 3)  # the first waits 0.5 s for the second
+    0.167
     """
     measured = slice(config.warmup_requests, None)
     wait, latency = record.wait[measured], record.latency[measured]
@@ -146,7 +153,7 @@ def latency_parts(config: SimulationConfig, record: RunRecord) -> Row:
         "shared": latency - wait - prompts,
     }
     means = {name: float(part.mean()) for name, part in parts.items()}
-    return _mean_and_p99("latency", latency) | means
+    return _avg_and_p99("latency", latency) | means
 
 
 def _busy_time(record: RunRecord, t: FloatArray) -> FloatArray:

@@ -22,6 +22,7 @@ from llminfer.workload import Workload
 Numbers = FloatArray | IntArray
 
 _TRIALS = 100  # samples that ``distance_by_chance`` draws
+_BLOCKS = 10  # consecutive parts of a path, for its interval
 
 
 def mean_rate(arrival_time: FloatArray) -> float:
@@ -44,6 +45,10 @@ def fitted_lognormal(tokens: IntArray) -> LogNormal:
 
     A count k stands for real lengths from k to k + 1, and is taken for their middle.
     The law is clipped to the greatest count, as a context limit does.
+
+    >>> law = fitted_lognormal(np.array([9, 90, 900]))
+    >>> round(law.mu, 2), round(law.sigma, 2), law.max
+    (4.52, 1.86, 900)
     """
     logs = np.log(tokens + 0.5)
     return LogNormal(float(logs.mean()), float(logs.std()), max=int(tokens.max()))
@@ -103,6 +108,11 @@ def distance(tokens: IntArray, law: LengthLaw) -> float:
     """Greatest gap between the shares of requests above a length, 0 to 1.
 
     Source: Kolmogorov (1933), here on whole tokens.
+
+    >>> from llminfer.laws.lengths import Uniform
+    >>> law = Uniform(min=1, max=4)  # 1, 2 or 3 tokens; of the data none has 3
+    >>> round(distance(np.array([1, 2, 2, 2]), law), 2)
+    0.33
     """
     above = 1.0 - np.cumsum(np.bincount(tokens)) / len(tokens)
     expected = law.survival(np.arange(len(above), dtype=np.float64))
@@ -160,17 +170,17 @@ def typical(values: npt.ArrayLike) -> dict[str, float]:
 
     Returns:
         ``{"mean", "ci_lower", "ci_upper"}``.
+
+    >>> found = typical([1.0, 2.0, 4.0])
+    >>> {name: round(value, 2) for name, value in found.items()}
+    {'mean': 2.0, 'ci_lower': 0.36, 'ci_upper': 11.19}
     """
     logs = Estimate.of_mean(np.log(values))
     return {name: math.exp(its) for name, its in logs.row().items()}
 
 
-def by_blocks(
-    statistic: Callable[[Any], float],
-    values: npt.NDArray[Any],
-    blocks: int = 10,
-) -> Estimate:
-    """A number from one path, with a 95% interval from leaving out a block at a time.
+def by_blocks(statistic: Callable[[Any], float], values: npt.NDArray[Any]) -> Estimate:
+    """A number from one path, with a 95% interval from leaving out each of ten blocks.
 
     Neighbours in a trace are alike, and so are their latencies; blocks of consecutive
     requests are nearly independent if they are long beside the bursts. A trend over
@@ -179,10 +189,9 @@ def by_blocks(
     Args:
         statistic: Of values, shape (n,) or (n, k).
         values: In order of time, along the first axis.
-        blocks: Consecutive parts of like length.
 
     Raises:
-        ConfigError: Fewer than two blocks, or fewer values than twice the blocks.
+        ConfigError: Fewer values than two a block.
 
     Source: the delete-a-group jackknife, Miller (1974).
 
@@ -190,12 +199,12 @@ def by_blocks(
     >>> round(found.lower, 2), found.value, round(found.upper, 2)
     (5.17, 9.5, 13.83)
     """
-    n = whole("blocks", blocks, 2)
-    if len(values) < 2 * n:
-        raise fail("values", len(values), f"at least {2 * n}, two a block")
-    parts = np.array_split(values, n)
+    if len(values) < 2 * _BLOCKS:
+        raise fail("values", len(values), f"at least {2 * _BLOCKS}, two a block")
+    parts = np.array_split(values, _BLOCKS)
     left_out = [
-        float(statistic(np.concatenate(parts[:i] + parts[i + 1 :]))) for i in range(n)
+        float(statistic(np.concatenate(parts[:i] + parts[i + 1 :])))
+        for i in range(_BLOCKS)
     ]
     return jackknife(float(statistic(values)), left_out)
 
@@ -205,6 +214,10 @@ def consecutive(trace: Workload, parts: int) -> list[Workload]:
 
     Raises:
         ConfigError: More parts than requests, or none.
+
+    >>> trace = Workload.from_arrays([0.0, 1.0, 4.0, 9.0], [10] * 4, [5] * 4)
+    >>> [part.arrival_time.tolist() for part in consecutive(trace, 2)]
+    [[0.0, 1.0], [0.0, 5.0]]
     """
     if whole("parts", parts, 1) > len(trace):
         raise fail("parts", parts, f"at most {len(trace)}, a request each")

@@ -1,4 +1,4 @@
-"""Measuring in earnest behind a button: replications, with progress and cancel."""
+"""Replications of a configuration behind a button, with progress and cancel."""
 
 from __future__ import annotations
 
@@ -24,24 +24,24 @@ _MEANS: Mapping[str, tuple[str, float, str]] = {  # name, scale, unit
 }
 
 
-class Measurement(w.Box):  # type: ignore[misc]
+class Replications(w.Box):  # type: ignore[misc]
     """A button that runs a configuration many times, for intervals one can trust.
 
     The runs go on in a thread, one after another, and the sliders stay alive; to move
     one cancels them.
     """
 
-    replications = 30  # independent runs of a measurement
+    number = 30  # independent runs
 
     def __init__(self) -> None:
         self.start = w.Button(
-            description=f"Measure ({self.replications} runs)",
-            tooltip=f"{self.replications} independent runs, for 95% intervals",
+            description=f"Measure ({self.number} runs)",
+            tooltip=f"{self.number} independent runs, for 95% intervals",
             layout=w.Layout(width="auto"),
         )
         self.cancel = w.Button(description="Cancel", disabled=True)
         self.progress = w.IntProgress(
-            max=self.replications, layout=w.Layout(width="160px", visibility="hidden")
+            max=self.number, layout=w.Layout(width="160px", visibility="hidden")
         )
         self.result = w.HTML()
         self.thread: threading.Thread | None = None
@@ -54,14 +54,14 @@ class Measurement(w.Box):  # type: ignore[misc]
         super().__init__(parts, layout=flow)
 
     def offer(self, config: SimulationConfig) -> None:
-        """Make ``config`` the one to measure; what was measured of another goes."""
+        """Make ``config`` the one to run; what came of another goes."""
         if config != self._config:
             self.halt()
             self._config = config
             self.result.value = ""
 
     def halt(self) -> None:
-        """Stop a measurement; the run that it is in is not finished."""
+        """Stop; the run that it is in is not finished."""
         self._stop.set()
         self._rest()
 
@@ -72,19 +72,19 @@ class Measurement(w.Box):  # type: ignore[misc]
         self.start.disabled, self.cancel.disabled = True, False
         self.progress.value, self.progress.layout.visibility = 0, "visible"
         task = (self._config, self._stop)
-        self.thread = threading.Thread(target=self._measure, args=task, daemon=True)
+        self.thread = threading.Thread(target=self._replicate, args=task, daemon=True)
         self.thread.start()
 
     def _rest(self) -> None:
         self.start.disabled, self.cancel.disabled = False, True
         self.progress.layout.visibility = "hidden"
 
-    def _measure(self, config: SimulationConfig, stop: threading.Event) -> None:
+    def _replicate(self, config: SimulationConfig, stop: threading.Event) -> None:
         """Run the replications, unless stopped, and show what they say."""
         try:
             rows: list[dict[str, float]] = []
             latencies: list[FloatArray] = []
-            for own in replicated(config, self.replications):
+            for own in replicated(config, self.number):
                 record = simulate(own)
                 if stop.is_set():
                     return
