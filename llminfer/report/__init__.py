@@ -9,7 +9,6 @@ from llminfer.report.tables import (
     save_numbers,
     save_table,
     save_verdicts,
-    verdict_table,
 )
 from llminfer.report.verdict import (
     Verdict,
@@ -22,5 +21,4 @@ __all__ = [
     "save_numbers",
     "save_table",
     "save_verdicts",
-    "verdict_table",
 ]
