@@ -149,6 +149,17 @@ def against(
     Returns:
         ``+12%``, with ``*`` if the paired difference is significant after Holm's
         correction among the alternatives of its setting.
+
+    >>> frame = pd.DataFrame(
+    ...     {
+    ...         "load": 0.9,
+    ...         "policy": ["FCFS"] * 3 + ["SJF"] * 3,
+    ...         "replication": [0, 1, 2] * 2,
+    ...         "wait": [10.0, 11.0, 12.0, 5.0, 5.5, 6.0],
+    ...     }
+    ... )
+    >>> against(frame, "wait", "policy", "FCFS", "load").to_dict()
+    {0.9: {'SJF': '-50%*'}}
     """
     columns = {}
     for name, rows in frame.groupby(setting, sort=False):
@@ -253,12 +264,8 @@ def _bounds(name: str, found: Estimate, spec: str = "") -> dict[str, str]:
 
 def _replace(path: Path, macros: Mapping[str, tuple[str, str]]) -> None:
     """Write the file in one step: a reader sees the old one or the new one."""
-    lines = [
-        f"\\newcommand{{\\{name}}}{{{text}}}% {source}\n"
-        for name, (text, source) in sorted(
-            macros.items(), key=lambda item: (item[1][1], item[0])
-        )
-    ]
+    rows = sorted((source, name, text) for name, (text, source) in macros.items())
+    lines = [f"\\newcommand{{\\{name}}}{{{text}}}% {at}\n" for at, name, text in rows]
     half = path.with_suffix(".tmp")
     half.write_text(_HEADER + "".join(lines), encoding="utf-8")
     os.replace(half, path)

@@ -61,6 +61,10 @@ class Verdict:
             unit: Of the numbers.
             spec: Python's format for them.
 
+        >>> rate = Estimate(5.96, 5.90, 6.02)
+        >>> print(Verdict.that_between("It carries 5 to 7.", rate, 5, 7, unit="/s"))
+        supported: measured 5.96 /s (5.90 to 6.02), claimed 5 to 7 /s
+
         Raises:
             ConfigError: The bounds are no numbers, or in the wrong order.
         """
@@ -78,7 +82,11 @@ class Verdict:
         unit: str = "",
         spec: str = "",
     ) -> Self:
-        """The verdict on ``quantity > bound``; arguments as ``that_between``."""
+        """The verdict on ``quantity > bound``; arguments as ``that_between``.
+
+        >>> Verdict.that_above("h", Estimate(2.0, 1.5, 2.5), 1.0).outcome
+        'supported'
+        """
         low, high = number("bound", bound), math.inf
         return cls(hypothesis, _estimate(estimate), low, high, unit, spec)
 
@@ -92,7 +100,11 @@ class Verdict:
         unit: str = "",
         spec: str = "",
     ) -> Self:
-        """The verdict on ``quantity < bound``; arguments as ``that_between``."""
+        """The verdict on ``quantity < bound``; arguments as ``that_between``.
+
+        >>> Verdict.that_below("h", Estimate(2.0, 1.5, 2.5), 2.2).outcome
+        'undecided'
+        """
         low, high = -math.inf, number("bound", bound)
         return cls(hypothesis, _estimate(estimate), low, high, unit, spec)
 
