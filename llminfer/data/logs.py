@@ -286,8 +286,9 @@ def _bench_requests(file: Path) -> list[dict[str, Any]]:
     columns["errors"] = result.get("errors") or []
     for name, column in columns.items():
         if not isinstance(column, list):
-            what = "missing: must be a list, as saved by `vllm bench serve"
-            raise TraceError(f"{file.name}, {name}: {what} --save-detailed`")
+            hint = "saved by `vllm bench serve --save-result --save-detailed`"
+            what = f"missing: must be a list, as {hint}"
+            raise TraceError(f"{file.name}, {name}: {what}")
     if not columns["errors"]:
         columns["errors"] = [""] * len(columns["ttfts"])
     if len(sizes := {len(column) for column in columns.values()}) > 1:
