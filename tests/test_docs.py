@@ -45,7 +45,7 @@ def test_importing_the_module_loads_no_drawing_and_no_widgets():
 def test_the_readmes_python_runs(request, tmp_path, monkeypatch):
     blocks = re.findall(r"^```python\n(.*?)^```", README.read_text(), re.M | re.S)
     assert blocks
-    if any("LLMINFER_DATA" in block for block in blocks):
+    if any("fetch(" in block for block in blocks):
         request.getfixturevalue("data")
     env = os.environ | {"PYTHONPATH": str(ROOT), "MPLBACKEND": "Agg"}
     ran = subprocess.run(

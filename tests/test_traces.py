@@ -77,7 +77,6 @@ def test_the_two_clocks_of_a_log_are_lined_up_by_the_least_delay(tmp_path):
     assert log.ttft.tolist() == [1.5, 1.5]
     assert log.tpot.tolist() == [0.5, 2.0]
     assert log.latency.tolist() == [2.5, 5.5]
-    assert log.to_frame()["latency"].tolist() == [2.5, 5.5]
     assert "2 requests in 7.5 s" in repr(log)
 
 

@@ -54,7 +54,7 @@ def read_csv(path: str | Path) -> tuple[FloatArray, IntArray, IntArray]:
             raise TraceError(f"{where}: {what}")
         at, *rest = ((row[i], f"{where}, {column}") for column, i in columns.items())
         times.append(moment(*at))
-        if times[-1] < times[max(len(times) - 2, 0)]:
+        if times[-1] < max(times[-2:]):
             raise TraceError(f"{at[1]}={at[0]!r:.40}: must not be before the last")
         lengths.append([tokens(*cell) for cell in rest])
     if not times:

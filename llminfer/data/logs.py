@@ -13,7 +13,6 @@ from typing import Any, Self, TypeVar
 
 import numpy as np
 import numpy.typing as npt
-import pandas as pd
 
 from llminfer.base.arrays import FloatArray
 from llminfer.base.errors import TraceError, number
@@ -100,11 +99,6 @@ class ServedLog:
         early = np.zeros(len(self), dtype=np.bool_)
         early[np.argsort(self.last_token_time, kind="stable")[:most]] = True
         return early
-
-    def to_frame(self) -> pd.DataFrame:
-        """One row a request: the workload, and seconds to each token."""
-        times = {"ttft": self.ttft, "tpot": self.tpot, "latency": self.latency}
-        return self.workload.to_frame().assign(**times)
 
 
 def read_vllm_log(path: str | Path) -> ServedLog:
@@ -255,14 +249,11 @@ def _objects(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 def _document(file: Path) -> Any:
     """The one JSON value in a file of bounded size."""
     try:
-        with file.open("rb") as opened:
-            content = opened.read(_LARGEST + 1)
+        if file.stat().st_size > _LARGEST:
+            raise TraceError(f"{file.name}: over {_LARGEST // 2**20} MiB: save less")
+        return _parsed(file.read_text("utf-8-sig"), file.name)
     except OSError as error:
         raise TraceError(f"{file}: cannot be read: {error.strerror}") from None
-    if len(content) > _LARGEST:
-        raise TraceError(f"{file.name}: over {_LARGEST // 2**20} MiB: save less")
-    try:
-        return _parsed(content.decode("utf-8-sig"), file.name)
     except UnicodeDecodeError:
         raise TraceError(f"{file.name}: binary: must be UTF-8 text") from None
 
@@ -295,8 +286,9 @@ def _bench_requests(file: Path) -> list[dict[str, Any]]:
     columns["errors"] = result.get("errors") or []
     for name, column in columns.items():
         if not isinstance(column, list):
-            what = "missing: must be a list, as saved by `vllm bench serve"
-            raise TraceError(f"{file.name}, {name}: {what} --save-detailed`")
+            hint = "saved by `vllm bench serve --save-result --save-detailed`"
+            what = f"missing: must be a list, as {hint}"
+            raise TraceError(f"{file.name}, {name}: {what}")
     if not columns["errors"]:
         columns["errors"] = [""] * len(columns["ttfts"])
     if len(sizes := {len(column) for column in columns.values()}) > 1:

@@ -8,5 +8,4 @@ from llminfer.report.tables import begin as begin
 from llminfer.report.tables import save_numbers as save_numbers
 from llminfer.report.tables import save_table as save_table
 from llminfer.report.tables import save_verdicts as save_verdicts
-from llminfer.report.tables import verdict_table as verdict_table
 from llminfer.report.verdict import Verdict as Verdict

@@ -14,7 +14,6 @@ from cycler import cycler
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FuncFormatter, NullFormatter
 
 from llminfer.report.tables import figures_dir
 
@@ -55,11 +54,6 @@ STYLE: Any = {
 }
 
 
-def use_style() -> None:
-    """Draw everything from here on in the workbook's style."""
-    mpl.rcParams.update(STYLE)
-
-
 def new(
     rows: int = 1,
     columns: int = 1,
@@ -76,13 +70,17 @@ def new(
         height: Inches.
         **axes: Passed on to ``plt.subplots``.
     """
-    use_style()
+    mpl.rcParams.update(STYLE)
     size = (width, height)
     return plt.subplots(rows, columns, figsize=size, layout="constrained", **axes)
 
 
 def look(i: int) -> dict[str, Any]:
-    """Colour, dashes and marker of the ``i``-th curve, all different."""
+    """Colour, dashes and marker of the ``i``-th curve, all different.
+
+    >>> look(1)
+    {'color': '#D55E00', 'linestyle': '--', 'marker': 's'}
+    """
     return {
         "color": COLORS[i % len(COLORS)],
         "linestyle": DASHES[i % len(DASHES)],
@@ -168,7 +166,7 @@ def _looks(values: pd.Series, key: str) -> dict[Any, Any]:
 
 def _drawn(plot: Any, height: float) -> Figure:
     """A plot of ``seaborn.objects`` in our style."""
-    use_style()
+    mpl.rcParams.update(STYLE)
     fig = plt.figure(figsize=(PAGE, height), layout="constrained")
     style = {key: mpl.rcParams[key] for key in plot.config.theme}
     with warnings.catch_warnings():  # seaborn 0.13 is older than pandas 3
@@ -215,8 +213,8 @@ def dots(
 def log_axis(ax: Axes, low: float, high: float) -> None:
     """A log axis in y from ``low`` to ``high``, labelled 0.1, 1, 10 and so on."""
     ax.set(yscale="log", ylim=(low, high))
-    ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    ax.yaxis.set_minor_formatter(NullFormatter())
+    ax.yaxis.set_major_formatter("{x:g}")
+    ax.yaxis.set_minor_formatter("")
 
 
 def legend_above(fig: Figure, ax: Axes, columns: int = 4) -> None:
@@ -250,17 +248,10 @@ def save(fig: Figure, name: str, data: pd.DataFrame | None = None) -> None:
 
 def _plotted(fig: Figure) -> pd.DataFrame:
     """What the curves of a figure show: axes, label, x, y."""
-    parts = [
-        pd.DataFrame(
-            {
-                "axes": number,
-                "curve": str(line.get_label()),
-                "x": np.asarray(line.get_xdata()),
-                "y": np.asarray(line.get_ydata()),
-            }
-        )
+    rows = [
+        (number, line.get_label(), x, y)
         for number, ax in enumerate(fig.axes)
         for line in ax.get_lines()
+        for x, y in zip(*map(np.asarray, line.get_data()), strict=True)
     ]
-    columns = ["axes", "curve", "x", "y"]
-    return pd.concat(parts) if parts else pd.DataFrame(columns=columns)
+    return pd.DataFrame(rows, columns=["axes", "curve", "x", "y"])

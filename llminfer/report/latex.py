@@ -9,6 +9,7 @@ from typing import Any
 from unicodedata import name
 
 from llminfer.base.errors import ConfigError, fail
+from llminfer.stats.intervals import Estimate
 
 _MINUS = "\N{MINUS SIGN}"
 _RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
@@ -64,6 +65,9 @@ def shown(value: Any, spec: str = "") -> str:
     Args:
         value: A number; text stays as it is.
         spec: Python's format for a number instead, such as ``.1%``.
+
+    >>> shown(0.59612), shown(10500), shown(0.2834, ".1%"), shown(1.5e9)
+    ('0.596', '10,500', '28.3%', '1.50×10⁹')
     """
     if isinstance(value, str):
         return value
@@ -96,23 +100,27 @@ def _three_digits(value: float) -> str:
     return f"{mantissa}×10{str(exponent).translate(_RAISED)}"
 
 
-def shown_with_bounds(
-    value: float, lower: float, upper: float, spec: str = ""
-) -> tuple[str, str, str]:
+def shown_with_bounds(found: Estimate, spec: str = "") -> tuple[str, str, str]:
     """An estimate and its bounds as text, as precise as the interval knows them.
 
     They get one digit of the half-width, two if those are below 36, as the Particle
     Data Group rounds. Where there is no width to go by, see ``shown``.
+
+    >>> shown_with_bounds(Estimate(5.961, 5.901, 6.021))
+    ('5.96', '5.90', '6.02')
     """
-    half = (upper - lower) / 2.0
+    half = (found.upper - found.lower) / 2.0
     if not spec and math.isfinite(half) and half > 0.0:
         decimals = -math.floor(math.log10(half / 3.55))
         spec = f"z,.{max(decimals, 0)}f" if decimals <= 6 else ""
-    return shown(value, spec), shown(lower, spec), shown(upper, spec)
+    return shown(found.value, spec), shown(found.lower, spec), shown(found.upper, spec)
 
 
 def escape(text: str) -> str:
-    """``text`` as LaTeX that prints it.
+    r"""``text`` as LaTeX that prints it.
+
+    >>> print(escape("p99_latency < 50%"))
+    p99\_latency \ensuremath{<} 50\%
 
     Raises:
         ConfigError: A character LaTeX does not know by itself; names it.
@@ -130,7 +138,10 @@ def _escaped(character: str) -> str:
 
 
 def macro_name(given: str) -> str:
-    r"""A name LaTeX takes: ``p99_at_16`` becomes ``pNineNineAtOneSix``.
+    """A name LaTeX takes, of letters only.
+
+    >>> macro_name("p99_at_16")
+    'pNineNineAtOneSix'
 
     Raises:
         ConfigError: It holds anything but letters, digits and underscores, or does

@@ -6,7 +6,7 @@ import os
 import re
 import sqlite3
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -87,10 +87,7 @@ def save_table(
     latex = printed.style.hide(axis="index").to_latex(
         hrules=True,
         column_format=alignment,
-        caption=escape(caption) if caption else None,
-        label=f"tab:{name}" if caption else None,
-        position_float="centering" if caption else None,
-        environment=_environment(text) if caption else None,
+        **_floating(text, name, caption),
     )
     path = target.with_suffix(".tex")
     path.write_text(latex, encoding="utf-8")
@@ -108,7 +105,7 @@ def _as_text(table: pd.DataFrame, formats: Mapping[str, str]) -> pd.DataFrame:
         if {lower, upper} <= set(table.columns):
             bounds |= {lower, upper}
             cells = zip(table[column], table[lower], table[upper], strict=True)
-            texts = (shown_with_bounds(*numbers, spec) for numbers in cells)
+            texts = (shown_with_bounds(Estimate(*cell), spec) for cell in cells)
             columns[column] = [f"{value} ({a} to {b})" for value, a, b in texts]
         else:
             columns[column] = [shown(cell, spec) for cell in table[column]]
@@ -122,10 +119,18 @@ def _alignment(column: pd.Series, text: pd.Series) -> str:
     return r"p{0.35\linewidth}" if text.str.len().max() > _SENTENCE else "l"
 
 
-def _environment(text: pd.DataFrame) -> str:
+def _floating(text: pd.DataFrame, name: str, caption: str) -> dict[str, Any]:
+    """How a table floats; one without a caption does not."""
+    if not caption:
+        return {}
     longest = [max(len(str(c)), int(text[c].str.len().max())) for c in text]
     wide = sum(min(width, _SENTENCE) + 2 for width in longest) > _COLUMN
-    return "table*" if wide else "table"
+    return {
+        "caption": escape(caption),
+        "label": f"tab:{name}",
+        "position_float": "centering",
+        "environment": "table*" if wide else "table",
+    }
 
 
 def against(
@@ -144,6 +149,17 @@ def against(
     Returns:
         ``+12%``, with ``*`` if the paired difference is significant after Holm's
         correction among the alternatives of its setting.
+
+    >>> frame = pd.DataFrame(
+    ...     {
+    ...         "load": 0.9,
+    ...         "policy": ["FCFS"] * 3 + ["SJF"] * 3,
+    ...         "replication": [0, 1, 2] * 2,
+    ...         "wait": [10.0, 11.0, 12.0, 5.0, 5.5, 6.0],
+    ...     }
+    ... )
+    >>> against(frame, "wait", "policy", "FCFS", "load").to_dict()
+    {0.9: {'SJF': '-50%*'}}
     """
     columns = {}
     for name, rows in frame.groupby(setting, sort=False):
@@ -154,24 +170,12 @@ def against(
     return pd.DataFrame(columns).rename_axis(over)
 
 
-def verdict_table(verdicts: Sequence[Verdict]) -> pd.DataFrame:
-    """A row a verdict: hypothesis, outcome, measured, claimed."""
-    rows = [
-        {
-            "hypothesis": verdict.hypothesis,
-            "outcome": verdict.outcome,
-            "measured": verdict.measured,
-            "claimed": verdict.claimed,
-        }
-        for verdict in verdicts
-    ]
-    return pd.DataFrame(rows)
-
-
 def save_verdicts(
     verdicts: Mapping[str, Verdict], source: str, caption: str = ""
 ) -> pd.DataFrame:
     """A notebook's verdicts as a table, which is saved, and their macros with it.
+
+    The table has a row a verdict: hypothesis, outcome, measured, claimed.
 
     Args:
         verdicts: By macro name, as in ``save_numbers``.
@@ -182,7 +186,9 @@ def save_verdicts(
         ConfigError: A name LaTeX cannot take, or one that is in use.
     """
     save_numbers(verdicts, source)
-    table = verdict_table(list(verdicts.values()))
+    columns = ["hypothesis", "outcome", "measured", "claimed"]
+    rows = [[getattr(verdict, c) for c in columns] for verdict in verdicts.values()]
+    table = pd.DataFrame(rows, columns=columns)
     save_table(table, f"{source}_verdicts", caption)
     return table
 
@@ -244,32 +250,22 @@ def _macros(values: Mapping[str, Any]) -> dict[str, str]:
 
 def _parts(name: str, value: Any) -> dict[str, str]:
     if isinstance(value, Verdict):
-        return {
-            **_bounds(name, value.number, *value.interval, value.spec),
-            f"{name}Outcome": value.outcome,
-            f"{name}Verdict": str(value),
-        }
+        said = {f"{name}Outcome": value.outcome, f"{name}Verdict": str(value)}
+        return _bounds(name, value.estimate, value.spec) | said
     if isinstance(value, Estimate):
-        return _bounds(name, value.value, value.lower, value.upper)
+        return _bounds(name, value)
     return {name: shown(value)}
 
 
-def _bounds(
-    name: str, value: float, lower: float, upper: float, spec: str = ""
-) -> dict[str, str]:
+def _bounds(name: str, found: Estimate, spec: str = "") -> dict[str, str]:
     names = (name, f"{name}Low", f"{name}High")
-    texts = shown_with_bounds(value, lower, upper, spec)
-    return dict(zip(names, texts, strict=True))
+    return dict(zip(names, shown_with_bounds(found, spec), strict=True))
 
 
 def _replace(path: Path, macros: Mapping[str, tuple[str, str]]) -> None:
     """Write the file in one step: a reader sees the old one or the new one."""
-    lines = [
-        f"\\newcommand{{\\{name}}}{{{text}}}% {source}\n"
-        for name, (text, source) in sorted(
-            macros.items(), key=lambda item: (item[1][1], item[0])
-        )
-    ]
+    rows = sorted((source, name, text) for name, (text, source) in macros.items())
+    lines = [f"\\newcommand{{\\{name}}}{{{text}}}% {at}\n" for at, name, text in rows]
     half = path.with_suffix(".tmp")
     half.write_text(_HEADER + "".join(lines), encoding="utf-8")
     os.replace(half, path)

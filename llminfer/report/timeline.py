@@ -23,7 +23,6 @@ LOOKS = {
     "preempted": "#555555",
     "prefilling again": COLORS[4],
 }
-_PHASES = tuple(LOOKS)
 
 
 def phases(
@@ -44,6 +43,12 @@ def phases(
 
     Raises:
         ConfigError: ``end`` is not after ``start``.
+
+    >>> from llminfer import SimulationConfig, simulate
+    >>> config = SimulationConfig(arrival_rate=2.0, num_requests=2000)
+    >>> table = phases(simulate(config.replace(random_seed=1)))
+    >>> table["phase"].head(3).tolist()
+    ['waiting', 'prefilling', 'decoding']
     """
     if not end > start:
         raise fail("end", end, f"above start={start:g}")
@@ -54,11 +59,11 @@ def phases(
         record.first_token_time,
         record.processing_end_time,
     ]
-    who, phase = [np.arange(n)] * 4, [0, 1, 2, -1]
+    who, phase = [np.arange(n)] * 4, ["waiting", "prefilling", "decoding", "gone"]
     if (log := record.steps) is not None:
         times += [log.preempted_time, log.resumed_time, log.caught_up_time]
         who += [log.preempted_request] * 3
-        phase += [3, 4, 2]
+        phase += ["preempted", "prefilling again", "decoding"]
     changes = pd.DataFrame(
         {
             "request": np.concatenate(who),
@@ -68,10 +73,9 @@ def phases(
     ).dropna()  # preempted again before it had caught up
     changes = changes.sort_values(["request", "begin"], kind="stable")
     changes["end"] = changes["begin"].shift(-1)
-    rows = changes[changes["phase"] >= 0]
+    rows = changes[changes["phase"] != "gone"]
     rows = rows.assign(begin=rows["begin"].clip(start), end=rows["end"].clip(None, end))
-    rows = rows[rows["end"] > rows["begin"]].reset_index(drop=True)
-    return rows.assign(phase=[_PHASES[phase] for phase in rows["phase"]])
+    return rows[rows["end"] > rows["begin"]].reset_index(drop=True)
 
 
 def draw(

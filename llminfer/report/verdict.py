@@ -5,10 +5,11 @@ from __future__ import annotations
 import html
 import math
 from dataclasses import dataclass
+from operator import le, lt
 from typing import Self
 
 from llminfer.base.errors import fail, number
-from llminfer.report.latex import escape, shown, shown_with_bounds
+from llminfer.report.latex import shown, shown_with_bounds
 from llminfer.stats.intervals import Estimate, Row
 
 _COLORS = {"supported": "#009E73", "refuted": "#D55E00", "undecided": "#666666"}
@@ -23,22 +24,18 @@ class Verdict:
 
     Attributes:
         hypothesis: In words, as stated before the run.
-        number: The estimate.
-        interval: Its lower and upper confidence bound.
-        low: The hypothesis' lower bound.
-        high: Its upper bound.
-        strict: Whether the bounds themselves are outside.
+        estimate: What was measured, with its interval.
+        low: The hypothesis' lower bound, minus infinity if it has none.
+        high: Its upper bound. In a one-sided claim the bound itself is outside.
         unit: Of all these numbers, such as ``s``.
         spec: Python's format for them, such as ``.1%``; by default their interval
             decides how many digits.
     """
 
     hypothesis: str
-    number: float
-    interval: tuple[float, float]
+    estimate: Estimate
     low: float
     high: float
-    strict: bool
     unit: str = ""
     spec: str = ""
 
@@ -64,13 +61,16 @@ class Verdict:
             unit: Of the numbers.
             spec: Python's format for them.
 
+        >>> rate = Estimate(5.96, 5.90, 6.02)
+        >>> print(Verdict.that_between("It carries 5 to 7.", rate, 5, 7, unit="/s"))
+        supported: measured 5.96 /s (5.90 to 6.02), claimed 5 to 7 /s
+
         Raises:
             ConfigError: The bounds are no numbers, or in the wrong order.
         """
         if number("low", low) > number("high", high):
             raise fail("low", low, f"at most high={high!r}")
-        value, interval = _measured(estimate)
-        return cls(hypothesis, value, interval, low, high, False, unit, spec)
+        return cls(hypothesis, _estimate(estimate), low, high, unit, spec)
 
     @classmethod
     def that_above(
@@ -82,10 +82,13 @@ class Verdict:
         unit: str = "",
         spec: str = "",
     ) -> Self:
-        """The verdict on ``quantity > bound``; arguments as ``that_between``."""
+        """The verdict on ``quantity > bound``; arguments as ``that_between``.
+
+        >>> Verdict.that_above("h", Estimate(2.0, 1.5, 2.5), 1.0).outcome
+        'supported'
+        """
         low, high = number("bound", bound), math.inf
-        value, interval = _measured(estimate)
-        return cls(hypothesis, value, interval, low, high, True, unit, spec)
+        return cls(hypothesis, _estimate(estimate), low, high, unit, spec)
 
     @classmethod
     def that_below(
@@ -97,10 +100,13 @@ class Verdict:
         unit: str = "",
         spec: str = "",
     ) -> Self:
-        """The verdict on ``quantity < bound``; arguments as ``that_between``."""
+        """The verdict on ``quantity < bound``; arguments as ``that_between``.
+
+        >>> Verdict.that_below("h", Estimate(2.0, 1.5, 2.5), 2.2).outcome
+        'undecided'
+        """
         low, high = -math.inf, number("bound", bound)
-        value, interval = _measured(estimate)
-        return cls(hypothesis, value, interval, low, high, True, unit, spec)
+        return cls(hypothesis, _estimate(estimate), low, high, unit, spec)
 
     @property
     def outcome(self) -> str:
@@ -109,29 +115,30 @@ class Verdict:
         Supported if the whole interval lies in the range, refuted if all of it lies
         on one side of the range, else undecided.
         """
-        lower, upper = self.interval
-        if self.strict:
-            inside = lower > self.low and upper < self.high
-            outside = upper <= self.low or lower >= self.high
-        else:
-            inside = lower >= self.low and upper <= self.high
-            outside = upper < self.low or lower > self.high
+        lower, upper = self.estimate.lower, self.estimate.upper
+        within, beyond = (lt, le) if self._one_sided else (le, lt)
+        inside = within(self.low, lower) and within(upper, self.high)
+        outside = beyond(upper, self.low) or beyond(self.high, lower)
         return "supported" if inside else "refuted" if outside else "undecided"
 
     @property
     def measured(self) -> str:
         """``5.96 s (5.90 to 6.02)``."""
-        value, lower, upper = shown_with_bounds(self.number, *self.interval, self.spec)
+        value, lower, upper = shown_with_bounds(self.estimate, self.spec)
         return f"{self._with_unit(value)} ({lower} to {upper})"
 
     @property
     def claimed(self) -> str:
         """``5 to 7 s``, ``above 5 s`` or ``below 7 s``."""
         low, high = (shown(bound, self.spec or "g") for bound in (self.low, self.high))
-        if not self.strict:
+        if not self._one_sided:
             return self._with_unit(f"{low} to {high}")
         one = f"above {low}" if self.low > -math.inf else f"below {high}"
         return self._with_unit(one)
+
+    @property
+    def _one_sided(self) -> bool:
+        return math.inf in (-self.low, self.high)
 
     def _with_unit(self, text: str) -> str:
         return f"{text} {self.unit}" if self.unit else text
@@ -149,11 +156,6 @@ class Verdict:
         hypothesis = html.escape(self.hypothesis)
         return f"<p><i>{hypothesis}</i><br>{head}: {html.escape(rest.strip())}</p>"
 
-    def to_latex(self) -> str:
-        """The verdict as a sentence of LaTeX, without the hypothesis."""
-        return escape(str(self))
 
-
-def _measured(estimate: Estimate | Row) -> tuple[float, tuple[float, float]]:
-    found = estimate if isinstance(estimate, Estimate) else Estimate.of(estimate)
-    return found.value, (found.lower, found.upper)
+def _estimate(found: Estimate | Row) -> Estimate:
+    return found if isinstance(found, Estimate) else Estimate.of(found)
