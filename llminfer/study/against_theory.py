@@ -109,18 +109,16 @@ def beside_theory(
     return pd.DataFrame(rows)
 
 
-_CHAT: dict[str, Any] = {"mu": 4, "sigma": 1.0, "max": 2048}
+_CHAT = {"mu": 4, "sigma": 1.0, "max": 2048}  # tokens
+_LONG = SimulationConfig(
+    prompt_dist_params=_CHAT, num_requests=12_000, warmup_requests=2_000
+)
+_RTX4090, _A100, _H100 = "llama-3.1-8b-rtx4090", "opt-13b-a100", "llama-2-70b-dgx-h100"
 
 
 def _run(load: float, **changes: Any) -> SimulationConfig:
     """A configuration at a load, long enough to be near its steady state."""
-    fields = {
-        "prompt_dist_params": _CHAT,
-        "num_requests": 12_000,
-        "warmup_requests": 2_000,
-        **changes,
-    }
-    config = SimulationConfig(**fields)
+    config = _LONG.replace(**changes)
     return config.replace(arrival_rate=load * config.max_stable_rate)
 
 
@@ -190,9 +188,7 @@ def _singles() -> Iterator[Comparison]:
     """Batch size 1 under FCFS."""
     kinds = {
         "one by one, report, load 0.6": _run(0.6, batch_size=1),
-        "one by one, RTX 4090, load 0.75": _real(
-            "llama-3.1-8b-rtx4090", 0.75, batch_size=1
-        ),
+        "one by one, RTX 4090, load 0.75": _real(_RTX4090, 0.75, batch_size=1),
     }
     for name, config in kinds.items():
         queue = theory.mg1(config)
@@ -224,7 +220,7 @@ def _priorities() -> Iterator[Comparison]:
         ("mean service x wait", "Kleinrock", work, _waiting_work),
     ]
     yield from _cases("one by one, SJF, load 0.75", sjf, cases)
-    noisy = _real("opt-13b-a100", 0.75, batch_size=1, scheduling_policy="Predicted-SJF")
+    noisy = _real(_A100, 0.75, batch_size=1, scheduling_policy="Predicted-SJF")
     for sigma in (0.0, 1.0):
         config = noisy.replace(scheduling_policy_params={"prediction_sigma": sigma})
         yield from _cases(
@@ -236,14 +232,13 @@ def _priorities() -> Iterator[Comparison]:
 
 def _bulks() -> Iterator[Comparison]:
     """Batches under FCFS, greedy and full."""
-    real = "llama-2-70b-dgx-h100"
     kinds = {
         "greedy, B = 8, report, load 0.7": _run(0.7, batch_size=8, batch_timeout=0),
         "greedy, B = 32, A100, load 0.6": _real(
-            "opt-13b-a100", 0.6, batch_size=32, batch_timeout=0
+            _A100, 0.6, batch_size=32, batch_timeout=0
         ),
         "full, B = 8, report, load 0.7": _run(0.7, batch_size=8),
-        "full, B = 4, DGX H100, load 0.5": _real(real, 0.5, batch_size=4),
+        "full, B = 4, DGX H100, load 0.5": _real(_H100, 0.5, batch_size=4),
     }
     for name, config in kinds.items():
         queue = theory.bulk_queue(config)
@@ -289,8 +284,7 @@ def _continuous() -> Iterator[Comparison]:
         "output_length_dist": "geometric",
         "output_dist_params": {"mean": 50},
     }
-    real = _real("llama-3.1-8b-rtx4090", 0.85, **steps)
-    real = real.replace(kappa=0.0)
+    real = _real(_RTX4090, 0.85, **steps).replace(kappa=0.0)
     kinds = {
         "continuous, B = 8, report, load 0.5": _run(0.5, **steps),
         "continuous, B = 8, RTX 4090 (κ = 0), load 0.85": real.replace(
@@ -319,7 +313,7 @@ def _limits() -> Iterator[Comparison]:
         idle,
         [("mean wait", "assembly", theory.assembly_bound(idle), _mean_wait)],
     )
-    for name in ("report", "opt-13b-a100"):
+    for name in ("report", _A100):
         flood = _real(name, 1e4, batch_size=16, num_requests=8_000, warmup_requests=0)
         yield from _cases(
             f"flooded, B = 16, {name}",
