@@ -114,7 +114,9 @@ class _EstimatingPolicy(KeyedPolicy):
     beta: float = 0.05  # s per prefill
     gamma: float = 0.0005  # s per decode step
 
-    def estimated_time(self, prompt: IntArray, output: FloatArray) -> FloatArray:
+    def estimated_time(
+        self, prompt: IntArray, output: FloatArray | IntArray
+    ) -> FloatArray:
         """``alpha prompt + beta + gamma output``, seconds, same shape."""
         return self.alpha * prompt + self.beta + self.gamma * output
 
@@ -173,8 +175,7 @@ class PriorityPolicy(_EstimatingPolicy):
         number("urgency_weight", self.urgency_weight, least=0.0)
 
     def keys(self, waiting: Waiting) -> FloatArray:
-        outputs = waiting.output_length.astype(np.float64)
-        time = self.estimated_time(waiting.prompt_length, outputs)
+        time = self.estimated_time(waiting.prompt_length, waiting.output_length)
         urgency = self.urgency_weight / np.maximum(time, 1e-300)
         base = np.full(len(time), self.base_priority)
         for i, its in enumerate(self.request_classes):
@@ -197,8 +198,7 @@ class SJFAgingPolicy(_EstimatingPolicy):
         number("aging_rate", self.aging_rate, least=0.0)
 
     def keys(self, waiting: Waiting) -> FloatArray:
-        outputs = waiting.output_length.astype(np.float64)
-        time = self.estimated_time(waiting.prompt_length, outputs)
+        time = self.estimated_time(waiting.prompt_length, waiting.output_length)
         return time + self.aging_rate * waiting.arrival_time
 
 

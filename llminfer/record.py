@@ -132,10 +132,7 @@ class RunRecord:
             batches: The columns of batches, the path of the limit, and the steps.
         """
         return cls(
-            arrival_time=workload.arrival_time,
-            prompt_length=workload.prompt_length,
-            output_length=workload.output_length,
-            request_class=workload.request_class,
+            **vars(workload),
             queue_entry_time=workload.arrival_time,
             processing_start_time=start,
             first_token_time=first,
@@ -234,6 +231,13 @@ class RunRecord:
             begin = np.concatenate((begin, self.steps.preempted_time))
             end = np.concatenate((end, self.steps.resumed_time))
         return begin, end
+
+    @property
+    def batch_steps(self) -> IntArray:
+        """Steps in each row of batches, shape (batches,): 1 of a static server."""
+        if self.steps is None:
+            return np.ones(len(self.batch_start), dtype=np.int64)
+        return self.steps.batch_steps
 
     @property
     def max_queue_length(self) -> int:
