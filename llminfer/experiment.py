@@ -275,28 +275,25 @@ def _combinations(
     base: SimulationConfig, over: Mapping[str, Axis]
 ) -> Iterator[tuple[dict[str, Any], SimulationConfig]]:
     """The labels of each combination, and its configuration."""
-    axes: list[list[tuple[str, Any, Any]]] = []
     for name, values in over.items():
         listed = hasattr(values, "__len__") and not isinstance(values, (str, bytes))
         if not listed or not len(values):
             raise fail(name, values, "a list of at least one value")
-        named = values.items() if isinstance(values, Mapping) else zip(values, values)  # noqa: B905
-        axes.append([(name, label, value) for label, value in named])
-    labelled = {name for name, values in over.items() if isinstance(values, Mapping)}
-    for combination in itertools.product(*axes):
+    named = sorted(over, key=lambda name: not isinstance(over[name], Mapping))
+    for combination in itertools.product(*over.values()):
+        labels = dict(zip(over, combination, strict=True))
         config = base
-        for name, label, value in sorted(
-            combination, key=lambda c: c[0] not in labelled
-        ):
-            config = _changed(config, name, label, value, name in labelled)
-        yield {name: label for name, label, _ in combination}, config
+        for name in named:  # labelled alternatives first
+            config = _changed(config, name, labels[name], over[name])
+        yield labels, config
 
 
 def _changed(
-    config: SimulationConfig, name: str, label: str, value: Any, labelled: bool
+    config: SimulationConfig, name: str, label: Any, axis: Axis
 ) -> SimulationConfig:
-    if not labelled:
-        return config.replace(**{name: value})
+    if not isinstance(axis, Mapping):
+        return config.replace(**{name: label})
+    value = axis[label]
     if isinstance(value, SimulationConfig):
         return value
     if isinstance(value, Mapping):

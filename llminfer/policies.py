@@ -207,7 +207,7 @@ class ClassPolicy(SchedulingPolicy):
     """A policy that chooses among the classes, first come first served within each.
 
     Whose turn it is depends on what was served so far; the server keeps such a queue
-    in a line a class.
+    in one queue a class.
     """
 
     request_classes: tuple[RequestClass, ...] = ()  # by class number
@@ -217,7 +217,7 @@ class ClassPolicy(SchedulingPolicy):
     def turns(self) -> Turns:
         """Whose turn it is, when nobody has been served yet."""
 
-    def lines(
+    def queues(
         self, class_of: Callable[[T], int], tokens_of: Callable[[T], int]
     ) -> ClassQueue[T]:
         """An empty queue under this policy."""
@@ -228,7 +228,7 @@ class ClassPolicy(SchedulingPolicy):
     ) -> list[Request]:
         """The queue in turn; who waited last time and does not now has been served."""
         if self._queue is None:
-            self._queue = self.lines(lambda r: r.request_class, _service)
+            self._queue = self.queues(lambda r: r.request_class, _service)
         queue, here = self._queue, set(requests)
         while len(queue) and queue.peek(current_time) not in here:
             queue.take(1, current_time)

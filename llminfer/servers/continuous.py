@@ -49,9 +49,9 @@ class ContinuousBatchingServer(WorkloadServer):
 
     def _replica(self, i: int) -> Replica:
         config, workload, n = self.config, self.workload, len(self.workload)
-        line = waiting_queue(config.policy(), workload, every=config.replicas == 1)
+        queue = waiting_queue(config.policy(), workload, every=config.replicas == 1)
         control = self._limit if self._limit.controlled else None
-        scheduler = Scheduler(config, self._requests, line, control)
+        scheduler = Scheduler(config, self._requests, queue, control)
         if config.replicas == 1:
             return Replica(scheduler, range(n), self._times(slice(None)))
         if self._routes is None:
@@ -86,8 +86,8 @@ class ContinuousBatchingServer(WorkloadServer):
     def _serve(self, place: int) -> Process:
         replica = self._replicas[place]
         scheduler, number, time = replica.scheduler, replica.number, replica.time
-        begin, finish, line = scheduler.begin, scheduler.finish, scheduler.line
-        can_overtake, join = line.can_overtake, line.add  # else the scheduler counts
+        begin, finish, queue = scheduler.begin, scheduler.finish, scheduler.queue
+        can_overtake, join = queue.can_overtake, queue.add  # else the scheduler counts
         env, schedule = self.env, self.env.schedule
         stretch = _Stretch(env)
         now = clock = env.now
