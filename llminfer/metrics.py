@@ -1,4 +1,4 @@
-"""Requests to numbers."""
+"""The metrics of a run, computed from its record: latency, throughput, goodput."""
 
 from __future__ import annotations
 

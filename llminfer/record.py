@@ -1,4 +1,4 @@
-"""What happened in a run: a row a request, a row a batch."""
+"""The record of a run: a row for each request and a row for each batch."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class StepLog:
         kv_blocks: Blocks of KV memory each has; None without limit.
         first_blocks: Blocks held in each stretch's first step; empty without limit.
         last_blocks: Blocks held in its last.
-        preempted_request: Who was preempted, shape (preemptions,), in order of time.
+        preempted_request: Request preempted, shape (preemptions,), in order of time.
         preempted_time: When, seconds.
         resumed_time: When it was admitted again.
         caught_up_time: When its next token appeared; NaN if it was preempted before.
@@ -222,9 +222,9 @@ class RunRecord:
 
     @property
     def waits(self) -> tuple[FloatArray, FloatArray]:
-        """When somebody began to wait, and when each wait ended, seconds.
+        """When each wait in the queue began, and when it ended, seconds.
 
-        Who is preempted waits again.
+        A preempted request waits again.
         """
         begin, end = self.queue_entry_time, self.processing_start_time
         if self.steps is not None and len(self.steps.preempted_time):
@@ -243,7 +243,7 @@ class RunRecord:
     def max_queue_length(self) -> int:
         """Most requests that ever waited at once.
 
-        A queue only grows until somebody leaves it, so it is greatest just before.
+        A queue only grows until a request leaves it, so it is greatest just before.
         """
         if self.steps is None:
             begin, leave = self.queue_entry_time, self.batch_start

@@ -67,7 +67,7 @@ class Batch:
     decoded: int = 0  # decode steps so far
     decoding: int = 0  # sequences that decode
     kv_tokens: int = 0  # in their caches
-    partial: int = -1  # who runs with part of its prompt yet to prefill; -1 is nobody
+    partial: int = -1  # running request with a prompt not yet prefilled; -1 is none
     computed: int = 0  # tokens in its cache
     prefilled: list[int] = field(
         default_factory=list
@@ -161,13 +161,13 @@ class Batch:
     # Who waits
 
     def may_enter(self, waiting: int) -> bool:
-        """Is there somebody to admit, of ``waiting`` in the queue, and room for one?"""
+        """True if a request waits, of ``waiting`` in the queue, and a slot is free."""
         if not (waiting or self.preempted) or len(self.running) >= self.limit:
             return False
         return self.pool is None or self.must_be_free <= self.pool.free
 
     def admit(self, now: float, waiting: int, budget: int) -> int:
-        """Admit who fits, the next in order first; the tokens to prefill for them.
+        """Admit requests that fit, in order; the tokens to prefill for them.
 
         Args:
             now: Seconds.
@@ -200,7 +200,7 @@ class Batch:
         return total
 
     def _readmit(self, now: float, budget: int) -> int:
-        """Admit the preempted who fit; the tokens to prefill for them."""
+        """Admit preempted requests that fit; the tokens to prefill for them."""
         pool, preempted, total = self.pool, self.preempted, 0
         assert pool is not None
         while preempted and total < budget and len(self.running) < self.limit:
@@ -269,7 +269,7 @@ class Batch:
                 self._forget_the_gone()
 
     def _forget_the_gone(self) -> None:
-        """Have somebody who decodes at the head of the heap."""
+        """Drop entries of preempted requests from the head of the heap."""
         heap, running, mask = self.heap, self.running, (1 << self.shift) - 1
         while heap and running.get(heap[0] & mask) != heap[0]:
             heappop(heap)
