@@ -8,7 +8,7 @@ import functools
 import inspect
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Self
 
@@ -344,10 +344,8 @@ class SimulationConfig:
         Raises:
             ConfigError: The policy is an object, which has no name to write down.
         """
-        if isinstance(self.scheduling_policy, SchedulingPolicy):
-            raise fail(
-                "scheduling_policy", self.scheduling_policy, "a name to be written"
-            )
+        if isinstance(policy := self.scheduling_policy, SchedulingPolicy):
+            raise fail("scheduling_policy", policy, "a name to be written")
         values = {f.name: getattr(self, f.name) for f in fields(self)}
         return {k: thawed(v) for k, v in values.items()}
 
@@ -380,13 +378,10 @@ class SimulationConfig:
 
     def __repr__(self) -> str:
         """The call that makes this configuration, without what is default."""
-        shown = []
-        for f in fields(self):
-            value = getattr(self, f.name)
-            fresh = f.default_factory
-            default = f.default if fresh is MISSING else fresh()
-            if value != default:
-                shown.append(f"{f.name}={value!r}")
+        default = SimulationConfig()
+        names = (f.name for f in fields(self))
+        values = ((name, getattr(self, name), getattr(default, name)) for name in names)
+        shown = (f"{name}={value!r}" for name, value, usual in values if value != usual)
         return f"{type(self).__name__}({', '.join(shown)})"
 
 

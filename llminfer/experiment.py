@@ -135,15 +135,11 @@ def warn_of_overload(configs: Sequence[SimulationConfig]) -> None:
         return
     worst = max(over, key=lambda config: config.offered_load)
     rate = worst.arrivals.mean(worst.num_requests)
-    head = (
-        "overloaded"
-        if len(configs) == 1
-        else f"{len(over)} of {len(configs)} overloaded"
-    )
+    share = "" if len(configs) == 1 else f"{len(over)} of {len(configs)} "
     warnings.warn(
-        f"{head}: {rate:.3g} requests/s arrive where batch_size={worst.largest_batch} "
-        f"carries at most {worst.max_stable_rate:.3g} (load {worst.offered_load:.2f}): "
-        "waits grow with the length of the run",
+        f"{share}overloaded: {rate:.3g} requests/s arrive where "
+        f"batch_size={worst.largest_batch} carries at most {worst.max_stable_rate:.3g} "
+        f"(load {worst.offered_load:.2f}): waits grow with the length of the run",
         OverloadWarning,
         stacklevel=3,
     )
@@ -274,10 +270,8 @@ def sweep(
     rows: list[dict[str, Any]] = []
     configs: list[SimulationConfig] = []
     for labels, config in _combinations(base, over):
-        runs = replicated(config, replications, random_seed_start)
-        for replication, run in enumerate(runs):
-            seed = run.random_seed
-            rows.append({**labels, "replication": replication, "seed": seed})
+        for i, run in enumerate(replicated(config, replications, random_seed_start)):
+            rows.append({**labels, "replication": i, "seed": run.random_seed})
             configs.append(run)
     results = run_many(configs, n_jobs, " x ".join(over) or "runs", measure)
     return pd.DataFrame([row | m for row, m in zip(rows, results, strict=True)])
