@@ -158,9 +158,7 @@ class RunRecord:
         batches = done.groupby([starts, ends], sort=True).size()
         if "replica" in done:
             batches = batches[:0]
-        times: dict[str, Any] = {
-            name: done[name].to_numpy(np.float64) for name in _TIMES
-        }
+        times: dict[str, Any] = {t: done[t].to_numpy(np.float64) for t in _TIMES}
         return cls(
             prompt_length=done["prompt_length"].to_numpy(dtype=np.int64),
             output_length=done["output_length"].to_numpy(dtype=np.int64),
