@@ -7,8 +7,8 @@ import dataclasses
 import functools
 import inspect
 import json
-from collections.abc import Mapping
-from dataclasses import MISSING, dataclass, field, fields
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Self
 
@@ -31,6 +31,21 @@ from llminfer.timing import COEFFICIENTS, PRESETS, StepTime
 
 SERVERS = ("static", "continuous")
 ROUTERS = ("round_robin", "random", "least_loaded", "shortest_queue")
+
+
+_positive = functools.partial(whole, least=1)
+_not_negative = functools.partial(number, least=0.0)
+_CHECKS: Mapping[str, Callable[[str, Any], Any]] = {
+    "arrival_rate": functools.partial(number, above=0.0),
+    "arrival_cv": functools.partial(number, least=0.0, most=100.0),
+    "batch_timeout": _not_negative,
+    **dict.fromkeys(COEFFICIENTS, _not_negative),
+    **dict.fromkeys(("batch_size", "max_batched_tokens", "kv_blocks"), _positive),
+    **dict.fromkeys(("block_size", "replicas", "num_requests"), _positive),
+    "warmup_requests": functools.partial(whole, least=0),
+    "random_seed": functools.partial(whole, least=0),
+}
+_MAY_BE_NONE = ("batch_timeout", "kv_blocks", "random_seed")
 
 
 def _params(**values: Any) -> Any:
@@ -124,24 +139,13 @@ class SimulationConfig:
         for f in fields(self):
             if f.name.endswith("_params"):
                 self._freeze(f.name)
-        self._set("arrival_rate", number("arrival_rate", self.arrival_rate, above=0.0))
-        self._set("batch_size", whole("batch_size", self.batch_size, 1))
-        if self.batch_timeout is not None:
-            timeout = number("batch_timeout", self.batch_timeout, least=0.0)
-            self._set("batch_timeout", timeout)
-        cv = number("arrival_cv", self.arrival_cv, least=0.0, most=100.0)
-        self._set("arrival_cv", cv)
-        for name in COEFFICIENTS:
-            self._set(name, number(name, getattr(self, name), least=0.0))
+        for name, checked in _CHECKS.items():
+            if (value := getattr(self, name)) is not None or name not in _MAY_BE_NONE:
+                self._set(name, checked(name, value))
         self._check_server()
-        self._set("num_requests", whole("num_requests", self.num_requests, 1))
-        warmup = whole("warmup_requests", self.warmup_requests, 0)
-        if warmup >= self.num_requests:
+        if self.warmup_requests >= self.num_requests:
             must = f"below num_requests={self.num_requests}, which counts warm-up too"
             raise fail("warmup_requests", self.warmup_requests, must)
-        self._set("warmup_requests", warmup)
-        if self.random_seed is not None:
-            self._set("random_seed", whole("random_seed", self.random_seed, 0))
         self._freeze_classes()
         self.arrivals, self.prompts, self.outputs, self.policy(), self.controller()
 
@@ -154,10 +158,6 @@ class SimulationConfig:
     def _check_server(self) -> None:
         choice("server", self.server, SERVERS)
         choice("router", self.router, ROUTERS)
-        for name in ("max_batched_tokens", "block_size", "replicas"):
-            self._set(name, whole(name, getattr(self, name), 1))
-        if self.kv_blocks is not None:
-            self._set("kv_blocks", whole("kv_blocks", self.kv_blocks, 1))
         for name in ("chunked_prefill", "reserve_full_prompt", "prefix_caching"):
             if not isinstance(value := getattr(self, name), bool):
                 raise fail(name, value, "True or False")
@@ -344,10 +344,8 @@ class SimulationConfig:
         Raises:
             ConfigError: The policy is an object, which has no name to write down.
         """
-        if isinstance(self.scheduling_policy, SchedulingPolicy):
-            raise fail(
-                "scheduling_policy", self.scheduling_policy, "a name to be written"
-            )
+        if isinstance(policy := self.scheduling_policy, SchedulingPolicy):
+            raise fail("scheduling_policy", policy, "a name to be written")
         values = {f.name: getattr(self, f.name) for f in fields(self)}
         return {k: thawed(v) for k, v in values.items()}
 
@@ -380,13 +378,10 @@ class SimulationConfig:
 
     def __repr__(self) -> str:
         """The call that makes this configuration, without what is default."""
-        shown = []
-        for f in fields(self):
-            value = getattr(self, f.name)
-            fresh = f.default_factory
-            default = f.default if fresh is MISSING else fresh()
-            if value != default:
-                shown.append(f"{f.name}={value!r}")
+        default = SimulationConfig()
+        names = (f.name for f in fields(self))
+        values = ((name, getattr(self, name), getattr(default, name)) for name in names)
+        shown = (f"{name}={value!r}" for name, value, usual in values if value != usual)
         return f"{type(self).__name__}({', '.join(shown)})"
 
 

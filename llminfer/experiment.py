@@ -42,6 +42,11 @@ class SimulationRunner:
         config: What to simulate.
         workload: Requests to serve instead of the configuration's own; they decide
             the number of requests and the arrival rate.
+
+    >>> work = Workload.from_arrays([0.0, 0.5], [100, 50], [20, 10])
+    >>> config = SimulationConfig(batch_size=2, warmup_requests=0)
+    >>> round(SimulationRunner(config, work).run()["avg_latency"], 3)  # seconds
+    0.46
     """
 
     def __init__(
@@ -130,15 +135,11 @@ def warn_of_overload(configs: Sequence[SimulationConfig]) -> None:
         return
     worst = max(over, key=lambda config: config.offered_load)
     rate = worst.arrivals.mean(worst.num_requests)
-    head = (
-        "overloaded"
-        if len(configs) == 1
-        else f"{len(over)} of {len(configs)} overloaded"
-    )
+    share = "" if len(configs) == 1 else f"{len(over)} of {len(configs)} "
     warnings.warn(
-        f"{head}: {rate:.3g} requests/s arrive where batch_size={worst.largest_batch} "
-        f"carries at most {worst.max_stable_rate:.3g} (load {worst.offered_load:.2f}): "
-        "waits grow with the length of the run",
+        f"{share}overloaded: {rate:.3g} requests/s arrive where "
+        f"batch_size={worst.largest_batch} carries at most {worst.max_stable_rate:.3g} "
+        f"(load {worst.offered_load:.2f}): waits grow with the length of the run",
         OverloadWarning,
         stacklevel=3,
     )
@@ -257,15 +258,20 @@ def sweep(
 
     Raises:
         ConfigError: A field or value is unknown or bad; nothing has run then.
+
+    >>> base = SimulationConfig(arrival_rate=1.0, num_requests=20, warmup_requests=0)
+    >>> runs = sweep(base, {"batch_size": [8, 16]}, replications=1, n_jobs=1)
+    >>> runs[["batch_size", "replication", "seed", "total_batches"]]
+       batch_size  replication  seed  total_batches
+    0           8            0    42              3
+    1          16            0    42              2
     """
     whole("replications", replications, 1)
     rows: list[dict[str, Any]] = []
     configs: list[SimulationConfig] = []
     for labels, config in _combinations(base, over):
-        runs = replicated(config, replications, random_seed_start)
-        for replication, run in enumerate(runs):
-            seed = run.random_seed
-            rows.append({**labels, "replication": replication, "seed": seed})
+        for i, run in enumerate(replicated(config, replications, random_seed_start)):
+            rows.append({**labels, "replication": i, "seed": run.random_seed})
             configs.append(run)
     results = run_many(configs, n_jobs, " x ".join(over) or "runs", measure)
     return pd.DataFrame([row | m for row, m in zip(rows, results, strict=True)])
@@ -275,28 +281,25 @@ def _combinations(
     base: SimulationConfig, over: Mapping[str, Axis]
 ) -> Iterator[tuple[dict[str, Any], SimulationConfig]]:
     """The labels of each combination, and its configuration."""
-    axes: list[list[tuple[str, Any, Any]]] = []
     for name, values in over.items():
         listed = hasattr(values, "__len__") and not isinstance(values, (str, bytes))
         if not listed or not len(values):
             raise fail(name, values, "a list of at least one value")
-        named = values.items() if isinstance(values, Mapping) else zip(values, values)  # noqa: B905
-        axes.append([(name, label, value) for label, value in named])
-    labelled = {name for name, values in over.items() if isinstance(values, Mapping)}
-    for combination in itertools.product(*axes):
+    named = sorted(over, key=lambda name: not isinstance(over[name], Mapping))
+    for combination in itertools.product(*over.values()):
+        labels = dict(zip(over, combination, strict=True))
         config = base
-        for name, label, value in sorted(
-            combination, key=lambda c: c[0] not in labelled
-        ):
-            config = _changed(config, name, label, value, name in labelled)
-        yield {name: label for name, label, _ in combination}, config
+        for name in named:  # labelled alternatives first
+            config = _changed(config, name, labels[name], over[name])
+        yield labels, config
 
 
 def _changed(
-    config: SimulationConfig, name: str, label: str, value: Any, labelled: bool
+    config: SimulationConfig, name: str, label: Any, axis: Axis
 ) -> SimulationConfig:
-    if not labelled:
-        return config.replace(**{name: value})
+    if not isinstance(axis, Mapping):
+        return config.replace(**{name: label})
+    value = axis[label]
     if isinstance(value, SimulationConfig):
         return value
     if isinstance(value, Mapping):

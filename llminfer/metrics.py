@@ -1,4 +1,4 @@
-"""Requests to numbers."""
+"""The metrics of a run, computed from its record: latency, throughput, goodput."""
 
 from __future__ import annotations
 
@@ -176,8 +176,7 @@ def _whole_run(record: RunRecord) -> dict[str, float]:
     """Queue, batches, utilization and memory of the whole run, warm-up too."""
     time = record.batch_end - record.batch_start
     lasted = float(record.batch_end.max(initial=0.0) - record.arrival_time[0])
-    log = record.steps
-    steps = np.ones(len(time), dtype=np.int64) if log is None else log.batch_steps
+    log, steps = record.steps, record.batch_steps
     servers = 1 if log is None else log.replicas
     metrics = {
         "max_queue_length": record.max_queue_length,

@@ -114,7 +114,9 @@ class _EstimatingPolicy(KeyedPolicy):
     beta: float = 0.05  # s per prefill
     gamma: float = 0.0005  # s per decode step
 
-    def estimated_time(self, prompt: IntArray, output: FloatArray) -> FloatArray:
+    def estimated_time(
+        self, prompt: IntArray, output: FloatArray | IntArray
+    ) -> FloatArray:
         """``alpha prompt + beta + gamma output``, seconds, same shape."""
         return self.alpha * prompt + self.beta + self.gamma * output
 
@@ -173,8 +175,7 @@ class PriorityPolicy(_EstimatingPolicy):
         number("urgency_weight", self.urgency_weight, least=0.0)
 
     def keys(self, waiting: Waiting) -> FloatArray:
-        outputs = waiting.output_length.astype(np.float64)
-        time = self.estimated_time(waiting.prompt_length, outputs)
+        time = self.estimated_time(waiting.prompt_length, waiting.output_length)
         urgency = self.urgency_weight / np.maximum(time, 1e-300)
         base = np.full(len(time), self.base_priority)
         for i, its in enumerate(self.request_classes):
@@ -197,8 +198,7 @@ class SJFAgingPolicy(_EstimatingPolicy):
         number("aging_rate", self.aging_rate, least=0.0)
 
     def keys(self, waiting: Waiting) -> FloatArray:
-        outputs = waiting.output_length.astype(np.float64)
-        time = self.estimated_time(waiting.prompt_length, outputs)
+        time = self.estimated_time(waiting.prompt_length, waiting.output_length)
         return time + self.aging_rate * waiting.arrival_time
 
 
@@ -207,7 +207,7 @@ class ClassPolicy(SchedulingPolicy):
     """A policy that chooses among the classes, first come first served within each.
 
     Whose turn it is depends on what was served so far; the server keeps such a queue
-    in a line a class.
+    in one queue a class.
     """
 
     request_classes: tuple[RequestClass, ...] = ()  # by class number
@@ -217,7 +217,7 @@ class ClassPolicy(SchedulingPolicy):
     def turns(self) -> Turns:
         """Whose turn it is, when nobody has been served yet."""
 
-    def lines(
+    def queues(
         self, class_of: Callable[[T], int], tokens_of: Callable[[T], int]
     ) -> ClassQueue[T]:
         """An empty queue under this policy."""
@@ -228,7 +228,7 @@ class ClassPolicy(SchedulingPolicy):
     ) -> list[Request]:
         """The queue in turn; who waited last time and does not now has been served."""
         if self._queue is None:
-            self._queue = self.lines(lambda r: r.request_class, _service)
+            self._queue = self.queues(lambda r: r.request_class, _service)
         queue, here = self._queue, set(requests)
         while len(queue) and queue.peek(current_time) not in here:
             queue.take(1, current_time)

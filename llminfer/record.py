@@ -1,4 +1,4 @@
-"""What happened in a run: a row a request, a row a batch."""
+"""The record of a run: a row for each request and a row for each batch."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class StepLog:
         kv_blocks: Blocks of KV memory each has; None without limit.
         first_blocks: Blocks held in each stretch's first step; empty without limit.
         last_blocks: Blocks held in its last.
-        preempted_request: Who was preempted, shape (preemptions,), in order of time.
+        preempted_request: Request preempted, shape (preemptions,), in order of time.
         preempted_time: When, seconds.
         resumed_time: When it was admitted again.
         caught_up_time: When its next token appeared; NaN if it was preempted before.
@@ -132,10 +132,7 @@ class RunRecord:
             batches: The columns of batches, the path of the limit, and the steps.
         """
         return cls(
-            arrival_time=workload.arrival_time,
-            prompt_length=workload.prompt_length,
-            output_length=workload.output_length,
-            request_class=workload.request_class,
+            **vars(workload),
             queue_entry_time=workload.arrival_time,
             processing_start_time=start,
             first_token_time=first,
@@ -161,9 +158,7 @@ class RunRecord:
         batches = done.groupby([starts, ends], sort=True).size()
         if "replica" in done:
             batches = batches[:0]
-        times: dict[str, Any] = {
-            name: done[name].to_numpy(np.float64) for name in _TIMES
-        }
+        times: dict[str, Any] = {t: done[t].to_numpy(np.float64) for t in _TIMES}
         return cls(
             prompt_length=done["prompt_length"].to_numpy(dtype=np.int64),
             output_length=done["output_length"].to_numpy(dtype=np.int64),
@@ -225,9 +220,9 @@ class RunRecord:
 
     @property
     def waits(self) -> tuple[FloatArray, FloatArray]:
-        """When somebody began to wait, and when each wait ended, seconds.
+        """When each wait in the queue began, and when it ended, seconds.
 
-        Who is preempted waits again.
+        A preempted request waits again.
         """
         begin, end = self.queue_entry_time, self.processing_start_time
         if self.steps is not None and len(self.steps.preempted_time):
@@ -236,10 +231,17 @@ class RunRecord:
         return begin, end
 
     @property
+    def batch_steps(self) -> IntArray:
+        """Steps in each row of batches, shape (batches,): 1 of a static server."""
+        if self.steps is None:
+            return np.ones(len(self.batch_start), dtype=np.int64)
+        return self.steps.batch_steps
+
+    @property
     def max_queue_length(self) -> int:
         """Most requests that ever waited at once.
 
-        A queue only grows until somebody leaves it, so it is greatest just before.
+        A queue only grows until a request leaves it, so it is greatest just before.
         """
         if self.steps is None:
             begin, leave = self.queue_entry_time, self.batch_start

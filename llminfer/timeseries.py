@@ -1,4 +1,4 @@
-"""What a run looked like over time, from its record."""
+"""Queue, batch, limit and memory of a run as series over time, from its record."""
 
 from __future__ import annotations
 

@@ -109,9 +109,7 @@ class StepTime:
 
     def alone(self, prompt: FloatArray, output: FloatArray) -> FloatArray:
         """Seconds requests would take alone on an idle static server, same shape."""
-        step = self.gamma + self.delta + self.kappa * prompt
-        growth = self.kappa * output * (output - 1.0) / 2.0
-        return self.alpha * prompt + self.beta + output * step + growth
+        return self._alone(prompt, output, 1.0)
 
     def mean_batch_time(self, prompts: LengthLaw, outputs: LengthLaw, b: int) -> float:
         """E[T_b], seconds: a static batch of ``b`` requests (THEORY 7)."""
@@ -131,12 +129,18 @@ class StepTime:
             output: Tokens.
             budget: Prompt tokens a step prefills at most.
         """
-        steps = output - 1.0
-        decode = self.gamma + self.delta + self.kappa * prompt
-        growth = self.kappa * steps * (steps - 1.0) / 2.0
         chunks = np.maximum(np.ceil(prompt / budget), 1.0)
-        prefill = self.alpha * prompt + self.beta * chunks
-        return prefill + steps * decode + growth
+        return self._alone(prompt, output - 1.0, chunks)
+
+    def _alone(
+        self, prompt: FloatArray, steps: FloatArray, prefills: Quantity
+    ) -> FloatArray:
+        """Seconds for so many prefills and decode steps of a single sequence."""
+        step = self.gamma + self.delta + self.kappa * prompt
+        growth = self.kappa * steps * (steps - 1.0) / 2.0
+        prefill = self.alpha * prompt + self.beta * prefills
+        seconds: FloatArray = prefill + steps * step + growth
+        return seconds
 
     def saturation_rate(
         self, prompts: LengthLaw, outputs: LengthLaw, b: float

@@ -218,24 +218,41 @@ def arrival_law(pattern: str, rate: float, params: Mapping[str, Any]) -> Arrival
 
 
 def constant_rate(rate: float) -> ArrivalRate:
-    """lambda(t) = ``rate``, requests a second."""
+    """lambda(t) = ``rate``, requests a second.
+
+    >>> constant_rate(5.0)(2.0)
+    5.0
+    """
     return ConstantRate(rate)
 
 
 def step_rate(rate: float, step_time: float, step_rate: float) -> ArrivalRate:
-    """lambda(t) = ``rate`` before ``step_time`` seconds and ``step_rate`` after."""
+    """lambda(t) = ``rate`` before ``step_time`` seconds and ``step_rate`` after.
+
+    >>> rate = step_rate(5.0, step_time=10.0, step_rate=8.0)
+    >>> rate(9.0), rate(10.0)
+    (5.0, 8.0)
+    """
     return StepRate(rate, step_time, step_rate)
 
 
 def sinusoidal_rate(
     rate: float, amplitude: float, period: float, phase: float = 0.0
 ) -> ArrivalRate:
-    """lambda(t) = ``rate`` + ``amplitude`` sin(2 pi t / ``period`` + ``phase``)."""
+    """lambda(t) = ``rate`` + ``amplitude`` sin(2 pi t / ``period`` + ``phase``).
+
+    >>> sinusoidal_rate(5.0, amplitude=2.0, period=40.0)(10.0)
+    7.0
+    """
     return SinusoidalRate(rate, amplitude, period, phase)
 
 
 def ramp_rate(rate: float, end_rate: float, duration: float) -> ArrivalRate:
-    """lambda(t) in a line from ``rate`` to ``end_rate`` over ``duration`` seconds."""
+    """lambda(t) in a line from ``rate`` to ``end_rate`` over ``duration`` seconds.
+
+    >>> ramp_rate(5.0, end_rate=9.0, duration=100.0)(50.0)
+    7.0
+    """
     return RampRate(rate, end_rate, duration)
 
 

@@ -409,6 +409,10 @@ def length_law(which: str, name: str, params: Mapping[str, Any]) -> LengthLaw:
 
     Raises:
         ConfigError: Unknown law, unknown or missing parameter, or a bad value.
+
+    >>> law = length_law("prompt", "uniform", {"min": 10, "max": 20})
+    >>> law.tokens(np.array([0.0, 0.55, 0.99])).tolist()
+    [10, 15, 19]
     """
     law = LENGTH_LAWS[choice(f"{which}_length_dist", name, LENGTH_LAWS)]
     return build(law, name, params, f"{which}_dist_params")

@@ -38,13 +38,13 @@ class Batch:
     Args:
         config: Limits.
         requests: The run's requests, to be read and filled in.
-        line: Where new requests wait.
+        queue: Where new requests wait.
         control: What sets the batch limit; None leaves it at ``batch_size``.
     """
 
     config: SimulationConfig
     requests: RequestTimes
-    line: WaitingQueue
+    queue: WaitingQueue
     control: BatchLimit | None = None
     log: Log = field(init=False)
     # Settings
@@ -67,13 +67,13 @@ class Batch:
     decoded: int = 0  # decode steps so far
     decoding: int = 0  # sequences that decode
     kv_tokens: int = 0  # in their caches
-    partial: int = -1  # who runs with part of its prompt yet to prefill; -1 is nobody
+    partial: int = -1  # running request with a prompt not yet prefilled; -1 is none
     computed: int = 0  # tokens in its cache
     prefilled: list[int] = field(
         default_factory=list
     )  # whose prefill ends in this step
     # Who waits, or is gone
-    admitted: int = 0  # how many have left the line
+    admitted: int = 0  # how many have left the queue
     preempted: list[int] = field(default_factory=list)  # the last returns first
     must_be_free: int = 0  # blocks, or the next to enter is known not to fit
     made: dict[int, int] = field(default_factory=dict)  # tokens of the preempted
@@ -161,36 +161,36 @@ class Batch:
     # Who waits
 
     def may_enter(self, waiting: int) -> bool:
-        """Is there somebody to admit, of ``waiting`` in the line, and room for one?"""
+        """True if a request waits, of ``waiting`` in the queue, and a slot is free."""
         if not (waiting or self.preempted) or len(self.running) >= self.limit:
             return False
         return self.pool is None or self.must_be_free <= self.pool.free
 
     def admit(self, now: float, waiting: int, budget: int) -> int:
-        """Admit who fits, the next in order first; the tokens to prefill for them.
+        """Admit requests that fit, in order; the tokens to prefill for them.
 
         Args:
             now: Seconds.
-            waiting: How many are in the line.
+            waiting: How many are in the queue.
             budget: Tokens that may be prefilled in this step.
         """
         total = self._readmit(now, budget) if self.preempted else 0
         if self.preempted:
             return total
-        line, running, limit, control = (
-            self.line,
+        queue, running, limit, control = (
+            self.queue,
             self.running,
             self.limit,
             self.control,
         )
-        can_overtake = line.can_overtake
+        can_overtake = queue.can_overtake
         while waiting and total < budget and len(running) < limit:
-            i = line.peek(now) if can_overtake else self.admitted
+            i = queue.peek(now) if can_overtake else self.admitted
             tokens = self._enter(i, self.prompt[i], 0, budget - total, total)
             if not tokens:
                 break
             if can_overtake:
-                line.take(1, now)
+                queue.take(1, now)
             total += tokens
             waiting -= 1
             self.admitted += 1
@@ -200,7 +200,7 @@ class Batch:
         return total
 
     def _readmit(self, now: float, budget: int) -> int:
-        """Admit the preempted who fit; the tokens to prefill for them."""
+        """Admit preempted requests that fit; the tokens to prefill for them."""
         pool, preempted, total = self.pool, self.preempted, 0
         assert pool is not None
         while preempted and total < budget and len(self.running) < self.limit:
@@ -238,7 +238,7 @@ class Batch:
             blocks = -(-(known + tokens) // size)
             must_be_free = -(-whole // size) if self.whole else blocks
             if must_be_free > pool.free:
-                if self.whole and (self.preempted or not self.line.can_overtake):
+                if self.whole and (self.preempted or not self.queue.can_overtake):
                     self.must_be_free = must_be_free
                 return 0
             self.must_be_free = 0
@@ -269,7 +269,7 @@ class Batch:
                 self._forget_the_gone()
 
     def _forget_the_gone(self) -> None:
-        """Have somebody who decodes at the head of the heap."""
+        """Drop entries of preempted requests from the head of the heap."""
         heap, running, mask = self.heap, self.running, (1 << self.shift) - 1
         while heap and running.get(heap[0] & mask) != heap[0]:
             heappop(heap)

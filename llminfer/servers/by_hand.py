@@ -15,10 +15,9 @@ from llminfer.config import SimulationConfig
 from llminfer.policies import SchedulingPolicy, ranked
 from llminfer.record import RunRecord
 from llminfer.request import Request
-from llminfer.servers.batch_control import BatchLimit, Observed
+from llminfer.servers.server import Process, batch_limit
 from llminfer.timing import StepTime
 
-Process = Generator[simpy.Event, Any, None]
 _LAST = simpy.events.EventPriority(simpy.events.NORMAL + 1)
 
 
@@ -120,8 +119,7 @@ class ServerByHand:
         self._closed = False
         self._news = env.event()
         self._entered = array("d")
-        seen = Observed(self._entered, config.stable_rate, env.now)
-        self._limit = BatchLimit(config.controller(), config.batch_size, seen)
+        self._limit = batch_limit(env, config, self._entered)
 
     def run(self) -> Process:
         """SimPy process: serve for ever."""

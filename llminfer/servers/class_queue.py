@@ -1,4 +1,4 @@
-"""Waiting requests in a line a class, and whose turn it is."""
+"""Waiting requests in one queue a class, and which class is served next."""
 
 from __future__ import annotations
 
@@ -100,8 +100,8 @@ class ClassQueue(Generic[T]):
         self._turns = turns
         self._class_of = class_of
         self._tokens_of = tokens_of
-        self._lines: dict[int, deque[T]] = defaultdict(deque)
-        self._heap: list[tuple[float, T, int]] = []  # place, first in line, class
+        self._queues: dict[int, deque[T]] = defaultdict(deque)
+        self._heap: list[tuple[float, T, int]] = []  # place, first in queue, class
         self._waiting = 0
 
     def __len__(self) -> int:
@@ -110,11 +110,11 @@ class ClassQueue(Generic[T]):
     def add(self, request: T) -> None:
         """``request`` joins."""
         number = self._class_of(request)
-        line, heap = self._lines[number], self._heap
-        if not line:
+        queue, heap = self._queues[number], self._heap
+        if not queue:
             place = self._turns.enter(number, heap[0][0] if heap else None)
             heapq.heappush(heap, (place, request, number))
-        line.append(request)
+        queue.append(request)
         self._waiting += 1
 
     def peek(self, now: float) -> T:
@@ -123,17 +123,17 @@ class ClassQueue(Generic[T]):
 
     def take(self, most: int, now: float) -> list[T]:
         """The next requests to serve, at most ``most``, leave."""
-        heap, lines = self._heap, self._lines
+        heap, queues = self._heap, self._queues
         serve, tokens_of = self._turns.serve, self._tokens_of
         batch = []
         for _ in range(min(most, self._waiting)):
             place, request, number = heap[0]
             batch.append(request)
             place = serve(number, place, tokens_of(request))
-            line = lines[number]
-            line.popleft()
-            if line:
-                heapq.heapreplace(heap, (place, line[0], number))
+            queue = queues[number]
+            queue.popleft()
+            if queue:
+                heapq.heapreplace(heap, (place, queue[0], number))
             else:
                 heapq.heappop(heap)
         self._waiting -= len(batch)
@@ -148,5 +148,5 @@ class ClassQueue(Generic[T]):
         trial = copy.copy(self)
         trial._turns = copy.deepcopy(self._turns)
         trial._heap = list(self._heap)
-        trial._lines = {number: deque(line) for number, line in self._lines.items()}
+        trial._queues = {number: deque(queue) for number, queue in self._queues.items()}
         return trial.take(len(trial), 0.0)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from array import array
-from collections.abc import Generator
 from typing import Any
 
 import numpy as np
@@ -13,18 +12,15 @@ import simpy
 from llminfer.base.arrays import IntArray
 from llminfer.base.errors import fail
 from llminfer.config import SimulationConfig
-from llminfer.record import RunRecord
-from llminfer.servers.batch_control import BatchLimit, Observed
 from llminfer.servers.event_log import RequestTimes, write_up
 from llminfer.servers.queues import waiting_queue
 from llminfer.servers.routing import Replica, least, routes
 from llminfer.servers.scheduler import Scheduler
+from llminfer.servers.server import Process, WorkloadServer, batch_limit
 from llminfer.workload import Workload
 
-Process = Generator[simpy.Event, Any, None]
 
-
-class ContinuousBatchingServer:
+class ContinuousBatchingServer(WorkloadServer):
     """A server, or several behind a router, that schedules anew at every step.
 
     SimPy sees an event where the batch changes, and none a token or an arrival; a
@@ -42,24 +38,20 @@ class ContinuousBatchingServer:
     def __init__(
         self, env: simpy.Environment, config: SimulationConfig, workload: Workload
     ) -> None:
-        self.env = env
-        self.config = config
-        self.workload = workload
+        super().__init__(env, config, workload)
         _refuse_what_never_fits(config, workload)
         self._requests = RequestTimes.of(workload)
-        seen = Observed(self._requests.arrival, config.stable_rate, env.now)
-        self._limit = BatchLimit(config.controller(), config.batch_size, seen)
+        self._limit = batch_limit(env, config, self._requests.arrival)
         self._routes = routes(config, len(workload))
         self._replicas = [self._replica(i) for i in range(config.replicas)]
         self._processes: list[simpy.Process] = []
         self._asleep: dict[int, simpy.Event] = {}
-        self._record: RunRecord | None = None
 
     def _replica(self, i: int) -> Replica:
         config, workload, n = self.config, self.workload, len(self.workload)
-        line = waiting_queue(config.policy(), workload, every=config.replicas == 1)
+        queue = waiting_queue(config.policy(), workload, every=config.replicas == 1)
         control = self._limit if self._limit.controlled else None
-        scheduler = Scheduler(config, self._requests, line, control)
+        scheduler = Scheduler(config, self._requests, queue, control)
         if config.replicas == 1:
             return Replica(scheduler, range(n), self._times(slice(None)))
         if self._routes is None:
@@ -94,8 +86,8 @@ class ContinuousBatchingServer:
     def _serve(self, place: int) -> Process:
         replica = self._replicas[place]
         scheduler, number, time = replica.scheduler, replica.number, replica.time
-        begin, finish, line = scheduler.begin, scheduler.finish, scheduler.line
-        can_overtake, join = line.can_overtake, line.add  # else the scheduler counts
+        begin, finish, queue = scheduler.begin, scheduler.finish, scheduler.queue
+        can_overtake, join = queue.can_overtake, queue.add  # else the scheduler counts
         env, schedule = self.env, self.env.schedule
         stretch = _Stretch(env)
         now = clock = env.now
@@ -149,32 +141,6 @@ class ContinuousBatchingServer:
         elif scheduler.open and time < scheduler.end:
             scheduler.shorten(time)
             self._processes[place].interrupt()
-
-    @property
-    def record(self) -> RunRecord:
-        """Everything that happened.
-
-        Raises:
-            RuntimeError: The run has not ended yet.
-        """
-        if self._record is None:
-            raise RuntimeError("the run has not ended: call env.run() first")
-        return self._record
-
-    def get_statistics(self) -> dict[str, float]:
-        """Counts and times of the run: steps, requests, busy seconds, queue."""
-        record = self.record
-        assert record.steps is not None
-        steps = record.steps.batch_steps
-        return {
-            "total_batches": int(steps.sum()),
-            "total_requests": len(record.arrival_time),
-            "avg_batch_size": float(steps @ record.batch_size / steps.sum()),
-            "busy_time": float((record.batch_end - record.batch_start).sum()),
-            "waiting_requests": 0,
-            "max_queue_length": record.max_queue_length,
-            "preemptions": len(record.steps.preempted_request),
-        }
 
 
 class _Stretch(simpy.Event):

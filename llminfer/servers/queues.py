@@ -73,7 +73,7 @@ def waiting_queue(
     if isinstance(policy, ClassPolicy) and sorts is ClassPolicy.sort_requests:
         tokens = service_tokens(workload.prompt_length, workload.output_length)
         classes = array("q", workload.request_class.tobytes())
-        return policy.lines(
+        return policy.queues(
             classes.__getitem__, array("q", tokens.tobytes()).__getitem__
         )
     return _SortedQueue(policy, workload)

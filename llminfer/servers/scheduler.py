@@ -70,7 +70,7 @@ class Scheduler(Batch):
 
         Args:
             now: Seconds.
-            arrived: How many have joined the line so far.
+            arrived: How many have joined the queue so far.
             arrival: When the next one will, seconds.
 
         Returns:
@@ -215,8 +215,8 @@ class Scheduler(Batch):
                 steps = min(steps, (self.heap[0] >> self.shift) - self.decoded)
         else:
             steps = (self.heap[0] >> self.shift) - self.decoded
-        self.open = room and (not waiting or self.line.can_overtake)
-        if room and waiting and self.line.time_dependent:
+        self.open = room and (not waiting or self.queue.can_overtake)
+        if room and waiting and self.queue.time_dependent:
             return 1
         if self.control is not None and self.control.every_dispatch:
             if waiting or self.preempted:

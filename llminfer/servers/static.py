@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Generator
-from typing import Any
 
 import numpy as np
 import simpy
@@ -12,14 +10,12 @@ import simpy
 from llminfer.base.arrays import FloatArray, IntArray
 from llminfer.config import SimulationConfig
 from llminfer.record import RunRecord
-from llminfer.servers.batch_control import BatchLimit, Observed
 from llminfer.servers.queues import waiting_queue
+from llminfer.servers.server import Process, WorkloadServer, batch_limit
 from llminfer.workload import Workload
 
-Process = Generator[simpy.Event, Any, None]
 
-
-class LLMInferenceServer:
+class LLMInferenceServer(WorkloadServer):
     """A server that forms batches from a queue and runs each to completion.
 
     It reads the workload's columns, and SimPy sees one event a batch. A process of
@@ -42,18 +38,14 @@ class LLMInferenceServer:
     def __init__(
         self, env: simpy.Environment, config: SimulationConfig, workload: Workload
     ) -> None:
-        self.env = env
-        self.config = config
-        self.workload = workload
-        self._entered = array("d", workload.arrival_time.tobytes())
-        seen = Observed(self._entered, config.stable_rate, env.now)
-        self._limit = BatchLimit(config.controller(), config.batch_size, seen)
-        self._record: RunRecord | None = None
+        super().__init__(env, config, workload)
+        self._arrival = array("d", workload.arrival_time.tobytes())
+        self._limit = batch_limit(env, config, self._arrival)
 
     def run(self) -> Process:
         """SimPy process: serve until nothing is left."""
         workload, law = self.workload, self.config.step_time
-        arrival = self._entered
+        arrival = self._arrival
         prompt_of = array("q", workload.prompt_length.tobytes()).__getitem__
         output_of = array("q", workload.output_length.tobytes()).__getitem__
         waiting = waiting_queue(self.config.policy(), workload)
@@ -125,26 +117,3 @@ class LLMInferenceServer:
             batch_size=size,
             **self._limit.path(),
         )
-
-    @property
-    def record(self) -> RunRecord:
-        """Everything that happened.
-
-        Raises:
-            RuntimeError: The run has not ended yet.
-        """
-        if self._record is None:
-            raise RuntimeError("the run has not ended: call env.run() first")
-        return self._record
-
-    def get_statistics(self) -> dict[str, float]:
-        """Counts and times of the run: batches, requests, busy seconds, queue."""
-        record = self.record
-        return {
-            "total_batches": len(record.batch_size),
-            "total_requests": len(record.arrival_time),
-            "avg_batch_size": float(record.batch_size.mean()),
-            "busy_time": float((record.batch_end - record.batch_start).sum()),
-            "waiting_requests": 0,
-            "max_queue_length": record.max_queue_length,
-        }

@@ -184,7 +184,7 @@ def _on_line(rank: float, one: float, other: float) -> float:
 
 
 def _some(first: FloatArray, growth: FloatArray, steps: Any, weight: Any) -> Gaps:
-    """Those progressions that have gaps, and somebody whose gaps they are."""
+    """Those progressions that have gaps, and sequences whose gaps they are."""
     return Gaps(first, growth, steps, weight)._rows(
         np.flatnonzero((steps > 0) & (weight > 0))
     )
@@ -256,7 +256,6 @@ def _server_gaps(
     yield _single(away, 1)
     some = last > begin
     begin, last = np.sort(begin[some]), np.sort(last[some])
-    kind: Any = "i4" if log.batch_steps.max(initial=0) < 2**31 else "i8"
     before, seen = -np.inf, 0  # the last decode step's end; how many began by then
     for low in range(0, len(rows), _AT_ONCE):
         these = rows[low : low + _AT_ONCE]
@@ -276,11 +275,16 @@ def _server_gaps(
         waited = ((start + first)[row] - new)[late[row]]
         old = weight - np.bincount(row[late[row]], minlength=len(start))
         parted = late & (old > 0)
-        left: Any = (steps - late).astype(kind)
-        yield _some(first + growth * late, growth, left, weight)
+        yield _some(first + growth * late, growth, _narrow(steps - late), weight)
         yield _single((start + first - ends)[parted], old[parted])
         yield _single(waited, 1)
         before, seen = end[-1], begun[-1]
+
+
+def _narrow(steps: Any) -> IntArray:
+    """Numbers of steps in half the memory where they fit."""
+    fits = steps.max(initial=0) < 2**31
+    return np.asarray(steps, dtype="i4" if fits else "i8")
 
 
 def _decoding_times(

@@ -1,0 +1,82 @@
+"""What every server of a workload has: its settings, its record, its statistics."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Generator, Sequence
+from typing import Any
+
+import simpy
+
+from llminfer.config import SimulationConfig
+from llminfer.record import RunRecord
+from llminfer.servers.batch_control import BatchLimit, Observed
+from llminfer.workload import Workload
+
+Process = Generator[simpy.Event, Any, None]
+
+
+def batch_limit(
+    env: simpy.Environment, config: SimulationConfig, entered: Sequence[float]
+) -> BatchLimit:
+    """The batch limit of a run that begins now.
+
+    Args:
+        env: The SimPy environment.
+        config: The controller, and the limit at the start.
+        entered: When each request entered the queue, seconds, ascending.
+    """
+    seen = Observed(entered, config.stable_rate, env.now)
+    return BatchLimit(config.controller(), config.batch_size, seen)
+
+
+class WorkloadServer(ABC):
+    """A server, or several behind a router, that serves a workload.
+
+    Args:
+        env: The SimPy environment; ``env.process(server.run())`` starts the server.
+        config: Coefficients, limits and policy.
+        workload: Requests to serve.
+    """
+
+    def __init__(
+        self, env: simpy.Environment, config: SimulationConfig, workload: Workload
+    ) -> None:
+        self.env = env
+        self.config = config
+        self.workload = workload
+        self._record: RunRecord | None = None
+
+    @abstractmethod
+    def run(self) -> Process:
+        """SimPy process: serve until nothing is left."""
+
+    @property
+    def record(self) -> RunRecord:
+        """Everything that happened.
+
+        Raises:
+            RuntimeError: The run has not ended yet.
+        """
+        if self._record is None:
+            raise RuntimeError("the run has not ended: call env.run() first")
+        return self._record
+
+    def get_statistics(self) -> dict[str, float]:
+        """Counts and times of the run: batches, requests, busy seconds, queue.
+
+        A batch of a continuous server is a step, and it counts preemptions too.
+        """
+        record = self.record
+        steps = record.batch_steps
+        statistics = {
+            "total_batches": int(steps.sum()),
+            "total_requests": len(record.arrival_time),
+            "avg_batch_size": float(steps @ record.batch_size / steps.sum()),
+            "busy_time": float((record.batch_end - record.batch_start).sum()),
+            "waiting_requests": 0,
+            "max_queue_length": record.max_queue_length,
+        }
+        if record.steps is not None:
+            statistics["preemptions"] = len(record.steps.preempted_request)
+        return statistics
