@@ -209,6 +209,7 @@ def fit(
     log cannot tell them:
 
     >>> settings = {"batch_size": 16, "num_requests": 40, "warmup_requests": 0}
+    >>> settings["random_seed"] = 1
     >>> engine = SimulationConfig.from_preset("llama-3.1-8b-rtx4090", **settings)
     >>> log = ServedLog.from_record(simulate(engine.replace(server="continuous")))
     >>> found = fit(log, {"batch_size": 16}, share=1.0)
