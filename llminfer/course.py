@@ -139,6 +139,8 @@ def save_results(
 ) -> Path:
     """Write results as JSON or CSV, by the ending of ``path``, and return the path.
 
+    The lists that quantiles are pooled from are left out.
+
     Args:
         results: A sweep's table, a list of metrics, one run's metrics, or what
             ``aggregate_results`` gives (a row a metric).
@@ -151,6 +153,7 @@ def save_results(
     if target.suffix not in (".json", ".csv"):
         raise fail("path", str(path), "a name that ends in .json or .csv")
     frame = _as_table(results)
+    frame = frame[[name for name in frame if not str(name).startswith("quantiles_")]]
     if target.suffix == ".csv":
         frame.to_csv(target, index=False)
     else:

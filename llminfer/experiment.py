@@ -23,6 +23,8 @@ from llminfer.policies import SchedulingPolicy, register_policy, registered_poli
 from llminfer.record import RunRecord
 from llminfer.servers.continuous import ContinuousBatchingServer
 from llminfer.servers.static import LLMInferenceServer
+from llminfer.stats.pooling import kept
+from llminfer.theory.known import measured_memories
 from llminfer.workload import Workload
 
 Metrics = dict[str, float]
@@ -107,10 +109,19 @@ def simulate(config: SimulationConfig, workload: Workload | None = None) -> RunR
 
 
 def metrics_of(config: SimulationConfig, record: RunRecord) -> Metrics:
-    """The metrics of a run without its warm-up: what a sweep measures by default."""
+    """The metrics of a run without its warm-up."""
     return MetricsCollector.compute_metrics(
         record, config.warmup_requests, config.step_time
     )
+
+
+def poolable_metrics(config: SimulationConfig, record: RunRecord) -> Row:
+    """The metrics, and what pools their quantiles: what a sweep measures by default."""
+    found: Row = {"memories": measured_memories(config), **metrics_of(config, record)}
+    for name in ("latency", "wait", "ttft", "tpot"):
+        values = getattr(record, name)[config.warmup_requests :]
+        found |= kept("queue_wait" if name == "wait" else name, values)
+    return found
 
 
 def _run_quietly(
@@ -237,7 +248,7 @@ def sweep(
     n_jobs: int | None = None,
     random_seed_start: int = 42,
     *,
-    measure: Measure = metrics_of,
+    measure: Measure = poolable_metrics,
 ) -> pd.DataFrame:
     """Every combination of the swept values, each replicated: a row a run.
 
@@ -254,7 +265,9 @@ def sweep(
         measure: Makes a run's numbers from its record; by default the metrics.
 
     Returns:
-        A tidy table: the swept fields, ``replication``, ``seed``, then the numbers.
+        A tidy table: the swept fields, ``replication``, ``seed``, then the numbers. A
+        run's ``p99_latency`` is its own; ``stats.summarize`` and the comparisons pool
+        them through the columns ``quantiles_latency`` and so on.
 
     Raises:
         ConfigError: A field or value is unknown or bad; nothing has run then.

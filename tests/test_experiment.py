@@ -315,8 +315,9 @@ def test_a_table_survives_csv_and_json_to_the_last_digit(tmp_path):
     ):
         policies = table["scheduling_policy"].tolist()
         assert [row["scheduling_policy"] for row in rows] == policies
-        assert list(rows[0]) == list(table)
-        for name in set(table) - {"scheduling_policy"}:
+        numbers = [name for name in table if not name.startswith("quantiles_")]
+        assert list(rows[0]) == numbers
+        for name in set(numbers) - {"scheduling_policy"}:
             blank = ("", None)  # in CSV and in JSON
             column = [np.nan if row[name] in blank else row[name] for row in rows]
             column = np.array(column, dtype=np.float64)

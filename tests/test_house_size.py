@@ -82,7 +82,7 @@ def measured() -> dict[str, tuple[int, int]]:
     return {
         "code lines of the nine core files": (sum(size[path] for path in nine), 1_300),
         "code lines of the core and the servers": (sum(size[p] for p in core), 3_600),
-        "code lines of all": (sum(size.values()), 8_700),
+        "code lines of all": (sum(size.values()), 9_000),
         "files in the top folder": (len(list(HOME.glob("*.py"))), 14),
         "functions of over 30 code lines": (len(long), 6),
         "names in llminfer": (len(llminfer.__all__), 25),

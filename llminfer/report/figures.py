@@ -129,7 +129,7 @@ def draw_summary(
 
     Args:
         table: Columns ``x``, ``mean``, ``ci_lower``, ``ci_upper`` and those named
-            here, a row a point.
+            here, a row a point. One that rests on too little (``sound``) is hollow.
         x: The column along the axis.
         color: The column whose values get a colour each, in order of appearance.
         linestyle: The column whose values get a line style each.
@@ -148,13 +148,18 @@ def draw_summary(
     plot = plot if panel is None else plot.facet(panel, wrap=3)
     plot = plot.add(so.Band(alpha=0.2), color=color, group=linestyle, legend=False)
     plot = plot.add(so.Line(marker="o"), legend=False, **named)
+    short = table[~table["sound"].astype(bool)] if "sound" in table else table[:0]
+    if len(short):
+        hollow = so.Dot(color="white", pointsize=5.0, edgewidth=1.2)
+        plot = plot.add(hollow, data=short, edgecolor=color, legend=False)
+        plot = plot.scale(edgecolor=looks["color"]) if color else plot
     fig = _drawn(plot.scale(**looks).label(x=labels[0], y=labels[1]), height)
     for ax in fig.axes:
         if log_x is not None:
             powers_of_two(ax, log_x)
         if log_y is not None:
             log_axis(ax, *log_y)
-    _add_legend(fig, looks)
+    _add_legend(fig, looks, marked=len(short) > 0)
     return fig
 
 
@@ -175,7 +180,9 @@ def _drawn(plot: Any, height: float) -> Figure:
     return fig
 
 
-def _add_legend(fig: Figure, looks: Mapping[str, Mapping[Any, Any]]) -> None:
+def _add_legend(
+    fig: Figure, looks: Mapping[str, Mapping[Any, Any]], marked: bool
+) -> None:
     """A legend above, with a key for each colour and, in black, each line style."""
     plain = {"color": {"marker": "o"}, "linestyle": {"color": "black"}}
     handles = [
@@ -183,6 +190,10 @@ def _add_legend(fig: Figure, looks: Mapping[str, Mapping[Any, Any]]) -> None:
         for key, values in looks.items()
         for value, one in values.items()
     ]
+    if marked:
+        hollow = {"marker": "o", "linestyle": "none", "color": "black"}
+        label = "runs too short"
+        handles.append(Line2D([], [], label=label, markerfacecolor="white", **hollow))
     if handles:
         columns = {"ncols": len(handles), "handlelength": 3.0}
         fig.legend(handles=handles, loc="outside upper center", **columns)

@@ -13,11 +13,17 @@ from scipy.special import stdtrit
 
 from llminfer.base.arrays import FloatArray
 from llminfer.base.errors import ConfigError, fail, nearest, number
+from llminfer.stats.pooling import (
+    FEWEST_BEYOND,
+    by_replication,
+    fewest_beyond,
+    level_of,
+)
 
 Values = Sequence[float] | FloatArray
 Row = Mapping[str, Any] | pd.Series | pd.DataFrame
 
-_FEWEST_BEYOND = 90  # requests beyond a quantile that each replication must have
+FEWEST_MEMORIES = 300.0  # of the queue, in a run whose interval is sound: notebook 07
 
 
 @dataclass(frozen=True)
@@ -173,7 +179,10 @@ def summarize(
     by: str | Sequence[str],
     metrics: str | Sequence[str],
 ) -> pd.DataFrame:
-    """Mean and 95% Student t interval of metrics over the replications of each group.
+    """Metrics of each group of replications, with 95% Student t intervals.
+
+    A mean is the mean of the runs' means. A quantile is that of all runs' requests
+    together, with the jackknife's interval, wherever the table can pool it.
 
     Args:
         frame: A sweep's table, a row a run.
@@ -182,7 +191,9 @@ def summarize(
 
     Returns:
         A row for each metric and group: ``by``, ``metric``, ``mean``, ``ci_lower``,
-        ``ci_upper``, ``n``; groups in the order they first appear.
+        ``ci_upper``, ``n``; groups in the order they first appear. Of a sweep's metrics
+        also ``memories``, the length of the shortest run in memories of the queue, and
+        ``sound``: at least 300 of them, and 90 requests beyond a quantile.
 
     Raises:
         ConfigError: A column is unknown, or a group holds a replication twice: its
@@ -204,17 +215,30 @@ def summarize(
         raise fail("by", groups, must)
     rows: list[dict[str, Any]] = []
     for name in names:
+        numbers = pd.Series(by_replication(frame, name, groups), frame.index)
         for label, group in frame.groupby(groups, sort=False, dropna=False):
-            values = group[name].to_numpy(dtype=np.float64)
+            values = np.asarray(numbers[group.index], np.float64)
             rows.append(
                 {
                     **dict(zip(groups, label, strict=True)),
                     "metric": name,
                     **Estimate.of_mean(values).row(),
                     "n": len(values),
+                    **_rests_on(group, name),
                 }
             )
     return pd.DataFrame(rows)
+
+
+def _rests_on(group: pd.DataFrame, metric: str) -> dict[str, Any]:
+    """What a number of a group of runs rests on, where the table says how long."""
+    if "memories" not in group:
+        return {}
+    memories = float(group["memories"].min())
+    quantile = level_of(metric, group.columns)
+    beyond = fewest_beyond(group[quantile[1]], quantile[0]) if quantile else math.inf
+    sound = memories >= FEWEST_MEMORIES and round(beyond, 6) >= FEWEST_BEYOND
+    return {"memories": memories, "sound": sound}
 
 
 def require_columns(frame: pd.DataFrame, names: Sequence[str]) -> None:
@@ -259,11 +283,11 @@ def pooled_quantile(samples: Sequence[Values], q: float) -> Estimate:
     tail = min(q, 1.0 - q)
     shortest = min(range(n), key=lambda i: len(groups[i]))
     beyond = len(groups[shortest]) * tail
-    if round(beyond, 6) < _FEWEST_BEYOND:
+    if round(beyond, 6) < FEWEST_BEYOND:
         raise ConfigError(
             f"samples[{shortest}]: {len(groups[shortest])} values have {beyond:.4g} "
-            f"beyond the quantile q={q:g}: must be at least {_FEWEST_BEYOND}, in "
-            f"{math.ceil(round(_FEWEST_BEYOND / tail, 6))} values"
+            f"beyond the quantile q={q:g}: must be at least {FEWEST_BEYOND}, in "
+            f"{math.ceil(round(FEWEST_BEYOND / tail, 6))} values"
         )
     pooled = np.concatenate(groups)
     owner = np.repeat(np.arange(n), [len(group) for group in groups])

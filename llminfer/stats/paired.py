@@ -24,6 +24,7 @@ from llminfer.stats.intervals import (
     require_columns,
     t_quantile,
 )
+from llminfer.stats.pooling import by_replication
 
 BLOCK = "replication"  # what the alternatives share: one replication's requests
 
@@ -269,7 +270,7 @@ def _by_block(
     labels = uniques.tolist()
     rows, blocks = pd.factorize(frame[BLOCK], use_na_sentinel=False)
     counts = np.zeros((len(blocks), len(labels)), dtype=np.int64)
-    values = frame[metric].to_numpy(dtype=np.float64)
+    values = by_replication(frame, metric, [over])
     np.add.at(counts, (rows, codes), np.isfinite(values))
     if (counts != 1).any():
         raise ConfigError(_unpaired(over, labels, blocks.tolist(), counts))
@@ -329,7 +330,8 @@ def best_against_rest(
     0.267
     """
     require_columns(frame, [metric, over, BLOCK])
-    means = frame.groupby(over, sort=False)[metric].mean()
+    values = pd.Series(by_replication(frame, metric, [over]), frame.index)
+    means = values.groupby(frame[over], sort=False).mean()
     inside = means.index.isin(list(claimed))
     if inside.all() or not inside.any():
         must = f"some, but not all, of {', '.join(map(repr, means.index))}"

@@ -7,20 +7,21 @@ import numpy as np
 from llminfer.base.arrays import FloatArray
 from llminfer.base.errors import fail
 from llminfer.config import SimulationConfig
-from llminfer.experiment import Row, metrics_of
+from llminfer.experiment import Row, poolable_metrics
 from llminfer.laws.arrivals import SinusoidalRate
 from llminfer.record import RunRecord
+from llminfer.stats.pooling import kept
 from llminfer.timeseries import batch_limit, latency_quantile, queue_length
 
 _POINTS = 60  # a period has so many points on the grid of the series
 
 
 def _avg_and_p99(name: str, values: FloatArray) -> Row:
-    """``avg_<name>`` and ``p99_<name>``; NaN where there are no values."""
+    """``avg_<name>``, ``p99_<name>``, and what pools it; NaN where there is none."""
     some = bool(values.size)
     mean = float(values.mean()) if some else np.nan
     p99 = float(np.quantile(values, 0.99)) if some else np.nan
-    return {f"avg_{name}": mean, f"p99_{name}": p99}
+    return {f"avg_{name}": mean, f"p99_{name}": p99, **kept(name, values)}
 
 
 def by_group(config: SimulationConfig, record: RunRecord) -> Row:
@@ -44,7 +45,7 @@ def by_group(config: SimulationConfig, record: RunRecord) -> Row:
     groups = {"short": ~long, "long": long}
     for number, name in enumerate(config.request_classes):
         groups[name] = record.request_class[skip:] == number
-    found = metrics_of(config, record)
+    found = poolable_metrics(config, record)
     starved = latency > 3.0 * found["median_latency"]
     for name, members in groups.items():
         found |= _avg_and_p99(f"latency_{name}", latency[members])
@@ -79,9 +80,8 @@ def over_a_wave(config: SimulationConfig, record: RunRecord) -> Row:
     periods = max(1, round(config.num_requests / wave.rate / wave.period))
     grid = np.linspace(0.0, periods * wave.period, periods * _POINTS + 1)[1:]
     return {
-        "p99_latency": float(np.quantile(latency, 0.99)),
-        "avg_latency": float(latency.mean()),
-        "p99_peak": float(np.quantile(latency[at_peak], 0.99)),
+        **_avg_and_p99("latency", latency),
+        **_avg_and_p99("peak", latency[at_peak]),
         "time": grid.tolist(),
         "queue": queue_length(record)(grid).tolist(),
         "limit": batch_limit(record)(grid).tolist(),
@@ -97,7 +97,7 @@ def with_completion_rate(config: SimulationConfig, record: RunRecord) -> Row:
     """
     lasted = float(record.processing_end_time.max() - record.arrival_time[0])
     rate = len(record.arrival_time) / lasted
-    return metrics_of(config, record) | {"completion_rate": rate}
+    return poolable_metrics(config, record) | {"completion_rate": rate}
 
 
 def tails(config: SimulationConfig, record: RunRecord) -> Row:

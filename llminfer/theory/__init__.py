@@ -18,7 +18,10 @@ from llminfer.theory.known import inoue_bound as inoue_bound
 from llminfer.theory.known import inoue_latency as inoue_latency
 from llminfer.theory.known import largest_rate as largest_rate
 from llminfer.theory.known import latency_curve as latency_curve
+from llminfer.theory.known import long_enough as long_enough
 from llminfer.theory.known import mean_latency as mean_latency
+from llminfer.theory.known import measured_memories as measured_memories
+from llminfer.theory.known import memory as memory
 from llminfer.theory.known import mg1 as mg1
 from llminfer.theory.known import priority as priority
 from llminfer.theory.known import product_form as product_form

@@ -98,6 +98,57 @@ def bulk_queue(config: SimulationConfig) -> BulkQueue:
 _solved = lru_cache(maxsize=128)(BulkQueue)
 
 
+def memory(config: SimulationConfig) -> float:
+    """Requests until a wait says little of later ones, about; infinite at load 1.
+
+    The relaxation time of the queue in heavy traffic, 2 rho^2 (ca^2 + cs^2) / (1 -
+    rho)^2 in requests, where cs^2 is the dispersion of the work that requests bring;
+    exact in that limit, and a guide below it. At batch size 1 it is ``MG1.memory``.
+
+    Source: reflected Brownian motion, Kingman (1962), Whitt (1989).
+
+    >>> config = SimulationConfig(batch_size=8, arrival_rate=5.0)
+    >>> round(memory(config.replace(prompt_dist_params={"mu": 4.0, "sigma": 1.0})), 1)
+    16.9
+    """
+    load, law, size = config.offered_load, config.step_time, config.largest_batch
+    if load >= 1.0:
+        return math.inf
+    rate = config.max_stable_rate / config.replicas
+    output = law.gamma / size + law.delta  # seconds an output token
+    work = law.alpha**2 * config.prompts.variance()
+    work += output**2 * config.outputs.variance()
+    spread = config.arrival_cv**2 + rate**2 * work
+    return config.replicas * 2.0 * load**2 * spread / (1.0 - load) ** 2
+
+
+def measured_memories(config: SimulationConfig) -> float:
+    """How many memories of the queue the measured part of a run lasts: 300 are sound.
+
+    >>> config = SimulationConfig(batch_size=1, arrival_rate=3.0)
+    >>> round(measured_memories(config), 1)
+    12.5
+    """
+    measured = config.num_requests - config.warmup_requests
+    return measured / max(memory(config), 1e-9)
+
+
+def long_enough(config: SimulationConfig, memories: float = 300.0) -> SimulationConfig:
+    """The configuration with runs of so many memories behind ten of warm-up.
+
+    A run that is longer already stays as it is. At load 1 or more none is long enough.
+
+    >>> config = SimulationConfig(batch_size=1, arrival_rate=3.0)
+    >>> long_enough(config).num_requests > 300 * memory(config)
+    True
+    """
+    if not math.isfinite(own := memory(config)):
+        return config
+    warmup = max(config.warmup_requests, math.ceil(10.0 * own))
+    n = max(config.num_requests, warmup + math.ceil(memories * own))
+    return config.replace(num_requests=n, warmup_requests=warmup)
+
+
 def continuous(config: SimulationConfig) -> ContinuousChain:
     """Continuous batching under FCFS with geometric outputs, solved and remembered.
 

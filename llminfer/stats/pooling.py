@@ -1,0 +1,136 @@
+"""Quantiles of several runs together, from a few numbers that each run leaves behind.
+
+The mean of the runs' p99s is not the p99 of their requests: near saturation a few runs
+hold most of the slow ones. A run therefore leaves its quantiles at 128 fixed levels,
+dense in the tail, from which the distribution of all runs' requests is put together,
+within 0.5% of the quantile of all values.
+"""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+import pandas as pd
+
+from llminfer.base.arrays import FloatArray
+
+LEVELS = np.concatenate(
+    (np.linspace(0.0, 0.5, 32), 1.0 - np.geomspace(0.5, 1e-5, 96)[1:], [1.0])
+)
+_LOG_BEYOND = np.log(np.maximum(1.0 - LEVELS, 5e-6))
+FEWEST_BEYOND = 90  # requests beyond a quantile that each replication must have
+_QUANTILE = re.compile(r"(median|p(\d\d)(\d?))_(.+)")
+_ALIKE = {"e2e": "latency"}  # two names of one metric
+
+
+def kept(name: str, values: FloatArray) -> dict[str, list[float]]:
+    """What a run leaves of a metric so that its quantiles can be pooled.
+
+    Args:
+        name: The metric, such as ``latency``.
+        values: One a request, shape (n,); those that are NaN are left out.
+
+    Returns:
+        ``quantiles_<name>``: the count, and the values' quantiles at ``LEVELS``, none
+        where there are no values.
+
+    >>> left = kept("latency", np.arange(1001.0))["quantiles_latency"]
+    >>> left[0], left[1], left[32], left[-1]  # count, least, median, greatest
+    (1001.0, 0.0, 500.0, 1000.0)
+    """
+    ordered = np.sort(values[~np.isnan(values)])
+    n = len(ordered)
+    at = LEVELS * (n - 1)
+    low = at.astype(np.int64)
+    high = np.minimum(low + 1, n - 1)
+    found = ordered[low] + (at - low) * (ordered[high] - ordered[low]) if n else at[:0]
+    digits = [float(f"{value:.8g}") for value in found]  # half the room on disk
+    return {f"quantiles_{name}": [float(n), *digits]}
+
+
+def level_of(metric: str, columns: pd.Index) -> tuple[float, str] | None:
+    """The level of a quantile such as ``p99_latency``, and the column to pool.
+
+    None where the metric is no quantile, or the table has nothing to pool it from.
+
+    >>> level_of("p999_ttft", pd.Index(["quantiles_ttft"]))
+    (0.999, 'quantiles_ttft')
+    """
+    if not (match := _QUANTILE.fullmatch(metric)):
+        return None
+    word, digits, tenth, name = match.groups()
+    column = f"quantiles_{_ALIKE.get(name, name)}"
+    if column not in columns:
+        return None
+    return 0.5 if word == "median" else float(f"0.{digits}{tenth}"), column
+
+
+def pseudo_values(quantiles: pd.Series, q: float) -> FloatArray:
+    """A number a run, shape (runs,), whose mean is the pooled quantile.
+
+    They are the jackknife's pseudo-values: what each run adds to the quantile of all,
+    so that their Student t interval is the jackknife's, and paired runs stay paired.
+
+    Args:
+        quantiles: What ``kept`` left of each run.
+        q: Which quantile, between 0 and 1.
+
+    Source: Tukey (1958), Miller (1974).
+
+    >>> runs = [kept("x", np.arange(1001.0) + 9.0 * i) for i in range(2)]
+    >>> pseudo_values(pd.DataFrame(runs)["quantiles_x"], 0.5).round(1)
+    array([499.9, 508.9])
+    """
+    found = np.full(len(quantiles), np.nan)
+    some = np.array([row[0] > 0 for row in quantiles])
+    table = np.array([row for row in quantiles if row[0] > 0])
+    if (n := len(table)) < 2:
+        found[some] = [np.interp(q, LEVELS, row[1:]) for row in table]
+        return found
+    counts, values = table[:, 0], table[:, 1:]
+    grid = np.unique(values)
+    below = counts[:, None] * np.array([_share(row, grid) for row in values])
+    everyone, total = counts.sum(), below.sum(axis=0)
+    pooled = float(np.interp(q, total / everyone, grid))
+    left = (total - below) / (everyone - counts)[:, None]
+    without = np.array([np.interp(q, shares, grid) for shares in left])
+    found[some] = pooled + (n - 1) * (without.mean() - without)
+    return found
+
+
+def _share(values: FloatArray, grid: FloatArray) -> FloatArray:
+    """The share of a run's values up to each of ``grid``.
+
+    In logs of the share beyond, since between two levels a tail is near exponential.
+    """
+    beyond = np.exp(np.interp(grid, values, _LOG_BEYOND))
+    beyond[grid < values[0]], beyond[grid >= values[-1]] = 1.0, 0.0
+    return np.asarray(1.0 - beyond)
+
+
+def by_replication(frame: pd.DataFrame, metric: str, groups: list[str]) -> FloatArray:
+    """One number a row of a sweep's table, whose means over groups are the metric's.
+
+    For a quantile these are its pseudo-values, else the column as it stands.
+
+    Args:
+        frame: A row a run.
+        metric: A column, such as ``p99_latency``.
+        groups: The swept fields: runs alike in them are pooled.
+    """
+    found = level_of(metric, frame.columns)
+    if found is None:
+        return frame[metric].to_numpy(dtype=np.float64)
+    q, column = found
+    places = pd.Series(np.arange(len(frame)))
+    numbers = np.empty(len(frame))
+    keys = [frame[name].reset_index(drop=True) for name in groups]
+    for _, rows in places.groupby(keys, sort=False, dropna=False):
+        numbers[rows] = pseudo_values(frame[column].iloc[rows], q)
+    return numbers
+
+
+def fewest_beyond(quantiles: pd.Series, q: float) -> float:
+    """How many values a run has beyond a quantile, the least of all runs."""
+    return float(min(row[0] for row in quantiles) * min(q, 1.0 - q))
