@@ -191,7 +191,7 @@ def _add_legend(
         for value, one in values.items()
     ]
     if marked:
-        hollow = {"marker": "o", "linestyle": "none", "color": "black"}
+        hollow: Any = {"marker": "o", "linestyle": "none", "color": "black"}
         label = "runs too short"
         handles.append(Line2D([], [], label=label, markerfacecolor="white", **hollow))
     if handles:
