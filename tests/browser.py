@@ -130,9 +130,9 @@ def _try_panel(page: Page, panel: Locator, keys: tuple[str, str]) -> Iterator[st
         yield from (f"{name}: {error}" for error in set(_call(page, "takeErrors")))
     yield from panel.evaluate("panel => workbook.clipped(panel)")
     if (reset := panel.get_by_role("button", name="Reset")).count():
-        picture = _at_rest(page, panel)
+        _at_rest(page, panel)
         reset.click()
-        if _next_picture(page, panel, picture) != start:
+        if not _becomes(page, panel, start):
             yield "after a reset the picture is not that of the start"
     if said := _RAISED.search(panel.locator(".jp-OutputArea").first.inner_text()):
         yield f"it says {said[0]!r}"
@@ -173,6 +173,21 @@ def _at_rest(page: Page, panel: Locator) -> str:
         page.wait_for_timeout(POLL * 1000)
         idle = idle + 1 if _call(page, "idle") else 0
     return str(panel.evaluate("panel => workbook.pixels(panel)"))
+
+
+def _becomes(page: Page, panel: Locator, picture: str) -> bool:
+    """Does the panel show this picture before the kernel has long been idle?
+
+    On a slow machine others may come first, of moves that were still on their way.
+    """
+    idle_since = time.monotonic()
+    while panel.evaluate("panel => workbook.pixels(panel)") != picture:
+        if not _call(page, "idle"):
+            idle_since = time.monotonic()
+        if time.monotonic() - idle_since > PATIENCE:
+            return False
+        page.wait_for_timeout(POLL * 1000)
+    return True
 
 
 def _next_picture(page: Page, panel: Locator, before: str) -> str:
