@@ -143,21 +143,32 @@ class StepTime:
         return seconds
 
     def saturation_rate(
-        self, prompts: LengthLaw, outputs: LengthLaw, b: float
+        self, prompts: LengthLaw, outputs: LengthLaw, b: float, span: int = 1
     ) -> float:
         """lambda* of a continuous server that always runs ``b``, requests a second.
 
         A step lets b/E[O] requests go and come. Each brings its prefill and O - 1
         decode steps of its own; beta is paid when somebody came, gamma when somebody
-        decodes. The chances of these two are those of geometric outputs (THEORY 9).
+        decodes. The chances of these two are those of geometric outputs (THEORY 9), and
+        in a long flood those of any outputs that are not all multiples of a ``span``.
+        For less variable ones it is a lower bound: sequences that began together go
+        together for long, for constant outputs for ever, and share their betas. Flooded
+        constant outputs carry up to 1.5 times as much, which is their ``span``'s value.
+
+        Args:
+            prompts: Law of prompt tokens.
+            outputs: Law of output tokens.
+            b: Sequences.
+            span: What all outputs are multiples of, where all sequences began in one
+                step and none ever waited for room: the value of constant outputs.
         """
         prompt, output = prompts.expectation(), outputs.expectation()
         own = self.alpha * prompt + self.delta * (output - 1.0)
         if self.kappa:
             contexts = (prompt - 1.0) * (output - 1.0) + outputs.pairs()
             own += self.kappa * contexts
-        came = 1.0 - (1.0 - 1.0 / output) ** b
-        went_on = 1.0 - output**-b
+        came = (1.0 - (1.0 - span / output) ** b) / span
+        went_on = 1.0 - (span / output) ** b / span
         freed = b / output
         step = self.beta * came + self.gamma * went_on + freed * own
         return float(freed / step) if step > 0.0 else float("inf")

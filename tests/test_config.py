@@ -9,7 +9,7 @@ import warnings
 
 import numpy as np
 import pytest
-from cases import LENGTHS, PATTERNS, POLICIES
+from cases import LENGTHS, PATTERNS, POLICIES, LongestFirst
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -22,7 +22,9 @@ from llminfer import (
     SimulationRunner,
     Workload,
     get_policy,
+    simulate,
 )
+from llminfer.servers.overload import may_carry_more
 
 PRESETS_OF_THE_DESIGN = {
     "report": (1e-3, 5e-2, 5e-4, 0, 0),
@@ -246,12 +248,76 @@ def test_running_an_overloaded_configuration_warns_with_the_numbers():
     assert caught[0].filename == __file__
 
 
-def test_a_stable_run_and_a_given_workload_do_not_warn():
+def test_a_stable_run_and_a_given_workload_of_less_do_not_warn():
     config = SimulationConfig(**WARMUP)
+    stable = config.replace(arrival_rate=2)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        SimulationRunner(config.replace(arrival_rate=2)).run()
-        SimulationRunner(config, Workload.generate(config)).run()
+        SimulationRunner(stable).run()
+        SimulationRunner(config, Workload.generate(stable)).run()
+
+
+GEOMETRIC = {"output_length_dist": "geometric", "output_dist_params": {"mean": 100}}
+
+
+@pytest.mark.parametrize(
+    ("changes", "may"),
+    [
+        ({}, False),
+        ({"scheduling_policy": "SJF"}, True),
+        ({"scheduling_policy": "Predicted-SJF"}, True),
+        ({"scheduling_policy": "Priority"}, True),
+        ({"scheduling_policy": "SJF", "batch_size": 1}, False),
+        ({"scheduling_policy": LongestFirst()}, True),
+        ({"server": "continuous"}, False),
+        ({"server": "continuous", **GEOMETRIC, "scheduling_policy": "SJF"}, False),
+        ({"server": "continuous", "output_dist_params.sigma": 5}, True),
+        (
+            {
+                "server": "continuous",
+                "output_length_dist": "empirical",
+                "output_dist_params": {"values": [20, 100]},
+            },
+            True,
+        ),
+        (
+            {
+                "server": "continuous",
+                "output_length_dist": "empirical",
+                "output_dist_params": {"values": [20.5, 100, 101]},
+            },
+            False,
+        ),
+    ],
+)
+def test_the_warning_says_may_where_the_rate_is_a_lower_bound(changes, may):
+    config = SimulationConfig(**WARMUP).replace(**changes)
+    assert may_carry_more(config) is may
+    with pytest.warns(OverloadWarning) as caught:
+        SimulationRunner(config).run()
+    message = str(caught[0].message)
+    assert message.startswith("may be overloaded: 10 " if may else "overloaded: 10 ")
+    assert ("at least" if may else "at most") in message
+    assert ("may grow" in message) is may
+
+
+def test_sjf_carries_more_in_static_batches_than_the_rate_it_is_warned_of():
+    """At load 1.1 the queue of a long run stays short."""
+    config = SimulationConfig(
+        batch_size=16,
+        batch_timeout=0.0,
+        scheduling_policy="Predicted-SJF",
+        prompt_dist_params={"mu": 4, "sigma": 0.5, "max": 2048},
+        output_length_dist="lognormal",
+        output_dist_params={"mu": 5, "sigma": 1, "max": 2048},
+        num_requests=20_000,
+        random_seed=1,
+        **PRESETS["llama-3.1-8b-rtx4090"].coefficients,
+    )
+    config = config.replace(arrival_rate=1.1 * config.max_stable_rate)
+    with pytest.warns(OverloadWarning, match=r"^may be overloaded: .*load 1\.10"):
+        record = simulate(config)
+    assert np.sum(record.processing_start_time > record.arrival_time[-1]) < 400
 
 
 def test_a_policy_object_works_wherever_a_name_does():
