@@ -21,7 +21,7 @@ from llminfer.metrics import MetricsCollector
 from llminfer.policies import SchedulingPolicy, register_policy, registered_policy
 from llminfer.record import RunRecord
 from llminfer.servers.continuous import ContinuousBatchingServer
-from llminfer.servers.overload import loads, warn_of_growth, warn_of_load
+from llminfer.servers.overload import warn_ahead, warn_of_growth
 from llminfer.servers.static import LLMInferenceServer
 from llminfer.workload import Workload
 
@@ -102,7 +102,7 @@ def simulate(config: SimulationConfig, workload: Workload | None = None) -> RunR
 
 def _watched(config: SimulationConfig, workload: Workload | None) -> RunRecord:
     """The record of one run, with warnings to whoever asked its caller for it."""
-    warned = warn_of_load(loads(config, workload))
+    warned = warn_ahead([config], workload)
     record = _simulated(config, workload)
     if not warned:
         warn_of_growth(config, record)
@@ -162,7 +162,7 @@ def run_many(
         OverloadWarning: Once, if any offered load is 1 or more.
     """
     distinct = {config.replace(random_seed=None): config for config in configs}
-    warn_of_load(list(distinct.values()))
+    warn_ahead(list(distinct.values()))
     store = RunStore()
     try:
         found = ((i, store.get(run_key(c, measure))) for i, c in enumerate(configs))
@@ -286,22 +286,23 @@ def _combinations(
     named = sorted(over, key=lambda name: not isinstance(over[name], Mapping))
     for combination in itertools.product(*over.values()):
         labels = dict(zip(over, combination, strict=True))
-        config = base
+        config, changes = base, dict[str, Any]()
         for name in named:  # labelled alternatives first
-            config = _changed(config, name, labels[name], over[name])
-        yield labels, config
+            value = _alternative(name, labels[name], over[name])
+            if isinstance(value, SimulationConfig):
+                config, changes = value, {}
+            else:
+                changes |= value
+        yield labels, config.replace(**changes)  # at once: nothing drops another
 
 
-def _changed(
-    config: SimulationConfig, name: str, label: Any, axis: Axis
-) -> SimulationConfig:
-    if not isinstance(axis, Mapping):
-        return config.replace(**{name: label})
-    value = axis[label]
-    if isinstance(value, SimulationConfig):
+def _alternative(
+    name: str, label: Any, axis: Axis
+) -> SimulationConfig | Mapping[str, Any]:
+    """A configuration, or changes to one."""
+    value = axis[label] if isinstance(axis, Mapping) else {name: label}
+    if isinstance(value, (SimulationConfig, Mapping)):
         return value
-    if isinstance(value, Mapping):
-        return config.replace(**value)
     raise ConfigError(
         f"{name}[{label!r}]={value!r}: must be a SimulationConfig or a dict of changes"
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 import pickle
 import warnings
@@ -23,6 +24,7 @@ from llminfer import (
     Workload,
     get_policy,
     simulate,
+    sweep,
 )
 from llminfer.servers.overload import may_carry_more
 
@@ -171,6 +173,78 @@ def test_presets_are_the_published_ones(name):
     assert PRESETS[name].source
 
 
+ALONE = {
+    "max_batched_tokens": 4096,
+    "kv_blocks": 64,
+    "block_size": 32,
+    "chunked_prefill": False,
+    "reserve_full_prompt": False,
+    "prefix_caching": True,
+    "replicas": 2,
+    "router": "least_loaded",
+}
+
+
+@pytest.mark.parametrize("name", ALONE)
+def test_a_static_server_refuses_what_only_a_continuous_one_has(name):
+    usual, value = getattr(SimulationConfig(), name), ALONE[name]
+    expected = (
+        f'{name}={value!r}: must be {usual!r} unless server="continuous", which alone '
+        "has it"
+    )
+    for make in (
+        lambda: SimulationConfig(**{name: value}),
+        lambda: SimulationConfig().replace(**{name: value}),
+        lambda: SimulationConfig(server="continuous").replace(
+            server="static", **{name: value}
+        ),
+        lambda: SimulationConfig.from_json(json.dumps({name: value})),
+        lambda: SimulationConfig.from_preset("report", **{name: value}),
+    ):
+        with pytest.raises(ConfigError) as caught:
+            make()
+        assert str(caught.value) == expected
+    engine = SimulationConfig(server="continuous", **{name: value})
+    assert engine.replace(server="static") == SimulationConfig()
+    assert getattr(engine.replace(server="continuous"), name) == value
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_an_engine_is_continuous_unless_told_otherwise(preset):
+    kind = "static" if preset == "report" else "continuous"
+    assert SimulationConfig.from_preset(preset).server == kind
+    for server in ("static", "continuous"):
+        assert SimulationConfig.from_preset(preset, server=server).server == server
+    if kind == "continuous":
+        assert SimulationConfig.from_preset(preset, kv_blocks=64).kv_blocks == 64
+
+
+def test_batches_beyond_those_a_preset_was_fitted_to_are_said():
+    fitted = SimulationConfig.from_preset(
+        "opt-13b-a100", batch_size=94, arrival_rate=0.5, **WARMUP
+    )
+    beyond = fitted.replace(batch_size=95)
+    controlled = fitted.replace(
+        batch_control="queue", batch_control_params={"max_size": 200}
+    )
+    for config, size in ((beyond, 95), (controlled, 200)):
+        said = f"batch_size={size}: opt-13b-a100 was fitted to batches of at most 94;"
+        for run in (
+            SimulationRunner(config).run,
+            lambda config=config: simulate(config),
+            lambda config=config: sweep(config, {}, replications=2, n_jobs=1),
+        ):
+            with pytest.warns(UserWarning, match=said) as caught:
+                run()
+            assert len(caught) == 1
+            assert caught[0].filename == __file__
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        SimulationRunner(fitted).run()
+        SimulationRunner(beyond.replace(gamma=0.02)).run()  # coefficients of one's own
+        SimulationRunner(beyond.replace(**PRESETS["report"].coefficients)).run()
+
+
 def test_an_unknown_preset_brings_the_nearest():
     with pytest.raises(ConfigError, match=r"did you mean opt-13b-a100\?"):
         SimulationConfig.from_preset("opt13b-a100")
@@ -193,7 +267,10 @@ def expected_batch_time(config):
 @pytest.mark.parametrize("batch_size", [1, 8, 256])
 def test_the_stable_rate_is_the_batch_over_its_expected_time(preset, batch_size):
     config = SimulationConfig.from_preset(
-        preset, batch_size=batch_size, **{"prompt_dist_params": {"mu": 4, "sigma": 1}}
+        preset,
+        server="static",
+        batch_size=batch_size,
+        prompt_dist_params={"mu": 4, "sigma": 1},
     )
     assert config.max_stable_rate == pytest.approx(
         batch_size / expected_batch_time(config), rel=1e-8

@@ -125,6 +125,21 @@ def test_axes_can_be_arrays_and_ranges():
     assert table["batch_size"].tolist() == [1, 2, 1, 2]
 
 
+def test_a_sweep_over_servers_compares_them_and_drops_nothing_that_is_swept():
+    engine = BASE.replace(server="continuous", kv_blocks=700)
+    table = sweep(engine, {"server": ["static", "continuous"]}, 1, 1)
+    expected = [BASE.replace(random_seed=42), engine.replace(random_seed=42)]
+    latencies = [SimulationRunner(config).run()["avg_latency"] for config in expected]
+    assert table["avg_latency"].tolist() == latencies
+    for blocks in ([64], {"tight": {"kv_blocks": 64}}):
+        axes = {"kv_blocks": blocks, "server": ["static"]}
+        for over in (axes, dict(reversed(axes.items()))):
+            with pytest.raises(
+                ConfigError, match=r"^kv_blocks=64: must be None unless"
+            ):
+                sweep(engine, over, 1, 1)
+
+
 def test_a_bad_value_stops_a_sweep_before_anything_runs(runs):
     with pytest.raises(ConfigError, match=r"^batch_size=0"):
         sweep(BASE, {"batch_size": [1, 2, 0]}, replications=2, n_jobs=1)

@@ -1,7 +1,9 @@
-"""Whether a server is overloaded: by its load before a run, by its queue after it."""
+"""What a run warns of: overload, by load or by queue, and steps nobody has fitted."""
 
 from __future__ import annotations
 
+import math
+import sys
 import warnings
 from collections.abc import Sequence
 
@@ -12,9 +14,8 @@ from llminfer.config import SimulationConfig
 from llminfer.laws.lengths import Empirical
 from llminfer.policies import ClassPolicy, FCFSPolicy
 from llminfer.record import RunRecord
+from llminfer.timing import PRESETS, StepTime
 from llminfer.workload import Workload
-
-_BATCHES = 3  # so many times what the servers hold is a queue, not a batch to come
 
 
 def described(workload: Workload, config: SimulationConfig) -> SimulationConfig:
@@ -58,8 +59,26 @@ def may_carry_more(config: SimulationConfig) -> bool:
     return outputs.variance() < (0.1 * outputs.expectation()) ** 2
 
 
-def warn_of_load(configs: Sequence[SimulationConfig]) -> bool:
-    """Warn once, with the numbers, if some configurations are overloaded; are they?"""
+def warn_ahead(
+    configs: Sequence[SimulationConfig], workload: Workload | None = None
+) -> bool:
+    """Warn once of each: batches no preset was fitted to, and overload; is there any?
+
+    Args:
+        configs: What is to run.
+        workload: What all serve instead of their own: its rate and lengths count, if
+            it comes in more than a few batches and not all at once.
+    """
+    for name, preset in PRESETS.items():
+        known, law = preset.largest_batch or math.inf, StepTime(*preset[:5])
+        sizes = [c.largest_batch for c in configs if c.step_time == law]
+        if (largest := max(sizes, default=0)) > known:
+            said = f"batch_size={largest}: {name} was fitted to batches of at most"
+            _warn(f"{said} {known}; larger ones may take longer than this", UserWarning)
+    if workload is not None:
+        spread = np.ptp(workload.arrival_time) > 0.0
+        many = [c for c in configs if spread and len(workload) > _few(c)]
+        configs = [described(workload, config) for config in many]
     over = [config for config in configs if config.offered_load >= 1.0]
     if over:
         worst = max(over, key=lambda config: config.offered_load)
@@ -75,17 +94,6 @@ def warn_of_load(configs: Sequence[SimulationConfig]) -> bool:
     return bool(over)
 
 
-def loads(
-    config: SimulationConfig, workload: Workload | None
-) -> list[SimulationConfig]:
-    """What knows the load of a run: of a workload its own, if it is long enough."""
-    if workload is None:
-        return [config]
-    many = len(workload) > _BATCHES * config.largest_batch * config.replicas
-    spread = np.ptp(workload.arrival_time) > 0.0
-    return [described(workload, config)] if many and spread else []
-
-
 def warn_of_growth(config: SimulationConfig, record: RunRecord) -> None:
     """Warn if more wait when the last request comes than a stable queue holds.
 
@@ -96,14 +104,20 @@ def warn_of_growth(config: SimulationConfig, record: RunRecord) -> None:
     arrival, start = record.arrival_time, record.processing_start_time
     n, middle, last = len(arrival), arrival[len(arrival) // 2], arrival[-1]
     before = int(np.sum((arrival <= middle) & (start > middle)))
-    batches = _BATCHES * config.largest_batch * config.replicas
     waiting = int(np.sum(start > last))
-    if waiting > max(0.05 * n, 8.0 * n**0.5, batches, before):
+    if waiting > max(0.05 * n, 8.0 * n**0.5, _few(config), before):
         _warn(
             f"overloaded: {waiting:,} of {n:,} requests wait when the last one comes, "
             f"{before:,} in the middle of the run: waits grow with its length"
         )
 
 
+def _few(config: SimulationConfig) -> int:
+    """Requests that are no queue yet: some times what the servers hold."""
+    return 3 * config.largest_batch * config.replicas
+
+
 def _warn(said: str, category: type[Warning] = OverloadWarning) -> None:
-    warnings.warn(said, category, stacklevel=5)  # at the line that asked for the run
+    """Warn at the line that asked for the run; panels and fits say it their own way."""
+    if not sys._getframe(4).f_globals.get("__name__", "").startswith("llminfer."):
+        warnings.warn(said, category, stacklevel=5)
