@@ -9,11 +9,11 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import pandas as pd
 
-from llminfer.base.arrays import IntArray
 from llminfer.base.errors import ConfigError, fail, number, whole
 from llminfer.config import SimulationConfig
 from llminfer.experiment import Metrics, Row, in_parallel, replicated
 from llminfer.record import RunRecord
+from llminfer.servers.overload import described
 from llminfer.stats.intervals import jackknife
 from llminfer.workload import Workload
 
@@ -340,12 +340,7 @@ class Trials:
         """lambda* of these requests, where the search starts."""
         config = self.config
         if (trace := self.plan.workload) is not None:
-            config = config.replace(
-                prompt_length_dist="empirical",
-                prompt_dist_params=_counted(trace.prompt_length),
-                output_length_dist="empirical",
-                output_dist_params=_counted(trace.output_length),
-            )
+            config = described(trace, config)
         rate = config.max_stable_rate
         if not math.isfinite(rate):
             raise fail("gamma", config.gamma, "above 0: this server takes no time")
@@ -380,12 +375,6 @@ def _times(config: SimulationConfig, record: RunRecord) -> Row:
         "output": record.output_length[skip:],
         "waiting": np.array([float(waiting)]),
     }
-
-
-def _counted(tokens: IntArray) -> Mapping[str, object]:
-    """Parameters of the empirical law of ``tokens``."""
-    values, weights = np.unique(tokens, return_counts=True)
-    return {"values": values, "weights": weights}
 
 
 def tried(name: str, rows: Mapping[float, Row]) -> pd.DataFrame:

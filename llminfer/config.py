@@ -82,7 +82,7 @@ class SimulationConfig:
         server: ``static`` runs a batch to completion; ``continuous`` changes it from
             step to step, never waits for a batch to fill, and so has no use for
             ``batch_timeout``. All that follow, up to ``router``, are settings of the
-            continuous one alone.
+            continuous one alone, and a static one refuses them.
         max_batched_tokens: Most tokens computed in a step.
         kv_blocks: Blocks of KV memory; None is without limit.
         block_size: Tokens in a block.
@@ -162,8 +162,10 @@ class SimulationConfig:
             if not isinstance(value := getattr(self, name), bool):
                 raise fail(name, value, "True or False")
         if self.server == "static":
-            if self.replicas > 1:
-                raise fail("replicas", self.replicas, '1 unless server="continuous"')
+            for name, usual in _CONTINUOUS.items():
+                if (value := getattr(self, name)) != usual:
+                    must = f'{usual!r} unless server="continuous", which alone has it'
+                    raise fail(name, value, must)
         elif self.max_batched_tokens < self.largest_batch:
             must = f"at least the batch limit, {self.largest_batch}: each may decode"
             raise fail("max_batched_tokens", self.max_batched_tokens, must)
@@ -307,7 +309,7 @@ class SimulationConfig:
 
     @classmethod
     def from_preset(cls, preset: str, **changes: Any) -> Self:
-        """A configuration with the coefficients of one of ``PRESETS``.
+        """A configuration with the coefficients and the server of one of ``PRESETS``.
 
         Raises:
             ConfigError: Unknown preset or field, or a bad value.
@@ -316,10 +318,13 @@ class SimulationConfig:
         0.0199
         """
         choice("preset", preset, PRESETS)
-        return cls(**{**PRESETS[preset].coefficients, **changes})
+        its = PRESETS[preset]
+        return cls(**{**its.coefficients, "server": its.server, **changes})
 
     def replace(self, **changes: Any) -> Self:
         """A copy with ``changes``; ``prompt_dist_params.sigma`` names a parameter.
+
+        A change to the static server drops what only the continuous one has.
 
         Raises:
             ConfigError: Unknown field, or a bad value.
@@ -336,6 +341,8 @@ class SimulationConfig:
             _check_fields({owner: None})
             old = whole_fields.get(owner, getattr(self, owner))
             whole_fields[owner] = {**old, name: changes[dotted]}
+        if changes.get("server") == "static" != self.server:
+            whole_fields = {**_CONTINUOUS, **whole_fields}
         return dataclasses.replace(self, **whole_fields)
 
     def to_dict(self) -> dict[str, Any]:
@@ -397,6 +404,8 @@ def _check_fields(given: Mapping[str, Any]) -> None:
             raise ConfigError(f"{name}={value!r}: no such field{hint}")
 
 
+# what only that server has, from max_batched_tokens to router, and its default
+_CONTINUOUS = {f.name: f.default for f in fields(SimulationConfig)[-11:-3]}
 _made = SimulationConfig.__init__
 
 

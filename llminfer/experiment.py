@@ -6,7 +6,6 @@ import hashlib
 import itertools
 import json
 import os
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -16,12 +15,13 @@ from joblib import Parallel, delayed
 from tqdm.auto import tqdm
 
 from llminfer.base.cache import RunStore, source_digest
-from llminfer.base.errors import ConfigError, OverloadWarning, fail, whole
+from llminfer.base.errors import ConfigError, fail, whole
 from llminfer.config import SimulationConfig
 from llminfer.metrics import MetricsCollector
 from llminfer.policies import SchedulingPolicy, register_policy, registered_policy
 from llminfer.record import RunRecord
 from llminfer.servers.continuous import ContinuousBatchingServer
+from llminfer.servers.overload import warn_ahead, warn_of_growth
 from llminfer.servers.static import LLMInferenceServer
 from llminfer.stats.pooling import kept
 from llminfer.theory.known import measured_memories
@@ -65,11 +65,9 @@ class SimulationRunner:
             ConfigError: The workload has no request beyond the warm-up.
 
         Warns:
-            OverloadWarning: The offered load is 1 or more.
+            OverloadWarning: As ``simulate``.
         """
-        if self.workload is None:
-            warn_of_overload([self.config])
-        self._record = simulate(self.config, self.workload)
+        self._record = _watched(self.config, self.workload)
         return metrics_of(self.config, self._record)
 
     @property
@@ -92,11 +90,28 @@ class SimulationRunner:
 def simulate(config: SimulationConfig, workload: Workload | None = None) -> RunRecord:
     """The record of one run.
 
+    Warns:
+        OverloadWarning: The offered load, of a workload by its own rate and lengths, is
+            1 or more, or the queue still grows when the last request comes.
+
     >>> work = Workload.from_arrays([0.0, 0.5], [100, 50], [20, 10])
     >>> record = simulate(SimulationConfig(batch_size=2, warmup_requests=0), work)
     >>> record.processing_end_time.round(3).tolist()
     [0.71, 0.71]
     """
+    return _watched(config, workload)
+
+
+def _watched(config: SimulationConfig, workload: Workload | None) -> RunRecord:
+    """The record of one run, with warnings to whoever asked its caller for it."""
+    warned = warn_ahead([config], workload)
+    record = _simulated(config, workload)
+    if not warned:
+        warn_of_growth(config, record)
+    return record
+
+
+def _simulated(config: SimulationConfig, workload: Workload | None) -> RunRecord:
     env = simpy.Environment()
     requests = Workload.generate(config) if workload is None else workload
     if config.warmup_requests >= len(requests):
@@ -127,7 +142,7 @@ def poolable_metrics(config: SimulationConfig, record: RunRecord) -> Row:
 def _run_quietly(
     measure: Measure, config: SimulationConfig, workload: Workload | None = None
 ) -> Row:
-    return measure(config, simulate(config, workload))
+    return measure(config, _simulated(config, workload))
 
 
 def _run_elsewhere(
@@ -137,23 +152,6 @@ def _run_elsewhere(
     if policy is not None:
         register_policy(policy)
     return _run_quietly(measure, *job)
-
-
-def warn_of_overload(configs: Sequence[SimulationConfig]) -> None:
-    """Warn once, with the numbers, if some configurations are overloaded."""
-    over = [config for config in configs if config.offered_load >= 1.0]
-    if not over:
-        return
-    worst = max(over, key=lambda config: config.offered_load)
-    rate = worst.arrivals.mean(worst.num_requests)
-    share = "" if len(configs) == 1 else f"{len(over)} of {len(configs)} "
-    warnings.warn(
-        f"{share}overloaded: {rate:.3g} requests/s arrive where "
-        f"batch_size={worst.largest_batch} carries at most {worst.max_stable_rate:.3g} "
-        f"(load {worst.offered_load:.2f}): waits grow with the length of the run",
-        OverloadWarning,
-        stacklevel=3,
-    )
 
 
 def run_many(
@@ -175,7 +173,7 @@ def run_many(
         OverloadWarning: Once, if any offered load is 1 or more.
     """
     distinct = {config.replace(random_seed=None): config for config in configs}
-    warn_of_overload(list(distinct.values()))
+    warn_ahead(list(distinct.values()))
     store = RunStore()
     try:
         found = ((i, store.get(run_key(c, measure))) for i, c in enumerate(configs))
@@ -301,22 +299,23 @@ def _combinations(
     named = sorted(over, key=lambda name: not isinstance(over[name], Mapping))
     for combination in itertools.product(*over.values()):
         labels = dict(zip(over, combination, strict=True))
-        config = base
+        config, changes = base, dict[str, Any]()
         for name in named:  # labelled alternatives first
-            config = _changed(config, name, labels[name], over[name])
-        yield labels, config
+            value = _alternative(name, labels[name], over[name])
+            if isinstance(value, SimulationConfig):
+                config, changes = value, {}
+            else:
+                changes |= value
+        yield labels, config.replace(**changes)  # at once: nothing drops another
 
 
-def _changed(
-    config: SimulationConfig, name: str, label: Any, axis: Axis
-) -> SimulationConfig:
-    if not isinstance(axis, Mapping):
-        return config.replace(**{name: label})
-    value = axis[label]
-    if isinstance(value, SimulationConfig):
+def _alternative(
+    name: str, label: Any, axis: Axis
+) -> SimulationConfig | Mapping[str, Any]:
+    """A configuration, or changes to one."""
+    value = axis[label] if isinstance(axis, Mapping) else {name: label}
+    if isinstance(value, (SimulationConfig, Mapping)):
         return value
-    if isinstance(value, Mapping):
-        return config.replace(**value)
     raise ConfigError(
         f"{name}[{label!r}]={value!r}: must be a SimulationConfig or a dict of changes"
     )

@@ -24,6 +24,8 @@ class Preset(NamedTuple):
     delta: float  # s per sequence and decode step
     kappa: float  # s per KV token and decode step
     source: str
+    server: str = "continuous"  # what ``SimulationConfig.from_preset`` simulates
+    largest_batch: int | None = None  # fitted to batches of at most so many, if known
 
     @property
     def coefficients(self) -> dict[str, float]:
@@ -35,30 +37,22 @@ class Preset(NamedTuple):
         return dict(zip(COEFFICIENTS, self[:5], strict=True))
 
 
-COEFFICIENTS = Preset._fields[:-1]
+COEFFICIENTS = Preset._fields[:5]
+
+_LOG = "fit to a vLLM log, notebook 08"
+_KERNELS = "fit to LLMServingSim's kernel profile"
+_OPT = (1.02e-4, 1.81e-2, 1.99e-2, 3.85e-5, 6.3e-7, "DistServe's fitted profile")
+_LLAMA_70B = (9.9e-5, 1.8e-3, 2.98e-2, 2.1e-4, 1.73e-7, "fit to splitwise-sim, 8 GPUs")
 
 PRESETS: Mapping[str, Preset] = {
-    "report": Preset(1e-3, 5e-2, 5e-4, 0.0, 0.0, "the course report"),
-    "opt-13b-a100": Preset(
-        1.02e-4, 1.81e-2, 1.99e-2, 3.85e-5, 6.3e-7, "DistServe's fitted profile"
-    ),
-    "llama-3.1-8b-rtx4090": Preset(
-        9.1e-5,
-        4.2e-3,
-        1.70e-2,
-        4.1e-5,
-        1.42e-7,
-        "fit to LLMServingSim's kernel profile",
-    ),
-    "llama-2-70b-dgx-h100": Preset(
-        9.9e-5, 1.8e-3, 2.98e-2, 2.1e-4, 1.73e-7, "fit to splitwise-sim, 8 GPUs"
-    ),
+    "report": Preset(1e-3, 5e-2, 5e-4, 0.0, 0.0, "the course report", "static"),
+    "opt-13b-a100": Preset(*_OPT, largest_batch=94),  # then up to 27% slower
+    "llama-3.1-8b-rtx4090": Preset(9.1e-5, 4.2e-3, 1.7e-2, 4.1e-5, 1.42e-7, _KERNELS),
+    "llama-2-70b-dgx-h100": Preset(*_LLAMA_70B),  # a lone short prompt up to 4 x slower
     "llama-3.1-8b-rtx4090-vllm": Preset(
-        9.02e-5, 2.66e-3, 1.56e-2, 3.06e-5, 1.99e-7, "fit to a vLLM log, notebook 08"
+        9.02e-5, 2.66e-3, 1.56e-2, 3.06e-5, 1.99e-7, _LOG
     ),
-    "qwen3-32b-2xrtxpro6000": Preset(
-        1.57e-4, 1.10e-2, 2.67e-2, 4.30e-5, 1.98e-7, "fit to a vLLM log, notebook 08"
-    ),
+    "qwen3-32b-2xrtxpro6000": Preset(1.57e-4, 1.10e-2, 2.67e-2, 4.30e-5, 1.98e-7, _LOG),
 }
 
 
@@ -143,21 +137,32 @@ class StepTime:
         return seconds
 
     def saturation_rate(
-        self, prompts: LengthLaw, outputs: LengthLaw, b: float
+        self, prompts: LengthLaw, outputs: LengthLaw, b: float, span: int = 1
     ) -> float:
         """lambda* of a continuous server that always runs ``b``, requests a second.
 
         A step lets b/E[O] requests go and come. Each brings its prefill and O - 1
         decode steps of its own; beta is paid when somebody came, gamma when somebody
-        decodes. The chances of these two are those of geometric outputs (THEORY 9).
+        decodes. The chances of these two are those of geometric outputs (THEORY 9), and
+        in a long flood those of any outputs that are not all multiples of a ``span``.
+        For less variable ones it is a lower bound: sequences that began together go
+        together for long, for constant outputs for ever, and share their betas. Flooded
+        constant outputs carry up to 1.5 times as much, which is their ``span``'s value.
+
+        Args:
+            prompts: Law of prompt tokens.
+            outputs: Law of output tokens.
+            b: Sequences.
+            span: What all outputs are multiples of, where all sequences began in one
+                step and none ever waited for room: the value of constant outputs.
         """
         prompt, output = prompts.expectation(), outputs.expectation()
         own = self.alpha * prompt + self.delta * (output - 1.0)
         if self.kappa:
             contexts = (prompt - 1.0) * (output - 1.0) + outputs.pairs()
             own += self.kappa * contexts
-        came = 1.0 - (1.0 - 1.0 / output) ** b
-        went_on = 1.0 - output**-b
+        came = (1.0 - (1.0 - span / output) ** b) / span
+        went_on = 1.0 - (span / output) ** b / span
         freed = b / output
         step = self.beta * came + self.gamma * went_on + freed * own
         return float(freed / step) if step > 0.0 else float("inf")

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 import pickle
 import warnings
 
 import numpy as np
 import pytest
-from cases import LENGTHS, PATTERNS, POLICIES
+from cases import LENGTHS, PATTERNS, POLICIES, LongestFirst
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -22,7 +23,10 @@ from llminfer import (
     SimulationRunner,
     Workload,
     get_policy,
+    simulate,
+    sweep,
 )
+from llminfer.servers.overload import may_carry_more
 
 PRESETS_OF_THE_DESIGN = {
     "report": (1e-3, 5e-2, 5e-4, 0, 0),
@@ -169,6 +173,78 @@ def test_presets_are_the_published_ones(name):
     assert PRESETS[name].source
 
 
+ALONE = {
+    "max_batched_tokens": 4096,
+    "kv_blocks": 64,
+    "block_size": 32,
+    "chunked_prefill": False,
+    "reserve_full_prompt": False,
+    "prefix_caching": True,
+    "replicas": 2,
+    "router": "least_loaded",
+}
+
+
+@pytest.mark.parametrize("name", ALONE)
+def test_a_static_server_refuses_what_only_a_continuous_one_has(name):
+    usual, value = getattr(SimulationConfig(), name), ALONE[name]
+    expected = (
+        f'{name}={value!r}: must be {usual!r} unless server="continuous", which alone '
+        "has it"
+    )
+    for make in (
+        lambda: SimulationConfig(**{name: value}),
+        lambda: SimulationConfig().replace(**{name: value}),
+        lambda: SimulationConfig(server="continuous").replace(
+            server="static", **{name: value}
+        ),
+        lambda: SimulationConfig.from_json(json.dumps({name: value})),
+        lambda: SimulationConfig.from_preset("report", **{name: value}),
+    ):
+        with pytest.raises(ConfigError) as caught:
+            make()
+        assert str(caught.value) == expected
+    engine = SimulationConfig(server="continuous", **{name: value})
+    assert engine.replace(server="static") == SimulationConfig()
+    assert getattr(engine.replace(server="continuous"), name) == value
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_an_engine_is_continuous_unless_told_otherwise(preset):
+    kind = "static" if preset == "report" else "continuous"
+    assert SimulationConfig.from_preset(preset).server == kind
+    for server in ("static", "continuous"):
+        assert SimulationConfig.from_preset(preset, server=server).server == server
+    if kind == "continuous":
+        assert SimulationConfig.from_preset(preset, kv_blocks=64).kv_blocks == 64
+
+
+def test_batches_beyond_those_a_preset_was_fitted_to_are_said():
+    fitted = SimulationConfig.from_preset(
+        "opt-13b-a100", batch_size=94, arrival_rate=0.5, **WARMUP
+    )
+    beyond = fitted.replace(batch_size=95)
+    controlled = fitted.replace(
+        batch_control="queue", batch_control_params={"max_size": 200}
+    )
+    for config, size in ((beyond, 95), (controlled, 200)):
+        said = f"batch_size={size}: opt-13b-a100 was fitted to batches of at most 94;"
+        for run in (
+            SimulationRunner(config).run,
+            lambda config=config: simulate(config),
+            lambda config=config: sweep(config, {}, replications=2, n_jobs=1),
+        ):
+            with pytest.warns(UserWarning, match=said) as caught:
+                run()
+            assert len(caught) == 1
+            assert caught[0].filename == __file__
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        SimulationRunner(fitted).run()
+        SimulationRunner(beyond.replace(gamma=0.02)).run()  # coefficients of one's own
+        SimulationRunner(beyond.replace(**PRESETS["report"].coefficients)).run()
+
+
 def test_an_unknown_preset_brings_the_nearest():
     with pytest.raises(ConfigError, match=r"did you mean opt-13b-a100\?"):
         SimulationConfig.from_preset("opt13b-a100")
@@ -191,7 +267,10 @@ def expected_batch_time(config):
 @pytest.mark.parametrize("batch_size", [1, 8, 256])
 def test_the_stable_rate_is_the_batch_over_its_expected_time(preset, batch_size):
     config = SimulationConfig.from_preset(
-        preset, batch_size=batch_size, **{"prompt_dist_params": {"mu": 4, "sigma": 1}}
+        preset,
+        server="static",
+        batch_size=batch_size,
+        prompt_dist_params={"mu": 4, "sigma": 1},
     )
     assert config.max_stable_rate == pytest.approx(
         batch_size / expected_batch_time(config), rel=1e-8
@@ -246,12 +325,76 @@ def test_running_an_overloaded_configuration_warns_with_the_numbers():
     assert caught[0].filename == __file__
 
 
-def test_a_stable_run_and_a_given_workload_do_not_warn():
+def test_a_stable_run_and_a_given_workload_of_less_do_not_warn():
     config = SimulationConfig(**WARMUP)
+    stable = config.replace(arrival_rate=2)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        SimulationRunner(config.replace(arrival_rate=2)).run()
-        SimulationRunner(config, Workload.generate(config)).run()
+        SimulationRunner(stable).run()
+        SimulationRunner(config, Workload.generate(stable)).run()
+
+
+GEOMETRIC = {"output_length_dist": "geometric", "output_dist_params": {"mean": 100}}
+
+
+@pytest.mark.parametrize(
+    ("changes", "may"),
+    [
+        ({}, False),
+        ({"scheduling_policy": "SJF"}, True),
+        ({"scheduling_policy": "Predicted-SJF"}, True),
+        ({"scheduling_policy": "Priority"}, True),
+        ({"scheduling_policy": "SJF", "batch_size": 1}, False),
+        ({"scheduling_policy": LongestFirst()}, True),
+        ({"server": "continuous"}, False),
+        ({"server": "continuous", **GEOMETRIC, "scheduling_policy": "SJF"}, False),
+        ({"server": "continuous", "output_dist_params.sigma": 5}, True),
+        (
+            {
+                "server": "continuous",
+                "output_length_dist": "empirical",
+                "output_dist_params": {"values": [20, 100]},
+            },
+            True,
+        ),
+        (
+            {
+                "server": "continuous",
+                "output_length_dist": "empirical",
+                "output_dist_params": {"values": [20.5, 100, 101]},
+            },
+            False,
+        ),
+    ],
+)
+def test_the_warning_says_may_where_the_rate_is_a_lower_bound(changes, may):
+    config = SimulationConfig(**WARMUP).replace(**changes)
+    assert may_carry_more(config) is may
+    with pytest.warns(OverloadWarning) as caught:
+        SimulationRunner(config).run()
+    message = str(caught[0].message)
+    assert message.startswith("may be overloaded: 10 " if may else "overloaded: 10 ")
+    assert ("at least" if may else "at most") in message
+    assert ("may grow" in message) is may
+
+
+def test_sjf_carries_more_in_static_batches_than_the_rate_it_is_warned_of():
+    """At load 1.1 the queue of a long run stays short."""
+    config = SimulationConfig(
+        batch_size=16,
+        batch_timeout=0.0,
+        scheduling_policy="Predicted-SJF",
+        prompt_dist_params={"mu": 4, "sigma": 0.5, "max": 2048},
+        output_length_dist="lognormal",
+        output_dist_params={"mu": 5, "sigma": 1, "max": 2048},
+        num_requests=20_000,
+        random_seed=1,
+        **PRESETS["llama-3.1-8b-rtx4090"].coefficients,
+    )
+    config = config.replace(arrival_rate=1.1 * config.max_stable_rate)
+    with pytest.warns(OverloadWarning, match=r"^may be overloaded: .*load 1\.10"):
+        record = simulate(config)
+    assert np.sum(record.processing_start_time > record.arrival_time[-1]) < 400
 
 
 def test_a_policy_object_works_wherever_a_name_does():

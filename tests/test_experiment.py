@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import json
+import re
 import shutil
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -22,11 +25,14 @@ from llminfer import (
     OverloadWarning,
     SimulationConfig,
     SimulationRunner,
+    Workload,
     save_results,
+    simulate,
     sweep,
 )
 from llminfer.base.cache import RunStore, source_digest
 from llminfer.experiment import metrics_of, run_key
+from llminfer.servers.overload import described, warn_of_growth
 
 BASE = SimulationConfig(
     arrival_rate=2,
@@ -119,6 +125,21 @@ def test_axes_can_be_arrays_and_ranges():
     assert table["batch_size"].tolist() == [1, 2, 1, 2]
 
 
+def test_a_sweep_over_servers_compares_them_and_drops_nothing_that_is_swept():
+    engine = BASE.replace(server="continuous", kv_blocks=700)
+    table = sweep(engine, {"server": ["static", "continuous"]}, 1, 1)
+    expected = [BASE.replace(random_seed=42), engine.replace(random_seed=42)]
+    latencies = [SimulationRunner(config).run()["avg_latency"] for config in expected]
+    assert table["avg_latency"].tolist() == latencies
+    for blocks in ([64], {"tight": {"kv_blocks": 64}}):
+        axes = {"kv_blocks": blocks, "server": ["static"]}
+        for over in (axes, dict(reversed(axes.items()))):
+            with pytest.raises(
+                ConfigError, match=r"^kv_blocks=64: must be None unless"
+            ):
+                sweep(engine, over, 1, 1)
+
+
 def test_a_bad_value_stops_a_sweep_before_anything_runs(runs):
     with pytest.raises(ConfigError, match=r"^batch_size=0"):
         sweep(BASE, {"batch_size": [1, 2, 0]}, replications=2, n_jobs=1)
@@ -131,6 +152,105 @@ def test_a_sweep_warns_once_of_what_is_overloaded():
     ) as seen:
         sweep(BASE, {"arrival_rate": [1, 40]}, replications=3, n_jobs=1)
     assert len(seen) == 1
+
+
+CAPPED = {"prompt_dist_params": {"mu": 4, "sigma": 1.5, "max": 8192}}
+REAL = PRESETS["llama-3.1-8b-rtx4090"].coefficients
+AT_LOAD = {
+    "one by one": {"batch_size": 1},
+    "at once": {"batch_size": 8, "batch_timeout": 0.0},
+    "until full": {},
+    "bursts": {"batch_size": 8, "batch_timeout": 0.0, "arrival_cv": 2.0},
+    "continuous": {"server": "continuous", "batch_size": 16, **REAL},
+}
+
+
+def at_load(load, **changes):
+    config = SimulationConfig(**CAPPED, warmup_requests=0, **changes)
+    return config.replace(arrival_rate=load * config.max_stable_rate)
+
+
+def test_a_trace_that_overloads_its_server_is_said_with_its_own_numbers():
+    drawn = Workload.generate(at_load(1.5, num_requests=2_000, random_seed=7))
+    config = at_load(0.1)  # its own rate and lengths are not used
+    own = described(drawn, config)
+    assert own.arrival_rate == pytest.approx(2_000 / np.ptp(drawn.arrival_time))
+    assert own.prompts.expectation() == pytest.approx(drawn.prompt_length.mean())
+    assert own.outputs.expectation() == pytest.approx(drawn.output_length.mean())
+    said = (
+        f"overloaded: {own.arrival_rate:.3g} requests/s arrive where batch_size=32 "
+        f"carries at most {own.max_stable_rate:.3g} (load {own.offered_load:.2f})"
+    )
+    for run in (lambda: simulate(config, drawn), SimulationRunner(config, drawn).run):
+        with pytest.warns(OverloadWarning) as caught:
+            run()
+        assert len(caught) == 1
+        assert str(caught[0].message).startswith(said)
+        assert caught[0].filename == __file__
+
+
+def test_a_burst_and_a_handful_have_no_rate_to_warn_of():
+    some = Workload.generate(at_load(0.5, num_requests=600, random_seed=7))
+    burst = Workload.from_arrays(np.zeros(600), some.prompt_length, some.output_length)
+    few = Workload.from_arrays([0.0, 0.1, 0.2], [900] * 3, [90] * 3)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        simulate(at_load(0.1), burst)
+        simulate(at_load(0.1), few)
+
+
+def grown(config):
+    """How many wait at the end, as the warning of a run's own queue says, or None."""
+    record = llminfer.experiment._simulated(config, None)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        warn_of_growth(config, record)
+    found = [
+        re.search(r"([\d,]+) of ([\d,]+) requests wait", str(w.message)) for w in caught
+    ]
+    return int(found[0][1].replace(",", "")) if found else None
+
+
+@pytest.mark.parametrize("name", AT_LOAD)
+def test_a_queue_that_grows_is_told_from_one_that_is_long(name):
+    stable = at_load(0.9, num_requests=1_000, **AT_LOAD[name])
+    false = [grown(stable.replace(random_seed=seed)) for seed in range(50)]
+    assert false == [None] * 50
+    over = at_load(1.3, num_requests=5_000, **AT_LOAD[name])
+    true = [grown(over.replace(random_seed=seed)) for seed in range(5)]
+    assert None not in true
+    assert np.mean(true) == pytest.approx(5_000 * (1 - 1 / 1.3), rel=0.25)
+
+
+def test_a_queue_that_no_rate_foretells_is_said_at_the_end():
+    config = SimulationConfig.from_preset(
+        "llama-3.1-8b-rtx4090",
+        server="continuous",
+        batch_size=64,
+        kv_blocks=600,
+        prompt_dist_params={"mu": 5, "sigma": 0.8, "max": 2000},
+        output_length_dist="geometric",
+        output_dist_params={"mean": 120},
+        num_requests=20_000,
+        random_seed=1,
+    )
+    config = config.replace(arrival_rate=0.99 * config.max_stable_rate)
+    with pytest.warns(OverloadWarning, match=r"wait when the last one comes") as caught:
+        SimulationRunner(config).run()
+    assert len(caught) == 1
+    assert caught[0].filename == __file__
+
+
+def test_a_queue_that_shrinks_at_the_end_does_not_grow():
+    some = Workload.generate(at_load(0.5, num_requests=2_000, random_seed=7))
+    rush, calm = np.linspace(0.0, 15.0, 1_500), np.linspace(15.5, 215.0, 500)
+    work = dataclasses.replace(some, arrival_time=np.concatenate([rush, calm]))
+    config = at_load(0.1)
+    record = llminfer.experiment._simulated(config, work)
+    assert np.sum(record.processing_start_time > record.arrival_time[-1]) > 600
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        warn_of_growth(config, record)
 
 
 def test_an_interrupted_sweep_resumes_where_it_stopped(monkeypatch, runs):

@@ -104,9 +104,12 @@ def test_the_wait_for_a_full_batch_is_the_assembly_bound():
     "config",
     [
         SimulationConfig(batch_size=8),
-        SimulationConfig.from_preset("llama-3.1-8b-rtx4090", batch_size=16),
+        SimulationConfig.from_preset(
+            "llama-3.1-8b-rtx4090", server="static", batch_size=16
+        ),
         SimulationConfig.from_preset(
             "llama-2-70b-dgx-h100",
+            server="static",
             batch_size=3,
             output_length_dist="geometric",
             output_dist_params={"mean": 200},

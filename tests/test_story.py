@@ -12,6 +12,7 @@ from llminfer.panels.story import PHASE_COLORS, StoryPanel, StoryPicture, phase_
 
 FEW = SimulationConfig.from_preset(
     "llama-3.1-8b-rtx4090",
+    server="static",
     arrival_rate=3.0,
     prompt_dist_params={"mu": 5, "sigma": 1, "max": 8192},
     output_length_dist="lognormal",

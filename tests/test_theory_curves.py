@@ -9,7 +9,9 @@ from llminfer import ConfigError, SimulationConfig, theory
 
 CAPPED = {"mu": 4, "sigma": 1.5, "max": 8192}
 REPORT = SimulationConfig(prompt_dist_params=CAPPED)
-REAL = SimulationConfig.from_preset("llama-3.1-8b-rtx4090", prompt_dist_params=CAPPED)
+REAL = SimulationConfig.from_preset(
+    "llama-3.1-8b-rtx4090", server="static", prompt_dist_params=CAPPED
+)
 LOADS = (0.1, 0.5, 0.9, 0.97)
 CONTINUOUS = SimulationConfig(
     server="continuous",

@@ -16,7 +16,9 @@ from llminfer.theory.random_walk import Circle, scaled_counts
 
 CAPPED = {"mu": 4, "sigma": 1.5, "max": 8192}
 REPORT = SimulationConfig(prompt_dist_params=CAPPED)
-REAL = SimulationConfig.from_preset("opt-13b-a100", prompt_dist_params=CAPPED)
+REAL = SimulationConfig.from_preset(
+    "opt-13b-a100", server="static", prompt_dist_params=CAPPED
+)
 
 
 def at_load(config, load):

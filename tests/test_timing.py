@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from llminfer import SimulationConfig, Workload, simulate
+from llminfer.servers.overload import may_carry_more
 from llminfer.timing import StepTime
 
 COEFFICIENTS = st.builds(StepTime, *[st.floats(0.0, 1.0)] * 5)
@@ -44,3 +47,36 @@ def test_alone_in_steps_a_prompt_is_prefilled_in_chunks(law, prompt, output, bud
     assert found == pytest.approx(seconds, rel=1e-9)
     whole = law.prefill(prompt) + seconds - sum(law.prefill(c) for c in chunks)
     assert law.alone_stepwise(prompt, output, math.inf) == pytest.approx(whole)
+
+
+@pytest.mark.parametrize("preset", ["report", "llama-3.1-8b-rtx4090"])
+@pytest.mark.parametrize(
+    ("values", "span"), [([100], 100), ([20, 100], 20), ([20, 90, 155], 5)]
+)
+def test_a_flood_of_outputs_that_stay_in_step_carries_its_own_rate(
+    preset, values, span
+):
+    n, b = 12_000, 8
+    config = SimulationConfig.from_preset(
+        preset,
+        server="continuous",
+        batch_size=b,
+        max_batched_tokens=10**6,
+        prompt_length_dist="uniform",
+        prompt_dist_params={"min": 20, "max": 400},
+        output_length_dist="empirical",
+        output_dist_params={"values": values},
+        num_requests=n,
+        warmup_requests=0,
+        random_seed=3,
+    )
+    drawn = Workload.generate(config)
+    flood = Workload.from_arrays(np.zeros(n), drawn.prompt_length, drawn.output_length)
+    carried = n / simulate(config, flood).processing_end_time.max()
+    own = config.prompts, config.outputs, b
+    assert carried == pytest.approx(
+        config.step_time.saturation_rate(*own, span), rel=0.012
+    )
+    assert may_carry_more(config)
+    if span >= 20 and preset == "report":  # beta is dear there
+        assert carried > 1.1 * config.step_time.saturation_rate(*own)

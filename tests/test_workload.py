@@ -227,7 +227,11 @@ def test_the_azure_chat_trace_is_served_to_the_last_request(data):
     assert len(work) == 19_366
     assert work.arrival_time[0] == 0.0
     config = SimulationConfig.from_preset(
-        "llama-2-70b-dgx-h100", batch_timeout=0, batch_size=64, warmup_requests=0
+        "llama-2-70b-dgx-h100",
+        server="static",
+        batch_timeout=0,
+        batch_size=64,
+        warmup_requests=0,
     )
     runner = SimulationRunner(config, work)
     metrics = runner.run()

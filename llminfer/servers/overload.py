@@ -1,0 +1,123 @@
+"""What a run warns of: overload, by load or by queue, and steps nobody has fitted."""
+
+from __future__ import annotations
+
+import math
+import sys
+import warnings
+from collections.abc import Sequence
+
+import numpy as np
+
+from llminfer.base.errors import OverloadWarning
+from llminfer.config import SimulationConfig
+from llminfer.laws.lengths import Empirical
+from llminfer.policies import ClassPolicy, FCFSPolicy
+from llminfer.record import RunRecord
+from llminfer.timing import PRESETS, StepTime
+from llminfer.workload import Workload
+
+
+def described(workload: Workload, config: SimulationConfig) -> SimulationConfig:
+    """``config`` with the mean rate, number and lengths of a workload as its own.
+
+    So it knows what it carries of them, and the load that they are.
+
+    Raises:
+        ConfigError: All come at once: there is no rate.
+
+    >>> work = Workload.from_arrays([0.0, 0.5, 1.0], [100, 50, 200], [20, 10, 30])
+    >>> round(described(work, SimulationConfig(batch_size=1)).offered_load, 2)
+    0.53
+    """
+    own: dict[str, object] = {}
+    for which in ("prompt", "output"):
+        tokens = getattr(workload, f"{which}_length")
+        values, weights = np.unique(tokens, return_counts=True)
+        own[f"{which}_length_dist"] = "empirical"
+        own[f"{which}_dist_params"] = {"values": values, "weights": weights}
+    n, span = len(workload), float(np.ptp(workload.arrival_time))
+    own["arrival_rate"] = n / span if span > 0.0 else float("inf")
+    own |= {"arrival_pattern": "constant", "arrival_pattern_params": {}}
+    return config.replace(num_requests=n, warmup_requests=0, **own)
+
+
+def may_carry_more(config: SimulationConfig) -> bool:
+    """Whether lambda* is a lower bound, which some loads above 1 do not overload.
+
+    Static batches carry more where a policy puts requests of like lengths together;
+    continuous ones where outputs hardly vary, so that those who begin together end
+    together.
+    """
+    if config.server == "static":
+        blind = isinstance(policy := config.policy(), ClassPolicy)
+        return config.largest_batch > 1 and not blind and type(policy) is not FCFSPolicy
+    outputs = config.outputs
+    tokens = outputs.values if isinstance(outputs, Empirical) else (1,)
+    if np.gcd.reduce(np.floor(tokens).astype(np.int64)) > 1:
+        return True  # all are multiples of a number
+    return outputs.variance() < (0.1 * outputs.expectation()) ** 2
+
+
+def warn_ahead(
+    configs: Sequence[SimulationConfig], workload: Workload | None = None
+) -> bool:
+    """Warn once of each: batches no preset was fitted to, and overload; is there any?
+
+    Args:
+        configs: What is to run.
+        workload: What all serve instead of their own: its rate and lengths count, if
+            it comes in more than a few batches and not all at once.
+    """
+    for name, preset in PRESETS.items():
+        known, law = preset.largest_batch or math.inf, StepTime(*preset[:5])
+        sizes = [c.largest_batch for c in configs if c.step_time == law]
+        if (largest := max(sizes, default=0)) > known:
+            said = f"batch_size={largest}: {name} was fitted to batches of at most"
+            _warn(f"{said} {known}; larger ones may take longer than this", UserWarning)
+    if workload is not None:
+        spread = np.ptp(workload.arrival_time) > 0.0
+        many = [c for c in configs if spread and len(workload) > _few(c)]
+        configs = [described(workload, config) for config in many]
+    over = [config for config in configs if config.offered_load >= 1.0]
+    if over:
+        worst = max(over, key=lambda config: config.offered_load)
+        rate = worst.arrivals.mean(worst.num_requests)
+        share = "" if len(configs) == 1 else f"{len(over)} of {len(configs)} "
+        may = "may " if may_carry_more(worst) else ""
+        _warn(
+            f"{share}{may and 'may be '}overloaded: {rate:.3g} requests/s arrive where "
+            f"batch_size={worst.largest_batch} carries at {'least' if may else 'most'} "
+            f"{worst.max_stable_rate:.3g} (load {worst.offered_load:.2f}): waits {may}"
+            "grow with the length of the run"
+        )
+    return bool(over)
+
+
+def warn_of_growth(config: SimulationConfig, record: RunRecord) -> None:
+    """Warn if more wait when the last request comes than a stable queue holds.
+
+    They are over 5% of all, which a load of 1.06 leaves behind; over 8 sqrt(n), as
+    chance alone makes a queue of some sqrt(n) in short runs; more than some batches;
+    and more than in the middle.
+    """
+    arrival, start = record.arrival_time, record.processing_start_time
+    n, middle, last = len(arrival), arrival[len(arrival) // 2], arrival[-1]
+    before = int(np.sum((arrival <= middle) & (start > middle)))
+    waiting = int(np.sum(start > last))
+    if waiting > max(0.05 * n, 8.0 * n**0.5, _few(config), before):
+        _warn(
+            f"overloaded: {waiting:,} of {n:,} requests wait when the last one comes, "
+            f"{before:,} in the middle of the run: waits grow with its length"
+        )
+
+
+def _few(config: SimulationConfig) -> int:
+    """Requests that are no queue yet: some times what the servers hold."""
+    return 3 * config.largest_batch * config.replicas
+
+
+def _warn(said: str, category: type[Warning] = OverloadWarning) -> None:
+    """Warn at the line that asked for the run; panels and fits say it their own way."""
+    if not sys._getframe(4).f_globals.get("__name__", "").startswith("llminfer."):
+        warnings.warn(said, category, stacklevel=5)
