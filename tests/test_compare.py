@@ -270,6 +270,55 @@ def test_the_best_of_a_claim_is_held_against_the_best_of_the_rest():
             best_against_rest(pd.DataFrame(rows), "p99", "B", claimed=claimed)
 
 
+def ties(blocks, random):
+    """Seven alternatives that are equally good; noise shared, and skewed of its own."""
+    own = random.gamma(2.0, size=(blocks, 7))
+    waits = 10.0 + 3.0 * random.normal(size=(blocks, 1)) + own
+    return pd.DataFrame(
+        {
+            "wait": waits.ravel(),
+            "limit": np.tile(np.arange(7), blocks),
+            "replication": np.repeat(np.arange(blocks), 7),
+        }
+    )
+
+
+@pytest.mark.parametrize("claimed", [[3], [2, 3]])
+def test_among_equals_the_best_of_a_claim_is_seldom_judged(claimed):
+    """The two that look best, compared as if nobody had picked them, often are."""
+    random = np.random.default_rng(7)
+    wrong, naive = {"difference": 0, "relative": 0}, 0
+    for _ in range(1000):
+        table = ties(12, random)
+        row = best_against_rest(table, "wait", "limit", claimed)
+        for name in wrong:
+            wrong[name] += not row[name + "_lower"] <= 0.0 <= row[name + "_upper"]
+        two = table[table["limit"].isin([row["baseline"], row["alternative"]])]
+        naive += paired_differences(two, "wait", "limit")["p"].iloc[0] < 0.05
+    assert max(wrong.values()) <= 50
+    assert naive > max(wrong.values())
+
+
+def test_of_two_the_best_against_the_rest_is_their_paired_difference():
+    table = limits_table([10.0, 11.0], seed=1)
+    row = best_against_rest(table, "p99", "limit", claimed=[0])
+    pair = paired_differences(table, "p99", "limit", baseline=0).iloc[0]
+    for name in ("difference", "relative"):
+        for end in ("", "_lower", "_upper"):
+            assert row[name + end] == pytest.approx(pair[name + end])
+
+
+def test_a_true_best_is_still_found_and_its_bounds_hold_the_truth():
+    held = found = 0
+    for seed in range(200):
+        table = limits_table([10.4, 10.0, 10.4, 10.5, 12.0], seed)
+        row = best_against_rest(table, "p99", "limit", claimed=[1, 2])
+        held += row["difference_lower"] <= 0.4 <= row["difference_upper"]
+        found += row["difference_lower"] > 0.0
+    assert held >= 190
+    assert found > 150
+
+
 def limits_table(means, seed, noise=0.2):
     random = np.random.default_rng(seed)
     common = random.normal(size=N)

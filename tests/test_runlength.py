@@ -2,15 +2,16 @@
 
 import numpy as np
 import pytest
-from scipy import stats as reference
 
 from llminfer.base.errors import ConfigError
+from llminfer.stats.intervals import skewed_mean
 from llminfer.stats.run_length import averaged_series, mser5, replicate_until, welch
 
 
 def relative_half_width(values):
-    mean, error = np.mean(values), reference.sem(values)
-    return reference.t.ppf(0.975, len(values) - 1) * error / abs(mean)
+    found = skewed_mean(values)
+    sides = found.upper - found.value, found.value - found.lower
+    return max(sides) / abs(found.value)
 
 
 def noisy(mean, sd, seed=5):
@@ -19,29 +20,40 @@ def noisy(mean, sd, seed=5):
 
 
 @pytest.mark.parametrize("mean", [4.0, -4.0])
-def test_it_stops_at_the_first_number_of_replications_that_will_do(mean):
-    found = replicate_until(noisy(mean, 1.0), target=0.05)
-    allowed = 0.05 / 1.05
-    assert found.reached
-    assert found.n > 10
-    assert relative_half_width(found.values) <= allowed
-    assert all(
-        relative_half_width(found.values[:n]) > allowed for n in range(10, found.n)
+def test_it_stops_half_as_many_again_after_the_first_number_that_would_do(mean):
+    run, allowed = noisy(mean, 1.0), 0.05 / 1.05
+    found = replicate_until(run, target=0.05)
+    first = next(
+        n
+        for n in range(20, 2000)
+        if relative_half_width([run(i) for i in range(n)]) <= allowed
     )
+    assert found.reached
+    assert found.n == np.ceil(1.5 * first) > 30
+    assert relative_half_width(found.values) <= allowed
+
+
+def test_what_no_longer_does_when_it_is_to_be_believed_is_gone_on_with():
+    values = [10.0, 10.1] * 10 + [10.0] * 9 + [18.0] + [10.0, 10.1] * 200
+    found = replicate_until(values.__getitem__, target=0.03)
+    assert relative_half_width(values[:20]) < 0.03 < relative_half_width(values[:30])
+    assert found.reached
+    assert found.n > 30
+    assert relative_half_width(values[: found.n - 1]) > 0.03 / 1.03
 
 
 def test_its_interval_is_that_of_its_values():
     run = noisy(4.0, 1.0)
     found = replicate_until(run, target=0.05)
     assert found.values == tuple(run(i) for i in range(found.n))
-    half = relative_half_width(found.values) * found.estimate.value
-    assert found.estimate.value == pytest.approx(np.mean(found.values))
-    assert found.estimate.upper - found.estimate.value == pytest.approx(half)
+    assert found.estimate == skewed_mean(found.values)
 
 
-def test_ten_replications_are_run_however_sure_the_first_ones_look():
-    assert replicate_until(lambda i: 3.0, target=0.5).n == 10
-    assert replicate_until(lambda i: 3.0, target=0.5, least=25).n == 25
+def test_twenty_replications_are_run_however_sure_the_first_ones_look():
+    assert replicate_until(lambda i: 3.0, target=0.5).n == 30
+    assert replicate_until(lambda i: 3.0, target=0.5, least=25).n == 38
+    found = replicate_until(lambda i: 3.0, target=0.5, most=22)
+    assert (found.n, found.reached) == (22, True)
 
 
 def test_it_gives_up_and_says_so():
@@ -54,8 +66,8 @@ def test_it_gives_up_and_says_so():
     ("settings", "message"),
     [
         ({"target": 0.0}, "target=0.0"),
-        ({"least": 9}, "least=9: must be a whole number of at least 10"),
-        ({"least": 20, "most": 19}, "most=19: must be a whole number of at least 20"),
+        ({"least": 19}, "least=19: must be a whole number of at least 20"),
+        ({"least": 30, "most": 29}, "most=29: must be a whole number of at least 30"),
         ({"run": lambda i: 1.0 if i < 3 else float("nan")}, r"run\(3\)=nan"),
     ],
 )

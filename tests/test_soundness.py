@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pandas as pd
 import pytest
 from scipy.stats import binomtest
 
@@ -100,3 +101,33 @@ def test_the_mean_wait_of_a_run_leaves_out_its_warm_up():
     record = simulate(config)
     wait = record.processing_start_time - record.arrival_time
     assert coverage.mean_wait(config, record) == {"mean_wait": wait[100:].mean()}
+
+
+def test_every_kind_of_interval_is_tried_and_holds_normal_means():
+    means = np.random.default_rng(3).normal(2.0, 0.5, 20_000)
+    found = coverage.trust(means, 2.0, 400).set_index("interval")
+    assert list(found.index) == [
+        "Student, 10 runs",
+        "skewed, 10 runs",
+        "Student, 30 runs",
+        "skewed, 30 runs",
+        "until ±10%",
+        "best of 8 equals",
+    ]
+    np.testing.assert_allclose(found[["mean", "low", "high"]].sum(axis=1), 1.0)
+    assert (found["ci_upper"] > 0.95).all()
+    again = coverage.trust(means, 2.0, 400).set_index("interval")
+    pd.testing.assert_frame_equal(found, again)
+
+
+def test_what_an_interval_misses_is_counted_on_its_side():
+    """Of skewed means Student's intervals lie too low; off by 1, all of them do."""
+    skewed = 2.0 + np.random.default_rng(3).gamma(0.5, size=20_000)
+    found = coverage.trust(skewed, 2.5, 300).set_index("interval")
+    assert found.loc["Student, 10 runs", "low"] > 0.08
+    assert found.loc["Student, 10 runs", "high"] < 0.025
+    below = found["low"]
+    assert below["skewed, 10 runs"] < 0.8 * below["Student, 10 runs"]
+    wrong = coverage.trust(skewed / 100.0, 1.0, 20).set_index("interval")
+    assert (wrong["low"].drop("best of 8 equals") == 1.0).all()
+    assert wrong.loc["best of 8 equals", "mean"] > 0.8

@@ -13,6 +13,7 @@ from llminfer.stats.intervals import (
     Estimate,
     compute_confidence_interval,
     pooled_quantile,
+    skewed_mean,
     summarize,
     summarize_series,
 )
@@ -231,3 +232,41 @@ def test_series_over_replications_get_an_interval_at_each_point():
     )
     assert table.loc[1, ["mean", "ci_lower", "ci_upper"]].tolist() == [5.0, 5.0, 5.0]
     assert table["point"].tolist() == [0, 1]
+
+
+# Skewed means
+
+
+def test_a_skewed_interval_is_students_with_johnsons_shift_on_the_long_side():
+    sample = rng(4).gamma(1.0, size=15)
+    student, found = Estimate.of_mean(sample), skewed_mean(sample)
+    skew = reference.skew(sample, bias=False) * sample.std(ddof=1)
+    shift = skew * (1.0 + 2.0 * reference.t.ppf(0.975, 14) ** 2) / (6.0 * 15)
+    assert (found.value, found.lower) == (student.value, student.lower)
+    assert found.upper == pytest.approx(student.upper + shift)
+    mirrored = skewed_mean(-sample)
+    assert (mirrored.lower, mirrored.upper) == pytest.approx(
+        (-found.upper, -found.lower)
+    )
+
+
+@pytest.mark.parametrize("values", [[1.0], [1.0, 2.0], [3.0, 3.0, 3.0]])
+def test_what_shows_no_skewness_keeps_students_interval(values):
+    student, found = Estimate.of_mean(values), skewed_mean(values)
+    np.testing.assert_array_equal(
+        [found.lower, found.upper], [student.lower, student.upper]
+    )
+
+
+@pytest.mark.parametrize("n", [10, 30])
+def test_of_skewed_values_it_misses_less_and_of_normal_ones_it_gives_little_away(n):
+    held = {"student": 0, "skewed": 0, "normal": 0}
+    for row in rng(6).gamma(0.5, size=(2000, n)):
+        held["student"] += Estimate.of_mean(row).upper >= 0.5
+        held["skewed"] += skewed_mean(row).upper >= 0.5
+    for row in rng(6).normal(size=(2000, n)):
+        found = skewed_mean(row)
+        held["normal"] += found.lower <= 0.0 <= found.upper
+    missed = {name: 1.0 - count / 2000 for name, count in held.items()}
+    assert missed["skewed"] < 0.75 * missed["student"]
+    assert 0.03 < missed["normal"] < 0.06

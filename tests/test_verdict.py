@@ -3,6 +3,8 @@
 import math
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from llminfer.base.errors import ConfigError
 from llminfer.report.verdict import Verdict
@@ -29,7 +31,8 @@ def estimate(lower, upper):
     ],
 )
 def test_between_needs_the_whole_interval(lower, upper, outcome):
-    assert Verdict.that_between("h", estimate(lower, upper), 16, 32).outcome == outcome
+    found = Verdict.that_between("h", estimate(lower, upper), 16, 32, margin=0)
+    assert found.outcome == outcome
 
 
 @pytest.mark.parametrize(
@@ -46,8 +49,70 @@ def test_between_needs_the_whole_interval(lower, upper, outcome):
     ],
 )
 def test_above_and_below_are_strict_mirror_images(lower, upper, above):
-    assert Verdict.that_above("h", estimate(lower, upper), 0).outcome == above
-    assert Verdict.that_below("h", estimate(-upper, -lower), 0).outcome == above
+    mirrored = estimate(-upper, -lower)
+    assert Verdict.that_above("h", estimate(lower, upper), 0, margin=0).outcome == above
+    assert Verdict.that_below("h", mirrored, 0, margin=0).outcome == above
+
+
+@pytest.mark.parametrize(
+    ("lower", "upper", "settings", "outcome"),
+    [
+        (-0.002, -0.001, {}, "undecided"),  # "refuted, -0.1%" does not happen
+        (-0.03, -0.0101, {}, "refuted"),
+        (-0.02, -0.0099, {}, "undecided"),
+        (0.001, 0.002, {}, "supported"),  # a claim is taken at its word
+        (-0.002, -0.001, {"unit": "s"}, "refuted"),  # no scale, so no margin
+        (-0.002, -0.001, {"unit": "s", "margin": 0.1}, "undecided"),
+        (-0.3, -0.2, {"margin": 0.1}, "refuted"),
+    ],
+)
+def test_what_differs_by_less_than_the_margin_is_not_refuted(
+    lower, upper, settings, outcome
+):
+    found = Verdict.that_above("h", estimate(lower, upper), 0, **settings)
+    assert found.outcome == outcome
+
+
+def test_the_margin_is_a_hundredth_of_the_bound_it_stands_at():
+    def said(lower, upper):
+        return Verdict.that_between("h", estimate(lower, upper), 16, 32).outcome
+
+    assert said(10.0, 15.83) == said(32.33, 40.0) == "refuted"
+    assert said(10.0, 15.85) == said(32.31, 40.0) == "undecided"
+    assert said(16.0, 32.0) == "supported"
+    assert said(15.99, 32.0) == "undecided"
+    below = [Verdict.that_below("h", estimate(x, 9.0), -7).outcome for x in (-7, -6.92)]
+    assert below == ["undecided", "refuted"]
+    with pytest.raises(ConfigError, match=r"margin=-1: must be .* at least 0"):
+        Verdict.that_below("h", estimate(0.0, 1.0), 1, margin=-1)
+
+
+NUMBERS = st.floats(-100.0, 100.0)
+CLAIMS = [
+    lambda found, a, b, **given: Verdict.that_above("h", found, a, **given),
+    lambda found, a, b, **given: Verdict.that_below("h", found, a, **given),
+    lambda found, a, b, **given: Verdict.that_between("h", found, *sorted([a, b])),
+]
+
+
+@given(st.tuples(*[NUMBERS] * 4), NUMBERS, NUMBERS, st.sampled_from(CLAIMS))
+def test_a_wider_interval_never_decides_what_a_narrower_one_left_open(
+    ends, a, b, claim
+):
+    left, lower, upper, right = sorted(ends)
+    narrow = claim(estimate(lower, upper), a, b).outcome
+    wide = claim(estimate(left, right), a, b).outcome
+    assert wide in (narrow, "undecided")
+
+
+@given(NUMBERS, NUMBERS, NUMBERS, st.floats(0.0, 10.0))
+def test_a_margin_turns_refutations_into_doubt_and_nothing_else(p, q, bound, margin):
+    found = estimate(min(p, q), max(p, q))
+    strict = Verdict.that_above("h", found, bound, margin=0).outcome
+    kind = Verdict.that_above("h", found, bound, margin=margin).outcome
+    shifted = Verdict.that_above("h", found, bound - margin, margin=0).outcome
+    assert kind == strict or (strict, kind) == ("refuted", "undecided")
+    assert (kind == "refuted") == (shifted == "refuted")
 
 
 def test_an_interval_and_a_row_judge_alike():

@@ -30,6 +30,9 @@ class Verdict:
         unit: Of all these numbers, such as ``s``.
         spec: Python's format for them, such as ``.1%``; by default their interval
             decides how many digits.
+        margin: How far beyond its bound a claim must be to be refuted, in the
+            quantity's unit. By default 1% of the bound; of a bound 0, which has no
+            scale, 0.01 where the quantity has no unit, else nothing.
     """
 
     hypothesis: str
@@ -38,6 +41,11 @@ class Verdict:
     high: float
     unit: str = ""
     spec: str = ""
+    margin: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.margin is not None:
+            number("margin", self.margin, least=0.0)
 
     @classmethod
     def that_between(
@@ -49,6 +57,7 @@ class Verdict:
         *,
         unit: str = "",
         spec: str = "",
+        margin: float | None = None,
     ) -> Self:
         """The verdict on ``low <= quantity <= high``.
 
@@ -60,17 +69,19 @@ class Verdict:
             high: Upper bound of the claim.
             unit: Of the numbers.
             spec: Python's format for them.
+            margin: How far beyond the bounds is worth a refutation.
 
         >>> rate = Estimate(5.96, 5.90, 6.02)
         >>> print(Verdict.that_between("It carries 5 to 7.", rate, 5, 7, unit="/s"))
         supported: measured 5.96 /s (5.90 to 6.02), claimed 5 to 7 /s
 
         Raises:
-            ConfigError: The bounds are no numbers, or in the wrong order.
+            ConfigError: The bounds are no numbers, or in the wrong order, or the margin
+                is below 0.
         """
         if number("low", low) > number("high", high):
             raise fail("low", low, f"at most high={high!r}")
-        return cls(hypothesis, _estimate(estimate), low, high, unit, spec)
+        return cls(hypothesis, _estimate(estimate), low, high, unit, spec, margin)
 
     @classmethod
     def that_above(
@@ -81,6 +92,7 @@ class Verdict:
         *,
         unit: str = "",
         spec: str = "",
+        margin: float | None = None,
     ) -> Self:
         """The verdict on ``quantity > bound``; arguments as ``that_between``.
 
@@ -88,7 +100,7 @@ class Verdict:
         'supported'
         """
         low, high = number("bound", bound), math.inf
-        return cls(hypothesis, _estimate(estimate), low, high, unit, spec)
+        return cls(hypothesis, _estimate(estimate), low, high, unit, spec, margin)
 
     @classmethod
     def that_below(
@@ -99,6 +111,7 @@ class Verdict:
         *,
         unit: str = "",
         spec: str = "",
+        margin: float | None = None,
     ) -> Self:
         """The verdict on ``quantity < bound``; arguments as ``that_between``.
 
@@ -106,20 +119,39 @@ class Verdict:
         'undecided'
         """
         low, high = -math.inf, number("bound", bound)
-        return cls(hypothesis, _estimate(estimate), low, high, unit, spec)
+        return cls(hypothesis, _estimate(estimate), low, high, unit, spec, margin)
 
     @property
     def outcome(self) -> str:
         """``supported``, ``refuted`` or ``undecided``.
 
-        Supported if the whole interval lies in the range, refuted if all of it lies
-        on one side of the range, else undecided.
+        Supported if the whole interval lies in the range as it was claimed. Refuted if
+        all of it lies on one side of the range, and farther from it than the margin.
+        Else undecided: enough replications find any two numbers different, and a claim
+        that is off by less than anyone would act on has not been shown wrong. The
+        margin never helps a claim: outside the range it is not supported.
+
+        >>> little, much = Estimate(-0.001, -0.002, -0.0005), Estimate(-0.1, -0.2, -0.1)
+        >>> for other in (little, much):
+        ...     print(Verdict.that_above("The other is worse.", other, 0, spec=".1%"))
+        undecided: measured −0.1% (−0.2% to −0.1%), claimed above 0.0%
+        refuted: measured −10.0% (−20.0% to −10.0%), claimed above 0.0%
         """
         lower, upper = self.estimate.lower, self.estimate.upper
         within, beyond = (lt, le) if self._one_sided else (le, lt)
         inside = within(self.low, lower) and within(upper, self.high)
-        outside = beyond(upper, self.low) or beyond(self.high, lower)
+        least, most = (
+            self.low - self._slack(self.low),
+            self.high + self._slack(self.high),
+        )
+        outside = beyond(upper, least) or beyond(most, lower)
         return "supported" if inside else "refuted" if outside else "undecided"
+
+    def _slack(self, bound: float) -> float:
+        """The margin at this bound."""
+        if self.margin is not None:
+            return self.margin
+        return 0.01 * abs(bound) if bound or self.unit else 0.01
 
     @property
     def measured(self) -> str:

@@ -7,6 +7,7 @@ from llminfer.stats.intervals import (
 )
 from llminfer.stats.intervals import jackknife as jackknife
 from llminfer.stats.intervals import pooled_quantile as pooled_quantile
+from llminfer.stats.intervals import skewed_mean as skewed_mean
 from llminfer.stats.intervals import summarize as summarize
 from llminfer.stats.intervals import summarize_series as summarize_series
 from llminfer.stats.paired import best_against_rest as best_against_rest

@@ -331,3 +331,31 @@ def summarize_series(
             head = {by: label, "metric": name, "point": np.arange(len(mean))}
             rows.append(pd.DataFrame({**head, **columns}))
     return pd.concat(rows, ignore_index=True)
+
+
+def skewed_mean(values: Values) -> Estimate:
+    """The mean of independent values that may be skewed, with a 95% interval.
+
+    Student's interval, made longer on the side of the long tail by Johnson's
+    correction. Few values that saw no jam are both low and alike, so that Student's
+    upper bound lies below the truth up to four times as often as it says.
+
+    Args:
+        values: One number an independent replication, shape (n,).
+
+    Source: Johnson (1978), who moves both bounds; the one on the short side stays
+    here, for the skewness of few values is not known well enough to gain by it.
+
+    >>> found = skewed_mean([1.0, 1.0, 1.0, 1.0, 6.0])
+    >>> round(found.lower, 2), round(found.upper, 2)
+    (-0.78, 7.51)
+    """
+    found = Estimate.of_mean(values)
+    deviations = np.asarray(values, dtype=np.float64) - found.value
+    n, squares = len(deviations), float((deviations**2).sum())
+    if n < 3 or squares == 0.0:
+        return found
+    third = float((deviations**3).sum()) / squares / (n - 2)
+    shift = (1.0 + 2.0 * t_quantile(0.95, n - 1) ** 2) / 6.0 * third
+    lower, upper = found.lower + min(shift, 0.0), found.upper + max(shift, 0.0)
+    return Estimate(found.value, lower, upper)

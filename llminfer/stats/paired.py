@@ -209,8 +209,8 @@ def cost_of_choice(
     """What an alternative costs against the best one, which it may be itself.
 
     Nobody knows which is the best, and the least mean of noisy ones is too low. So
-    the choice is compared with every other, in intervals that hold together, and
-    the greatest bounds among them are the bounds of its cost.
+    the choice is compared with every other, and the greatest bounds among them are
+    the bounds of its cost, as in ``best_against_rest``.
 
     Args:
         frame: A sweep's table, a row a run, every alternative once a replication.
@@ -237,20 +237,13 @@ def cost_of_choice(
     >>> found["best"], round(found["cost"], 2)
     ('SJF', 0.3)
     """
-    level = confidence_level(confidence)
     labels, results = _by_block(frame, metric, over)
     at = _position("choice", choice, labels)
-    each = 1.0 - (1.0 - level) / (len(labels) - 1)
-    rows = [
-        _compared(results[:, other], results[:, at], each)
-        for other in range(len(labels))
-        if other != at
-    ]
-    names = {"cost": "relative", "cost_lower": "relative_lower"}
-    names["cost_upper"] = "relative_upper"
+    others = labels[:at] + labels[at + 1 :]
+    found = best_against_rest(frame, metric, over, others, confidence=confidence)
     costs = {
-        to: float(np.max([0.0, *(row[name] for row in rows)]))
-        for to, name in names.items()
+        "cost" + end: float(np.maximum(found["relative" + end], 0.0))
+        for end in ("", "_lower", "_upper")
     }
     best = labels[int(results.mean(axis=0).argmin())]
     return {"choice": choice, "best": best, **costs}
@@ -305,22 +298,36 @@ def best_against_rest(
     metric: str,
     over: str,
     claimed: Sequence[Any],
+    *,
+    confidence: float = 0.95,
 ) -> pd.Series:
-    """The best of the rest less the best of ``claimed``, replication by replication.
+    """The best of the rest less the best of ``claimed``, and how sure that is.
+
+    Nobody knows which ones are the best, and an interval of the two that look it is
+    too narrow and in the wrong place. The difference is the least, over the rest, of
+    the greatest difference to one of ``claimed``; taken over the bounds of all those
+    pairs it gives bounds of its own. The lower one can only be too high if a pair of
+    the truly best of the rest fails, the upper one too low if one of the truly best
+    of ``claimed`` does: each is corrected for the number of these pairs.
 
     Args:
         frame: A sweep's table, a row a run, every alternative once a replication.
-        metric: What to compare; less is better.
+        metric: What to compare; less is better, and none of the means is below 0.
         over: The swept field whose values are the alternatives.
         claimed: The alternatives said to hold the best one.
+        confidence: Coverage of the interval.
 
     Returns:
-        A row of ``paired_differences``: ``baseline`` is the best of ``claimed``,
-        ``alternative`` the best of the rest, by their means; a ``difference`` above
-        0 speaks for the claim.
+        ``baseline``, the best of ``claimed``, and ``alternative``, the best of the
+        rest, by their means; ``n`` blocks; ``difference`` and ``relative``, which is
+        over the baseline's mean, with bounds that hold with all the
+        picking. A ``difference`` above 0 speaks for the claim.
 
     Raises:
-        ConfigError: ``claimed`` holds none, or all, of the alternatives.
+        ConfigError: ``claimed`` holds none, or all, of the alternatives, or they do
+            not all have the same blocks, once each.
+
+    Source: after the multiple comparisons with the best of Hsu (1981), by Bonferroni.
 
     >>> waits = [1.0, 0.8, 1.4, 1.0, 1.1, 0.9]
     >>> runs = pd.DataFrame({"policy": ["FCFS", "SJF"] * 3, "wait": waits})
@@ -329,13 +336,26 @@ def best_against_rest(
     >>> round(float(found["difference"]), 3)
     0.267
     """
-    require_columns(frame, [metric, over, BLOCK])
-    values = pd.Series(by_replication(frame, metric, [over]), frame.index)
-    means = values.groupby(frame[over], sort=False).mean()
-    inside = means.index.isin(list(claimed))
+    labels, results = _by_block(frame, metric, over)
+    inside = np.array([label in list(claimed) for label in labels])
     if inside.all() or not inside.any():
-        must = f"some, but not all, of {', '.join(map(repr, means.index))}"
+        must = f"some, but not all, of {', '.join(map(repr, labels))}"
         raise fail("claimed", list(claimed), must)
-    best, rest = means[inside].idxmin(), means[~inside].idxmin()
-    two = frame[frame[over].isin([best, rest])]
-    return paired_differences(two, metric, over, best).iloc[0]
+    mine, rest = np.flatnonzero(inside), np.flatnonzero(~inside)
+    means = results.mean(axis=0)
+    best = [labels[some[means[some].argmin()]] for some in (mine, rest)]
+    found: dict[str, Any] = {
+        "baseline": best[0],
+        "alternative": best[1],
+        "n": len(results),
+    }
+    missed = 1.0 - confidence_level(confidence)
+    for ends, many in ((("", "_lower"), len(mine)), (("_upper",), len(rest))):
+        pairs = [
+            [_compared(results[:, i], results[:, j], 1.0 - missed / many) for i in mine]
+            for j in rest
+        ]
+        for name in (name + end for name in ("difference", "relative") for end in ends):
+            each = [[pair[name] for pair in row] for row in pairs]
+            found[name] = float(np.max(each, axis=1).min())
+    return pd.Series(found)

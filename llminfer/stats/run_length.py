@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -9,9 +10,9 @@ import numpy as np
 
 from llminfer.base.arrays import FloatArray
 from llminfer.base.errors import ConfigError, fail, number, whole
-from llminfer.stats.intervals import Estimate, Values
+from llminfer.stats.intervals import Estimate, Values, skewed_mean
 
-_FEWEST_REPLICATIONS = 10  # a half-width from fewer is too noisy to stop on
+_FEWEST_REPLICATIONS = 20  # a half-width from fewer is too noisy to stop on
 
 
 @dataclass(frozen=True)
@@ -36,12 +37,16 @@ def replicate_until(
 ) -> Replications:
     """Replicate until the 95% interval's half-width is within ``target`` of the truth.
 
+    To stop where an interval happens to be narrow is to stop where it is too narrow.
+    So once it will do, half as many replications again are run before it is believed,
+    and if by then it will not do, more. It is that of ``skewed_mean``.
+
     Args:
         run: One replication's value from its number 0, 1, 2 ...
         target: Greatest relative error, such as 0.05. The half-width must come down
             to target/(1 + target) of the estimated mean, which makes it at most
             ``target`` of the true one wherever the interval covers.
-        least: Replications before the rule is first asked, at least 10.
+        least: Replications before the rule is first asked, at least 20.
         most: Replications after which it gives up; ``reached`` is then false.
 
     Raises:
@@ -51,20 +56,23 @@ def replicate_until(
 
     >>> found = replicate_until(lambda i: 10.0 + i % 2, target=0.05)
     >>> found.n, found.reached
-    (10, True)
+    (30, True)
     """
     number("target", target, above=0.0)
     whole("most", most, whole("least", least, _FEWEST_REPLICATIONS))
     values: list[float] = []
+    believed = 0  # replications before an interval is believed, once one will do
     while True:
         values.append(number(f"run({len(values)})", run(len(values))))
-        if len(values) < least:
+        if len(values) < max(least, believed):
             continue
-        found = Estimate.of_mean(values)
-        half = found.upper - found.value
+        found = skewed_mean(values)
+        half = max(found.upper - found.value, found.value - found.lower)
         reached = half <= target / (1.0 + target) * abs(found.value)
-        if reached or len(values) >= most:
+        if (reached and believed) or len(values) >= most:
             return Replications(tuple(values), found, reached)
+        if reached:
+            believed = min(math.ceil(1.5 * len(values)), most)
 
 
 def averaged_series(series_by_replication: Sequence[Values]) -> FloatArray:

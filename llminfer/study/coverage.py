@@ -18,11 +18,13 @@ from llminfer.base.arrays import FloatArray
 from llminfer.base.errors import whole
 from llminfer.config import SimulationConfig
 from llminfer.record import RunRecord
-from llminfer.stats.intervals import Estimate, Values
+from llminfer.stats.intervals import Estimate, Values, skewed_mean
+from llminfer.stats.paired import BLOCK, best_against_rest
 from llminfer.stats.run_length import averaged_series, mser5, replicate_until
 from llminfer.theory.assumptions import first_come, single
 
 Numbers = dict[str, Any]
+_TIED = "best of 8 equals"
 
 
 def waits(gaps: FloatArray, service: FloatArray) -> FloatArray:
@@ -114,40 +116,49 @@ def share(hits: Sequence[bool] | pd.Series) -> Numbers:
     return Estimate(k / n, float(bounds.low), float(bounds.high)).row()
 
 
-def held_by_length(
-    waits: FloatArray, exact: float, lengths: Sequence[int]
-) -> dict[int, bool]:
-    """Whether the interval over the first so many waits a replication holds ``exact``.
+def trust(
+    means: FloatArray, exact: float, number: int = 1000, *, seed: int = 42
+) -> pd.DataFrame:
+    """Every kind of interval this package gives of runs, tried many times over.
 
     Args:
-        waits: Seconds, shape (replications, n), without the warm-up.
-        exact: The mean wait, seconds.
-        lengths: How many.
-
-    >>> held_by_length(np.array([[0.0, 2.0], [0.1, 1.0]]), exact=1.0, lengths=[1, 2])
-    {1: False, 2: True}
-    """
-    return {n: covers(waits[:, :n].mean(axis=1), exact) for n in lengths}
-
-
-def stopped(means: FloatArray, exact: float, targets: Sequence[float]) -> Numbers:
-    """Replications until an interval is as narrow as asked, and whether it was right.
-
-    Args:
-        means: One a replication, seconds.
+        means: Of many independent runs; an experiment draws its own from among them.
         exact: What they estimate.
-        targets: Relative half-widths.
+        number: Experiments.
+        seed: Of the drawing.
 
     Returns:
-        For each target ``n``, how many, and ``near``, whether their mean was within
-        the target of ``exact``.
+        A row a kind: ``interval``, in words; ``mean``, the share that holds the truth,
+        with ``ci_lower`` and ``ci_upper`` as in ``share``; ``low`` and ``high``, the
+        shares that lie below and above it. The last kind compares the best of eight
+        that are equally good, and share half of their noise, with the rest.
+
+    >>> found = trust(np.array([1.0, 2.0, 3.0]), exact=2.0, number=20)
+    >>> found["interval"].tolist()[-2:]
+    ['until ±10%', 'best of 8 equals']
     """
-    found: Numbers = {}
-    for target in targets:
-        ran = replicate_until(means.__getitem__, target, most=len(means))
-        near = abs(ran.estimate.value / exact - 1.0) <= target
-        found |= {f"n {target}": ran.n, f"near {target}": near}
-    return found
+    generator = np.random.default_rng(seed)
+    block, rule = np.indices((10, 8)).reshape(2, -1)
+    kinds = {"Student": Estimate.of_mean, "skewed": skewed_mean}
+    tried: list[dict[str, Estimate]] = []
+    for _ in range(whole("number", number, 1)):
+        runs = generator.choice(means, 1000)
+        waits = runs[:80] + runs[80:90][block]
+        tied = pd.DataFrame({"wait": waits, "rule": rule, BLOCK: block})
+        best = best_against_rest(tied, "wait", "rule", claimed=[0, 1])
+        found = {
+            f"{k}, {n} runs": of(runs[:n]) for n in (10, 30) for k, of in kinds.items()
+        }
+        found["until ±10%"] = replicate_until(runs.__getitem__, 0.1).estimate
+        tried.append(found | {_TIED: Estimate.of(best, "difference")})
+    rows = []
+    for kind in tried[0]:
+        truth = 0.0 if kind == _TIED else exact
+        low = np.array([found[kind].upper < truth for found in tried])
+        high = np.array([found[kind].lower > truth for found in tried])
+        sides = {"low": low.mean(), "high": high.mean()}
+        rows.append({"interval": kind, **share(~(low | high)), **sides})
+    return pd.DataFrame(rows)
 
 
 def behind_cuts(waits: FloatArray, cuts: Sequence[int]) -> Numbers:
