@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import numpy as np
 import pandas as pd
@@ -12,6 +13,7 @@ import pandas as pd
 from llminfer.base.errors import ConfigError, fail, number, whole
 from llminfer.config import SimulationConfig
 from llminfer.experiment import Metrics, Row, in_parallel, replicated
+from llminfer.laws.lengths import Geometric
 from llminfer.record import RunRecord
 from llminfer.servers.overload import described
 from llminfer.stats.intervals import jackknife
@@ -20,6 +22,7 @@ from llminfer.workload import Workload
 _TIMES = ("ttft", "tpot", "latency")
 _FEWEST = 2000  # requests measured in all replications: 20 beyond the p99
 _BATCHES = 3  # a run has so many times the requests that the servers hold
+_NEAR, _LONGER = 0.95, 3  # from this share of lambda* on so much longer runs decide
 
 
 @dataclass(frozen=True)
@@ -93,7 +96,8 @@ class Capacity:
         metrics: At ``rate``, of the pooled requests: ``p99_`` and ``avg_`` of ``ttft``,
             ``tpot`` and ``latency``, seconds; ``within``, the share within all limits;
             ``goodput``, so many a second; ``avg_output_length``, tokens; ``waiting``,
-            how many waited when the last one came, mean over replications.
+            how many waited when the last one came, mean over replications; near lambda*
+            of the longer run, over the root of 3.
         evaluated: A row a rate, ascending: ``rate``, the metrics, and ``meets``.
     """
 
@@ -123,8 +127,11 @@ def capacity(
     upper end of one of them.
 
     A finite run above lambda* may keep limits that a longer one breaks, and TPOT never
-    feels the queue. So a rate counts only if its queue does not grow: when the last
-    request comes, no more wait than ``tolerance`` of all, or than one batch. The
+    feels the queue. So a rate counts only below lambda* where theory has it exactly
+    (FCFS, in static batches or with geometric outputs). Elsewhere the queue must not
+    grow: when the last request comes, no more wait than ``tolerance`` of all, or than
+    one batch, and near lambda* in a run of three times the length no more than the
+    root of 3 times that (a random walk grows so, a queue past lambda* faster). The
     configuration's ``num_requests`` is the length of a replication, warm-up included.
 
     Args:
@@ -237,20 +244,32 @@ class Trials:
             )
             raise fail(name, n, must)
         self._queue = max(self.tolerance * n, holds)
+        synthetic = self.plan.workload is None
+        self._exact = synthetic and _has_exact_rate(self.config)
+        doubtful = synthetic and not self._exact
+        self._near = _NEAR * self.config.max_stable_rate if doubtful else math.inf
 
     def meets(self, rate: float) -> bool:
         """Are the limits kept at ``rate``, and does the queue not grow?"""
         if rate not in self.rows:
             runs = self._run([its.scaled(rate) for its in self._requests])
             found = self._pooled(runs)
+            if self._excess(found, rate) <= 0.0 and rate > self._near:
+                longer = self._run([its.scaled(rate) for its in self._longer])
+                for run, its in zip(runs, longer, strict=True):
+                    run["waiting"] = its["waiting"] / math.sqrt(_LONGER)
+                found["waiting"] = self._pooled(runs)["waiting"]
             found["goodput"] = rate * found["within"]
             self._runs[rate] = runs
-            self.rows[rate] = found | {"meets": self._excess(found) <= 0.0}
+            self.rows[rate] = found | {"meets": self._excess(found, rate) <= 0.0}
         return bool(self.rows[rate]["meets"])
 
-    def _excess(self, found: Row) -> float:
+    def _excess(self, found: Row, rate: float) -> float:
         """By how much the worst limit is broken (in logs); 0 or less if none is."""
-        queue = math.log(max(found["waiting"], 1e-9) / self._queue)
+        if self._exact:
+            queue = math.log(rate / self.config.max_stable_rate) + 1e-9
+        else:
+            queue = math.log(max(found["waiting"], 1e-9) / self._queue)
         if self.slo.goodput is not None:
             return max(queue, self.slo.goodput - float(found["within"]))
         limits = self.slo.limits.items()
@@ -277,8 +296,17 @@ class Trials:
     def _crossing(self, rates: list[float], chosen: list[int]) -> float:
         """The log of the rate at which chosen replications begin to break limits."""
         runs = [[self._runs[rate][i] for i in chosen] for rate in rates]
-        excess = [self._excess(self._pooled(its)) for its in runs]
+        pooled = [self._pooled(its) for its in runs]
+        excess = list(map(self._excess, pooled, rates))
         return float(np.interp(0.0, np.maximum.accumulate(excess), np.log(rates)))
+
+    @cached_property
+    def _longer(self) -> list[Workload]:
+        """The requests of a longer run, for each replication."""
+        n = _LONGER * self.config.num_requests
+        return [
+            self.plan.requests(its.replace(num_requests=n)) for its in self._configs
+        ]
 
     def metrics(self, rate: float) -> Metrics:
         """What was found at ``rate``."""
@@ -375,6 +403,13 @@ def _times(config: SimulationConfig, record: RunRecord) -> Row:
         "output": record.output_length[skip:],
         "waiting": np.array([float(waiting)]),
     }
+
+
+def _has_exact_rate(config: SimulationConfig) -> bool:
+    """Is lambda* exact? Other orders, outputs and controllers carry more or less."""
+    by_theory = config.server == "static" or isinstance(config.outputs, Geometric)
+    free = config.kv_blocks is None and config.batch_control == "static"
+    return by_theory and free and config.scheduling_policy == "FCFS"
 
 
 def tried(name: str, rows: Mapping[float, Row]) -> pd.DataFrame:

@@ -7,12 +7,14 @@ import pandas as pd
 import pytest
 
 from llminfer import (
+    PRESETS,
     SLO,
     ConfigError,
     SimulationConfig,
     Workload,
     capacity,
     fewest_replicas,
+    simulate,
     sweep,
     theory,
 )
@@ -46,12 +48,63 @@ def test_the_rate_is_where_theory_has_that_p99():
     assert beyond[0] < 0.01 < beyond[1]
 
 
-def test_without_a_limit_on_the_queue_it_is_the_saturated_rate():
-    found = capacity(REAL.replace(num_requests=6000), SLO(tpot=10.0), n_jobs=1)
-    assert found.rate == pytest.approx(REAL.max_stable_rate, rel=0.05)
+REPORT = SimulationConfig(
+    prompt_dist_params={"mu": 4, "sigma": 1.5, "max": 8192},
+    batch_timeout=0.0,
+    num_requests=3500,
+)
+WIDE = REPORT.replace(  # of notebook 06
+    **PRESETS["llama-3.1-8b-rtx4090"].coefficients,
+    server="continuous",
+    output_length_dist="lognormal",
+    output_dist_params={"mu": 5, "sigma": 0.8, "max": 2048},
+)
+
+
+@pytest.mark.parametrize("config", [REPORT, WIDE], ids=["report", "wide"])
+def test_it_stays_at_or_below_what_the_server_carries(config):
+    """TPOT does not feel the queue: nothing else holds the rate down."""
+    slo = SLO(tpot=1000.0)
+    for seed in range(0, 10_000, 1000):
+        few = {"replications": 5, "n_jobs": 1, "random_seed_start": seed}
+        found = capacity(config, slo, **few)
+        assert 0.97 < found.rate / config.max_stable_rate <= 1.0
+        low, high = np.array(found.interval) / config.max_stable_rate
+        assert low < 1.01
+        assert high > 0.99
+
+
+def test_where_theory_has_no_bound_longer_runs_decide():
+    """Constant outputs keep in step, and carry more than geometric ones."""
+    config = REPORT.replace(
+        server="continuous",
+        prompt_length_dist="constant",
+        prompt_dist_params={"value": 20},
+        output_length_dist="constant",
+        output_dist_params={"value": 50},
+    )
+    found = capacity(config, SLO(tpot=1000.0), n_jobs=1)
+    assert found.rate > 1.03 * config.max_stable_rate
+    longer = config.replace(arrival_rate=found.rate, num_requests=60_000)
+    grown = []
+    for seed in range(3):
+        record = simulate(longer.replace(random_seed=seed))
+        grown.append(np.mean(record.processing_start_time > record.arrival_time[-1]))
+    assert np.mean(grown) < 0.05  # runs without that rule: 0.1
+
+
+def test_under_a_controller_the_queue_must_not_grow():
+    """It may never reach the batch limit that theory counts with."""
+    slow = {
+        "batch_control": "latency",
+        "batch_control_params": {"target": 0.1, "interval": 1.0},
+    }
+    config = REPORT.replace(**slow, num_requests=2000, warmup_requests=200)
+    found = capacity(config, SLO(tpot=1000.0), **ONE)
+    assert found.rate < 0.9 * config.max_stable_rate
     breaks = found.evaluated.set_index("rate").loc[found.bracket[1]]
-    assert breaks["p99_tpot"] < 10.0  # it is the queue that grows
-    assert breaks["waiting"] > 0.02 * 6000
+    holds = config.largest_batch
+    assert found.metrics["waiting"] <= max(40.0, holds) < breaks["waiting"]
 
 
 def test_the_bracket_is_as_narrow_as_told_and_its_verdicts_are_right():

@@ -204,3 +204,26 @@ def p99s(waits: FloatArray, exact: float, sizes: Sequence[int]) -> Numbers:
 def mean_wait(config: SimulationConfig, record: RunRecord) -> dict[str, float]:
     """The mean wait of a run without its warm-up, seconds: a measure for sweeps."""
     return {"mean_wait": float(record.wait[config.warmup_requests :].mean())}
+
+
+def stopped(means: FloatArray, exact: float, targets: Sequence[float]) -> Numbers:
+    """What ``replicate_until`` does with replications' means, in their order.
+
+    Args:
+        means: One a replication, shape (n,).
+        exact: What they estimate.
+        targets: Relative errors to ask for.
+
+    Returns:
+        ``n <target>``, the replications it took, and ``near <target>``, whether the
+        truth was as near as asked.
+
+    >>> stopped(np.full(40, 3.0), 3.0, [0.1])
+    {'n 0.1': 30, 'near 0.1': True}
+    """
+    found: Numbers = {}
+    for target in targets:
+        ran = replicate_until(means.__getitem__, target, most=len(means))
+        near = bool(abs(ran.estimate.value / exact - 1.0) <= target)
+        found |= {f"n {target}": ran.n, f"near {target}": near}
+    return found

@@ -109,7 +109,7 @@ def memory(config: SimulationConfig) -> float:
 
     >>> config = SimulationConfig(batch_size=8, arrival_rate=5.0)
     >>> round(memory(config.replace(prompt_dist_params={"mu": 4.0, "sigma": 1.0})), 1)
-    16.9
+    5.5
     """
     load, law, size = config.offered_load, config.step_time, config.largest_batch
     if load >= 1.0:
@@ -127,7 +127,7 @@ def measured_memories(config: SimulationConfig) -> float:
 
     >>> config = SimulationConfig(batch_size=1, arrival_rate=3.0)
     >>> round(measured_memories(config), 1)
-    12.5
+    66.0
     """
     measured = config.num_requests - config.warmup_requests
     return measured / max(memory(config), 1e-9)
