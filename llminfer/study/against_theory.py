@@ -61,6 +61,7 @@ def comparisons() -> tuple[Comparison, ...]:
         *_continuous(),
         *_limits(),
         *_without_limit(),
+        *_decode_only(),
     )
 
 
@@ -272,6 +273,31 @@ def _without_limit() -> Iterator[Comparison]:
         "greedy, no limit, constant outputs, load 0.4",
         config,
         [("mean latency", "Inoue", latency, _mean_latency)],
+    )
+
+
+def _decode_only() -> Iterator[Comparison]:
+    """Long outputs, no prefill and no limit: near a server that slows down smoothly."""
+    config = SimulationConfig(
+        server="continuous",
+        arrival_rate=2.5,
+        batch_size=512,
+        max_batched_tokens=10**6,
+        alpha=0.0,
+        beta=0.0,
+        gamma=0.02,
+        delta=0.0005,
+        prompt_dist_params=_CHAT,
+        output_length_dist="geometric",
+        output_dist_params={"mean": 400},
+        num_requests=12_000,
+        warmup_requests=2_000,
+    )
+    latency = theory.product_form(config).mean_latency
+    yield from _cases(
+        "continuous, no limit, decode only",
+        config,
+        [("mean latency", "product form", latency, _mean_latency)],
     )
 
 
