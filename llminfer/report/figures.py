@@ -155,6 +155,8 @@ def draw_summary(
         plot = plot.scale(edgecolor=looks["color"]) if color else plot
     fig = _drawn(plot.scale(**looks).label(x=labels[0], y=labels[1]), height)
     for ax in fig.axes:
+        for dot in ax.collections:  # else the line's own markers fill the hollow ones
+            dot.set_zorder(3.0)
         if log_x is not None:
             powers_of_two(ax, log_x)
         if log_y is not None:
