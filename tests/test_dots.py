@@ -1,5 +1,6 @@
 """Summaries with their intervals: curves in panels, and marks below each other."""
 
+import numpy as np
 import pandas as pd
 from matplotlib import pyplot as plt
 from matplotlib.colors import to_hex
@@ -55,4 +56,20 @@ def test_a_summary_without_alternatives_is_one_curve():
     fig = figures.draw_summary(pd.DataFrame(rows), "B")
     assert len(fig.axes[0].patches) == 1
     assert not fig.legends
+    plt.close(fig)
+
+
+def test_a_point_of_runs_too_short_looks_hollow():
+    rows = {"B": [1, 2], "mean": [1.0, 2.0], "ci_lower": [0, 1], "ci_upper": [2, 3]}
+    table = pd.DataFrame({**rows, "sound": [True, False]})
+    fig = figures.draw_summary(table, "B")
+    fig.canvas.draw()
+    (hollow,), (line, *_) = fig.axes[0].collections, fig.axes[0].get_lines()
+    place = fig.axes[0].transData.transform((2, 2.0)).round().astype(int)
+    pixels = np.asarray(fig.canvas.buffer_rgba())
+    assert list(pixels[pixels.shape[0] - place[1], place[0]][:3]) == [255] * 3
+    assert hollow.get_zorder() > line.get_zorder()
+    assert [text.get_text() for text in fig.legends[0].get_texts()] == [
+        "runs too short"
+    ]
     plt.close(fig)
