@@ -87,6 +87,14 @@ def test_a_sweep_shows_the_p99_of_all_its_requests():
     assert stats.summarize(table.assign(one=1), "one", "avg_ttft")["n"][0] == 5
 
 
+def test_tables_put_together_may_repeat_their_labels():
+    one, two = (
+        pd.DataFrame({"x": [v, v + 2.0], "replication": [0, 1]}) for v in (1, 5)
+    )
+    table = pd.concat([one.assign(kind="a"), two.assign(kind="b")])
+    assert stats.summarize(table, "kind", "x")["mean"].tolist() == [2.0, 6.0]
+
+
 def test_pairs_are_pooled_alternative_by_alternative():
     config = REPORT.replace(num_requests=3_000, arrival_rate=4.0, batch_timeout=0.0)
     table = sweep(config, {"batch_size": [8, 32]}, replications=4, n_jobs=1)

@@ -213,6 +213,7 @@ def summarize(
     if "replication" in frame and frame.duplicated([*groups, "replication"]).any():
         must = "all swept fields, or a group holds one replication several times"
         raise fail("by", groups, must)
+    frame = frame.reset_index(drop=True)  # tables put together repeat their labels
     rows: list[dict[str, Any]] = []
     for name in names:
         numbers = pd.Series(by_replication(frame, name, groups), frame.index)
