@@ -291,7 +291,9 @@ class Trials:
         every = list(range(n))
         logs = [self._crossing(rates, every[:i] + every[i + 1 :]) for i in every]
         found = jackknife(self._crossing(rates, every), logs)
-        return math.exp(found.lower), math.exp(found.upper)
+        most = self.config.max_stable_rate if self._exact else math.inf
+        lower, upper = math.exp(found.lower), math.exp(found.upper)
+        return min(lower, rate), min(max(upper, rate), most)
 
     def _crossing(self, rates: list[float], chosen: list[int]) -> float:
         """The log of the rate at which chosen replications begin to break limits."""

@@ -367,3 +367,13 @@ def test_a_choice_that_is_not_there_is_named():
     table = limits_table([10.0, 11.0], seed=1)
     with pytest.raises(ConfigError, match=r"choice=3: must be one of 0, 1"):
         cost_of_choice(table, "p99", "limit", choice=3)
+
+
+def test_a_cost_without_bounds_says_so():
+    """The best may cost nothing, so that no ratio to it has a bound."""
+    runs = pd.DataFrame(
+        {"cost": [0.0, 1.0, 2.0, -1.0, 1.0, 0.5], "kind": list("ab") * 3}
+    )
+    runs["replication"] = [0, 0, 1, 1, 2, 2]
+    found = cost_of_choice(runs, "cost", "kind", "b")
+    assert (found["cost_lower"], found["cost_upper"]) == (0.0, np.inf)

@@ -241,9 +241,10 @@ def cost_of_choice(
     at = _position("choice", choice, labels)
     others = labels[:at] + labels[at + 1 :]
     found = best_against_rest(frame, metric, over, others, confidence=confidence)
+    unbounded = {"": math.nan, "_lower": 0.0, "_upper": math.inf}  # by Fieller
     costs = {
-        "cost" + end: float(np.maximum(found["relative" + end], 0.0))
-        for end in ("", "_lower", "_upper")
+        "cost" + end: max(0.0, float(np.nan_to_num(found["relative" + end], nan=none)))
+        for end, none in unbounded.items()
     }
     best = labels[int(results.mean(axis=0).argmin())]
     return {"choice": choice, "best": best, **costs}
