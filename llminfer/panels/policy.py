@@ -59,8 +59,7 @@ class PolicyPicture(Picture):
             for group, its in (("short", latency[~long]), ("long", latency[long])):
                 if its.size:
                     curves[f"{group}{name}"] = quantile_points(its)
-                    p99 = np.quantile(its, 0.99)
-                    readings[f"p99 of {group}{name}"] = seconds(p99)
+                    readings[f"p99 of {group}{name}"] = seconds(np.quantile(its, 0.99))
         return curves, readings
 
 

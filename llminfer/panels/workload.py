@@ -43,7 +43,7 @@ class WorkloadPicture(Picture):
             self.add(left, rule, i, rule)
         self.add(left, "best", 6, "the best", **RING)
         self.add(left, "here", 6, "now", marker="x", linestyle="none")
-        left.legend(loc="lower left", bbox_to_anchor=(0.0, 1.0), ncols=4)
+        left.legend(loc="lower left", bbox_to_anchor=(0.0, 1.0), ncols=2)
         right.set(xscale="log", xlim=(1.0, 8192.0), ylim=(0.0, 1.02))
         right.xaxis.set_major_formatter("{x:g}")
         right.set(xlabel="prompt tokens at most", ylabel="share")
