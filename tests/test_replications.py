@@ -7,8 +7,12 @@ import numpy as np
 import pytest
 
 from llminfer import ExperimentConfig, SimulationConfig, sweep
+from llminfer.experiment import replicated, simulate
 from llminfer.panels import replications as module
+from llminfer.panels.html import OVERLOADED
 from llminfer.panels.replications import Replications
+from llminfer.stats.intervals import pooled_quantile
+from llminfer.study.early_warning import load_ramp
 
 BASE = SimulationConfig(arrival_rate=4.0, batch_timeout=0.0, num_requests=1000)
 LONG = BASE.replace(num_requests=9500)
@@ -35,7 +39,11 @@ def test_it_says_the_mean_and_half_width_of_a_sweep(button):
     said = re.search(r"mean latency <b>([\d.]+) ± ([\d.]+) s", button.result.value)
     assert float(said[1]) == pytest.approx(mean, rel=0.02)
     assert float(said[2]) == pytest.approx(half, rel=0.05)
-    assert re.search(r"p99 <b>[\d.]+ ± [\d.]+ s", button.result.value)
+    for what in ("median", "p99 latency", "p99 TTFT", "p99 TPOT"):
+        assert re.search(rf"{what} <b>[\d.]+ ± [\d.]+ m?s<", button.result.value)
+    assert "from <b>3 runs of 9,500 requests, 500 of them warm-up<" in (
+        button.result.value
+    )
     assert button.progress.value == 3
     assert not button.start.disabled
     assert button.cancel.disabled
@@ -45,7 +53,8 @@ def test_a_run_too_short_for_a_quantile_has_no_interval_of_it(button):
     button.offer(BASE)
     button.start.click()
     finish(button)
-    assert "p99 <b>runs too short" in button.result.value
+    for time in ("latency", "TTFT", "TPOT"):
+        assert f"p99 {time} <b>runs too short" in button.result.value
 
 
 @pytest.mark.parametrize("how", ["cancel", "move"])
@@ -98,3 +107,70 @@ def test_it_runs_the_seeds_of_every_other_experiment(button, monkeypatch):
     button.start.click()
     finish(button)
     assert seen == ExperimentConfig("", "", BASE, 3).get_replication_configs()
+
+
+def test_quantiles_are_of_all_runs_together(button):
+    button.offer(LONG)
+    button.start.click()
+    finish(button)
+    records = [simulate(own) for own in replicated(LONG, 3)]
+    for label, time, scale in (
+        ("p99 latency", "latency", 1.0),
+        ("p99 TTFT", "ttft", 1.0),
+        ("p99 TPOT", "tpot", 1e3),
+    ):
+        values = [scale * getattr(record, time)[500:] for record in records]
+        exact = pooled_quantile(values, 0.99)
+        said = re.search(rf"{label} <b>([\d.]+) ± ([\d.]+)", button.result.value)
+        assert float(said[1]) == pytest.approx(exact.value, abs=0.05 * float(said[2]))
+        assert float(said[2]) == pytest.approx(exact.upper - exact.value, rel=0.05)
+
+
+def test_one_token_each_has_no_time_per_output_token(button):
+    one = {"output_length_dist": "constant", "output_dist_params": {"value": 1}}
+    button.offer(BASE.replace(**one))
+    button.start.click()
+    finish(button)
+    assert "TPOT" not in button.result.value
+    assert "mean TTFT <b>" in button.result.value
+
+
+@pytest.mark.parametrize("how", ["load", "ramp"])
+def test_a_queue_that_grows_is_said_instead_of_intervals(button, how):
+    most = LONG.max_stable_rate
+    if how == "load":
+        config = LONG.replace(arrival_rate=1.3 * most)
+    else:  # below 1 on average
+        config = load_ramp(LONG, 0.4, 1.3, 2000.0, 2000.0)
+        assert config.offered_load < 1.0
+    button.offer(config)
+    button.start.click()
+    finish(button)
+    assert "the queue grows until their end" in button.result.value
+    assert OVERLOADED in button.result.value
+    assert re.search(r"Throughput [\d.]+ requests/s", button.result.value)
+    assert "±" not in button.result.value
+
+
+@pytest.mark.parametrize("load", [0.5, 0.9, 0.95])
+@pytest.mark.parametrize("timeout", [0.0, None])
+def test_a_stable_queue_is_not_taken_for_one_that_grows(button, load, timeout):
+    rate = load * LONG.max_stable_rate
+    button.offer(LONG.replace(arrival_rate=rate, batch_timeout=timeout))
+    button.start.click()
+    finish(button)
+    assert "mean latency <b>" in button.result.value
+
+
+def test_what_it_measures_of_a_picture_is_on_the_button_and_in_the_result(button):
+    button.offer(BASE, "the twin")
+    assert button.start.description == "Measure the twin (3 runs)"
+    button.start.click()
+    finish(button)
+    assert "requests, 500 of them warm-up, the twin<" in button.result.value
+    button.offer(None)
+    assert button.layout.display == "none"
+    button.offer(BASE)
+    assert button.layout.display == "flex"
+    assert button.start.description == "Measure (3 runs)"
+    assert button.result.value == ""

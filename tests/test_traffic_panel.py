@@ -32,8 +32,9 @@ def panel():
 def test_it_starts_with_the_first_trace_at_the_rate_that_is_given(panel):
     assert panel.controls["trace"].value == "even"
     assert panel.config.arrival_rate == pytest.approx(5.0)
-    fields = twin(TRACES["even"])
-    assert panel.config.prompt_dist_params == fields["prompt_dist_params"]
+    fields = twin(TRACES["even"])["prompt_dist_params"]
+    four_digits = {name: float(f"{value:.4g}") for name, value in fields.items()}
+    assert panel.config.prompt_dist_params == four_digits
     assert panel.config.batch_timeout == 0.0
 
 
@@ -49,7 +50,8 @@ def test_the_picture_shows_a_replay_and_the_configurations_own_requests(panel):
         record = simulate(few, requests)
         ttft = record.first_token_time - record.arrival_time
         x, shares = panel.picture.lines[name].get_data()
-        np.testing.assert_allclose(x, np.quantile(ttft, shares))
+        shown = np.clip(np.quantile(ttft, shares), 0.01, 1000.0)  # the axis
+        np.testing.assert_allclose(x, shown)
     path = panel.picture.lines["path twin"].get_ydata()
     assert path.max() == ttft.max()
 

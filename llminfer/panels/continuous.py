@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from matplotlib.figure import Figure
 
 from llminfer.config import SimulationConfig
 from llminfer.experiment import simulate
 from llminfer.metrics import MetricsCollector, goodput
+from llminfer.panels.html import seconds
 from llminfer.panels.picture import (
     GOOD_ENOUGH,
     Picture,
@@ -20,8 +23,6 @@ from llminfer.report.figures import DASHES, log_axis
 from llminfer.report.timeline import over_time
 from llminfer.workload import Workload
 
-_SKIPPED = 100  # requests of warm-up
-
 
 class ContinuousPicture(Picture):
     """Distributions of TTFT and latency on both servers, and the continuous one's fill.
@@ -30,7 +31,12 @@ class ContinuousPicture(Picture):
     blocks are nothing to it.
     """
 
-    requests = 1200
+    requests, warmup = 1200, 100
+    of = "the continuous server"
+
+    def servers(self, config: SimulationConfig) -> Mapping[str, SimulationConfig]:
+        static = config.replace(server="static", batch_timeout=0.0)
+        return {"continuous": config.replace(server="continuous"), "static": static}
 
     def compose(self, figure: Figure) -> None:
         axes = figure.subplot_mosaic("lc;lh")
@@ -56,23 +62,19 @@ class ContinuousPicture(Picture):
         held.set_xlabel("time, share of the continuous run")
 
     def compute(self, config: SimulationConfig) -> Shown:
-        few = config.replace(num_requests=self.requests, warmup_requests=_SKIPPED)
-        requests = Workload.generate(few)
-        servers = {
-            "continuous": few.replace(server="continuous"),
-            "static": few.replace(server="static", batch_timeout=0.0),
-        }
+        few = self.short(config)
+        requests, skip = Workload.generate(few), self.warmup
         curves: dict[str, Points] = {}
         readings: dict[str, str] = {}
-        for name, server in servers.items():
+        for name, server in self.servers(few).items():
             record = simulate(server, requests)
-            found = MetricsCollector.compute_metrics(record, _SKIPPED)
-            curves[f"{name} ttft"] = quantile_points(record.ttft[_SKIPPED:])
-            curves[f"{name} latency"] = quantile_points(record.latency[_SKIPPED:])
+            found = MetricsCollector.compute_metrics(record, skip)
+            curves[f"{name} ttft"] = quantile_points(record.ttft[skip:])
+            curves[f"{name} latency"] = quantile_points(record.latency[skip:])
             for time in ("ttft", "tpot", "latency"):
                 label = time if time == "latency" else time.upper()
-                readings[f"p99 {label}, {name}"] = f"{found[f'p99_{time}']:.3g} s"
-            good = goodput(record, *GOOD_ENOUGH, _SKIPPED)
+                readings[f"p99 {label}, {name}"] = seconds(found[f"p99_{time}"])
+            good = goodput(record, *GOOD_ENOUGH, skip)
             readings[f"goodput, {name}"] = f"{good:.3g} requests/s"
             if record.steps is not None:
                 readings["preemptions"] = f"{found['preemptions']:,.0f}"

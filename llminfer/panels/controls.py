@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses as dc
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -51,8 +52,7 @@ class Control:
 
     def write(self, config: SimulationConfig, value: Any) -> SimulationConfig:
         """``config`` with what the widget says, to four digits: a hand sets no more."""
-        if self.make is w.FloatLogSlider:
-            value = float(f"{value:.4g}")
+        value = _four_digits(value)
         return config.replace(**{self.name: None if value == _NONE else value})
 
     def put(self, widgets: Widgets, value: Any) -> None:
@@ -67,6 +67,22 @@ class Control:
 
     def follow(self, widgets: Widgets) -> None:
         """Move the other widgets that depend on this one, which a hand has moved."""
+
+
+def rounded(config: SimulationConfig) -> SimulationConfig:
+    """``config`` with its numbers to four digits, so that a line to copy is short.
+
+    >>> rounded(SimulationConfig(arrival_rate=4.123456)).arrival_rate
+    4.123
+    """
+    fields = {f.name: _four_digits(getattr(config, f.name)) for f in dc.fields(config)}
+    return config.replace(**fields)
+
+
+def _four_digits(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {name: _four_digits(its) for name, its in value.items()}
+    return float(f"{value:.4g}") if isinstance(value, float) else value
 
 
 def log(low: float, high: float, step: float, readout: str = ".3g") -> dict[str, Any]:
@@ -84,10 +100,7 @@ _TIMEOUTS = [
     *((f"{s:g} s", s) for s in (0.1, 0.3, 1.0, 3.0, 10.0)),
     ("until full", _NONE),
 ]
-_BLOCKS = [
-    *((str(n), n) for n in (640, 800, 1024, 1280, 1536, 2048, 3072, 4096)),
-    ("no limit", _NONE),
-]
+_BLOCKS = [(str(n), n) for n in (640, 800, 1024, 1280, 1536, 2048, 3072, 4096)]
 _PREFILL = {"options": [("in chunks", True), ("whole", False)]}
 CONTROLS: Mapping[str, Control] = {
     control.name: control
@@ -101,7 +114,7 @@ CONTROLS: Mapping[str, Control] = {
         _selection("batch_size", "batch size B", [2**k for k in range(10)]),
         _selection("batch_timeout", "wait to fill", _TIMEOUTS),
         _selection("max_batched_tokens", "token budget", [2**k for k in range(8, 15)]),
-        _selection("kv_blocks", "KV blocks", _BLOCKS),
+        _selection("kv_blocks", "KV blocks", [*_BLOCKS, ("no limit", _NONE)]),
         Control("chunked_prefill", "prefill", w.Dropdown, _PREFILL),
         Control(f"{_RAMP}.end_rate", "λ at the end", options=log(-1, 2, 0.02)),
         Control(f"{_RAMP}.duration", "climb (s)", options=log(2, 3.5, 0.05, ".0f")),

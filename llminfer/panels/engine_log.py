@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -14,8 +15,10 @@ from llminfer.calibrate import MEASURES, Calibration
 from llminfer.config import SimulationConfig
 from llminfer.data.logs import ServedLog
 from llminfer.experiment import simulate
+from llminfer.panels.html import seconds
 from llminfer.panels.picture import Picture, Points, Shown
 from llminfer.report.figures import COLORS, look
+from llminfer.servers.overload import described
 from llminfer.timeseries import queue_length, running
 
 _MARKS: Any = {"marker": ".", "linestyle": "none", "markersize": 3.0}
@@ -78,10 +81,17 @@ class LogPicture(Picture):
         log: What was measured; its requests are simulated, whatever the arrival rate.
     """
 
+    of = "serves the requests of the log"
+    measurable = False  # there are no others like them
+
     def __init__(self, log: ServedLog) -> None:
         super().__init__()
         self.log = log
         self.requests = len(log)
+
+    def servers(self, config: SimulationConfig) -> Mapping[str, SimulationConfig]:
+        its = self.log.workload  # if all came at once, there is no rate
+        return {"the log": described(its, config)} if np.ptp(its.arrival_time) else {}
 
     def compose(self, figure: Figure) -> None:
         axes = zip(figure.subplots(1, 3, sharey=True), MEASURES, strict=True)
@@ -95,11 +105,11 @@ class LogPicture(Picture):
         figure.axes[0].set_ylabel("share of requests")
 
     def compute(self, config: SimulationConfig) -> Shown:
-        own = config.replace(num_requests=self.requests, warmup_requests=0)
-        served = ServedLog.from_record(simulate(own, self.log.workload))
+        served = ServedLog.from_record(simulate(self.short(config), self.log.workload))
         curves = {name: _empirical_cdf(getattr(served, name)) for name in MEASURES}
         readings = {}
         for name in MEASURES:
             real, ours = (np.nanmean(getattr(s, name)) for s in (self.log, served))
-            readings[f"mean {NAMES[name]}"] = f"{ours:.3g} s ({ours / real - 1.0:+.1%})"
+            off = f"{ours / real - 1.0:+.1%}"
+            readings[f"mean {NAMES[name]}"] = f"{seconds(ours)} ({off})"
         return curves, readings

@@ -29,7 +29,7 @@ def continuous_panel() -> Panel:
     server = REPORT.replace(
         **PRESETS["llama-3.1-8b-rtx4090"].coefficients,
         server="continuous",
-        arrival_rate=5.0,  # requests/s
+        arrival_rate=2.2,  # requests/s: both carry it
         output_length_dist="lognormal",
         output_dist_params={"mu": 5, "sigma": 0.8, "max": 2048},  # tokens
         batch_size=128,

@@ -8,16 +8,18 @@ from collections.abc import Mapping
 from llminfer.config import SimulationConfig
 
 _FULL = 1.5  # load at the end of the gauge
+OVERLOADED = "Waits measure the length of the run."
 _GOOD, _CLOSE, _BAD = "#0072b2", "#9a6700", "#b00020"  # all readable on white
 
 
-def gauge(config: SimulationConfig) -> str:
-    """The offered load as a bar with a mark at 1, and in words."""
-    load, most = config.offered_load, config.max_stable_rate
+def gauge(config: SimulationConfig, name: str = "") -> str:
+    """The offered load, at its peak, as a bar with a mark at 1, and in words."""
+    load, most = config.peak_load, config.max_stable_rate
     color = _GOOD if load < 0.8 else _CLOSE if load < 1.0 else _BAD
     share = 100.0 * min(load, _FULL) / _FULL
+    what = f"offered load, {name}" if name else "offered load"
     bar = (
-        f'<div role="meter" aria-label="offered load" aria-valuemin="0" '
+        f'<div role="meter" aria-label="{html.escape(what)}" aria-valuemin="0" '
         f'aria-valuemax="{_FULL}" aria-valuenow="{min(load, _FULL):.2f}" '
         'style="position:relative;width:240px;max-width:100%;height:10px;'
         'background:#e4e4e4;display:inline-block;margin-right:1em">'
@@ -25,9 +27,13 @@ def gauge(config: SimulationConfig) -> str:
         f'<div style="position:absolute;left:{100.0 / _FULL:.1f}%;top:-3px;width:2px;'
         'height:16px;background:#333333"></div></div>'
     )
-    said = f"load ρ = λ/λ* = {load:.2f}, λ* = {most:.3g} requests/s"
-    if load >= 1.0:
-        said = f"⚠ Overloaded: {said}. Waits measure the length of the run."
+    peak = "at its peak " * (config.arrival_pattern != "constant")
+    said = f"load ρ = λ/λ* {peak}= {load:.2f}, λ* = {most:.3g} requests/s"
+    if config.offered_load < 1.0 <= load:
+        said = f"{said}: above 1 for a while, {config.offered_load:.2f} on average"
+    elif load >= 1.0:
+        said = f"⚠ Overloaded: {said}. {OVERLOADED}"
+    said = f"{name}: {said}".removeprefix(": ")
     return f"{bar}{_text(said, color if load >= 0.8 else '#333333')}"
 
 
@@ -53,11 +59,34 @@ def named_lines(said: Mapping[str, str]) -> str:
     )
 
 
-def code(config: SimulationConfig) -> str:
-    """The configuration as a line of Python, all of it selected by one click."""
+def run_length(config: SimulationConfig, runs: int) -> str:
+    """What numbers rest on, in words."""
+    of = "one run" if runs == 1 else f"{runs} runs"
+    skipped = config.warmup_requests
+    warm = f", {skipped:,} of them warm-up" if skipped else ""
+    return f"{of} of {config.num_requests:,} requests{warm}"
+
+
+def code(config: SimulationConfig, of: str = "") -> str:
+    """The configuration as a line of Python, all of it selected by one click.
+
+    Args:
+        config: What to say.
+        of: What of a picture it is, a comment behind it.
+    """
     look = "white-space:pre-wrap;overflow-wrap:anywhere;line-height:1.4;user-select:all"
-    line = html.escape(repr(config))
+    line = html.escape(repr(config) + (f"  # {of}" if of else ""))
     return f'<code title="click, then copy" style="{look}">{line}</code>'
+
+
+def seconds(value: float) -> str:
+    """Three digits and the unit.
+
+    >>> seconds(1983.2), seconds(0.01234)
+    ('1,980 s', '0.0123 s')
+    """
+    rounded = float(f"{value:.3g}")
+    return f"{rounded:,.0f} s" if rounded >= 1000.0 else f"{rounded:.3g} s"
 
 
 def _text(text: str, color: str) -> str:

@@ -11,7 +11,7 @@ import ipywidgets as w
 
 from llminfer.config import SimulationConfig
 from llminfer.panels import html
-from llminfer.panels.controls import CONTROLS, Control
+from llminfer.panels.controls import CONTROLS, Control, rounded
 from llminfer.panels.picture import Picture
 from llminfer.panels.replications import Replications
 from llminfer.timing import COEFFICIENTS, PRESETS
@@ -54,7 +54,7 @@ class Panel(w.VBox):  # type: ignore[misc]
         picture: Picture,
         controls: Sequence[str | Control] = ("arrival_rate", "alpha", "beta", "gamma"),
     ) -> None:
-        self.base = self.config = base
+        self.base = self.config = rounded(base)
         self.picture = picture
         self._quiet = False
         made = [CONTROLS[c] if isinstance(c, str) else c for c in controls]
@@ -68,7 +68,7 @@ class Panel(w.VBox):  # type: ignore[misc]
         below = [self.readings, self.replications, self.code]
         super().__init__([self.load, self.image, self._widgets(), *below])
         left = dict(self._left)
-        self._go_to(base, self.controls)
+        self._go_to(self.base, self.controls)
         self.picture.keep()
         self._show()
         self._go_on_from(left)
@@ -151,14 +151,20 @@ class Panel(w.VBox):  # type: ignore[misc]
             config = self.config
             for name, value in values.items():
                 config = self._made[name].write(config, value)
-            self.config = config
-            readings = self.picture.update(config)
+            self.config = rounded(config)
+            readings = self.picture.update(self.config)
             self.image.value = self.picture.png()
+            shown = self.picture.shown(self.config)
+            short = self.picture.short(self.config)
+            servers = self.picture.servers(shown).items()
+            gauges = "<br>".join(html.gauge(its, name) for name, its in servers)
         except Exception as error:  # whatever it is, the reader must see it here
             self.load.value = html.alarm(f"{type(error).__name__}: {error}")
             return
-        self.load.value = html.gauge(config)
-        self.readings.value = html.readings(readings)
-        self.code.value = html.code(config)
-        self.replications.offer(config)
-        self._left["now"] = _State(config, self.preset.value, values)
+        self.load.value = gauges
+        rests_on = {"from": html.run_length(short, 1)}
+        self.readings.value = html.readings(rests_on | dict(readings))
+        self.code.value = html.code(shown, self.picture.of)
+        measured = shown if self.picture.measurable else None
+        self.replications.offer(measured, self.picture.of)
+        self._left["now"] = _State(self.config, self.preset.value, values)

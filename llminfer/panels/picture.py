@@ -20,6 +20,7 @@ from llminfer.base.arrays import FloatArray
 from llminfer.config import SimulationConfig
 from llminfer.experiment import simulate
 from llminfer.metrics import MetricsCollector, goodput
+from llminfer.panels.html import seconds
 from llminfer.record import RunRecord
 from llminfer.report.figures import (
     COLORS,
@@ -37,15 +38,11 @@ Shown = tuple[dict[str, Points], dict[str, str]]  # curves and readings, by name
 SHARES = np.linspace(0.0, 1.0, 101)
 BATCH_LIMITS = (1, 2, 4, 8, 16, 32, 64, 128)
 TIMEOUTS: Mapping[str, float | None] = {"at once": 0.0, "until full": None}
+RING: Any = {"marker": "o", "linestyle": "none", "markerfacecolor": "none"}
 GOOD_ENOUGH = (1.0, 0.1)  # limits of TTFT and TPOT, seconds
-_SCREEN: Any = {
-    **STYLE,
-    "font.size": 10.0,
-    "axes.labelsize": 10.0,
-    "xtick.labelsize": 9.0,
-    "ytick.labelsize": 9.0,
-    "legend.fontsize": 9.0,
-}
+_SMALL = ("xtick.labelsize", "ytick.labelsize", "legend.fontsize")
+_SCREEN: Any = {**STYLE, "font.size": 10.0, "axes.labelsize": 10.0}
+_SCREEN |= dict.fromkeys(_SMALL, 9.0)
 
 
 class Picture(ABC):
@@ -53,15 +50,22 @@ class Picture(ABC):
 
     Attributes:
         requests: Requests a simulation; few, so that the answer comes at once.
+        warmup: Those of them that are left out.
+        of: What of the picture the configuration is, if it shows more than one.
+        measurable: Whether the configuration alone says what was simulated.
         lines: The curves by name, once the figure is made.
         kept: The grey ones behind them.
     """
 
     requests: int
+    warmup = 0
+    of = ""
+    measurable = True
 
     def __init__(self) -> None:
         self.lines: dict[str, Line2D] = {}
         self.kept: dict[str, Line2D] = {}
+        self._marks: dict[str, str] = {}
 
     @cached_property
     def figure(self) -> Figure:
@@ -79,6 +83,18 @@ class Picture(ABC):
         canvas: Any = self.figure.canvas
         return canvas.copy_from_bbox(self.figure.bbox)
 
+    def shown(self, config: SimulationConfig) -> SimulationConfig:
+        """What is simulated, but for the number of requests."""
+        return config
+
+    def short(self, config: SimulationConfig) -> SimulationConfig:
+        """The same with the few requests of the picture."""
+        return config.replace(num_requests=self.requests, warmup_requests=self.warmup)
+
+    def servers(self, config: SimulationConfig) -> Mapping[str, SimulationConfig]:
+        """The servers whose load is said, by name."""
+        return {self.of: config}
+
     @abstractmethod
     def compose(self, figure: Figure) -> None:
         """Make the axes, and a line for each curve with ``add``."""
@@ -93,21 +109,36 @@ class Picture(ABC):
         """A curve in the ``i``-th look, and the grey one behind it."""
         grey: Any = {"color": GHOST, "linestyle": DASHES[i], "linewidth": 1.0} | style
         own: Any = {"color": COLORS[i], "linestyle": DASHES[i], "label": label} | style
-        (self.kept[name],) = ax.plot([], [], animated=True, **grey)
-        (self.lines[name],) = ax.plot([], [], animated=True, **own)
+        self._marks[name] = style.get("marker", "")
+        whole: Any = {"clip_on": "marker" not in style, "animated": True}
+        (self.kept[name],) = ax.plot([], [], **whole, **grey)
+        (self.lines[name],) = ax.plot([], [], **whole, **own)
+        for line in (self.kept[name], self.lines[name]):
+            line.set_in_layout(False)  # empty, it has no extent to make room for
 
     def update(self, config: SimulationConfig) -> Mapping[str, str]:
         """Move the curves to ``config``; the readings as text."""
         curves, readings = self.compute(config)
         _ = self.figure  # its lines are made with it
         for name, (x, y) in curves.items():
-            self.lines[name].set_data(x, y)
+            self._move(name, x, y)
         return readings
+
+    def _move(self, name: str, x: FloatArray, y: FloatArray) -> None:
+        """Put a curve's points where they are, or at the edge they are beyond."""
+        line = self.lines[name]
+        ax: Any = line.axes
+        (left, right), (low, high) = map(sorted, (ax.get_xlim(), ax.get_ylim()))
+        line.set_data(np.clip(x, left, right), np.clip(y, low, high))
+        if self._marks[name] and len(x):
+            beyond = ">" if min(x) > right else "^" if min(y) > high else ""
+            line.set_marker(beyond or self._marks[name])
 
     def keep(self) -> None:
         """Leave the present curves behind in grey."""
         for name, line in self.lines.items():
             self.kept[name].set_data(*line.get_data())
+            self.kept[name].set_marker(line.get_marker())
 
     def png(self) -> bytes:
         """The picture."""
@@ -123,7 +154,7 @@ class Picture(ABC):
 class LatencyPicture(Picture):
     """The distribution of latency, and where on the load curve the server stands."""
 
-    requests = 2000
+    requests, warmup = 2000, 300
     loads = (0.1, 0.3, 0.5, 0.65, 0.8, 0.9, 0.97)
 
     def compose(self, figure: Figure) -> None:
@@ -143,42 +174,43 @@ class LatencyPicture(Picture):
         right.legend(loc="upper left")
 
     def compute(self, config: SimulationConfig) -> Shown:
-        own = config.replace(num_requests=self.requests, warmup_requests=300)
+        own = self.short(config)
         requests = Workload.generate(own)
         record = simulate(own, requests)
-        metrics = MetricsCollector.compute_metrics(record, 300)
+        metrics = MetricsCollector.compute_metrics(record, self.warmup)
         steady = own.arrival_pattern == "constant"  # then any rate will do
         mean, p99 = _along(own.replace(arrival_rate=1.0) if steady else own, self.loads)
         loads = np.array(self.loads)
-        here = np.array([min(config.offered_load, 1.19)])
         return {
-            "latency": quantile_points(record.latency[300:]),
-            "ttft": quantile_points(record.ttft[300:]),
+            "latency": quantile_points(record.latency[self.warmup :]),
+            "ttft": quantile_points(record.ttft[self.warmup :]),
             "mean": (loads, mean),
             "p99": (loads, p99),
             "theory": (loads, latency_curve(own, self.loads)),
-            "here": (here, np.array([metrics["avg_latency"]])),
-        }, _readings(record, metrics)
+            "here": _point(config.offered_load, metrics["avg_latency"]),
+        }, self._said(record, metrics)
 
-
-def _readings(record: RunRecord, metrics: Mapping[str, float]) -> dict[str, str]:
-    good = goodput(record, *GOOD_ENOUGH, 300)
-    return {
-        "mean latency": f"{metrics['avg_latency']:.3g} s",
-        "median": f"{metrics['p50_latency']:.3g} s",
-        "99% are done within": f"{metrics['p99_latency']:.3g} s",
-        "mean time to first token": f"{metrics['avg_ttft']:.3g} s",
-        "throughput": f"{metrics['throughput_req_per_sec']:.3g} requests/s",
-        "goodput (TTFT ≤ 1 s, TPOT ≤ 0.1 s)": f"{good:.3g} requests/s",
-        "mean batch": f"{metrics['avg_batch_size']:.1f} requests",
-        "busy": f"{metrics['utilization']:.0%} of the time",
-    }
+    def _said(self, record: RunRecord, metrics: Mapping[str, float]) -> dict[str, str]:
+        good = goodput(record, *GOOD_ENOUGH, self.warmup)
+        return {
+            "mean latency": seconds(metrics["avg_latency"]),
+            "median": seconds(metrics["p50_latency"]),
+            "99% are done within": seconds(metrics["p99_latency"]),
+            "mean time to first token": seconds(metrics["avg_ttft"]),
+            "throughput": f"{metrics['throughput_req_per_sec']:.3g} requests/s",
+            "goodput (TTFT ≤ 1 s, TPOT ≤ 0.1 s)": f"{good:.3g} requests/s",
+            "mean batch": f"{metrics['avg_batch_size']:.1f} requests",
+            "busy": f"{metrics['utilization']:.0%} of the time",
+        }
 
 
 class BatchSizePicture(Picture):
-    """Latency against the batch limit, for both rules of dispatch, and the capacity."""
+    """Latency against the batch limit, for both rules of dispatch, and the capacity.
 
-    requests = 1000
+    A ring is around the configuration itself.
+    """
+
+    requests, warmup = 1000, 100
 
     def compose(self, figure: Figure) -> None:
         left, right = figure.subplots(1, 2)
@@ -186,6 +218,7 @@ class BatchSizePicture(Picture):
         for i, rule in enumerate(TIMEOUTS):
             self.add(left, f"{rule} p99", 2 * i + 1, f"{rule}, p99")
             self.add(left, f"{rule} mean", 2 * i, f"{rule}, mean")
+        self.add(left, "here", 6, "now, p99", **RING)
         left.legend(loc="upper right", ncols=2)
         over_batch_limits(right, 0.1, 100.0, "requests/s")
         self.add(right, "capacity", 0, "most it can carry, λ*(B)")
@@ -193,16 +226,17 @@ class BatchSizePicture(Picture):
         right.legend(loc="upper left")
 
     def compute(self, config: SimulationConfig) -> Shown:
-        few = config.replace(num_requests=self.requests, warmup_requests=100)
+        few = self.short(config)
         sizes = np.array(BATCH_LIMITS, dtype=np.float64)
         capacity = np.array([config.stable_rate(b) for b in BATCH_LIMITS])
         arriving = np.full(len(sizes), config.arrival_rate)
         curves = {"capacity": (sizes, capacity), "arriving": (sizes, arriving)}
-        readings = stable_from(stable_limits(config))
-        for rule, (mean, p99) in by_batch_limit(few, BATCH_LIMITS).items():
-            curves |= {f"{rule} mean": (sizes, mean), f"{rule} p99": (sizes, p99)}
-            least, size = min(zip(p99.tolist(), BATCH_LIMITS, strict=True))
-            readings[f"least p99, {rule}"] = f"{least:.3g} s at B = {size}"
+        curves["here"], readings = at_its_own_limit(few)
+        readings |= stable_from(stable_limits(config))
+        for rule, (means, p99s) in by_batch_limit(few, BATCH_LIMITS).items():
+            curves |= {f"{rule} mean": (sizes, means), f"{rule} p99": (sizes, p99s)}
+            least, size = min(zip(p99s.tolist(), BATCH_LIMITS, strict=True))
+            readings[f"least p99, {rule}"] = f"{seconds(least)} at B = {size}"
         return curves, readings
 
 
@@ -216,6 +250,18 @@ def over_shares(ax: Axes, low: float, high: float, label: str) -> None:
 def quantile_points(values: FloatArray) -> Points:
     """The quantiles of ``values``, and the share of them below each."""
     return np.quantile(values, SHARES), SHARES
+
+
+def at_its_own_limit(config: SimulationConfig) -> tuple[Points, dict[str, str]]:
+    """Its p99 of latency at its batch limit, and that and the mean as readings."""
+    mean, p99 = mean_and_p99(config, Workload.generate(config))
+    at = f"B = {config.batch_size}"
+    readings = {f"mean, {at}": seconds(mean), f"p99, {at}": seconds(p99)}
+    return _point(config.batch_size, p99), readings
+
+
+def _point(x: float, y: float) -> Points:
+    return np.array([float(x)]), np.array([y])
 
 
 def stable_limits(config: SimulationConfig) -> list[int]:

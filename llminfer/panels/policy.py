@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from llminfer.config import SimulationConfig
 from llminfer.experiment import simulate
 from llminfer.panels.controls import CONTROLS, Control, Widgets, log
+from llminfer.panels.html import seconds
 from llminfer.panels.panel import Panel
 from llminfer.panels.picture import Picture, Points, Shown, over_shares, quantile_points
 from llminfer.policies import POLICIES
@@ -28,7 +29,8 @@ class PolicyPicture(Picture):
     A request is long if its prompt is longer than the mean of the prompts' law.
     """
 
-    requests = 3000
+    requests, warmup = 3000, 300
+    of = "the policy chosen"
 
     def compose(self, figure: Figure) -> None:
         left, right = figure.subplots(1, 2, sharey=True)
@@ -44,21 +46,20 @@ class PolicyPicture(Picture):
         ax.legend(loc="lower right")
 
     def compute(self, config: SimulationConfig) -> Shown:
-        few = config.replace(num_requests=self.requests, warmup_requests=300)
+        few = self.short(config)
         requests = Workload.generate(few)
         fcfs = few.replace(scheduling_policy="FCFS", scheduling_policy_params={})
         curves: dict[str, Points] = {}
         readings: dict[str, str] = {}
         for name, run in (("", few), (" FCFS", fcfs)):
             record = simulate(run, requests)
-            latency = record.latency[300:]
-            long = record.prompt_length[300:] > config.prompts.expectation()
-            readings[f"mean{name}"] = f"{latency.mean():.3g} s"
+            latency = record.latency[self.warmup :]
+            long = record.prompt_length[self.warmup :] > config.prompts.expectation()
+            readings[f"mean{name}"] = seconds(latency.mean())
             for group, its in (("short", latency[~long]), ("long", latency[long])):
                 if its.size:
                     curves[f"{group}{name}"] = quantile_points(its)
-                    p99 = np.quantile(its, 0.99)
-                    readings[f"p99 of {group}{name}"] = f"{p99:.3g} s"
+                    readings[f"p99 of {group}{name}"] = seconds(np.quantile(its, 0.99))
         return curves, readings
 
 

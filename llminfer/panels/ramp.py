@@ -44,15 +44,21 @@ class RampPicture(Picture):
             ax.axvline(1.0, color="#b00020", linewidth=1.0)
             ax.legend(loc="upper left")
 
-    def compute(self, config: SimulationConfig) -> Shown:
+    def short(self, config: SimulationConfig) -> SimulationConfig:
         climb = np.array([config.arrival_pattern_params["duration"]])
         expected = math.ceil(float(config.arrivals.cumulative(climb)[0]))
         most = min(expected, self.requests)
-        own = config.replace(num_requests=most, warmup_requests=0)
+        return config.replace(num_requests=most, warmup_requests=0)
+
+    shown = short
+
+    def compute(self, config: SimulationConfig) -> Shown:
+        own = self.short(config)
         seen = warning_signals(own, simulate(own))
         load = np.array(seen["load"])
+        within = np.where(load <= _MOST_SHOWN, load, np.nan)
         curves: dict[str, Points] = {
-            name: (load, np.array(seen[name]))
+            name: (within, np.array(seen[name]))
             for name in ("queue", "rate_ratio", "utilization", "batch_fill")
         }
         runs = pd.DataFrame([seen])

@@ -13,14 +13,19 @@ from llminfer.base.errors import ConfigError
 from llminfer.config import SimulationConfig
 from llminfer.experiment import metrics_of, replicated, simulate
 from llminfer.panels import html
+from llminfer.servers.overload import may_carry_more, waiting_in
 from llminfer.stats.intervals import Estimate, pooled_quantile
 
 _MEANS: Mapping[str, tuple[str, float, str]] = {  # name, scale, unit
     "avg_latency": ("mean latency", 1.0, "s"),
-    "avg_ttft": ("TTFT", 1.0, "s"),
-    "avg_tpot": ("TPOT", 1e3, "ms"),
+    "avg_ttft": ("mean TTFT", 1.0, "s"),
+    "avg_tpot": ("mean TPOT", 1e3, "ms"),
     "throughput_req_per_sec": ("throughput", 1.0, "requests/s"),
     "utilization": ("busy", 100.0, "% of the time"),
+}
+_TIMES = {"latency": (1.0, "s"), "ttft": (1.0, "s"), "tpot": (1e3, "ms")}
+_QUANTILES = {"median": (0.5, "latency")} | {  # name, of what
+    f"p99 {t if t == 'latency' else t.upper()}": (0.99, t) for t in _TIMES
 }
 
 
@@ -34,30 +39,35 @@ class Replications(w.Box):  # type: ignore[misc]
     number = 30  # independent runs
 
     def __init__(self) -> None:
-        self.start = w.Button(
-            description=f"Measure ({self.number} runs)",
-            tooltip=f"{self.number} independent runs, for 95% intervals",
-            layout=w.Layout(width="auto"),
-        )
+        tip = f"{self.number} independent runs, for 95% intervals"
+        self.start = w.Button(tooltip=tip, layout=w.Layout(width="auto"))
         self.cancel = w.Button(description="Cancel", disabled=True)
-        self.progress = w.IntProgress(
-            max=self.number, layout=w.Layout(width="160px", visibility="hidden")
-        )
+        bar = w.Layout(width="160px", visibility="hidden")
+        self.progress = w.IntProgress(max=self.number, layout=bar)
         self.result = w.HTML()
         self.thread: threading.Thread | None = None
         self._stop = threading.Event()
         self._config: SimulationConfig | None = None
+        self._of = ""
         self.start.on_click(lambda _: self._begin())
         self.cancel.on_click(lambda _: self.halt())
         flow = w.Layout(display="flex", flex_flow="row wrap", width="100%")
         parts = [self.start, self.cancel, self.progress, self.result]
         super().__init__(parts, layout=flow)
 
-    def offer(self, config: SimulationConfig) -> None:
-        """Make ``config`` the one to run; what came of another goes."""
+    def offer(self, config: SimulationConfig | None, of: str = "") -> None:
+        """Make ``config`` the one to run; what came of another goes.
+
+        Args:
+            config: What the reader sees; None if no configuration says it all.
+            of: What of a picture it is, if that shows more.
+        """
+        self.layout.display = "none" if config is None else "flex"
+        what = f"Measure {of}" if of else "Measure"
+        self.start.description = f"{what} ({self.number} runs)"
         if config != self._config:
             self.halt()
-            self._config = config
+            self._config, self._of = config, of
             self.result.value = ""
 
     def halt(self) -> None:
@@ -81,17 +91,29 @@ class Replications(w.Box):  # type: ignore[misc]
 
     def _replicate(self, config: SimulationConfig, stop: threading.Event) -> None:
         """Run the replications, unless stopped, and show what they say."""
+        length = html.run_length(config, self.number)
+        length += f", {self._of}" if self._of else ""
+        rows: list[dict[str, float]] = []
+        times: list[dict[str, FloatArray]] = []
+        waiting: list[tuple[int, int]] = []
         try:
-            rows: list[dict[str, float]] = []
-            latencies: list[FloatArray] = []
             for own in replicated(config, self.number):
                 record = simulate(own)
                 if stop.is_set():
                     return
                 rows.append(metrics_of(own, record))
-                latencies.append(record.latency[own.warmup_requests :])
+                its = {n: getattr(record, n)[own.warmup_requests :] for n in _TIMES}
+                times.append({n: v[~np.isnan(v)] for n, v in its.items()})
+                waiting.append(waiting_in(record))
                 self.progress.value = len(rows)
-            said = html.readings(_intervals(rows, latencies))
+            if _grows(config, waiting):
+                carried = np.mean([row["throughput_req_per_sec"] for row in rows])
+                said = html.alarm(
+                    f"From {length}: the queue grows until their end. "
+                    f"{html.OVERLOADED} Throughput {carried:.3g} requests/s."
+                )
+            else:
+                said = html.readings({"from": length} | _intervals(rows, times))
         except Exception as error:  # in a thread nobody else would see it
             said = html.alarm(f"{type(error).__name__}: {error}")
         if not stop.is_set():
@@ -99,8 +121,21 @@ class Replications(w.Box):  # type: ignore[misc]
             self._rest()
 
 
+def _grows(config: SimulationConfig, waiting: Sequence[tuple[int, int]]) -> bool:
+    """Whether the load is above 1, or on average more wait at the end than before.
+
+    They are more than half as many again as in the middle of a run, more than one in
+    fifty of all and more than the servers hold: none of it is so in a stable queue.
+    """
+    if config.offered_load >= 1.0 and not may_carry_more(config):
+        return True
+    middle, end = np.mean(waiting, axis=0)
+    held = config.largest_batch * config.replicas
+    return bool(end > max(1.5 * middle, 0.02 * config.num_requests, held))
+
+
 def _intervals(
-    rows: Sequence[Mapping[str, float]], latencies: Sequence[FloatArray]
+    rows: Sequence[Mapping[str, float]], times: Sequence[Mapping[str, FloatArray]]
 ) -> dict[str, str]:
     """Means and quantiles with the half-width of their 95% interval, as text."""
     shown: dict[str, str] = {}
@@ -108,9 +143,13 @@ def _intervals(
         values = scale * np.array([row[name] for row in rows])
         if np.isfinite(values).all():
             shown[label] = f"{_with_half(Estimate.of_mean(values))} {unit}"
-    for q, label in ((0.5, "median"), (0.99, "p99")):
+    for label, (q, name) in _QUANTILES.items():
+        scale, unit = _TIMES[name]
+        samples = [scale * its[name] for its in times]
+        if not any(map(len, samples)):
+            continue  # one token each: there is no time per output token
         try:
-            shown[label] = f"{_with_half(pooled_quantile(latencies, q))} s"
+            shown[label] = f"{_with_half(pooled_quantile(samples, q))} {unit}"
         except ConfigError:  # runs too short for this quantile have no interval
             shown[label] = "runs too short for an interval"
     return shown

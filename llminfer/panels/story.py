@@ -148,10 +148,7 @@ def _in_words(own: Spans, now: float) -> str:
     for event, (start, _) in zip(_EVENTS, own.values(), strict=True):
         if (requests := np.flatnonzero(start == now) + 1).size:
             news.append(f"{event}: {', '.join(map(str, requests))}")
-    where = {
-        name: int(((start <= now) & (now < end)).sum())
-        for name, (start, end) in own.items()
-    }
+    where = {n: int(((s <= now) & (now < e)).sum()) for n, (s, e) in own.items()}
     done = int((list(own.values())[-1][1] <= now).sum())
     counts = ", ".join(f"{n} {name}" for name, n in where.items() if n)
     parts = [counts, f"{done} done" if done else "", *news]

@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from llminfer.config import SERVERS, SimulationConfig
 from llminfer.experiment import simulate
 from llminfer.panels.controls import Control, log
+from llminfer.panels.html import seconds
 from llminfer.panels.panel import Panel
 from llminfer.panels.picture import Picture, Points, Shown, over_shares, quantile_points
 from llminfer.report.figures import log_axis
@@ -31,12 +32,17 @@ class TrafficPicture(Picture):
     """
 
     requests = 1200
+    of = "the twin"
 
     def __init__(self, traces: Mapping[str, Workload]) -> None:
         super().__init__()
         self.traces = {n: _first(its, self.requests) for n, its in traces.items()}
         self.twins = {name: twin(its) for name, its in self.traces.items()}
         self.chosen = next(iter(traces))
+
+    def short(self, config: SimulationConfig) -> SimulationConfig:
+        its = len(self.traces[self.chosen])
+        return config.replace(num_requests=its, warmup_requests=0)
 
     def compose(self, figure: Figure) -> None:
         left, right = figure.subplots(1, 2)
@@ -60,7 +66,7 @@ class TrafficPicture(Picture):
     def compute(self, config: SimulationConfig) -> Shown:
         trace = self.traces[self.chosen]
         n = len(trace)
-        few = config.replace(num_requests=n, warmup_requests=0)
+        few = self.short(config)
         pace = config.arrival_rate / self.twins[self.chosen]["arrival_rate"]
         curves: dict[str, Points] = {}
         readings: dict[str, str] = {}
@@ -69,8 +75,8 @@ class TrafficPicture(Picture):
             times = token_times(simulate(few, requests))
             for name, its in times.items():
                 curves[f"{name}{tail}"] = quantile_points(its)
-                p50, p99 = (f"{q:.3g}" for q in np.quantile(its, (0.5, 0.99)))
-                readings[f"{name.upper()}{tail}, p50 and p99"] = f"{p50} and {p99} s"
+                p50, p99 = map(seconds, np.quantile(its, (0.5, 0.99)))
+                readings[f"{name.upper()}{tail}, p50 and p99"] = f"{p50} and {p99}"
             worst = np.maximum.reduceat(times["ttft"], np.arange(0, n, _GROUP))
             curves[f"path{tail}"] = (np.arange(0.0, n, _GROUP), worst)
         return curves, readings

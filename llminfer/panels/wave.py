@@ -10,6 +10,8 @@ from matplotlib.figure import Figure
 
 from llminfer.config import SimulationConfig
 from llminfer.experiment import simulate
+from llminfer.panels.controls import rounded
+from llminfer.panels.html import seconds
 from llminfer.panels.picture import Picture, Points, Shown
 from llminfer.report.figures import log_axis
 from llminfer.study.measures import over_a_wave
@@ -26,7 +28,8 @@ class WavePicture(Picture):
     period in which half of the requests arrive.
     """
 
-    requests = 3000  # in the two periods that are simulated
+    of = "the fixed limit"
+    requests, warmup = 3000, 150  # in the two periods that are simulated
 
     def compose(self, figure: Figure) -> None:
         left, right = figure.subplots(1, 2)
@@ -42,15 +45,15 @@ class WavePicture(Picture):
         right.set_ylabel("p99 latency, seconds")
         left.legend(loc="lower left", bbox_to_anchor=(0.0, 1.0), ncols=4)
 
-    def compute(self, config: SimulationConfig) -> Shown:
+    def shown(self, config: SimulationConfig) -> SimulationConfig:
         mean = config.arrival_rate
-        period = self.requests / 2.0 / mean
-        wave = config.replace(
-            arrival_pattern="sinusoidal",
-            arrival_pattern_params={"amplitude": 0.8 * mean, "period": period},
-            num_requests=self.requests,
-            warmup_requests=self.requests // 20,
-        )
+        swing = {"amplitude": 0.8 * mean, "period": self.requests / 2.0 / mean}
+        wave = {"arrival_pattern": "sinusoidal", "arrival_pattern_params": swing}
+        return rounded(self.short(config).replace(**wave))
+
+    def compute(self, config: SimulationConfig) -> Shown:
+        wave = self.shown(config)
+        period = wave.arrival_pattern_params["period"]
         requests = Workload.generate(wave)
         curves: dict[str, Points] = {}
         readings: dict[str, str] = {}
@@ -62,7 +65,7 @@ class WavePicture(Picture):
             time = np.array(found["time"][shown]) / period
             curves[f"{name} limit"] = (time, np.array(found["limit"][shown]))
             curves[f"{name} p99"] = (time, np.array(found["p99"][shown]))
-            readings[f"p99 at the peak, {name}"] = f"{found['p99_peak']:.3g} s"
+            readings[f"p99 at the peak, {name}"] = seconds(found["p99_peak"])
         return curves, readings
 
 

@@ -13,12 +13,15 @@ from matplotlib.figure import Figure
 from llminfer.config import SimulationConfig
 from llminfer.laws.lengths import LengthLaw
 from llminfer.panels.controls import Control, Widgets
+from llminfer.panels.html import seconds
 from llminfer.panels.panel import Panel
 from llminfer.panels.picture import (
+    RING,
     TIMEOUTS,
     Picture,
     Points,
     Shown,
+    at_its_own_limit,
     by_batch_limit,
     over_batch_limits,
     stable_from,
@@ -31,16 +34,16 @@ _LENGTHS = np.unique(np.geomspace(1.0, 8192.0, 200).round())  # tokens
 class WorkloadPicture(Picture):
     """p99 against the batch limit, for both rules of dispatch, and the prompts."""
 
-    requests = 1000
+    requests, warmup = 1000, 100
 
     def compose(self, figure: Figure) -> None:
         left, right = figure.subplots(1, 2)
         over_batch_limits(left, 0.3, 300.0, "p99 latency, seconds")
         for i, rule in enumerate(TIMEOUTS):
             self.add(left, rule, i, rule)
-        ring = {"marker": "o", "linestyle": "none", "markerfacecolor": "none"}
-        self.add(left, "best", 6, "the best", **ring)
-        left.legend(loc="lower left", bbox_to_anchor=(0.0, 1.0), ncols=3)
+        self.add(left, "best", 6, "the best", **RING)
+        self.add(left, "here", 6, "now", marker="x", linestyle="none")
+        left.legend(loc="lower left", bbox_to_anchor=(0.0, 1.0), ncols=2)
         right.set(xscale="log", xlim=(1.0, 8192.0), ylim=(0.0, 1.02))
         right.xaxis.set_major_formatter("{x:g}")
         right.set(xlabel="prompt tokens at most", ylabel="share")
@@ -49,18 +52,20 @@ class WorkloadPicture(Picture):
         right.legend(loc="lower left", bbox_to_anchor=(0.0, 1.0), ncols=2)
 
     def compute(self, config: SimulationConfig) -> Shown:
-        few = config.replace(num_requests=self.requests, warmup_requests=100)
+        few = self.short(config)
         sizes = stable_limits(config)
         curves = _cumulative_shares(config.prompts)
-        readings = stable_from(sizes)
+        curves["here"], readings = at_its_own_limit(few)
+        readings |= stable_from(sizes)
         best: list[tuple[int, float]] = []
         for rule, (_, p99) in by_batch_limit(few, sizes).items():
             curves[rule] = (np.array(sizes), p99)
             if sizes:
-                best.append((sizes[p99.argmin()], p99.min()))
-                readings[f"best, {rule}"] = "B = {} with {:.3g} s".format(*best[-1])
-        limits, least = np.array(best).reshape(-1, 2).T
-        curves["best"] = (limits, least)
+                size, least = sizes[p99.argmin()], p99.min()
+                best.append((size, least))
+                readings[f"best, {rule}"] = f"B = {size} with {seconds(least)}"
+        limits, lowest = np.array(best).reshape(-1, 2).T
+        curves["best"] = (limits, lowest)
         mean, deviation = config.prompts.expectation(), config.prompts.variance() ** 0.5
         moments = f"mean {mean:.0f}, standard deviation {deviation:.0f} tokens"
         return curves, readings | {"prompts": moments}
@@ -93,6 +98,7 @@ def _steps(low: float, high: float, step: float) -> list[float]:
 
 
 _FROM_10, _CAP = {"min": 10}, {"max": 8192}  # tokens; the most is the context
+_ENDS = _FROM_10 | _CAP
 SHAPES: Mapping[str, Shape] = {
     "uniform": Shape(
         "uniform from 10", "up to, tokens", "max", _steps(50, 1000, 50), 500, _FROM_10
@@ -101,12 +107,7 @@ SHAPES: Mapping[str, Shape] = {
         "log-normal, μ = 4", "σ", "sigma", _steps(0.1, 2.5, 0.1), 1.5, {"mu": 4} | _CAP
     ),
     "powerlaw": Shape(
-        "power law from 10",
-        "exponent",
-        "alpha",
-        _steps(1.1, 4, 0.1),
-        2,
-        _FROM_10 | _CAP,
+        "power law from 10", "exponent", "alpha", _steps(1.1, 4, 0.1), 2, _ENDS
     ),
 }
 

@@ -101,15 +101,20 @@ def warn_of_growth(config: SimulationConfig, record: RunRecord) -> None:
     chance alone makes a queue of some sqrt(n) in short runs; more than some batches;
     and more than in the middle.
     """
-    arrival, start = record.arrival_time, record.processing_start_time
-    n, middle, last = len(arrival), arrival[len(arrival) // 2], arrival[-1]
-    before = int(np.sum((arrival <= middle) & (start > middle)))
-    waiting = int(np.sum(start > last))
+    n, (before, waiting) = len(record.arrival_time), waiting_in(record)
     if waiting > max(0.05 * n, 8.0 * n**0.5, _few(config), before):
         _warn(
             f"overloaded: {waiting:,} of {n:,} requests wait when the last one comes, "
             f"{before:,} in the middle of the run: waits grow with its length"
         )
+
+
+def waiting_in(record: RunRecord) -> tuple[int, int]:
+    """Requests that wait in the middle of a run, and when the last one comes."""
+    arrival, start = record.arrival_time, record.processing_start_time
+    middle, last = arrival[len(arrival) // 2], arrival[-1]
+    before = (arrival <= middle) & (start > middle)
+    return int(np.sum(before)), int(np.sum(start > last))
 
 
 def _few(config: SimulationConfig) -> int:
