@@ -54,36 +54,23 @@ __all__ = [
 ]
 
 _ELSEWHERE = {  # names of the source design, loaded when they are asked for
-    "ArrivalRate": "laws.arrivals",
-    "BatchProcessor": "servers.by_hand",
-    "ClassRoundRobinPolicy": "policies",
-    "ExperimentConfig": "course",
-    "ExperimentRunner": "course",
-    "FCFSPolicy": "policies",
-    "MetricsCollector": "metrics",
-    "PredictedSJFPolicy": "policies",
-    "PriorityPolicy": "policies",
-    "RequestClass": "request",
-    "RequestGenerator": "course",
-    "SJFAgingPolicy": "policies",
-    "SJFPolicy": "policies",
-    "ServerByHand": "servers.by_hand",
-    "Verdict": "report.verdict",
-    "WFQPolicy": "policies",
-    "compute_confidence_interval": "stats.intervals",
-    "constant_rate": "laws.arrivals",
-    "get_policy": "policies",
-    "ramp_rate": "laws.arrivals",
-    "save_results": "course",
-    "sinusoidal_rate": "laws.arrivals",
-    "step_rate": "laws.arrivals",
+    "course": "ExperimentConfig ExperimentRunner RequestGenerator save_results",
+    "laws.arrivals": "ArrivalRate constant_rate ramp_rate sinusoidal_rate step_rate",
+    "metrics": "MetricsCollector",
+    "policies": "ClassRoundRobinPolicy FCFSPolicy PredictedSJFPolicy PriorityPolicy "
+    "SJFAgingPolicy SJFPolicy WFQPolicy get_policy",
+    "report.verdict": "Verdict",
+    "request": "RequestClass",
+    "servers.by_hand": "BatchProcessor ServerByHand",
+    "stats.intervals": "compute_confidence_interval",
 }
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _ELSEWHERE:
-        raise AttributeError(f"module 'llminfer' has no attribute {name!r}")
-    return getattr(importlib.import_module(f"llminfer.{_ELSEWHERE[name]}"), name)
+    for module, names in _ELSEWHERE.items():
+        if name in names.split():
+            return getattr(importlib.import_module(f"llminfer.{module}"), name)
+    raise AttributeError(f"module 'llminfer' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:

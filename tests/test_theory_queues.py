@@ -190,7 +190,7 @@ def test_counts_are_read_off_a_circle_with_points_enough():
 # Bounds and identities
 
 
-def test_inoues_identity_holds_and_his_bound_is_above_it():
+def test_inoues_identity_holds():
     config = REAL.replace(
         output_length_dist="constant",
         output_dist_params={"value": 20},
@@ -202,8 +202,6 @@ def test_inoues_identity_holds_and_his_bound_is_above_it():
         queue = theory.bulk_queue(server)
         identity = theory.inoue_latency(server, queue.mean_batch)
         assert identity == pytest.approx(queue.mean_latency, rel=1e-9)
-        assert identity <= theory.inoue_bound(server) < 1.6 * identity
-    assert theory.inoue_bound(server) == pytest.approx(identity, rel=1e-3)
 
 
 def test_the_table_of_stability_has_the_numbers_of_each_configuration():
@@ -243,8 +241,8 @@ CHAIN = SimulationConfig(
 
 
 def chain_rate(config):
-    parts = config.step_time, config.prompts, config.outputs, config.batch_size
-    return theory.saturation_rate(*parts)
+    parts = config.prompts, config.outputs, config.batch_size
+    return config.step_time.saturation_rate(*parts)
 
 
 def serve_in_steps(config, requests, seed):

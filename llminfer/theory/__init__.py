@@ -9,12 +9,10 @@ from llminfer.theory.bulk import BulkQueue as BulkQueue
 from llminfer.theory.bulk import GammaQueue as GammaQueue
 from llminfer.theory.continuous_chain import ContinuousChain as ContinuousChain
 from llminfer.theory.continuous_chain import ProductForm as ProductForm
-from llminfer.theory.continuous_chain import saturation_rate as saturation_rate
 from llminfer.theory.known import assembly_bound as assembly_bound
 from llminfer.theory.known import bulk_queue as bulk_queue
 from llminfer.theory.known import conserved_work as conserved_work
 from llminfer.theory.known import continuous as continuous
-from llminfer.theory.known import inoue_bound as inoue_bound
 from llminfer.theory.known import inoue_latency as inoue_latency
 from llminfer.theory.known import largest_rate as largest_rate
 from llminfer.theory.known import latency_curve as latency_curve

@@ -31,26 +31,6 @@ from llminfer.theory.single_server import check_load
 from llminfer.timing import StepTime
 
 
-def saturation_rate(
-    step_time: StepTime, prompts: LengthLaw, outputs: LengthLaw, batch_size: int
-) -> float:
-    """lambda* of continuous batching, requests a second, with B always running.
-
-    Args:
-        step_time: The five coefficients.
-        prompts: Law of prompt tokens.
-        outputs: Law of output tokens.
-        batch_size: B.
-
-    >>> from llminfer.config import SimulationConfig
-    >>> config = SimulationConfig()
-    >>> parts = config.step_time, config.prompts, config.outputs
-    >>> round(saturation_rate(*parts, batch_size=8), 2)
-    4.5
-    """
-    return step_time.saturation_rate(prompts, outputs, batch_size)
-
-
 @dataclass(frozen=True)
 class ContinuousChain:
     """A stable continuous server under Poisson arrivals and FCFS, solved exactly.
@@ -60,7 +40,7 @@ class ContinuousChain:
     Bin(m + k, 1 - 1/E[O]) decoding and q - k + Poisson(lambda step) waiting.
 
     Args:
-        arrival_rate: lambda, requests a second, below ``saturation_rate``.
+        arrival_rate: lambda, requests a second, below ``StepTime.saturation_rate``.
         step_time: The coefficients; kappa is taken as 0.
         prompts: Law of prompt tokens, capped.
         outputs: Geometric law of output tokens.

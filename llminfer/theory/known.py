@@ -38,7 +38,6 @@ from llminfer.theory.bulk import BulkQueue, GammaQueue
 from llminfer.theory.continuous_chain import (
     ContinuousChain,
     ProductForm,
-    saturation_rate,
 )
 from llminfer.theory.service_time import BatchTime
 from llminfer.theory.single_server import (
@@ -187,7 +186,7 @@ def continuous(config: SimulationConfig) -> ContinuousChain:
         raise fail("batch_size", config.batch_size, "at most 64 for the chain")
     parts = (config.step_time, listed(config, "prompt"), outputs, config.batch_size)
     unlimited(config)
-    check_load(config.arrival_rate, saturation_rate(*parts))
+    check_load(config.arrival_rate, config.max_stable_rate)
     return _chained(config.arrival_rate, *parts)
 
 
@@ -406,29 +405,6 @@ def inoue_latency(config: SimulationConfig, mean_batch: float) -> float:
     once = 2.0 * slope * fixed + spread + fixed**2 / size
     ratio = (1.0 + rate**2 * once) / (1.0 - (rate * slope) ** 2)
     return slope * ratio + fixed + rate / 2.0 * (slope**2 * ratio + once)
-
-
-def inoue_bound(config: SimulationConfig) -> float:
-    """The most E[latency], seconds, can be without a batch limit.
-
-    The identity falls in E[b], and E[b] is at least 1 and at least the fixed point
-    lambda tau / (1 - lambda a) of batches that never find the queue empty.
-
-    Raises:
-        ConfigError: As ``inoue_latency``.
-
-    Source: Inoue (2021), arXiv:1912.06322.
-
-    >>> config = SimulationConfig(batch_size=8, batch_timeout=0.0, arrival_rate=3.0)
-    >>> config = config.replace(
-    ...     output_length_dist="constant", output_dist_params={"value": 20}
-    ... )
-    >>> round(inoue_bound(config), 3)
-    1.404
-    """
-    slope, fixed, _ = _linear_batch(config)
-    rate = config.arrival_rate
-    return inoue_latency(config, max(1.0, rate * fixed / (1.0 - rate * slope)))
 
 
 def _linear_batch(config: SimulationConfig) -> tuple[float, float, float]:
