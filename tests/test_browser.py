@@ -6,7 +6,7 @@ from pathlib import Path
 
 import nbformat
 import pytest
-from browser import WIDTHS, find_faults, panels_in
+from browser import WIDTHS, find_faults, for_panels, panels_in
 from lab import Lab, find_chromium, running_chromium, running_lab, running_page
 from nbformat.v4 import new_code_cell, new_notebook
 from playwright.sync_api import BrowserContext, expect
@@ -144,3 +144,12 @@ def test_the_stand_alone_page_answers_its_sliders(
             expect(picture).not_to_have_attribute("src", before)
         assert "Error" not in page.inner_text("body")
     page.close()
+
+
+def test_only_what_a_panel_needs_is_run_for_it() -> None:
+    sources = ["import a", "b = a.b()", "c = 3", "def d():\n    return b", "d()", "c"]
+    cells = [new_code_cell(source) for source in sources]
+    cells[4].metadata["tags"] = ["widget"]
+    kept = for_panels(cells)
+    assert [cell.source for cell in kept] == ["import a", *sources[1:2], *sources[3:5]]
+    assert for_panels(cells[:3]) == cells[:3]
