@@ -27,7 +27,7 @@ from llminfer.laws.lengths import LengthLaw, length_law
 from llminfer.policies import POLICIES, SchedulingPolicy, get_policy
 from llminfer.request import RequestClass
 from llminfer.servers.batch_control import BatchController, batch_controller
-from llminfer.timing import COEFFICIENTS, PRESETS, StepTime
+from llminfer.timing import COEFFICIENTS, PRESETS, STEP_LAWS, StepTime
 
 SERVERS = ("static", "continuous")
 ROUTERS = ("round_robin", "random", "least_loaded", "shortest_queue")
@@ -45,6 +45,12 @@ _CHECKS: Mapping[str, Callable[[str, Any], Any]] = {
     "warmup_requests": functools.partial(whole, least=0),
     "random_seed": functools.partial(whole, least=0),
 }
+_SWITCHES = (
+    "chunked_prefill",
+    "reserve_full_prompt",
+    "prefix_caching",
+    "async_scheduling",
+)
 _MAY_BE_NONE = ("batch_timeout", "kv_blocks", "random_seed")
 
 
@@ -79,6 +85,10 @@ class SimulationConfig:
         gamma: Decode, seconds a step.
         delta: Decode, seconds a sequence and step.
         kappa: Decode, seconds a KV token and step.
+        epsilon: Prefill, seconds a pair of a prompt token and one it attends to.
+        step_law: How these make a step's time: ``sum``, or ``roofline``, where a step
+            reads the weights for gamma seconds and its arithmetic, alpha a token that
+            is prefilled or decodes, hides behind that until it takes longer.
         server: ``static`` runs a batch to completion; ``continuous`` changes it from
             step to step, never waits for a batch to fill, and so has no use for
             ``batch_timeout``. All that follow, up to ``router``, are settings of the
@@ -91,6 +101,7 @@ class SimulationConfig:
         reserve_full_prompt: Admit a request only where its whole prompt fits into the
             free blocks; False asks for the first part alone.
         prefix_caching: Let a preempted request find again what nobody has overwritten.
+        async_scheduling: Compose each step while the one before runs, as vLLM does.
         replicas: Servers behind one router.
         router: Which server takes a request: round_robin, random, least_loaded
             (fewest requests there) or shortest_queue (fewest tokens there).
@@ -122,6 +133,8 @@ class SimulationConfig:
     gamma: float = 0.0005
     delta: float = 0.0
     kappa: float = 0.0
+    epsilon: float = 0.0
+    step_law: str = "sum"
     server: str = "static"
     max_batched_tokens: int = 2048
     kv_blocks: int | None = None
@@ -129,6 +142,7 @@ class SimulationConfig:
     chunked_prefill: bool = True
     reserve_full_prompt: bool = True
     prefix_caching: bool = False
+    async_scheduling: bool = False
     replicas: int = 1
     router: str = "round_robin"
     num_requests: int = 10000
@@ -157,8 +171,9 @@ class SimulationConfig:
 
     def _check_server(self) -> None:
         choice("server", self.server, SERVERS)
+        choice("step_law", self.step_law, STEP_LAWS)
         choice("router", self.router, ROUTERS)
-        for name in ("chunked_prefill", "reserve_full_prompt", "prefix_caching"):
+        for name in _SWITCHES:
             if not isinstance(value := getattr(self, name), bool):
                 raise fail(name, value, "True or False")
         if self.server == "static":
@@ -214,8 +229,8 @@ class SimulationConfig:
 
     @property
     def step_time(self) -> StepTime:
-        """The five coefficients as a law of step times."""
-        return StepTime(*(getattr(self, name) for name in COEFFICIENTS))
+        """The six coefficients as a law of step times."""
+        return StepTime(*(getattr(self, c) for c in COEFFICIENTS), self.step_law)
 
     @property
     def classes(self) -> tuple[RequestClass, ...]:
@@ -263,7 +278,8 @@ class SimulationConfig:
             time = law.mean_batch_time(prompts, outputs, batch_size)
             return batch_size / time if time > 0.0 else float("inf")
         sequences = min(float(batch_size), self._most_sequences())
-        return law.saturation_rate(prompts, outputs, sequences)
+        ahead = int(self.async_scheduling)
+        return law.saturation_rate(prompts, outputs, sequences, ahead=ahead)
 
     def _most_sequences(self) -> float:
         """Sequences that memory and budget of a continuous server have room for."""
@@ -317,9 +333,11 @@ class SimulationConfig:
         >>> SimulationConfig.from_preset("opt-13b-a100").gamma
         0.0199
         """
-        choice("preset", preset, PRESETS)
-        its = PRESETS[preset]
-        return cls(**{**its.coefficients, "server": its.server, **changes})
+        its = PRESETS[choice("preset", preset, PRESETS)]
+        given = {"server": its.server, **changes}
+        if given["server"] == "continuous":
+            given.setdefault("async_scheduling", its.async_scheduling)
+        return cls(**{**its.coefficients, **given})
 
     def replace(self, **changes: Any) -> Self:
         """A copy with ``changes``; ``prompt_dist_params.sigma`` names a parameter.
@@ -405,7 +423,7 @@ def _check_fields(given: Mapping[str, Any]) -> None:
 
 
 # what only that server has, from max_batched_tokens to router, and its default
-_CONTINUOUS = {f.name: f.default for f in fields(SimulationConfig)[-11:-3]}
+_CONTINUOUS = {f.name: f.default for f in fields(SimulationConfig)[-12:-3]}
 _made = SimulationConfig.__init__
 
 

@@ -1,64 +1,89 @@
-"""The time a step takes: the five-coefficient law, its presets, and E[T_B]."""
+"""The time a step takes: the law of six coefficients, its presets, and E[T_B]."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
+from scipy.signal import fftconvolve
 
 from llminfer.base.arrays import FloatArray
-from llminfer.base.errors import number
+from llminfer.base.errors import choice, number
 from llminfer.laws.lengths import LengthLaw
 
 Quantity = Any  # a number, or an array of them
+_MOST_SPARE = 2**20  # tokens; no step computes so many while it reads the weights
 
 
 class Preset(NamedTuple):
-    """A published or fitted set of coefficients, and where it comes from."""
+    """A named engine: how long its steps take, how it schedules, who says so."""
 
     alpha: float  # s per prompt token
     beta: float  # s per prefill
-    gamma: float  # s per decode step
-    delta: float  # s per sequence and decode step
-    kappa: float  # s per KV token and decode step
+    gamma: float  # s per step that decodes, or that reads the weights
+    delta: float  # s per sequence that decodes
+    kappa: float  # s per KV token it attends to
+    epsilon: float  # s per pair of a prefilled token and one it attends to
+    step_law: str
     source: str
+    async_scheduling: bool = False
     server: str = "continuous"  # what ``SimulationConfig.from_preset`` simulates
     largest_batch: int | None = None  # fitted to batches of at most so many, if known
 
     @property
-    def coefficients(self) -> dict[str, float]:
-        """The five numbers by name.
+    def coefficients(self) -> dict[str, Any]:
+        """The law of its step times, as fields of a configuration.
 
-        >>> PRESETS["report"].coefficients
-        {'alpha': 0.001, 'beta': 0.05, 'gamma': 0.0005, 'delta': 0.0, 'kappa': 0.0}
+        >>> PRESETS["report"].coefficients  # doctest: +NORMALIZE_WHITESPACE
+        {'alpha': 0.001, 'beta': 0.05, 'gamma': 0.0005,
+         'delta': 0.0, 'kappa': 0.0, 'epsilon': 0.0, 'step_law': 'sum'}
         """
-        return dict(zip(COEFFICIENTS, self[:5], strict=True))
+        return {name: getattr(self, name) for name in (*COEFFICIENTS, "step_law")}
 
 
-COEFFICIENTS = Preset._fields[:5]
+COEFFICIENTS = Preset._fields[:6]
+STEP_LAWS = ("sum", "roofline")
 
 _LOG = "fit to a vLLM log, notebook 08"
 _KERNELS = "fit to LLMServingSim's kernel profile"
-_OPT = (1.02e-4, 1.81e-2, 1.99e-2, 3.85e-5, 6.3e-7, "DistServe's fitted profile")
-_LLAMA_70B = (9.9e-5, 1.8e-3, 2.98e-2, 2.1e-4, 1.73e-7, "fit to splitwise-sim, 8 GPUs")
+_OPT = (1.02e-4, 1.81e-2, 1.99e-2, 3.85e-5, 6.3e-7, 1.42e-8, "sum")
+_LLAMA_70B = (9.9e-5, 1.8e-3, 2.98e-2, 2.1e-4, 1.73e-7, 0.0, "sum")
+_LLAMA_4090 = (9.1e-5, 4.2e-3, 1.7e-2, 4.1e-5, 1.42e-7, 0.0, "sum")
+_VLLM_4090 = (9.02e-5, 2.66e-3, 1.56e-2, 3.06e-5, 1.99e-7, 0.0, "sum")
+_VLLM_6000 = (1.57e-4, 1.10e-2, 2.67e-2, 4.30e-5, 1.98e-7, 0.0, "sum")
+_VLLM_H200 = (2.28e-5, 0.0, 4.88e-3, 2.5e-5, 3.0e-8, 0.0, "roofline")
 
 PRESETS: Mapping[str, Preset] = {
-    "report": Preset(1e-3, 5e-2, 5e-4, 0.0, 0.0, "the course report", "static"),
-    "opt-13b-a100": Preset(*_OPT, largest_batch=94),  # then up to 27% slower
-    "llama-3.1-8b-rtx4090": Preset(9.1e-5, 4.2e-3, 1.7e-2, 4.1e-5, 1.42e-7, _KERNELS),
-    "llama-2-70b-dgx-h100": Preset(*_LLAMA_70B),  # a lone short prompt up to 4 x slower
-    "llama-3.1-8b-rtx4090-vllm": Preset(
-        9.02e-5, 2.66e-3, 1.56e-2, 3.06e-5, 1.99e-7, _LOG
+    "report": Preset(
+        1e-3, 5e-2, 5e-4, 0.0, 0.0, 0.0, "sum", "the course report", server="static"
     ),
-    "qwen3-32b-2xrtxpro6000": Preset(1.57e-4, 1.10e-2, 2.67e-2, 4.30e-5, 1.98e-7, _LOG),
+    # larger batches take up to 27% longer
+    "opt-13b-a100": Preset(*_OPT, "DistServe's fitted profile", largest_batch=94),
+    "llama-3.1-8b-rtx4090": Preset(*_LLAMA_4090, _KERNELS),
+    # a lone short prompt takes up to 4 times as long
+    "llama-2-70b-dgx-h100": Preset(*_LLAMA_70B, "fit to splitwise-sim, 8 GPUs"),
+    "llama-3.1-8b-rtx4090-vllm": Preset(*_VLLM_4090, _LOG),
+    "qwen3-32b-2xrtxpro6000": Preset(*_VLLM_6000, _LOG),
+    "llama-3.1-8b-h200": Preset(*_VLLM_H200, _LOG, True),
 }
 
 
 @dataclass(frozen=True)
 class StepTime:
-    """T_prefill(P) = alpha P + beta and T_decode(b, K) = gamma + delta b + kappa K.
+    """The time of a step that prefills P tokens while b sequences decode.
+
+    With K the KV tokens that those attend to, and Q the pairs of prefilled tokens with
+    what they attend to, n (c + n/2) for n tokens after c others of a prompt:
+
+        sum       alpha P + beta [P > 0] + gamma [b > 0] + delta b + kappa K + epsilon Q
+        roofline  max(gamma, alpha (P + b)) + beta [P > 0] + delta b + kappa K
+                  + epsilon Q
+
+    In ``roofline`` the weights are read once a step, gamma, and arithmetic hides behind
+    that until it takes longer (Williams et al. 2009).
 
     Args:
         alpha: Seconds a prompt token.
@@ -66,12 +91,16 @@ class StepTime:
         gamma: Seconds a decode step.
         delta: Seconds a sequence in a decode step.
         kappa: Seconds a KV token in a decode step.
+        epsilon: Seconds a pair.
+        step_law: sum or roofline.
 
     >>> law = StepTime(alpha=0.001, beta=0.05, gamma=0.0005)
     >>> round(law.prefill(100), 3)
     0.15
     >>> law.decode(4, 400, 20)
     0.01
+    >>> float(StepTime(0.001, 0.0, 0.25, step_law="roofline").prefill(100))
+    0.25
     """
 
     alpha: float
@@ -79,14 +108,30 @@ class StepTime:
     gamma: float
     delta: float = 0.0
     kappa: float = 0.0
+    epsilon: float = 0.0
+    step_law: str = "sum"
 
     def __post_init__(self) -> None:
-        for name, value in zip(COEFFICIENTS, astuple(self), strict=True):
-            number(name, value, least=0.0)
+        for name in COEFFICIENTS:
+            number(name, getattr(self, name), least=0.0)
+        choice("step_law", self.step_law, STEP_LAWS)
 
-    def prefill(self, prompt_tokens: Quantity) -> Quantity:
-        """Seconds to prefill so many tokens in one step."""
-        return self.alpha * prompt_tokens + self.beta
+    @property
+    def roofline(self) -> bool:
+        """Whether arithmetic hides behind the reading of weights."""
+        return self.step_law == "roofline"
+
+    def prefill(self, prompt_tokens: Quantity, pairs: Quantity = 0.0) -> Quantity:
+        """Seconds to prefill so many tokens in a step of their own.
+
+        Args:
+            prompt_tokens: P.
+            pairs: Q; half the squares of whole prompts.
+        """
+        tokens = self.alpha * prompt_tokens
+        if self.roofline:
+            tokens = np.maximum(self.gamma, tokens)
+        return tokens + self.beta + self.epsilon * pairs
 
     def decode(
         self, sequences: Quantity, kv_tokens: Quantity, steps: Quantity
@@ -98,20 +143,37 @@ class StepTime:
             kv_tokens: K of the first step; it grows by b a step.
             steps: How many.
         """
-        step = self.gamma + self.delta * sequences + self.kappa * kv_tokens
+        step = self._weights(sequences) + self.delta * sequences
+        step = step + self.kappa * kv_tokens
         return steps * step + self.kappa * sequences * steps * (steps - 1) / 2.0
+
+    def growth(self, sequences: Quantity, chunk: Quantity) -> Quantity:
+        """Seconds by which a step is longer than the last, with the same batch.
+
+        Args:
+            sequences: b.
+            chunk: Tokens of one long prompt that each of these steps prefills.
+        """
+        return self.kappa * sequences + self.epsilon * chunk * chunk
+
+    def _weights(self, sequences: Quantity) -> Quantity:
+        """What a decode step takes beside delta and kappa, seconds."""
+        if self.roofline:
+            return np.maximum(self.gamma, self.alpha * sequences)
+        return self.gamma
 
     def alone(self, prompt: FloatArray, output: FloatArray) -> FloatArray:
         """Seconds requests would take alone on an idle static server, same shape."""
-        return self._alone(prompt, output, 1.0)
+        return self._alone(prompt, output, np.inf)
 
     def mean_batch_time(self, prompts: LengthLaw, outputs: LengthLaw, b: int) -> float:
         """E[T_b], seconds: a static batch of ``b`` requests (THEORY 7)."""
         prompt_tokens = b * prompts.expectation()
         steps = outputs.expectation(b)
-        decode = steps * (self.gamma + self.delta * b + self.kappa * prompt_tokens)
+        step = float(self._weights(b)) + self.delta * b + self.kappa * prompt_tokens
         growth = self.kappa * b * outputs.pairs(b) if self.kappa else 0.0
-        return self.alpha * prompt_tokens + self.beta + decode + growth
+        pairs = b * self._mean_pairs(prompts) + self._spare(b, prompts)
+        return self.alpha * prompt_tokens + self.beta + steps * step + growth + pairs
 
     def alone_stepwise(
         self, prompt: FloatArray, output: FloatArray, budget: float
@@ -123,21 +185,64 @@ class StepTime:
             output: Tokens.
             budget: Prompt tokens a step prefills at most.
         """
-        chunks = np.maximum(np.ceil(prompt / budget), 1.0)
-        return self._alone(prompt, output - 1.0, chunks)
+        return self._alone(prompt, output - 1.0, budget)
 
     def _alone(
-        self, prompt: FloatArray, steps: FloatArray, prefills: Quantity
+        self, prompt: FloatArray, steps: FloatArray, budget: float
     ) -> FloatArray:
-        """Seconds for so many prefills and decode steps of a single sequence."""
-        step = self.gamma + self.delta + self.kappa * prompt
-        growth = self.kappa * steps * (steps - 1.0) / 2.0
-        prefill = self.alpha * prompt + self.beta * prefills
-        seconds: FloatArray = prefill + steps * step + growth
+        """Seconds for one prompt, in chunks, and so many decode steps after it."""
+        chunk = np.minimum(budget, prompt)
+        full = np.ceil(prompt / chunk) - 1.0  # chunks before the last
+        last = self.prefill(prompt - full * chunk, prompt * prompt / 2.0)
+        decode = self.decode(1.0, prompt, steps)
+        seconds: FloatArray = full * self.prefill(chunk) + last + decode
         return seconds
 
+    def _mean_pairs(self, prompts: LengthLaw) -> float:
+        """Seconds that epsilon adds to a request, mean: E[P^2]/2 pairs."""
+        if not self.epsilon:
+            return 0.0
+        square = prompts.variance() + prompts.expectation() ** 2
+        return self.epsilon * square / 2.0
+
+    def _spare(
+        self, b: int, prompts: LengthLaw, enters: float = 1.0, decodes: float = 0.0
+    ) -> float:
+        """E[(gamma - alpha S)+]: seconds a roofline step reads on after its arithmetic.
+
+        S counts the tokens of ``b`` places, each of which prefills a prompt, decodes,
+        or stands empty. Only sums below gamma/alpha matter, so that the distribution
+        of S is needed just so far: the b-th power of a truncated generating function.
+
+        Args:
+            b: Places.
+            prompts: Law of prompt tokens.
+            enters: A place's chance to prefill.
+            decodes: Its chance to decode.
+        """
+        if not self.roofline:
+            return 0.0
+        mean = b * (enters * prompts.expectation() + decodes)
+        if self.alpha * _MOST_SPARE <= self.gamma:
+            return max(self.gamma - self.alpha * mean, 0.0)
+        few = np.arange(int(self.gamma / self.alpha) + 1.0)
+        one = enters * -np.diff(prompts.survival(np.append(-1.0, few)))
+        one[:1] += 1.0 - enters - decodes
+        one[1:2] += decodes
+        total = np.eye(1, len(few))[0]
+        for bit in bin(b)[2:]:
+            total = fftconvolve(total, total)[: len(few)]
+            if bit == "1":
+                total = fftconvolve(total, one)[: len(few)]
+        return float(total @ (self.gamma - self.alpha * few))
+
     def saturation_rate(
-        self, prompts: LengthLaw, outputs: LengthLaw, b: float, span: int = 1
+        self,
+        prompts: LengthLaw,
+        outputs: LengthLaw,
+        b: float,
+        span: int = 1,
+        ahead: int = 0,
     ) -> float:
         """lambda* of a continuous server that always runs ``b``, requests a second.
 
@@ -155,14 +260,25 @@ class StepTime:
             b: Sequences.
             span: What all outputs are multiples of, where all sequences began in one
                 step and none ever waited for room: the value of constant outputs.
+            ahead: Steps that a place stands empty between two requests: 1 where each
+                step is scheduled while the one before runs.
         """
         prompt, output = prompts.expectation(), outputs.expectation()
+        cycle = output + ahead  # steps from one request to the next
         own = self.alpha * prompt + self.delta * (output - 1.0)
+        own += self._mean_pairs(prompts)
         if self.kappa:
             contexts = (prompt - 1.0) * (output - 1.0) + outputs.pairs()
             own += self.kappa * contexts
-        came = (1.0 - (1.0 - span / output) ** b) / span
-        went_on = 1.0 - (span / output) ** b / span
-        freed = b / output
-        step = self.beta * came + self.gamma * went_on + freed * own
+        enters, empty = span / cycle, ahead / cycle
+        came = (1.0 - (1.0 - enters) ** b) / span
+        still = self.gamma * (1.0 - (enters + empty) ** b / span)
+        if self.roofline:
+            own += self.alpha * (output - 1.0)
+            places = math.ceil(b)
+            still = self._spare(places, prompts, enters, 1.0 - enters - empty) / span
+            still += (1.0 - 1.0 / span) * max(self.gamma - self.alpha * b, 0.0)
+            still -= self.gamma * empty**b
+        freed = b / cycle
+        step = self.beta * came + still + freed * own
         return float(freed / step) if step > 0.0 else float("inf")

@@ -109,7 +109,7 @@ class Panel(w.VBox):  # type: ignore[misc]
     def _preset_chosen(self, change: Mapping[str, Any]) -> None:
         if self._quiet:
             return
-        given = {name: getattr(self.base, name) for name in COEFFICIENTS}
+        given = {name: getattr(self.base, name) for name in (*COEFFICIENTS, "step_law")}
         name = change["new"]
         fields = PRESETS[name].coefficients if name in PRESETS else given
         config = self.config.replace(**fields)

@@ -59,6 +59,7 @@ class Batch:
     first: array[float] = field(init=False)
     finished: array[float] = field(init=False)
     shift: int = field(init=False)  # bits of a request's number
+    ahead: int = field(init=False)  # steps that are scheduled before they begin: 0 or 1
     # Who runs, in order of admission. While one decodes: the decode step after which it
     # is complete, counted over the whole run, with its own number in the low bits.
     running: dict[int, int] = field(default_factory=dict)
@@ -69,9 +70,12 @@ class Batch:
     kv_tokens: int = 0  # in their caches
     partial: int = -1  # running request with a prompt not yet prefilled; -1 is none
     computed: int = 0  # tokens in its cache
-    prefilled: list[int] = field(
-        default_factory=list
-    )  # whose prefill ends in this step
+    # Whose prefill ends in this step
+    prefilled: list[int] = field(default_factory=list)
+    pairs: float = 0.0  # of a token that is prefilled in it and one it attends to
+    # With the last token out, or made by the step in progress, but a place and so many
+    # tokens in the cache until that ends
+    leaving: dict[int, int] = field(default_factory=dict)
     # Who waits, or is gone
     admitted: int = 0  # how many have left the queue
     preempted: list[int] = field(default_factory=list)  # the last returns first
@@ -94,6 +98,7 @@ class Batch:
         self.start, self.first = requests.start, requests.first
         self.finished = requests.end
         self.shift = len(self.prompt).bit_length()
+        self.ahead = int(config.async_scheduling)
 
     # Who runs
 
@@ -120,6 +125,7 @@ class Batch:
                 self.preempt(now)
                 return 0
             pool.free -= more
+        self.pairs += tokens * (self.computed + tokens / 2.0)
         self.computed += tokens
         if tokens == rest:
             self.prefilled.append(self.partial)
@@ -135,7 +141,8 @@ class Batch:
         """The one admitted last gives up its blocks, and waits at the head."""
         pool, log = self.pool, self.log
         assert pool is not None
-        i, entry = self.running.popitem()
+        i = next(i for i in reversed(self.running) if i not in self.leaving)
+        entry = self.running.pop(i)
         if i == self.partial:
             self.partial = -1
             tokens = self.computed
@@ -246,6 +253,7 @@ class Batch:
                 pool.reclaim(i)
             pool.free -= blocks - known // size
         self.running[i] = -1
+        self.pairs += tokens * (known + tokens / 2.0)
         if known + tokens == whole:
             self.prefilled.append(i)
         else:
@@ -255,7 +263,7 @@ class Batch:
     # When tokens come out
 
     def complete(self, end: float) -> None:
-        """At ``end``, let go of those that decode and whose last token is out."""
+        """At ``end``, those that decode and whose last token is out decode no more."""
         heap, pool = self.heap, self.pool
         mask, later = (1 << self.shift) - 1, (self.decoded + 1) << self.shift
         while heap and heap[0] < later:
@@ -263,7 +271,7 @@ class Batch:
             tokens = self.prompt[i] + self.output[i] - 1
             self.decoding -= 1
             self.kv_tokens -= tokens
-            self._let_go(i, tokens, end)
+            self._leave(i, tokens, end)
             if pool is not None:
                 pool.cycle[(self.decoded - tokens) % pool.block_size] -= 1
                 self._forget_the_gone()
@@ -294,18 +302,26 @@ class Batch:
                 if pool is not None:
                     pool.cycle[(decoded - tokens) % pool.block_size] += 1
             else:
-                self._let_go(i, tokens, end)
+                self._leave(i, tokens, end)
         self.prefilled.clear()
 
-    def _let_go(self, i: int, tokens: int, end: float) -> None:
-        """A request with so many tokens in its cache is complete."""
-        del self.running[i]
+    def _leave(self, i: int, tokens: int, end: float) -> None:
+        """A request with so many tokens in its cache has its last token at ``end``."""
         self.finished[i] = end
-        self.tokens_done += tokens + 1
-        pool = self.pool
-        if pool is not None:
-            blocks = -(-tokens // pool.block_size)
-            pool.free += blocks
-            pool.released += blocks
+        self.leaving[i] = tokens
         if self.control is not None:
             self.control.seen.finish(end, [end - self.requests.arrival[i]])
+
+    def let_go(self) -> int:
+        """Those whose last token is out give up their place; the blocks that they do."""
+        blocks, pool = 0, self.pool
+        for i, tokens in self.leaving.items():
+            del self.running[i]
+            self.tokens_done += tokens + 1
+            if pool is not None:
+                blocks += pool.blocks_for(tokens)
+        if pool is not None:
+            pool.free += blocks
+            pool.released += blocks
+        self.leaving.clear()
+        return blocks

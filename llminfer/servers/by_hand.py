@@ -30,6 +30,8 @@ class BatchProcessor:
         gamma: Seconds a decode step.
         delta: Seconds a sequence in a decode step.
         kappa: Seconds a KV token in a decode step.
+        epsilon: Seconds a pair of prompt tokens.
+        step_law: sum or roofline.
 
     Raises:
         ConfigError: A coefficient is negative or not finite.
@@ -42,15 +44,19 @@ class BatchProcessor:
         gamma: float,
         delta: float = 0.0,
         kappa: float = 0.0,
+        epsilon: float = 0.0,
+        step_law: str = "sum",
     ) -> None:
-        self.step_time = StepTime(alpha, beta, gamma, delta, kappa)
+        self.step_time = StepTime(alpha, beta, gamma, delta, kappa, epsilon, step_law)
         self._batches = 0
         self._requests = 0
         self._busy_time = 0.0
 
     def compute_prefill_time(self, batch: Sequence[Request]) -> float:
         """Seconds to prefill all prompts of ``batch`` together."""
-        return float(self.step_time.prefill(sum(r.prompt_length for r in batch)))
+        prompts = [r.prompt_length for r in batch]
+        pairs = sum(prompt * prompt / 2.0 for prompt in prompts)
+        return float(self.step_time.prefill(sum(prompts), pairs))
 
     def compute_decode_time(self, batch: Sequence[Request]) -> float:
         """Seconds to decode ``batch``, padded to its longest output."""

@@ -97,20 +97,20 @@ class ContinuousBatchingServer(WorkloadServer):
                 if can_overtake:
                     join(number[arrived])
                 arrived += 1
-            end = begin(now, arrived, arrival)
-            if end < math.inf:
-                delay = end - clock if end > clock else 0.0
+            due = begin(now, arrived, arrival)
+            if due < math.inf:
+                delay = due - clock if due > clock else 0.0
                 clock += delay  # what the environment's clock will show
                 try:
                     stretch.callbacks = []
                     schedule(stretch, delay=delay)
                     yield stretch
                 except simpy.Interrupt:  # somebody was sent who finds room
-                    end, stretch = scheduler.end, _Stretch(env)
-                    yield env.timeout(max(end - env.now, 0.0))
+                    due, stretch = scheduler.due, _Stretch(env)
+                    yield env.timeout(max(due - env.now, 0.0))
                     clock = env.now
                 finish()
-                now = end
+                now = due
             elif arrival < math.inf:
                 now = arrival
             elif replica.closed:
@@ -138,7 +138,7 @@ class ContinuousBatchingServer(WorkloadServer):
         scheduler = replica.scheduler
         if place in self._asleep:
             self._asleep.pop(place).succeed()
-        elif scheduler.open and time < scheduler.end:
+        elif scheduler.open and time < scheduler.due:
             scheduler.shorten(time)
             self._processes[place].interrupt()
 

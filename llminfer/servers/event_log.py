@@ -22,6 +22,7 @@ _STRETCH = [
     ("steps", "i8"),
     ("size", "i4"),  # sequences in each step
     ("decoding", "i4"),  # of these
+    ("prefill", "i8"),  # tokens prefilled in each step
 ]
 _PREEMPTION = ("victim", "preempted", "resumed", "caught_up")
 _BLOCKS = ("first_blocks", "last_blocks")  # held in these steps
@@ -67,7 +68,7 @@ class Log:
         counted = () if blocks is None else _BLOCKS
         code = "i" if (blocks or 0) < 2**31 else "q"
         self._kind = np.dtype(_STRETCH + [(name, code) for name in counted])
-        self.pack = Struct("=ddqii" + code * len(counted)).pack
+        self.pack = Struct("=ddqiiq" + code * len(counted)).pack
         self.rows = bytearray()
         self.victim = array("q")
         self.preempted, self.resumed = array("d"), array("d")  # s
@@ -134,6 +135,7 @@ def _step_log(
         batch_replica=server,
         batch_steps=rows["steps"],
         batch_decoding=rows["decoding"],
+        batch_prefill=rows["prefill"],
         max_prefill=config.max_batched_tokens if config.chunked_prefill else math.inf,
         replicas=config.replicas,
         kv_blocks=config.kv_blocks,

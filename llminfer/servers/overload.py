@@ -70,7 +70,7 @@ def warn_ahead(
             it comes in more than a few batches and not all at once.
     """
     for name, preset in PRESETS.items():
-        known, law = preset.largest_batch or math.inf, StepTime(*preset[:5])
+        known, law = preset.largest_batch or math.inf, StepTime(**preset.coefficients)
         sizes = [c.largest_batch for c in configs if c.step_time == law]
         if (largest := max(sizes, default=0)) > known:
             said = f"batch_size={largest}: {name} was fitted to batches of at most"

@@ -46,11 +46,14 @@ class Scheduler(Batch):
     gamma: float = field(init=False)
     delta: float = field(init=False)
     kappa: float = field(init=False)
+    epsilon: float = field(init=False)
+    roofline: bool = field(init=False)
     pack: Callable[..., bytes] = field(init=False)
     note: Callable[[bytes], None] = field(init=False)
     # The stretch in progress
     began: float = 0.0
     end: float = 0.0
+    due: float = 0.0  # when the next one is to be scheduled
     steps: int = 0
     step: float = 0.0  # seconds of the first step
     growth: float = 0.0  # by which each is longer than the one before
@@ -61,12 +64,14 @@ class Scheduler(Batch):
 
     def __post_init__(self) -> None:
         Batch.__post_init__(self)
+        config = self.config
         for name in COEFFICIENTS:
-            setattr(self, name, getattr(self.config, name))
+            setattr(self, name, getattr(config, name))
+        self.roofline = config.step_time.roofline
         self.pack, self.note = self.log.pack, self.log.rows.extend
 
     def begin(self, now: float, arrived: int, arrival: float) -> float:
-        """Begin a stretch of steps; when it ends, seconds.
+        """Schedule a stretch of steps; when the next one is due, seconds.
 
         Args:
             now: Seconds.
@@ -79,6 +84,8 @@ class Scheduler(Batch):
         waiting = arrived - self.admitted
         if self.control is not None:
             self._ask_control(now, waiting)
+        self.began = began = now if now > self.end else self.end
+        self.pairs = 0.0
         pool, room = self.pool, len(self.running) < self.limit
         plain = pool is None and self.partial < 0 and not (waiting and room)
         if plain:  # nothing to schedule: a short way, since most stretches take it
@@ -87,44 +94,78 @@ class Scheduler(Batch):
             alone = self._mixed(now, waiting)
         else:
             alone = self._apart(now, waiting)
-        decodes, tokens = self.decodes, self.tokens
-        step = self.alpha * tokens + self.beta if tokens else 0.0
-        if decodes:
-            step += self.gamma + self.delta * decodes + self.kappa * self.kv_tokens
-        elif not tokens:
-            return math.inf
-        self.began, self.step = now, step
+        if not (self.decodes or self.tokens):
+            return self._nobody(now)
+        self.step = step = self._first_step()
         if pool is not None:
             self.first_free = pool.free
-        if alone:
+        if alone or (self.leaving and self._missed(waiting)):
             self.steps, self.open = 1, False
-            self.end = end = now + step
-            return end
+            self.end = end = began + step
+            self.due = began if self.ahead else end
+            return self.due
         if plain and self.control is None:
-            steps, self.open = (self.heap[0] >> self.shift) - self.decoded, room
+            steps = (self.heap[0] >> self.shift) - self.decoded
+            self.open = room or bool(self.leaving)
         else:
             steps = self._steps_alike(waiting)
-        self.steps, self.growth = steps, self.kappa * decodes
-        self.end = end = self.end_after(steps)
+        self.steps, self.growth = steps, self.kappa * self.decodes
+        if self.partial >= 0:
+            self.growth += self.epsilon * self.tokens * self.tokens
+        self.end = self.end_after(steps)
+        self.due = due = self.end_after(steps - 1) if self.ahead else self.end
         if self.control is not None:
             arrival = self._until(arrival)
-        return self.shorten(arrival) if self.open and arrival < end else end
+        return self.shorten(arrival) if self.open and arrival < due else due
+
+    def _first_step(self) -> float:
+        """Seconds of a step with the batch as it is."""
+        decodes, tokens = self.decodes, self.tokens
+        step = self.beta + self.epsilon * self.pairs if tokens else 0.0
+        if self.roofline:
+            step += max(self.gamma, self.alpha * (tokens + decodes))
+        else:
+            step += self.alpha * tokens + (self.gamma if decodes else 0.0)
+        if decodes:
+            step += self.delta * decodes + self.kappa * self.kv_tokens
+        return step
+
+    def _nobody(self, now: float) -> float:
+        """No step can be scheduled: when to try again, seconds.
+
+        When the step in progress ends; else, infinity, when somebody arrives.
+        """
+        self.steps, self.open = 0, False
+        self.due = self.end if self.end > now else math.inf
+        return self.due
+
+    def _missed(self, waiting: int) -> bool:
+        """Does somebody see those go who leave now: a request that waits, a router?"""
+        return bool(waiting or self.preempted) or self.config.replicas > 1
 
     def shorten(self, time: float) -> float:
-        """End the stretch with the step in progress at ``time``; when, seconds."""
-        growth = self.growth
-        wait, half = time - self.began, self.step - growth / 2.0
-        root = math.sqrt(half * half + 2.0 * growth * wait)
-        steps = max(1, math.ceil(2.0 * wait / (half + root)))
+        """End the stretch with the step to be scheduled next at ``time``, or then.
+
+        Returns:
+            When that is, seconds: at the end of a step, or where steps are scheduled
+            ahead at the beginning of the stretch's last one.
+        """
+        growth, least = self.growth, 1 - self.ahead
+        steps, wait = least, time - self.began
+        if wait > 0.0:
+            half = self.step - growth / 2.0
+            root = math.sqrt(half * half + 2.0 * growth * wait)
+            steps = max(least, math.ceil(2.0 * wait / (half + root)))
         # The root is right to rounding; which step it is, the closed form decides.
-        end = self.end_after(steps)
-        while end < time:
+        due = self.end_after(steps)
+        while due < time:
             steps += 1
-            end = self.end_after(steps)
-        while steps > 1 and (sooner := self.end_after(steps - 1)) >= time:
-            steps, end = steps - 1, sooner
-        self.steps, self.end, self.open = steps, end, False
-        return end
+            due = self.end_after(steps)
+        while steps > least and (sooner := self.end_after(steps - 1)) >= time:
+            steps, due = steps - 1, sooner
+        self.due, self.steps, self.open = due, steps + self.ahead, False
+        self.end = self.end_after(self.steps) if self.ahead else due
+        return due
 
     def end_after(self, steps: int) -> float:
         """When the first so many steps of the stretch end, seconds."""
@@ -132,18 +173,23 @@ class Scheduler(Batch):
         return self.began + steps * self.step + grown
 
     def finish(self) -> None:
-        """The stretch has ended: its tokens are out."""
-        steps, decodes, end = self.steps, self.decodes, self.end
+        """The stretch has ended, or its last step has begun: its tokens are known."""
+        if self.leaving:
+            self.first_free += self.let_go()
+        if not (steps := self.steps):
+            return
+        decodes, end = self.decodes, self.end
         prefilled, partial = self.prefilled, self.partial >= 0
         size = decodes + len(prefilled) + partial
         if (pool := self.pool) is None:
-            self.note(self.pack(self.began, end, steps, size, decodes))
+            self.note(self.pack(self.began, end, steps, size, decodes, self.tokens))
         else:
             first = pool.blocks - self.first_free
             if steps > 1:
                 pool.free -= self._later_blocks(steps - 1)
             last = pool.blocks - pool.free
-            self.note(self.pack(self.began, end, steps, size, decodes, first, last))
+            row = self.began, end, steps, size, decodes, self.tokens, first, last
+            self.note(self.pack(*row))
         if partial and steps > 1:
             self.computed += (steps - 1) * self.tokens
         if decodes:
@@ -153,6 +199,8 @@ class Scheduler(Batch):
                 self.complete(end)
         if prefilled:
             self.emit(end)
+        if self.leaving and not self.ahead:
+            self.let_go()
 
     # Who is in the next step
 
@@ -177,10 +225,10 @@ class Scheduler(Batch):
         pool, short, tokens = self.pool, False, 0
         if pool is not None and self.decoding:
             if (need := pool.cycle[self.decoded % pool.block_size]) > pool.free:
-                need, short = self.make_room(now), True
+                need, short = self.make_room(self.began), True
             pool.free -= need
         if self.partial >= 0:
-            tokens = self.prefill_on(now)
+            tokens = self.prefill_on(self.began)
             short = not tokens
         alone = short or (tokens > 0 and self.partial < 0)
         if not short and self.may_enter(waiting):
@@ -198,7 +246,7 @@ class Scheduler(Batch):
             tokens = self.admit(now, waiting, self.budget)
         if pool is not None and self.decoding and not tokens:
             if (need := pool.cycle[self.decoded % pool.block_size]) > pool.free:
-                need, short = self.make_room(now), True
+                need, short = self.make_room(self.began), True
             pool.free -= need
         self.decodes, self.tokens = 0 if tokens else self.decoding, tokens
         return short or tokens > 0
@@ -207,7 +255,8 @@ class Scheduler(Batch):
 
     def _steps_alike(self, waiting: int) -> int:
         """Steps from this one on in which nobody enters or leaves, arrivals apart."""
-        room = len(self.running) < self.limit and not self.preempted
+        stay = len(self.running) - len(self.leaving)
+        room = stay < self.limit and not self.preempted
         if self.partial >= 0:  # it takes all that the budget has left
             room = False
             steps = 1 + (self.still_to_prefill() - 1) // self.tokens

@@ -48,6 +48,7 @@ class LLMInferenceServer(WorkloadServer):
         arrival = self._arrival
         prompt_of = array("q", workload.prompt_length.tobytes()).__getitem__
         output_of = array("q", workload.output_length.tobytes()).__getitem__
+        pairs_of = _pairs(workload).__getitem__
         waiting = waiting_queue(self.config.policy(), workload)
         join, take = waiting.add, waiting.take
         order, starts, sizes = array("q"), array("d"), array("q")
@@ -82,7 +83,8 @@ class LLMInferenceServer(WorkloadServer):
             size = len(batch)
             tokens = sum(map(prompt_of, batch))
             steps = max(map(output_of, batch))
-            free = start + prefill(tokens) + decode(size, tokens, steps)
+            pairs = sum(map(pairs_of, batch)) if law.epsilon else 0.0
+            free = start + prefill(tokens, pairs) + decode(size, tokens, steps)
             order.extend(batch)
             starts.append(start)
             sizes.append(size)
@@ -105,7 +107,8 @@ class LLMInferenceServer(WorkloadServer):
         heads = np.cumsum(size) - size
         tokens = np.add.reduceat(workload.prompt_length[members], heads)
         steps = np.maximum.reduceat(workload.output_length[members], heads)
-        first = start + law.prefill(tokens)
+        pairs = np.add.reduceat(_pairs(workload)[members], heads)
+        first = start + law.prefill(tokens, pairs)
         end = first + law.decode(size, tokens, steps)
         times = np.empty((3, len(members)))
         times[:, members] = np.repeat([start, first, end], size, axis=1)
@@ -117,3 +120,9 @@ class LLMInferenceServer(WorkloadServer):
             batch_size=size,
             **self._limit.path(),
         )
+
+
+def _pairs(workload: Workload) -> FloatArray:
+    """Pairs of prompt tokens of each request, of which one attends to the other."""
+    prompt: FloatArray = workload.prompt_length.astype(np.float64)
+    return prompt * prompt / 2.0

@@ -14,9 +14,11 @@ from llminfer.theory.single_server import check_load, orders_as
 
 
 def served_by(server: str, config: SimulationConfig) -> None:
-    """The server is the one the law is about."""
-    if config.server != server:
-        raise fail("server", config.server, f"{server} for this law")
+    """The server is the one the law is about, and its steps are the report's."""
+    needs = {"step_law": "sum", "epsilon": 0.0, "async_scheduling": False}
+    for name, must in {"server": server, **needs}.items():
+        if getattr(config, name) != must:
+            raise fail(name, getattr(config, name), f"{must} for this law")
 
 
 def steady(config: SimulationConfig) -> None:
