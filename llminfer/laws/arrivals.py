@@ -58,7 +58,11 @@ class ArrivalRate(ABC):
 
 @dataclass(frozen=True)
 class ConstantRate(ArrivalRate):
-    """lambda(t) = ``rate``."""
+    """lambda(t) = ``rate``, requests a second.
+
+    >>> constant_rate(5.0)(2.0)
+    5.0
+    """
 
     def _rate_at(self, t: FloatArray) -> FloatArray:
         return np.full_like(t, self.rate)
@@ -78,7 +82,12 @@ class ConstantRate(ArrivalRate):
 
 @dataclass(frozen=True)
 class StepRate(ArrivalRate):
-    """``rate`` until ``step_time`` seconds, ``step_rate`` from then on."""
+    """``rate`` until ``step_time`` seconds, ``step_rate`` from then on.
+
+    >>> rate = step_rate(5.0, step_time=10.0, step_rate=8.0)
+    >>> rate(9.0), rate(10.0)
+    (5.0, 8.0)
+    """
 
     step_time: float
     step_rate: float
@@ -102,7 +111,11 @@ class StepRate(ArrivalRate):
 
 @dataclass(frozen=True)
 class SinusoidalRate(ArrivalRate):
-    """``rate`` + ``amplitude`` sin(2 pi t / ``period`` + ``phase``)."""
+    """``rate`` + ``amplitude`` sin(2 pi t / ``period`` + ``phase``).
+
+    >>> sinusoidal_rate(5.0, amplitude=2.0, period=40.0)(10.0)
+    7.0
+    """
 
     amplitude: float
     period: float
@@ -140,11 +153,8 @@ class SinusoidalRate(ArrivalRate):
             low = np.where(short > 0.0, time, low)
             high = np.where(short > 0.0, high, time)
             step = short / np.maximum(self._rate_at(time), 1e-300)
-            time = np.where(
-                (time + step >= low) & (time + step <= high),
-                time + step,
-                (low + high) / 2.0,
-            )
+            inside = (time + step >= low) & (time + step <= high)
+            time = np.where(inside, time + step, (low + high) / 2.0)
         return periods * self.period + time
 
     def peak(self, horizon: float) -> float:
@@ -156,7 +166,11 @@ class SinusoidalRate(ArrivalRate):
 
 @dataclass(frozen=True)
 class RampRate(ArrivalRate):
-    """From ``rate`` in a straight line to ``end_rate`` in ``duration``, then level."""
+    """From ``rate`` in a straight line to ``end_rate`` in ``duration``, then level.
+
+    >>> ramp_rate(5.0, end_rate=9.0, duration=100.0)(50.0)
+    7.0
+    """
 
     end_rate: float
     duration: float
@@ -175,11 +189,8 @@ class RampRate(ArrivalRate):
 
     def cumulative(self, t: FloatArray) -> FloatArray:
         climb = np.minimum(t, self.duration)
-        return (
-            self.rate * climb
-            + self._slope * climb**2 / 2.0
-            + self.end_rate * (t - climb)
-        )
+        area = self.rate * climb + self._slope * climb**2 / 2.0
+        return area + self.end_rate * (t - climb)
 
     def inverse(self, count: FloatArray) -> FloatArray:
         climbed = (self.rate + self.end_rate) / 2.0 * self.duration
@@ -210,50 +221,15 @@ def arrival_law(pattern: str, rate: float, params: Mapping[str, Any]) -> Arrival
     law = ARRIVAL_PATTERNS[choice("arrival_pattern", pattern, ARRIVAL_PATTERNS)]
     number("arrival_rate", rate, above=0.0)
     if "rate" in params:
-        raise fail(
-            "arrival_pattern_params.rate", params["rate"], "left to arrival_rate"
-        )
+        field = "arrival_pattern_params.rate"
+        raise fail(field, params["rate"], "left to arrival_rate")
     named = {"rate": rate, **params}
     return build(law, f"pattern {pattern}", named, "arrival_pattern_params")
 
 
-def constant_rate(rate: float) -> ArrivalRate:
-    """lambda(t) = ``rate``, requests a second.
-
-    >>> constant_rate(5.0)(2.0)
-    5.0
-    """
-    return ConstantRate(rate)
-
-
-def step_rate(rate: float, step_time: float, step_rate: float) -> ArrivalRate:
-    """lambda(t) = ``rate`` before ``step_time`` seconds and ``step_rate`` after.
-
-    >>> rate = step_rate(5.0, step_time=10.0, step_rate=8.0)
-    >>> rate(9.0), rate(10.0)
-    (5.0, 8.0)
-    """
-    return StepRate(rate, step_time, step_rate)
-
-
-def sinusoidal_rate(
-    rate: float, amplitude: float, period: float, phase: float = 0.0
-) -> ArrivalRate:
-    """lambda(t) = ``rate`` + ``amplitude`` sin(2 pi t / ``period`` + ``phase``).
-
-    >>> sinusoidal_rate(5.0, amplitude=2.0, period=40.0)(10.0)
-    7.0
-    """
-    return SinusoidalRate(rate, amplitude, period, phase)
-
-
-def ramp_rate(rate: float, end_rate: float, duration: float) -> ArrivalRate:
-    """lambda(t) in a line from ``rate`` to ``end_rate`` over ``duration`` seconds.
-
-    >>> ramp_rate(5.0, end_rate=9.0, duration=100.0)(50.0)
-    7.0
-    """
-    return RampRate(rate, end_rate, duration)
+# The source design's names for them; each is called to make a rate.
+constant_rate, step_rate = ConstantRate, StepRate
+sinusoidal_rate, ramp_rate = SinusoidalRate, RampRate
 
 
 def unit_arrivals(

@@ -6,7 +6,7 @@ import html
 import math
 from dataclasses import dataclass
 from operator import le, lt
-from typing import Self
+from typing import Any, Self
 
 from llminfer.base.errors import fail, number
 from llminfer.report.latex import shown, shown_with_bounds
@@ -54,10 +54,7 @@ class Verdict:
         estimate: Estimate | Row,
         low: float,
         high: float,
-        *,
-        unit: str = "",
-        spec: str = "",
-        margin: float | None = None,
+        **said: Any,
     ) -> Self:
         """The verdict on ``low <= quantity <= high``.
 
@@ -67,9 +64,7 @@ class Verdict:
                 ``ci_lower`` and ``ci_upper``.
             low: Lower bound of the claim.
             high: Upper bound of the claim.
-            unit: Of the numbers.
-            spec: Python's format for them.
-            margin: How far beyond the bounds is worth a refutation.
+            **said: ``unit``, ``spec`` and ``margin``, as in ``Verdict``.
 
         >>> rate = Estimate(5.96, 5.90, 6.02)
         >>> print(Verdict.that_between("It carries 5 to 7.", rate, 5, 7, unit="/s"))
@@ -81,18 +76,11 @@ class Verdict:
         """
         if number("low", low) > number("high", high):
             raise fail("low", low, f"at most high={high!r}")
-        return cls(hypothesis, _estimate(estimate), low, high, unit, spec, margin)
+        return cls(hypothesis, _estimate(estimate), low, high, **said)
 
     @classmethod
     def that_above(
-        cls,
-        hypothesis: str,
-        estimate: Estimate | Row,
-        bound: float,
-        *,
-        unit: str = "",
-        spec: str = "",
-        margin: float | None = None,
+        cls, hypothesis: str, estimate: Estimate | Row, bound: float, **said: Any
     ) -> Self:
         """The verdict on ``quantity > bound``; arguments as ``that_between``.
 
@@ -100,18 +88,11 @@ class Verdict:
         'supported'
         """
         low, high = number("bound", bound), math.inf
-        return cls(hypothesis, _estimate(estimate), low, high, unit, spec, margin)
+        return cls(hypothesis, _estimate(estimate), low, high, **said)
 
     @classmethod
     def that_below(
-        cls,
-        hypothesis: str,
-        estimate: Estimate | Row,
-        bound: float,
-        *,
-        unit: str = "",
-        spec: str = "",
-        margin: float | None = None,
+        cls, hypothesis: str, estimate: Estimate | Row, bound: float, **said: Any
     ) -> Self:
         """The verdict on ``quantity < bound``; arguments as ``that_between``.
 
@@ -119,7 +100,7 @@ class Verdict:
         'undecided'
         """
         low, high = -math.inf, number("bound", bound)
-        return cls(hypothesis, _estimate(estimate), low, high, unit, spec, margin)
+        return cls(hypothesis, _estimate(estimate), low, high, **said)
 
     @property
     def outcome(self) -> str:
@@ -140,10 +121,8 @@ class Verdict:
         lower, upper = self.estimate.lower, self.estimate.upper
         within, beyond = (lt, le) if self._one_sided else (le, lt)
         inside = within(self.low, lower) and within(upper, self.high)
-        least, most = (
-            self.low - self._slack(self.low),
-            self.high + self._slack(self.high),
-        )
+        least = self.low - self._slack(self.low)
+        most = self.high + self._slack(self.high)
         outside = beyond(upper, least) or beyond(most, lower)
         return "supported" if inside else "refuted" if outside else "undecided"
 

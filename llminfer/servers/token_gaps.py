@@ -56,45 +56,13 @@ class Gaps(NamedTuple):
         ranks = np.asarray(shares, dtype=np.float64) * (gaps.number() - 1)
         if not len(gaps.first):
             return np.full(ranks.shape, np.nan)
-        found = []
-        for rank, near in zip(ranks, gaps._near(ranks), strict=True):
-            passed, some = near
-            # Rarely the sample errs.
-            if not passed <= rank < passed + some.number() - 1:
-                passed, some = 0, gaps
-            found.append(_at_rank(some, passed, rank))
-        return np.array(found)
-
-    def _near(self, ranks: FloatArray) -> list[tuple[int, Gaps]]:
-        """For each rank the gaps that a sample says are near it.
-
-        Args:
-            ranks: In ascending order of all gaps, from 0, shape (k,).
-
-        Returns:
-            For each rank how many gaps are smaller than these, and these.
-        """
-        sample = self._sample()
-        place = len(sample) * ranks / self.number()
+        sample = gaps._sample()
+        place = len(sample) * ranks / gaps.number()
         err = 2.0 * len(sample) ** 0.5
-        edges = np.concatenate(([-np.inf], sample, [np.inf]))
-        most = len(edges) - 1
-        lows = edges[(place - err).astype(np.int64).clip(0, most)]
-        highs = edges[(place + err + 2.0).astype(np.int64).clip(0, most)]
-        passed = [0] * len(ranks)
-        inside: list[list[Gaps]] = [[] for _ in ranks]
-        for at in range(0, len(self.first), _AT_ONCE):
-            piece = self._rows(slice(at, at + _AT_ONCE))
-            last, gaps = piece._last(), piece.steps * piece.weight
-            for k, (low, high) in enumerate(zip(lows, highs, strict=True)):
-                passed[k] += int(gaps[last <= low].sum())
-                near = np.flatnonzero((last > low) & (piece.first <= high))
-                some = piece._rows(near)
-                upto = some.up_to(low)
-                passed[k] += int(upto @ some.weight)
-                some = some._tail(upto)
-                inside[k].append(some._head(some.up_to(high)))
-        return [(n, _joined(some)) for n, some in zip(passed, inside, strict=True)]
+        ends = [(place + err + 1.0).astype(np.int64), (place - err).astype(np.int64)]
+        guesses = sample[np.clip(ends, 0, len(sample) - 1)].T.tolist()
+        pairs = zip(ranks, guesses, strict=True)
+        return np.array([_at_rank(gaps, rank, near) for rank, near in pairs])
 
     def number(self) -> int:
         """How many gaps there are."""
@@ -132,8 +100,7 @@ class Gaps(NamedTuple):
 
     def _sample(self) -> FloatArray:
         """Some of the gaps, evenly spread over the run, in ascending order."""
-        upto = self.steps * self.weight
-        np.cumsum(upto, out=upto)
+        upto = np.cumsum(self.steps * self.weight)
         at = np.arange(0, upto[-1], max(1, upto[-1] // _SAMPLED))
         row = np.searchsorted(upto, at, side="right")
         left = (upto[row] - 1 - at) // self.weight[row]
@@ -148,23 +115,20 @@ class Gaps(NamedTuple):
         return values[order], np.cumsum(np.repeat(self.weight, steps)[order])
 
 
-def _at_rank(gaps: Gaps, passed: int, rank: float) -> float:
+def _at_rank(gaps: Gaps, rank: float, guesses: list[float]) -> float:
     """The gap of this rank in ascending order, from 0; between two, on a line.
 
-    The ranks below and above are narrowed down to an interval (low, high] by halves,
-    until the gaps in it can be listed.
-
-    Args:
-        gaps: Some, those of the ranks below and above among them.
-        passed: How many of all gaps are smaller than these.
-        rank: Among all.
+    The ranks below and above are narrowed down to an interval (low, high], first by
+    the guesses, then by halves, until the gaps in it can be listed.
     """
-    below, total = int(rank), passed + gaps.number()
+    below, passed, total = int(rank), 0, gaps.number()
     low, high = float(gaps.first.min()) - 1.0, float(gaps._last().max())
     while gaps.steps.sum() > _LISTED + len(gaps.first):
-        cut = (low + high) / 2.0
-        if not low < cut < high:
+        middle = (low + high) / 2.0
+        if not low < middle < high:
             return high  # as near as numbers get
+        near = guesses.pop(0) if guesses else middle
+        cut = near if low < near < high else middle
         some = gaps.up_to(cut)
         upto = passed + int(some @ gaps.weight)
         if upto > below + 1 or upto == total:
