@@ -1,34 +1,36 @@
-"""Coefficients from a log: the five-number law fitted to a real engine.
+"""Coefficients from a log: the law of step times fitted to a real engine.
 
 The log goes through the simulator, so that queueing, chunks and preemption need no
 formula: the coefficients are those whose simulated latencies come nearest. Where the
-time of every step is known, they follow from the steps directly.
+engine wrote down every step, they follow from the steps themselves, and the requests
+only say how good they are. Other logs, loads and settings are then predicted, with
+intervals from the coefficients' own uncertainty.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
-from scipy.optimize import least_squares, nnls
 
-from llminfer.base.arrays import FloatArray
-from llminfer.base.errors import TraceError, choice
+from llminfer.base.arrays import FloatArray, IntArray
+from llminfer.base.errors import ConfigError, TraceError, choice, whole
 from llminfer.config import SimulationConfig
 from llminfer.data.logs import ServedLog
 from llminfer.experiment import simulate
 from llminfer.record import RunRecord
 from llminfer.stats.intervals import Estimate, jackknife, require_columns
-from llminfer.timing import COEFFICIENTS, PRESETS
+from llminfer.timing import COEFFICIENTS, PRESETS, STEP_LAWS
+from llminfer.workload import Workload
 
 MEASURES = ("ttft", "tpot", "latency")
-STEP_COLUMNS = ("prefill_tokens", "sequences", "kv_tokens", "seconds")
+STEP_COLUMNS = ("prefill_tokens", "decode_seqs", "decode_kv", "pairs", "seconds")
 _QUANTILES = {"p50": 0.5, "p90": 0.9, "p95": 0.95, "p99": 0.99}
 _NORMAL = 1.96  # standard errors to each side of a 95% interval
 
@@ -42,11 +44,15 @@ _FLOOR = 50.0  # TPOTs; shorter times tell more of where in a step somebody arri
 _UNSURE = math.log(2.0)  # a standard error of a factor of two: not identified
 _LEAST = 10  # requests to fit to
 _GROUPS = 10  # of requests, for the jackknife
-_STARTS = ((1.0, 1.0, 1.0), (2.0, 1.0, 0.5), (0.5, 4.0, 1.0), (1.0, 0.2, 2.0))
-_WIDE, _NARROW = 0.1, (0.05, 0.02)  # relative steps of the derivatives
-_SURVEY = 0.3  # the same for the intervals: over the small jumps of a simulation
+_FASTEST = 0.8  # of the TPOT of the fastest tenth is gamma, to begin with
+_ROUNDS, _CLOUDS = 7, 2  # of the search; bundles of directions in each round
+_WIDE, _FURTHEST = 0.3, 1.0  # widest cloud and longest step, in logarithms
+_CLEARLY = 0.8  # times the error of the roofline, or the sum is no better
+_STRETCH = 40  # steps, over which the late clock of single ones averages out
+_QUIET = 2  # steps on both sides of a step without prefill, for a cut there
 
 Residuals = Callable[[FloatArray], FloatArray]
+Mask = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,14 +60,16 @@ class Fitted:
     """Coefficients with their 95% intervals.
 
     Attributes:
-        coefficients: The five by name.
+        coefficients: The six by name.
         unidentified: Those that the data cannot tell.
-        settings: Fields of a configuration that go with them.
+        settings: Fields of a configuration that go with them, the law among them.
+        covariance: Of their logarithms, shape (6, 6).
     """
 
     coefficients: Mapping[str, Estimate]
     unidentified: tuple[str, ...]
     settings: Mapping[str, Any]
+    covariance: FloatArray = field(kw_only=True, default_factory=lambda: np.empty(0))
 
     def config(self, **changes: Any) -> SimulationConfig:
         """A continuous server with these coefficients and settings, to go on with.
@@ -75,6 +83,69 @@ class Fitted:
         found = {name: found.value for name, found in self.coefficients.items()}
         base = SimulationConfig(server="continuous", warmup_requests=0)
         return base.replace(**{**self.settings, **found, **changes})
+
+    def draws(self, n: int = 20, seed: int = 0) -> list[SimulationConfig]:
+        """So many configurations whose coefficients the data allow as well.
+
+        Args:
+            n: How many.
+            seed: Of the draws: normal in the logarithms, as the least squares say.
+        """
+        spread = np.linalg.cholesky(self.covariance)
+        noise = np.random.default_rng(seed).normal(size=(whole("n", n), len(spread)))
+        middle = np.log([found.value for found in self.coefficients.values()])
+        return [_with(self.config(), middle + spread @ row) for row in noise]
+
+    def interval(
+        self, answer: Callable[[SimulationConfig], float], n: int = 20, seed: int = 0
+    ) -> Estimate:
+        """What these coefficients answer, and between which bounds they are unsure.
+
+        Args:
+            answer: A number above 0 from a configuration: a mean of a run, a capacity.
+            n: Draws of the coefficients for the 95% interval.
+            seed: Of the draws.
+
+        Raises:
+            ConfigError: Fewer than two draws.
+        """
+        given = [answer(config) for config in self.draws(whole("n", n, least=2), seed)]
+        value, spread = answer(self.config()), float(np.std(np.log(given), ddof=1))
+        low, high = (value * math.exp(sign * _NORMAL * spread) for sign in (-1, 1))
+        return Estimate(value, low, high)
+
+    def predict(
+        self, workload: Workload, n: int = 20, seed: int = 0, **changes: Any
+    ) -> pd.DataFrame:
+        """Mean, p50 and p99 of a workload's TTFT, TPOT and latency, with intervals.
+
+        Args:
+            workload: What is asked of the engine.
+            n: Draws of the coefficients for the 95% intervals.
+            seed: Of the draws.
+            **changes: Settings that are unlike those of the log.
+
+        Raises:
+            ConfigError: A change that cannot be run.
+        """
+
+        def times(config: SimulationConfig) -> FloatArray:
+            record = simulate(config.replace(**changes), workload)
+            served = [getattr(record, name) for name in MEASURES]
+            cuts = [(np.nanmean(v), *np.nanquantile(v, (0.5, 0.99))) for v in served]
+            return np.array(cuts)
+
+        value = times(self.config())
+        drawn = np.log([times(config) for config in self.draws(n, seed)])
+        width = np.exp(_NORMAL * drawn.std(axis=0, ddof=1))
+        rows = {}
+        for i, name in enumerate(MEASURES):
+            found = zip(value[i], value[i] / width[i], value[i] * width[i], strict=True)
+            named = zip(("mean", "p50", "p99"), found, strict=True)
+            rows[name] = {
+                k: v for q, e in named for k, v in Estimate(*e).row(q).items()
+            }
+        return pd.DataFrame.from_dict(rows, orient="index").rename_axis("measure")
 
     def table(self) -> pd.DataFrame:
         """A row a coefficient: mean, ci_lower, ci_upper, and if the data tell it."""
@@ -101,11 +172,15 @@ class Calibration(Fitted):
         log: What was measured.
         record: The same requests simulated, all of them.
         fitted: Which requests were fitted to, shape (n,); the rest was held back.
+        laws: The error of each law that was tried on what was held back, relative:
+            root mean square over requests. The roofline is taken unless the sum is
+            clearly better, by a fifth: one engine at one budget can hardly tell.
     """
 
     log: ServedLog
     record: RunRecord
-    fitted: npt.NDArray[np.bool_]
+    fitted: Mask
+    laws: Mapping[str, float] = field(kw_only=True, default_factory=dict)
 
     @cached_property
     def simulated(self) -> ServedLog:
@@ -125,23 +200,8 @@ class Calibration(Fitted):
         Raises:
             ConfigError: Another measure.
             TraceError: Too little is held back for an interval.
-
-        Source: the delete-a-group jackknife, Miller (1974), over stretches of
-        requests that complete together.
         """
-        choice("measure", measure, MEASURES)
-        pair = [getattr(log, measure) for log in (self.log, self.simulated)]
-        rest = np.flatnonzero(~self.fitted & ~np.isnan(pair[0]))
-        if len(rest) < 2 * _GROUPS:
-            must = f"must be at least {2 * _GROUPS}"
-            raise TraceError(f"{len(rest)} requests held back: {must}")
-        order = rest[np.argsort(self.log.last_token_time[rest], kind="stable")]
-        sums = np.array(
-            [[v[i].sum() for v in pair] for i in np.array_split(order, _GROUPS)]
-        )
-        real, ours = sums.sum(axis=0)
-        without = (ours - sums[:, 1]) / (real - sums[:, 0])
-        return jackknife(float(ours / real) - 1.0, without - 1.0)
+        return mean_error(self.log, self.simulated, measure, ~self.fitted)
 
     def residuals(self) -> pd.DataFrame:
         """A row a request: when it completed, seconds; ``fitted``; relative errors."""
@@ -152,10 +212,12 @@ class Calibration(Fitted):
         at = {"completed": self.log.last_token_time, "fitted": self.fitted}
         return pd.DataFrame(at | found)
 
+    def __str__(self) -> str:
+        tried = ", ".join(f"{law} {error:.2%}" for law, error in self.laws.items())
+        return f"{super().__str__()}\nstep law: {self.settings['step_law']} ({tried})"
 
-def errors(
-    measured: ServedLog, simulated: ServedLog, part: npt.NDArray[np.bool_]
-) -> pd.DataFrame:
+
+def errors(measured: ServedLog, simulated: ServedLog, part: Mask) -> pd.DataFrame:
     """Simulated over measured, less 1: a row a measure, ``mean`` and percentiles.
 
     Args:
@@ -185,21 +247,61 @@ def errors(
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("measure")
 
 
+def mean_error(
+    measured: ServedLog, simulated: ServedLog, measure: str, part: Mask | None = None
+) -> Estimate:
+    """The relative error of a simulated mean, with a 95% interval.
+
+    Args:
+        measured: A log.
+        simulated: The same requests, simulated.
+        measure: ttft, tpot or latency.
+        part: Which requests to compare, shape (n,); None for all.
+
+    Raises:
+        ConfigError: Another measure.
+        TraceError: Too few requests for an interval.
+
+    Source: the delete-a-group jackknife, Miller (1974), over stretches of requests
+    that complete together.
+    """
+    choice("measure", measure, MEASURES)
+    pair = [getattr(log, measure) for log in (measured, simulated)]
+    some = np.ones(len(measured), dtype=np.bool_) if part is None else part
+    rest = np.flatnonzero(some & ~np.isnan(pair[0]))
+    if len(rest) < 2 * _GROUPS:
+        must = f"must be at least {2 * _GROUPS}"
+        raise TraceError(f"{len(rest)} requests held back: {must}")
+    order = rest[np.argsort(measured.last_token_time[rest], kind="stable")]
+    sums = np.array(
+        [[v[i].sum() for v in pair] for i in np.array_split(order, _GROUPS)]
+    )
+    real, ours = sums.sum(axis=0)
+    without = (ours - sums[:, 1]) / (real - sums[:, 0])
+    return jackknife(float(ours / real) - 1.0, without - 1.0)
+
+
 def fit(
-    log: ServedLog, engine_settings: Mapping[str, Any], share: float = 0.4
+    log: ServedLog,
+    engine_settings: Mapping[str, Any],
+    share: float = 0.4,
+    steps: pd.DataFrame | None = None,
 ) -> Calibration:
     """The law fitted to the requests of ``log`` that complete first.
 
     Robust least squares on the logarithms of TTFT, TPOT and latency. All requests
     are simulated; those that complete later do not enter. Where the log cannot tell
     a coefficient it keeps the ratio to gamma that other engines have, and is named
-    in ``unidentified``.
+    in ``unidentified``. The requests held back choose between the laws, unless the
+    settings name one as ``step_law``.
 
     Args:
         log: What was measured.
         engine_settings: The engine's limits as fields of a configuration, such as
             ``read_settings`` gives.
         share: The part of the completions to fit to, above 0 and at most 1.
+        steps: The engine's steps, such as ``read_steps`` gives; then those up to the
+            last completion in that part are fitted to, and no request is.
 
     Raises:
         ConfigError: A bad setting or share, or a request that can never fit.
@@ -212,162 +314,184 @@ def fit(
     >>> settings["random_seed"] = 1
     >>> engine = SimulationConfig.from_preset("llama-3.1-8b-rtx4090", **settings)
     >>> log = ServedLog.from_record(simulate(engine.replace(server="continuous")))
-    >>> found = fit(log, {"batch_size": 16}, share=1.0)
+    >>> found = fit(log, {"batch_size": 16, "step_law": "sum"}, share=1.0)
     >>> print(f"{engine.gamma:.3f}, found {found.coefficients['gamma'].value:.3f}")
     0.017, found 0.017
     >>> found.unidentified
-    ('beta', 'delta', 'kappa')
+    ('beta', 'delta', 'kappa', 'epsilon')
     """
-    part = log.first_completed(share)
-    if part.sum() < _LEAST or np.isnan(log.tpot[part]).all():
-        what = f"{part.sum()} requests to fit to: must be at least {_LEAST}, with TPOTs"
-        raise TraceError(f"log of {len(log)} requests, share={share:g}: {what}")
-    base = Fitted({}, (), engine_settings).config(num_requests=len(log))
-    residuals, start = _objective(log, base, part), _start(log, part)
-    logs = _least(residuals, start)
-    slopes = _slopes(residuals, logs, _SURVEY)
-    rows = len(COEFFICIENTS) - 1  # of the residuals are the ratios'
-    noise = max(_NOISE, float(np.sqrt(np.mean(residuals(logs)[:-rows] ** 2))))
-    variance = noise**2 * _ALIKE
-    sure = np.sqrt(variance * np.diag(np.linalg.inv(slopes.T @ slopes)))
-    own = slopes[:-rows].T @ slopes[:-rows] + 1e-9 * np.eye(len(logs))
-    alone = np.sqrt(variance * np.diag(np.linalg.inv(own)))
-    names = dict(zip(COEFFICIENTS, zip(logs, sure, strict=True), strict=True))
-    found = {
-        name: Estimate(*np.exp([t, t - _NORMAL * error, t + _NORMAL * error]))
-        for name, (t, error) in names.items()
-    }
-    unsure = zip(COEFFICIENTS, alone, strict=True)
-    unidentified = tuple(name for name, error in unsure if error > _UNSURE)
-    record = simulate(_with(base, logs), log.workload)
-    return Calibration(found, unidentified, engine_settings, log, record, part)
+    return fit_jointly([log], [engine_settings], share, [steps])[0]
 
 
-def _with(base: SimulationConfig, logs: FloatArray) -> SimulationConfig:
-    """``base`` with coefficients of these logarithms."""
-    return base.replace(**dict(zip(COEFFICIENTS, np.exp(logs).tolist(), strict=True)))
+def fit_jointly(
+    logs: Sequence[ServedLog],
+    engine_settings: Sequence[Mapping[str, Any]],
+    share: float = 0.4,
+    steps: Sequence[pd.DataFrame | None] | None = None,
+) -> list[Calibration]:
+    """One law fitted to several logs of the same engine: a calibration a log.
 
+    Args:
+        logs: What was measured.
+        engine_settings: The settings of each run.
+        share: The part of the completions of each to fit to.
+        steps: The steps of each run, or None where they were not written down.
 
-def _usual_ratios() -> FloatArray:
-    """Logarithms of all coefficients over gamma, on engines measured by the step."""
-    known = np.log([PRESETS[name][:5] for name in _MEASURED])
-    return np.asarray(known.mean(axis=0) - known.mean(axis=0)[2])
-
-
-def _start(log: ServedLog, part: npt.NDArray[np.bool_]) -> FloatArray:
-    """Where to begin, as logarithms: half of the fastest decode steps is gamma."""
-    fastest = float(np.nanquantile(log.tpot[part], 0.1))
-    return np.asarray(_usual_ratios() + math.log(max(fastest / 2.0, 1e-9)))
-
-
-def _objective(
-    log: ServedLog, base: SimulationConfig, part: npt.NDArray[np.bool_]
-) -> Residuals:
-    """What is to be small: errors of the log's part, then of the usual ratios."""
-    short = _FLOOR * float(np.nanmedian(log.tpot[part]))
-    floors = {"ttft": short, "tpot": 0.0, "latency": short}
-    use = {name: part & (getattr(log, name) > 0.0) for name in MEASURES}
-    usual, pull = _usual_ratios(), _NOISE * math.sqrt(_ALIKE)
-
-    def seen(served: ServedLog) -> FloatArray:
-        columns = [getattr(served, n)[use[n]] + floors[n] for n in MEASURES]
-        return np.asarray(np.log(np.concatenate(columns)))
-
-    measured = seen(log)
-
-    def residuals(logs: FloatArray) -> FloatArray:
-        record = simulate(_with(base, logs), log.workload)
-        errors = (seen(ServedLog.from_record(record)) - measured) / _ROBUST
-        # the root of the soft-L1 loss, so that its squares add up to it
-        root = np.sqrt(2.0 * (np.sqrt(1.0 + errors**2) - 1.0))
-        ratios = np.delete(logs - logs[2] - usual, 2)
-        return np.concatenate((_ROBUST * np.sign(errors) * root, pull * ratios))
-
-    return residuals
-
-
-def _least(residuals: Residuals, start: FloatArray) -> FloatArray:
-    """Logarithms of coefficients with the least squares.
-
-    A simulation answers in small jumps, so derivatives are taken over wide steps
-    first, from several starts, and over narrow ones from the best.
+    Raises:
+        ConfigError: A bad setting or share, a request that can never fit, or lists
+            of unlike length.
+        TraceError: Too few requests, or none with two tokens.
     """
-
-    def descend(x: FloatArray, step: float) -> Any:
-        return least_squares(
-            residuals,
-            x,
-            jac=lambda at: _slopes(residuals, at, step),
-            bounds=(start - 8.0, start + 8.0),
-            xtol=1e-3,
-            ftol=1e-4,
-            max_nfev=12,
+    steps = [None] * len(logs) if steps is None else steps
+    if not logs or not len(logs) == len(engine_settings) == len(steps):
+        sizes = f"{len(logs)}, {len(engine_settings)} and {len(steps)}"
+        raise ConfigError(f"logs, settings, steps: {sizes}: must be alike, not 0")
+    rows = zip(logs, engine_settings, steps, strict=True)
+    runs = [_Run.of(log, settings, share, its) for log, settings, its in rows]
+    laws = {settings.get("step_law") for settings in engine_settings} - {None}
+    tries = {law: _fit_law(runs, law) for law in laws or STEP_LAWS}
+    scores = {law: _score(runs, law, tries[law][0]) for law in tries}
+    handicap = {"sum": 1.0, "roofline": _CLEARLY}
+    law = min(scores, key=lambda law: scores[law] * handicap[law])
+    found, unidentified, covariance = _estimates(*tries[law])
+    return [
+        Calibration(
+            found,
+            unidentified,
+            {**run.settings, "step_law": law},
+            run.log,
+            run.simulate(tries[law][0], law),
+            run.part,
+            covariance=covariance,
+            laws=scores,
         )
-
-    tried = []
-    for alpha, beta, gamma in _STARTS:
-        shift = np.log([alpha, beta, gamma, 1.0, 1.0])
-        tried.append(descend(start + shift, _WIDE))
-    best = min(tried, key=lambda result: float(result.cost))
-    for step in _NARROW:
-        best = descend(best.x, step)
-    return np.asarray(best.x)
+        for run in runs
+    ]
 
 
-def _slopes(residuals: Residuals, at: FloatArray, step: float) -> FloatArray:
-    """The Jacobian, by central differences over ``step``, shape (residuals, n)."""
-    moves = step * np.eye(len(at))
-    return np.stack(
-        [(residuals(at + m) - residuals(at - m)) / (2.0 * step) for m in moves], axis=1
-    )
-
-
-def fit_steps(steps: pd.DataFrame) -> Fitted:
-    """The law fitted to measured steps: non-negative least squares, relative errors.
+def fit_steps(
+    steps: pd.DataFrame, step_law: str = "roofline", stretch: int = _STRETCH
+) -> Fitted:
+    """The law fitted to measured steps: least squares of relative errors.
 
     Args:
         steps: A row a step, with columns ``prefill_tokens`` (P, 0 if none),
-            ``sequences`` (b that decode, 0 if none), ``kv_tokens`` (K) and
-            ``seconds``.
+            ``decode_seqs`` (b that decode, 0 if none), ``decode_kv`` (K), ``pairs``
+            (Q) and ``seconds``, such as ``read_steps`` gives.
+        step_law: sum or roofline.
+        stretch: Steps whose sums are fitted to; 1 where each was timed well.
 
     Raises:
-        ConfigError: A column is missing.
+        ConfigError: A column is missing, or a bad law or stretch.
         TraceError: A value that cannot be, named by row and column; too few rows.
 
-    >>> p = np.array([0, 100, 0, 400, 0, 0, 200, 0])
-    >>> b = np.array([1, 0, 4, 0, 8, 2, 3, 16])
-    >>> k = np.array([100, 0, 800, 0, 2000, 900, 100, 5000])
-    >>> seconds = 1e-4 * p + 0.02 * (p > 0) + 0.01 * (b > 0) + 1e-3 * b + 1e-7 * k
-    >>> columns = dict(zip(STEP_COLUMNS, (p, b, k, seconds), strict=True))
-    >>> print(fit_steps(pd.DataFrame(columns)))
-    alpha = 0.0001 (0.0001 to 0.0001)
-    beta = 0.02 (0.02 to 0.02)
-    gamma = 0.01 (0.01 to 0.01)
-    delta = 0.001 (0.001 to 0.001)
-    kappa = 1e-07 (1e-07 to 1e-07)
+    >>> rng = np.random.default_rng(1)
+    >>> p, b = 9 * rng.integers(0, 99, 50), rng.integers(1, 64, 50)
+    >>> columns = {"prefill_tokens": p, "pairs": p**2 / 2, "decode_seqs": b}
+    >>> steps = pd.DataFrame(columns).assign(decode_kv=500 * b * rng.random(50))
+    >>> steps["seconds"] = 1e-4 * p + 0.02 * (p > 0) + 0.01 + 1e-5 * steps["decode_kv"]
+    >>> found = fit_steps(steps, "sum", stretch=1)
+    >>> print(f"{found.coefficients['alpha'].value:.4f}")
+    0.0001
     """
-    require_columns(steps, list(STEP_COLUMNS))
-    p, b, k, seconds = (_steps_column(steps, name) for name in STEP_COLUMNS)
-    if len(seconds) <= len(COEFFICIENTS):
-        raise TraceError(f"{len(seconds)} steps: must be more than {len(COEFFICIENTS)}")
-    parts = np.stack([p, p > 0.0, b > 0.0, b, k], axis=1) / seconds[:, None]
-    size = np.sqrt((parts**2).mean(axis=0))  # how much of a step each may be
-    scaled = parts / np.where(size > 0.0, size, 1.0)
-    values, norm = nnls(scaled, np.ones(len(seconds)))
-    variance = max(norm**2 / (len(seconds) - len(values)), 1e-12)
-    spread = np.linalg.pinv(scaled.T @ scaled + 1e-12 * np.eye(len(values)))
-    error = np.sqrt(variance * np.diag(spread))
-    _, sizes, mixes = np.linalg.svd(scaled, full_matrices=False)
-    silent = (np.abs(mixes[sizes < 1e-6 * sizes[0]]) > 1e-3).any(axis=0)
-    unit = np.where(size > 0.0, size, np.inf)
-    low, high = np.maximum(values - _NORMAL * error, 0.0), values + _NORMAL * error
-    found = {
-        name: Estimate(values[i] / unit[i], low[i] / unit[i], high[i] / unit[i])
-        for i, name in enumerate(COEFFICIENTS)
-    }
-    unsure = silent | (error > 0.5)  # half of a step's time may be its own or not
-    unidentified = tuple(n for n, bad in zip(COEFFICIENTS, unsure, strict=True) if bad)
-    return Fitted(found, unidentified, {})
+    choice("step_law", step_law, STEP_LAWS)
+    stretches = _Stretches.of(steps, whole("stretch", stretch, least=1))
+    each = steps["seconds"].to_numpy(dtype=np.float64)
+    start = _usual_ratios() + math.log(_FASTEST * float(np.quantile(each, 0.1)))
+    residuals = _pulled([partial(stretches.misses, law=step_law)])
+    found, unidentified, covariance = _estimates(*_least(residuals, start))
+    law = {"step_law": step_law}
+    return Fitted(found, unidentified, law, covariance=covariance)
+
+
+@dataclass(frozen=True, eq=False)
+class _Run:
+    """A log to fit to.
+
+    Attributes:
+        log: What was measured.
+        settings: Of the engine.
+        base: A configuration with them.
+        part: Which requests to fit to, shape (n,).
+        stretches: The steps to fit to, if they were written down.
+    """
+
+    log: ServedLog
+    settings: Mapping[str, Any]
+    base: SimulationConfig
+    part: Mask
+    stretches: _Stretches | None
+
+    @classmethod
+    def of(
+        cls,
+        log: ServedLog,
+        settings: Mapping[str, Any],
+        share: float,
+        steps: pd.DataFrame | None,
+    ) -> _Run:
+        part = log.first_completed(share)
+        if part.sum() < _LEAST or np.isnan(log.tpot[part]).all():
+            what = f"{part.sum()} requests to fit to: must be at least {_LEAST}"
+            where = f"log of {len(log)} requests, share={share:g}"
+            raise TraceError(f"{where}: {what}, with TPOTs")
+        base = Fitted({}, (), settings).config(num_requests=len(log))
+        if steps is None:
+            return cls(log, settings, base, part, None)
+        require_columns(steps, ["done"])
+        early = steps[steps["done"] <= log.last_token_time[part].max()]
+        return cls(log, settings, base, part, _Stretches.of(early, _STRETCH))
+
+    def simulate(self, logs: FloatArray, law: str) -> RunRecord:
+        """The requests under coefficients of these logarithms."""
+        return simulate(_with(self.base.replace(step_law=law), logs), self.log.workload)
+
+    def misses(self, logs: FloatArray, law: str, held_back: bool = False) -> FloatArray:
+        """Logarithms of simulated over measured times, of a part of the requests."""
+        record, part = self.simulate(logs, law), self.part ^ held_back
+        short = _FLOOR * float(np.nanmedian(self.log.tpot[self.part]))
+        found = []
+        for name in MEASURES:
+            real, ours = (getattr(times, name) for times in (self.log, record))
+            use, floor = part & (real > 0.0), 0.0 if name == "tpot" else short
+            found.append(np.log((ours[use] + floor) / (real[use] + floor)))
+        return np.concatenate(found)
+
+
+@dataclass(frozen=True, eq=False)
+class _Stretches:
+    """Steps, and where they are cut into stretches."""
+
+    columns: tuple[FloatArray, ...]  # P, b, K, Q of each step
+    cuts: IntArray  # the first step of each stretch
+    seconds: FloatArray  # of each stretch
+
+    @classmethod
+    def of(cls, steps: pd.DataFrame, longest: int) -> _Stretches:
+        """Cut after so many steps, or sooner where no prefill is near."""
+        require_columns(steps, list(STEP_COLUMNS))
+        *columns, seconds = (_steps_column(steps, name) for name in STEP_COLUMNS)
+        busy = np.convolve(columns[0] > 0.0, np.ones(2 * _QUIET + 1), "same") > 0.5
+        cuts = [0]
+        for step, near in enumerate(busy.tolist()):
+            if step - cuts[-1] >= (longest if near else math.ceil(longest / 3)):
+                cuts.append(step)
+        if len(cuts) <= len(COEFFICIENTS):
+            must = f"must be more than {len(COEFFICIENTS)}"
+            raise TraceError(f"{len(seconds)} steps, {len(cuts)} stretches: {must}")
+        return cls(tuple(columns), np.array(cuts), np.add.reduceat(seconds, cuts))
+
+    def misses(self, logs: FloatArray, law: str) -> FloatArray:
+        """Logarithms of predicted over measured times, of each stretch."""
+        alpha, beta, gamma, delta, kappa, epsilon = np.exp(logs)
+        p, b, k, q = self.columns
+        own = delta * b + kappa * k + beta * (p > 0.0) + epsilon * q
+        if law == "roofline":
+            own += np.maximum(gamma, alpha * (p + b))
+        else:
+            own += alpha * p + gamma * (b > 0.0)
+        found: FloatArray = np.log(np.add.reduceat(own, self.cuts) / self.seconds)
+        return found
 
 
 def _steps_column(steps: pd.DataFrame, name: str) -> FloatArray:
@@ -382,3 +506,107 @@ def _steps_column(steps: pd.DataFrame, name: str) -> FloatArray:
         must = "a finite number " + ("above 0" if least else "of at least 0")
         raise TraceError(f"{name}[{row}]={column[row]:g}: must be {must}")
     return column
+
+
+def _with(base: SimulationConfig, logs: FloatArray) -> SimulationConfig:
+    """``base`` with coefficients of these logarithms."""
+    return base.replace(**dict(zip(COEFFICIENTS, np.exp(logs).tolist(), strict=True)))
+
+
+def _usual_ratios() -> FloatArray:
+    """Logarithms of all coefficients over gamma, on engines measured by the step."""
+    known = np.array(
+        [[getattr(PRESETS[n], c) for c in COEFFICIENTS] for n in _MEASURED]
+    )
+    known = np.where(known > 0.0, known, np.nan)  # one of them has no epsilon
+    return np.asarray(np.nanmean(np.log(known / known[:, 2:3]), axis=0))
+
+
+def _robust(errors: FloatArray) -> FloatArray:
+    """The root of the soft-L1 loss, so that its squares add up to it."""
+    scaled = errors / _ROBUST
+    root = np.sqrt(2.0 * (np.sqrt(1.0 + scaled**2) - 1.0))
+    return np.asarray(_ROBUST * np.sign(scaled) * root)
+
+
+def _pulled(parts: Iterable[Residuals]) -> Residuals:
+    """What is to be small: errors of all parts, then of the usual ratios."""
+    usual, pull = _usual_ratios(), _NOISE * math.sqrt(_ALIKE)
+
+    def residuals(logs: FloatArray) -> FloatArray:
+        ratios = np.delete(logs - logs[2] - usual, 2)
+        own = [_robust(part(logs)) for part in parts]
+        return np.concatenate((*own, pull * ratios))
+
+    return residuals
+
+
+def _fit_law(runs: Sequence[_Run], law: str) -> tuple[FloatArray, FloatArray, float]:
+    """Logarithms of the coefficients, the Jacobian there, and the noise."""
+    parts = [
+        partial(run.misses if run.stretches is None else run.stretches.misses, law=law)
+        for run in runs
+    ]
+    fast = min(float(np.nanquantile(run.log.tpot[run.part], 0.1)) for run in runs)
+    return _least(_pulled(parts), _usual_ratios() + math.log(_FASTEST * fast))
+
+
+def _least(
+    residuals: Residuals, start: FloatArray
+) -> tuple[FloatArray, FloatArray, float]:
+    """Logarithms of coefficients with the least squares, the Jacobian, the noise.
+
+    A simulation answers in small jumps. So each round looks at a cloud of points, as
+    wide as the coefficients are unsure after the round before; a plane through their
+    residuals gives the derivatives and the next point.
+    """
+    rng, size = np.random.default_rng(0), len(start)
+    at, spread = start, _WIDE * np.eye(size)
+    best, slopes = (math.inf, at, np.empty(0)), np.empty((0, size))
+    for last in range(_ROUNDS + 1):
+        if (cost := float((here := residuals(at)) @ here)) < best[0]:
+            best = cost, at, here
+        if last == _ROUNDS:
+            at = best[1]  # the derivatives where they are reported
+        bundles = [
+            np.linalg.qr(rng.normal(size=(size, size)))[0] for _ in range(_CLOUDS)
+        ]
+        moves = math.sqrt(size) * np.concatenate(bundles) @ spread.T
+        moves = np.concatenate((moves, -moves))
+        seen = np.stack([residuals(at + move) for move in moves])
+        plane = np.column_stack((np.ones(len(moves)), moves))
+        middle, *slopes_ = np.linalg.lstsq(plane, seen)[0]
+        slopes = np.stack(slopes_, axis=1)
+        step = -np.linalg.lstsq(slopes, middle)[0]
+        at = at + step * min(1.0, _FURTHEST / float(np.abs(step).max()))
+        spread = np.linalg.cholesky(
+            _NOISE**2 * _ALIKE * np.linalg.inv(slopes.T @ slopes)
+        )
+        spread *= min(1.0, _WIDE / float(np.sqrt((spread**2).sum(axis=1)).max()))
+    own = best[2][: 1 - size]
+    return best[1], slopes, max(_NOISE, float(np.sqrt(np.mean(own**2))))
+
+
+def _score(runs: Sequence[_Run], law: str, logs: FloatArray) -> float:
+    """Root mean square of the errors on what was held back, or on all if nothing."""
+    held_back = not all(run.part.all() for run in runs)
+    misses = [run.misses(logs, law, held_back) for run in runs]
+    return float(np.sqrt(np.mean(_robust(np.concatenate(misses)) ** 2)))
+
+
+def _estimates(
+    logs: FloatArray, slopes: FloatArray, noise: float
+) -> tuple[dict[str, Estimate], tuple[str, ...], FloatArray]:
+    """Coefficients with intervals, those the data cannot tell, and the covariance."""
+    size, variance = len(logs), noise**2 * _ALIKE
+    covariance = variance * np.linalg.inv(slopes.T @ slopes)
+    own = slopes[: 1 - size]  # without the rows of the ratios
+    alone = np.linalg.inv(own.T @ own + 1e-9 * np.eye(size)).diagonal()
+    width = _NORMAL * np.sqrt(covariance.diagonal())
+    bounds = np.exp([logs, logs - width, logs + width]).T
+    found = {
+        n: Estimate(*map(float, row))
+        for n, row in zip(COEFFICIENTS, bounds, strict=True)
+    }
+    unsure = zip(COEFFICIENTS, np.sqrt(variance * alone) > _UNSURE, strict=True)
+    return found, tuple(name for name, bad in unsure if bad), covariance
