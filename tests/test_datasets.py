@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import lzma
+import tomllib
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
 
 import pooch
 import pytest
@@ -11,7 +15,9 @@ from llminfer import ConfigError, fetch
 from llminfer.data import public
 from llminfer.data.public import DataMissing
 
-NAMES = sorted(public.DATASETS)
+NAMES = [name for name in public.DATASETS if "h200" not in name]
+OURS = [name for name in public.DATASETS if "h200" in name]
+ROOT = Path(__file__).parent.parent
 
 
 @pytest.fixture
@@ -26,10 +32,12 @@ def offline(monkeypatch):
 
 
 @pytest.fixture
-def small(monkeypatch):
+def small(monkeypatch, tmp_path):
     """One public file of three bytes instead of the real ones."""
+    registry = tmp_path / "registry.txt"
     digest = hashlib.sha256(b"abc").hexdigest()
-    monkeypatch.setattr(public, "_FILES", {"set/a.csv": (digest, "home/a.csv")})
+    registry.write_text(f"# a comment\nset/a.csv {digest} https://home/a.csv\n")
+    monkeypatch.setattr(public, "_REGISTRY", registry)
     monkeypatch.setattr(public, "DATASETS", {"small": "set/a.csv"})
 
 
@@ -45,8 +53,47 @@ def test_digests_are_those_kept_beside_the_data(data):
         reversed(line.split("  ./"))
         for line in (data / "SHA256SUMS").read_text().splitlines()
     )
-    ours = {part: digest for part, (digest, _) in public._FILES.items()}
+    lines = public._REGISTRY.read_text().splitlines()
+    ours = dict(line.split()[:2] for line in lines if not line.startswith("#"))
+    assert len(ours) == 8
     assert {part: kept.get(part) for part in ours} == ours
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_what_was_measured_for_the_project_needs_no_network(offline, data, name):
+    packed, plain = fetch(name), data / public.DATASETS[name]
+    assert packed.is_relative_to(ROOT / "llminfer")
+    for file in ("requests.jsonl", "engine_steps.csv"):
+        unpacked = lzma.decompress((packed / f"{file}.xz").read_bytes())
+        assert unpacked == (plain / file).read_bytes()
+    assert (packed / "meta.json").read_bytes() == (plain / "meta.json").read_bytes()
+
+
+def test_all_of_it_goes_into_the_package_in_less_than_400_kb():
+    assert len(OURS) == 6
+    home = ROOT / "llminfer" / "data"
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    patterns = settings["tool"]["setuptools"]["package-data"]["llminfer.data"]
+    taken = {file for pattern in patterns for file in home.glob(pattern)}
+    there = {file for file in (home / "vllm-h200").rglob("*") if file.is_file()}
+    assert taken == there | {home / "public.txt"}
+    assert sum(file.stat().st_size for file in there) < 400_000
+
+
+def test_packing_again_gives_the_same_bytes(data, tmp_path):
+    spec = spec_from_file_location("pack_h200", ROOT / "tools" / "pack_h200.py")
+    packer = module_from_spec(spec)
+    spec.loader.exec_module(packer)
+    run = "256x2048-closed-16"
+    (tmp_path / "from").mkdir()
+    (tmp_path / "from" / run).symlink_to(data / "vllm-h200" / run)
+    size = [packer.pack(tmp_path / "from", tmp_path / again) for again in ("a", "b")]
+    one, two = (sorted((tmp_path / again / run).iterdir()) for again in ("a", "b"))
+    assert [file.name for file in one] == sorted(
+        f.name for f in (packer.HERE / run).iterdir()
+    )
+    assert [file.read_bytes() for file in one] == [file.read_bytes() for file in two]
+    assert size == [sum(file.stat().st_size for file in one)] * 2
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -74,7 +121,7 @@ def test_what_was_fetched_stays_in_the_users_cache(
     offline, small, store_folder, monkeypatch
 ):
     def give(self, url, output_file, pooch, **_):
-        assert url == "https://raw.githubusercontent.com/home/a.csv"
+        assert url == "https://home/a.csv"
         with open(output_file, "wb") as file:
             file.write(b"abc")
 

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import csv
+import gzip
+import lzma
 import math
 import re
 import warnings
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +21,7 @@ from llminfer.base.errors import TraceError
 _LONGEST_LINE = 64 * 1024  # bytes; a line of a trace has well under a hundred
 _LATEST = 1e15  # s; the clock of day is at 1.8e9
 _NO_DATE = np.iinfo(np.int64).min  # what numpy makes of "NaT"
+_OPENERS: dict[str, Callable[..., Any]] = {".gz": gzip.open, ".xz": lzma.open}
 
 
 def read_csv(path: str | Path) -> tuple[FloatArray, IntArray, IntArray]:
@@ -42,16 +46,13 @@ def read_csv(path: str | Path) -> tuple[FloatArray, IntArray, IntArray]:
         TraceError: The file cannot be read as such a trace; names row and column.
     """
     name = Path(path).name
-    rows = _rows(Path(path))
+    rows = csv_rows(Path(path))
     _, header = next(rows, (1, []))
     columns, moment = _layout(name, [column.strip() for column in header])
     times: list[float] = []
     lengths: list[list[int]] = []
     for number, row in rows:
         where = f"{name}, row {number}"
-        if len(row) != len(header):
-            what = f"{len(row)} fields: must have {len(header)}, as the header has"
-            raise TraceError(f"{where}: {what}")
         at, *rest = ((row[i], f"{where}, {column}") for column, i in columns.items())
         times.append(moment(*at))
         if times[-1] < max(times[-2:]):
@@ -66,7 +67,7 @@ def read_csv(path: str | Path) -> tuple[FloatArray, IntArray, IntArray]:
     return arrival, prompts, outputs
 
 
-def tokens(cell: Any, where: str) -> int:
+def tokens(cell: Any, where: str, least: int = 1) -> int:
     """A count of tokens from a cell that holds a number or its digits.
 
     >>> tokens(" 20", "trace.csv, row 2, prompt_length")
@@ -78,9 +79,9 @@ def tokens(cell: Any, where: str) -> int:
     whole = isinstance(cell, int) and not isinstance(cell, bool)
     if isinstance(cell, str):
         whole = re.fullmatch(r"\s*[0-9]{1,18}\s*", cell) is not None
-    if whole and 1 <= int(cell) <= MOST_TOKENS:
+    if whole and least <= int(cell) <= MOST_TOKENS:
         return int(cell)
-    must = "must be a whole number of tokens, at least 1"
+    must = f"must be a whole number of at least {least}"
     raise TraceError(f"{where}={cell!r:.40}: {must}")
 
 
@@ -117,11 +118,20 @@ def _nanoseconds(cell: str, where: str) -> int:
     return moment
 
 
-def _rows(path: Path) -> Iterator[tuple[int, list[str]]]:
-    """The rows of a CSV by number; blank ones count, and are left out."""
-    number = 0
+def csv_rows(path: Path) -> Iterator[tuple[int, list[str]]]:
+    """The rows of a CSV by number; blank ones count, and are left out.
+
+    Raises:
+        TraceError: The file cannot be read, or a row has not as many fields as the
+            first.
+    """
+    number, wide = 0, 0
     try:
         for number, row in enumerate(csv.reader(text_lines(path)), start=1):
+            wide = wide or len(row)
+            if row and len(row) != wide:
+                what = f"{len(row)} fields: must have {wide}, as the header has"
+                raise TraceError(f"{path.name}, row {number}: {what}")
             if row:
                 yield number, row
     except csv.Error as error:
@@ -129,9 +139,9 @@ def _rows(path: Path) -> Iterator[tuple[int, list[str]]]:
 
 
 def text_lines(path: Path) -> Iterator[str]:
-    """The file's lines as text, in bounded memory."""
+    """The file's lines as text, in bounded memory; ``.gz`` and ``.xz`` are unpacked."""
     try:
-        with path.open("rb") as file:
+        with _OPENERS.get(path.suffix, open)(path, "rb") as file:
             number = 0
             while line := file.readline(_LONGEST_LINE):
                 number += 1
@@ -143,6 +153,8 @@ def text_lines(path: Path) -> Iterator[str]:
                 yield line.decode("utf-8-sig" if number == 1 else "utf-8")
     except UnicodeDecodeError:
         raise TraceError(f"{path.name}, row {number}: must be UTF-8 text") from None
+    except (EOFError, lzma.LZMAError, zlib.error, gzip.BadGzipFile):
+        raise TraceError(f"{path.name}: damaged: must be a whole archive") from None
     except OSError as error:
         raise TraceError(f"{path}: cannot be read: {error.strerror}") from None
 

@@ -9,52 +9,19 @@ from typing import Any
 
 from llminfer.base.errors import choice
 
-_GITHUB = "https://raw.githubusercontent.com"
-_AZURE = "Azure/AzurePublicDataset/790921015d50dd6aae7f7e47f39ba0e235ad6b08/data"
-_LOGS = "casys-kaist/LLMServingSim/5daddb21a545658d5150b535712d0494584b5278"
 _TIMEOUT = 10.0  # s, for an answer from the network
+_HOME = Path(__file__).parent
+_REGISTRY = _HOME / "public.txt"  # a line a file: where it lies, its digest, its home
 
-# Each file, its digest, and where it comes from. The Azure traces are CC-BY 4.0: Patel
-# et al., Splitwise, ISCA 2024. The logs are MIT: LLMServingSim, KAIST.
-_FILES: Mapping[str, tuple[str, str]] = {
-    "azure-2023/AzureLLMInferenceTrace_code.csv": (
-        "54e9a6d2a4bd06ba1e060304b900abbc74cbea53de96506e60fe5bb4f2277fb6",
-        f"{_AZURE}/AzureLLMInferenceTrace_code.csv",
-    ),
-    "azure-2023/AzureLLMInferenceTrace_conv.csv": (
-        "2f1e5b666d4e3055fdbba98598ce2ec307767b9064e03e2fa46676dbcc7d0bf8",
-        f"{_AZURE}/AzureLLMInferenceTrace_conv.csv",
-    ),
-    "vllm-logs/rtx4090_llama-3.1-8b/meta.json": (
-        "56cbcb2a08e9fe6f67d60cad8ee545f86c874f82b46ab413da484f331417b2fc",
-        f"{_LOGS}/bench/examples/RTX4090/Llama-3.1-8B/vllm/meta.json",
-    ),
-    "vllm-logs/rtx4090_llama-3.1-8b/requests.jsonl": (
-        "5a6f2a0b09d5eb84bd75b30ed625d883c22b4bcc0a839cd1128ae42f74ecc90d",
-        f"{_LOGS}/bench/examples/RTX4090/Llama-3.1-8B/vllm/requests.jsonl",
-    ),
-    "vllm-logs/rtx4090_llama-3.1-8b/timeseries.csv": (
-        "f99d474f8d8a2c52f986fb27e46832a1627fc908d7570852b016573b89ab3173",
-        f"{_LOGS}/bench/examples/RTX4090/Llama-3.1-8B/vllm/timeseries.csv",
-    ),
-    "vllm-logs/rtxpro6000_qwen3-32b/meta.json": (
-        "9b56098c6e028d17417a392d041af32cf0cfa741dff07fdd1d0ea9ecba5c0236",
-        f"{_LOGS}/bench/examples/RTXPRO6000/Qwen3-32B/vllm/meta.json",
-    ),
-    "vllm-logs/rtxpro6000_qwen3-32b/requests.jsonl": (
-        "7751686bb9f927f5cd39adf901b2d0755b8f1a1182561c3df5446c927f95342f",
-        f"{_LOGS}/bench/examples/RTXPRO6000/Qwen3-32B/vllm/requests.jsonl",
-    ),
-    "vllm-logs/rtxpro6000_qwen3-32b/timeseries.csv": (
-        "4f90a78ec503e25ecf08660cb573af403ed10bd2c51a1f6d80adda00ea3ed010",
-        f"{_LOGS}/bench/examples/RTXPRO6000/Qwen3-32B/vllm/timeseries.csv",
-    ),
-}
 DATASETS: Mapping[str, str] = {  # a file, or a folder of them
     "azure-2023-code": "azure-2023/AzureLLMInferenceTrace_code.csv",
     "azure-2023-conv": "azure-2023/AzureLLMInferenceTrace_conv.csv",
     "vllm-rtx4090-llama-3.1-8b": "vllm-logs/rtx4090_llama-3.1-8b",
     "vllm-rtxpro6000-qwen3-32b": "vllm-logs/rtxpro6000_qwen3-32b",
+    **{  # measured for this project, and part of it: vllm-h200/README.md
+        f"vllm-h200-{meta.parent.name}": f"vllm-h200/{meta.parent.name}"
+        for meta in sorted(_HOME.glob("vllm-h200/*/meta.json"))
+    },
 }
 
 
@@ -68,13 +35,16 @@ class DataMissing(RuntimeError):
 def fetch(name: str) -> Path:
     """Where a public data set lies: a CSV, or the folder of a vLLM log.
 
-    Looked for in the folder that ``LLMINFER_DATA`` names, then in the user's cache;
-    else fetched from its public home. Every file must have its known digest.
+    Those measured for this project come with the package. Others are looked for in
+    the folder that ``LLMINFER_DATA`` names, then in the user's cache; else fetched from
+    their public home. Every file must have its known digest.
 
-    >>> list(DATASETS)  # doctest: +NORMALIZE_WHITESPACE
+    >>> list(DATASETS)[:4]  # doctest: +NORMALIZE_WHITESPACE
     ['azure-2023-code', 'azure-2023-conv',
      'vllm-rtx4090-llama-3.1-8b', 'vllm-rtxpro6000-qwen3-32b']
     >>> trace = fetch("azure-2023-conv")  # doctest: +SKIP
+    >>> sorted(file.name for file in fetch("vllm-h200-256x2048-conv-10").iterdir())
+    ['engine_steps.csv.xz', 'meta.json', 'requests.jsonl.xz']
 
     Args:
         name: One of ``DATASETS``.
@@ -85,7 +55,10 @@ def fetch(name: str) -> Path:
             another digest.
     """
     place = DATASETS[choice("name", name, DATASETS)]
-    parts = [file for file in _FILES if file.startswith(place)]
+    if (_HOME / place).is_dir():
+        return _HOME / place
+    lines = _REGISTRY.read_text("utf-8").splitlines()
+    parts = [line.split()[0] for line in lines if line.startswith(place)]
     home = Path(os.environ.get("LLMINFER_CACHE") or Path.home() / ".cache" / "llminfer")
     folder = Path(os.environ.get("LLMINFER_DATA") or home / "data")
     if not all((folder / part).is_file() for part in parts):
@@ -129,13 +102,8 @@ def _fetch(part: str, folder: Path, name: str) -> None:
     import pooch
 
     pooch.get_logger().setLevel("WARNING")
-    files = pooch.create(
-        folder,
-        base_url="",
-        registry={part: digest for part, (digest, _) in _FILES.items()},
-        urls={part: f"{_GITHUB}/{address}" for part, (_, address) in _FILES.items()},
-        allow_updates=False,
-    )
+    files = pooch.create(folder, base_url="", registry=None, allow_updates=False)
+    files.load_registry(_REGISTRY)
     try:
         files.fetch(part, downloader=pooch.HTTPDownloader(timeout=_TIMEOUT))
     except ValueError:
