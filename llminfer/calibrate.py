@@ -38,6 +38,7 @@ _NORMAL = 1.96  # standard errors to each side of a 95% interval
 # measured step by step, give or take a factor of e.
 _MEASURED = ("opt-13b-a100", "llama-2-70b-dgx-h100")
 _NOISE = 0.03  # what the law misses of a latency, relative
+_STEP_NOISE = 0.01  # and of the time of a stretch of steps
 _ALIKE = 9.0  # requests served together err together: so many count as one
 _ROBUST = 0.05  # relative errors above it count linearly, not squared
 _FLOOR = 50.0  # TPOTs; shorter times tell more of where in a step somebody arrived
@@ -47,7 +48,7 @@ _GROUPS = 10  # of requests, for the jackknife
 _FASTEST = 0.8  # of the TPOT of the fastest tenth is gamma, to begin with
 _ROUNDS, _CLOUDS = 7, 2  # of the search; bundles of directions in each round
 _WIDE, _FURTHEST = 0.3, 1.0  # widest cloud and longest step, in logarithms
-_CLEARLY = 0.8  # times the error of the roofline, or the sum is no better
+_HANDICAP = {"sum": 1.0, "roofline": 0.8}  # of a law's error, where they compete
 _STRETCH = 40  # steps, over which the late clock of single ones averages out
 _QUIET = 2  # steps on both sides of a step without prefill, for a cut there
 
@@ -92,7 +93,9 @@ class Fitted:
             seed: Of the draws: normal in the logarithms, as the least squares say.
         """
         spread = np.linalg.cholesky(self.covariance)
-        noise = np.random.default_rng(seed).normal(size=(whole("n", n), len(spread)))
+        noise = np.random.default_rng(seed).normal(
+            size=(whole("n", n, least=1), len(spread))
+        )
         middle = np.log([found.value for found in self.coefficients.values()])
         return [_with(self.config(), middle + spread @ row) for row in noise]
 
@@ -271,7 +274,7 @@ def mean_error(
     rest = np.flatnonzero(some & ~np.isnan(pair[0]))
     if len(rest) < 2 * _GROUPS:
         must = f"must be at least {2 * _GROUPS}"
-        raise TraceError(f"{len(rest)} requests held back: {must}")
+        raise TraceError(f"{len(rest)} requests to compare: {must}")
     order = rest[np.argsort(measured.last_token_time[rest], kind="stable")]
     sums = np.array(
         [[v[i].sum() for v in pair] for i in np.array_split(order, _GROUPS)]
@@ -348,11 +351,10 @@ def fit_jointly(
         raise ConfigError(f"logs, settings, steps: {sizes}: must be alike, not 0")
     rows = zip(logs, engine_settings, steps, strict=True)
     runs = [_Run.of(log, settings, share, its) for log, settings, its in rows]
-    laws = {settings.get("step_law") for settings in engine_settings} - {None}
-    tries = {law: _fit_law(runs, law) for law in laws or STEP_LAWS}
-    scores = {law: _score(runs, law, tries[law][0]) for law in tries}
-    handicap = {"sum": 1.0, "roofline": _CLEARLY}
-    law = min(scores, key=lambda law: scores[law] * handicap[law])
+    named = {its["step_law"] for its in engine_settings if "step_law" in its}
+    tries = {name: _fit_law(runs, name) for name in sorted(named or STEP_LAWS)}
+    scores = {name: _score(runs, name, found[0]) for name, found in tries.items()}
+    law = min(scores, key=lambda name: scores[name] * _HANDICAP[name])
     found, unidentified, covariance = _estimates(*tries[law])
     return [
         Calibration(
@@ -398,8 +400,8 @@ def fit_steps(
     stretches = _Stretches.of(steps, whole("stretch", stretch, least=1))
     each = steps["seconds"].to_numpy(dtype=np.float64)
     start = _usual_ratios() + math.log(_FASTEST * float(np.quantile(each, 0.1)))
-    residuals = _pulled([partial(stretches.misses, law=step_law)])
-    found, unidentified, covariance = _estimates(*_least(residuals, start))
+    misses = partial(stretches.misses, law=step_law)
+    found, unidentified, covariance = _estimates(*_least([misses], start, _STEP_NOISE))
     law = {"step_law": step_law}
     return Fitted(found, unidentified, law, covariance=covariance)
 
@@ -529,9 +531,9 @@ def _robust(errors: FloatArray) -> FloatArray:
     return np.asarray(_ROBUST * np.sign(scaled) * root)
 
 
-def _pulled(parts: Iterable[Residuals]) -> Residuals:
+def _pulled(parts: Iterable[Residuals], pull: float) -> Residuals:
     """What is to be small: errors of all parts, then of the usual ratios."""
-    usual, pull = _usual_ratios(), _NOISE * math.sqrt(_ALIKE)
+    usual = _usual_ratios()
 
     def residuals(logs: FloatArray) -> FloatArray:
         ratios = np.delete(logs - logs[2] - usual, 2)
@@ -548,19 +550,22 @@ def _fit_law(runs: Sequence[_Run], law: str) -> tuple[FloatArray, FloatArray, fl
         for run in runs
     ]
     fast = min(float(np.nanquantile(run.log.tpot[run.part], 0.1)) for run in runs)
-    return _least(_pulled(parts), _usual_ratios() + math.log(_FASTEST * fast))
+    start = _usual_ratios() + math.log(_FASTEST * fast)
+    noise = _NOISE if any(run.stretches is None for run in runs) else _STEP_NOISE
+    return _least(parts, start, noise)
 
 
 def _least(
-    residuals: Residuals, start: FloatArray
+    parts: Sequence[Residuals], start: FloatArray, noise: float
 ) -> tuple[FloatArray, FloatArray, float]:
-    """Logarithms of coefficients with the least squares, the Jacobian, the noise.
+    """Logarithms of coefficients with the least squares, the Jacobian, the error.
 
     A simulation answers in small jumps. So each round looks at a cloud of points, as
     wide as the coefficients are unsure after the round before; a plane through their
     residuals gives the derivatives and the next point.
     """
-    rng, size = np.random.default_rng(0), len(start)
+    rng, size, unsure = np.random.default_rng(0), len(start), noise * math.sqrt(_ALIKE)
+    residuals = _pulled(parts, unsure)
     at, spread = start, _WIDE * np.eye(size)
     best, slopes = (math.inf, at, np.empty(0)), np.empty((0, size))
     for last in range(_ROUNDS + 1):
@@ -579,12 +584,10 @@ def _least(
         slopes = np.stack(slopes_, axis=1)
         step = -np.linalg.lstsq(slopes, middle)[0]
         at = at + step * min(1.0, _FURTHEST / float(np.abs(step).max()))
-        spread = np.linalg.cholesky(
-            _NOISE**2 * _ALIKE * np.linalg.inv(slopes.T @ slopes)
-        )
+        spread = unsure * np.linalg.cholesky(np.linalg.inv(slopes.T @ slopes))
         spread *= min(1.0, _WIDE / float(np.sqrt((spread**2).sum(axis=1)).max()))
     own = best[2][: 1 - size]
-    return best[1], slopes, max(_NOISE, float(np.sqrt(np.mean(own**2))))
+    return best[1], slopes, max(noise, float(np.sqrt(np.mean(own**2))))
 
 
 def _score(runs: Sequence[_Run], law: str, logs: FloatArray) -> float:
@@ -599,7 +602,7 @@ def _estimates(
 ) -> tuple[dict[str, Estimate], tuple[str, ...], FloatArray]:
     """Coefficients with intervals, those the data cannot tell, and the covariance."""
     size, variance = len(logs), noise**2 * _ALIKE
-    covariance = variance * np.linalg.inv(slopes.T @ slopes)
+    covariance = np.asarray(variance * np.linalg.inv(slopes.T @ slopes), np.float64)
     own = slopes[: 1 - size]  # without the rows of the ratios
     alone = np.linalg.inv(own.T @ own + 1e-9 * np.eye(size)).diagonal()
     width = _NORMAL * np.sqrt(covariance.diagonal())
