@@ -10,7 +10,7 @@ intervals from the coefficients' own uncertainty.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from typing import Any
@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from llminfer.base.arrays import FloatArray, IntArray
+from llminfer.base.arrays import FloatArray
 from llminfer.base.errors import ConfigError, TraceError, choice, whole
 from llminfer.config import SimulationConfig
 from llminfer.data.logs import ServedLog
@@ -93,9 +93,7 @@ class Fitted:
             seed: Of the draws: normal in the logarithms, as the least squares say.
         """
         spread = np.linalg.cholesky(self.covariance)
-        noise = np.random.default_rng(seed).normal(
-            size=(whole("n", n, least=1), len(spread))
-        )
+        noise = np.random.default_rng(seed).normal(size=(n, len(spread)))
         middle = np.log([found.value for found in self.coefficients.values()])
         return [_with(self.config(), middle + spread @ row) for row in noise]
 
@@ -106,16 +104,10 @@ class Fitted:
 
         Args:
             answer: A number above 0 from a configuration: a mean of a run, a capacity.
-            n: Draws of the coefficients for the 95% interval.
+            n: Draws of the coefficients for the 95% interval, at least 2.
             seed: Of the draws.
-
-        Raises:
-            ConfigError: Fewer than two draws.
         """
-        given = [answer(config) for config in self.draws(whole("n", n, least=2), seed)]
-        value, spread = answer(self.config()), float(np.std(np.log(given), ddof=1))
-        low, high = (value * math.exp(sign * _NORMAL * spread) for sign in (-1, 1))
-        return Estimate(value, low, high)
+        return _around([answer(c) for c in (self.config(), *self.draws(n, seed))])
 
     def predict(
         self, workload: Workload, n: int = 20, seed: int = 0, **changes: Any
@@ -131,23 +123,15 @@ class Fitted:
         Raises:
             ConfigError: A change that cannot be run.
         """
-
-        def times(config: SimulationConfig) -> FloatArray:
-            record = simulate(config.replace(**changes), workload)
-            served = [getattr(record, name) for name in MEASURES]
-            cuts = [(np.nanmean(v), *np.nanquantile(v, (0.5, 0.99))) for v in served]
-            return np.array(cuts)
-
-        value = times(self.config())
-        drawn = np.log([times(config) for config in self.draws(n, seed)])
-        width = np.exp(_NORMAL * drawn.std(axis=0, ddof=1))
+        configs = [self.config(), *self.draws(n, seed)]
+        runs = [simulate(config.replace(**changes), workload) for config in configs]
         rows = {}
-        for i, name in enumerate(MEASURES):
-            found = zip(value[i], value[i] / width[i], value[i] * width[i], strict=True)
-            named = zip(("mean", "p50", "p99"), found, strict=True)
-            rows[name] = {
-                k: v for q, e in named for k, v in Estimate(*e).row(q).items()
-            }
+        for name in MEASURES:
+            times = [getattr(run, name) for run in runs]
+            rows[name] = _around([np.nanmean(t) for t in times]).row()
+            for key in ("p50", "p99"):
+                cut = [np.nanquantile(t, _QUANTILES[key]) for t in times]
+                rows[name] |= _around(cut).row(key)
         return pd.DataFrame.from_dict(rows, orient="index").rename_axis("measure")
 
     def table(self) -> pd.DataFrame:
@@ -194,27 +178,6 @@ class Calibration(Fitted):
         """Relative errors on the part held back: mean and percentiles by measure."""
         return errors(self.log, self.simulated, ~self.fitted)
 
-    def mean_error(self, measure: str) -> Estimate:
-        """The relative error of a mean on the part held back, with a 95% interval.
-
-        Args:
-            measure: ttft, tpot or latency.
-
-        Raises:
-            ConfigError: Another measure.
-            TraceError: Too little is held back for an interval.
-        """
-        return mean_error(self.log, self.simulated, measure, ~self.fitted)
-
-    def residuals(self) -> pd.DataFrame:
-        """A row a request: when it completed, seconds; ``fitted``; relative errors."""
-        found = {
-            name: getattr(self.simulated, name) / getattr(self.log, name) - 1.0
-            for name in MEASURES
-        }
-        at = {"completed": self.log.last_token_time, "fitted": self.fitted}
-        return pd.DataFrame(at | found)
-
     def __str__(self) -> str:
         tried = ", ".join(f"{law} {error:.2%}" for law, error in self.laws.items())
         return f"{super().__str__()}\nstep law: {self.settings['step_law']} ({tried})"
@@ -238,28 +201,25 @@ def errors(measured: ServedLog, simulated: ServedLog, part: Mask) -> pd.DataFram
     """
     rows = {}
     for name in MEASURES:
-        pair = [getattr(log, name)[part] for log in (measured, simulated)]
-        real, ours = (values[~np.isnan(values)] for values in pair)
-        if not len(real):
-            rows[name] = dict.fromkeys(("mean", *_QUANTILES), math.nan)
-            continue
-        rows[name] = {"mean": ours.mean() / real.mean() - 1.0} | {
-            key: np.quantile(ours, q) / np.quantile(real, q) - 1.0
-            for key, q in _QUANTILES.items()
+        pair = (getattr(log, name)[part] for log in (simulated, measured))
+        ours, real = (pd.Series(values).dropna() for values in pair)
+        ratios = {
+            key: ours.quantile(q) / real.quantile(q) for key, q in _QUANTILES.items()
         }
-    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("measure")
+        rows[name] = {"mean": ours.mean() / real.mean()} | ratios
+    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("measure") - 1.0
 
 
 def mean_error(
-    measured: ServedLog, simulated: ServedLog, measure: str, part: Mask | None = None
+    measured: ServedLog, simulated: ServedLog, part: Mask, measure: str
 ) -> Estimate:
     """The relative error of a simulated mean, with a 95% interval.
 
     Args:
         measured: A log.
         simulated: The same requests, simulated.
+        part: Which of them to compare, shape (n,).
         measure: ttft, tpot or latency.
-        part: Which requests to compare, shape (n,); None for all.
 
     Raises:
         ConfigError: Another measure.
@@ -270,8 +230,7 @@ def mean_error(
     """
     choice("measure", measure, MEASURES)
     pair = [getattr(log, measure) for log in (measured, simulated)]
-    some = np.ones(len(measured), dtype=np.bool_) if part is None else part
-    rest = np.flatnonzero(some & ~np.isnan(pair[0]))
+    rest = np.flatnonzero(part & ~np.isnan(pair[0]))
     if len(rest) < 2 * _GROUPS:
         must = f"must be at least {2 * _GROUPS}"
         raise TraceError(f"{len(rest)} requests to compare: {must}")
@@ -350,25 +309,19 @@ def fit_jointly(
         sizes = f"{len(logs)}, {len(engine_settings)} and {len(steps)}"
         raise ConfigError(f"logs, settings, steps: {sizes}: must be alike, not 0")
     rows = zip(logs, engine_settings, steps, strict=True)
-    runs = [_Run.of(log, settings, share, its) for log, settings, its in rows]
+    runs = [_Run(*row, share) for row in rows]
     named = {its["step_law"] for its in engine_settings if "step_law" in its}
     tries = {name: _fit_law(runs, name) for name in sorted(named or STEP_LAWS)}
     scores = {name: _score(runs, name, found[0]) for name, found in tries.items()}
     law = min(scores, key=lambda name: scores[name] * _HANDICAP[name])
-    found, unidentified, covariance = _estimates(*tries[law])
-    return [
-        Calibration(
-            found,
-            unidentified,
-            {**run.settings, "step_law": law},
-            run.log,
-            run.simulate(tries[law][0], law),
-            run.part,
-            covariance=covariance,
-            laws=scores,
-        )
-        for run in runs
-    ]
+    found, unsure, covariance = _estimates(*tries[law])
+    given: dict[str, Any] = {"covariance": covariance, "laws": scores}
+    fits = []
+    for run in runs:
+        settings = {**run.settings, "step_law": law}
+        rest = settings, run.log, run.simulate(tries[law][0], law), run.part
+        fits.append(Calibration(found, unsure, *rest, **given))
+    return fits
 
 
 def fit_steps(
@@ -397,7 +350,7 @@ def fit_steps(
     0.0001
     """
     choice("step_law", step_law, STEP_LAWS)
-    stretches = _Stretches.of(steps, whole("stretch", stretch, least=1))
+    stretches = _Stretches(steps, whole("stretch", stretch, least=1))
     each = steps["seconds"].to_numpy(dtype=np.float64)
     start = _usual_ratios() + math.log(_FASTEST * float(np.quantile(each, 0.1)))
     misses = partial(stretches.misses, law=step_law)
@@ -406,43 +359,27 @@ def fit_steps(
     return Fitted(found, unidentified, law, covariance=covariance)
 
 
-@dataclass(frozen=True, eq=False)
 class _Run:
-    """A log to fit to.
+    """A log to fit to: which requests, or which steps, under which configuration."""
 
-    Attributes:
-        log: What was measured.
-        settings: Of the engine.
-        base: A configuration with them.
-        part: Which requests to fit to, shape (n,).
-        stretches: The steps to fit to, if they were written down.
-    """
-
-    log: ServedLog
-    settings: Mapping[str, Any]
-    base: SimulationConfig
-    part: Mask
-    stretches: _Stretches | None
-
-    @classmethod
-    def of(
-        cls,
+    def __init__(
+        self,
         log: ServedLog,
         settings: Mapping[str, Any],
-        share: float,
         steps: pd.DataFrame | None,
-    ) -> _Run:
-        part = log.first_completed(share)
+        share: float,
+    ) -> None:
+        self.log, self.settings, self.stretches = log, settings, None
+        self.part = part = log.first_completed(share)
         if part.sum() < _LEAST or np.isnan(log.tpot[part]).all():
             what = f"{part.sum()} requests to fit to: must be at least {_LEAST}"
             where = f"log of {len(log)} requests, share={share:g}"
             raise TraceError(f"{where}: {what}, with TPOTs")
-        base = Fitted({}, (), settings).config(num_requests=len(log))
-        if steps is None:
-            return cls(log, settings, base, part, None)
-        require_columns(steps, ["done"])
-        early = steps[steps["done"] <= log.last_token_time[part].max()]
-        return cls(log, settings, base, part, _Stretches.of(early, _STRETCH))
+        self.base = Fitted({}, (), settings).config(num_requests=len(log))
+        if steps is not None:
+            require_columns(steps, ["done"])
+            early = steps["done"] <= log.last_token_time[part].max()
+            self.stretches = _Stretches(steps[early], _STRETCH)
 
     def simulate(self, logs: FloatArray, law: str) -> RunRecord:
         """The requests under coefficients of these logarithms."""
@@ -460,17 +397,10 @@ class _Run:
         return np.concatenate(found)
 
 
-@dataclass(frozen=True, eq=False)
 class _Stretches:
-    """Steps, and where they are cut into stretches."""
+    """Steps, cut after so many, or sooner where no prefill is near."""
 
-    columns: tuple[FloatArray, ...]  # P, b, K, Q of each step
-    cuts: IntArray  # the first step of each stretch
-    seconds: FloatArray  # of each stretch
-
-    @classmethod
-    def of(cls, steps: pd.DataFrame, longest: int) -> _Stretches:
-        """Cut after so many steps, or sooner where no prefill is near."""
+    def __init__(self, steps: pd.DataFrame, longest: int) -> None:
         require_columns(steps, list(STEP_COLUMNS))
         *columns, seconds = (_steps_column(steps, name) for name in STEP_COLUMNS)
         busy = np.convolve(columns[0] > 0.0, np.ones(2 * _QUIET + 1), "same") > 0.5
@@ -481,7 +411,8 @@ class _Stretches:
         if len(cuts) <= len(COEFFICIENTS):
             must = f"must be more than {len(COEFFICIENTS)}"
             raise TraceError(f"{len(seconds)} steps, {len(cuts)} stretches: {must}")
-        return cls(tuple(columns), np.array(cuts), np.add.reduceat(seconds, cuts))
+        self.columns, self.cuts = columns, cuts
+        self.seconds = np.add.reduceat(seconds, cuts)
 
     def misses(self, logs: FloatArray, law: str) -> FloatArray:
         """Logarithms of predicted over measured times, of each stretch."""
@@ -497,17 +428,19 @@ class _Stretches:
 
 
 def _steps_column(steps: pd.DataFrame, name: str) -> FloatArray:
-    try:
-        column = steps[name].to_numpy(dtype=np.float64)
-    except (TypeError, ValueError):
-        raise TraceError(f"{name}: must be numbers") from None
-    least = 0.0 if name != "seconds" else math.ulp(0.0)
-    bad = ~((column >= least) & (column < math.inf))
-    if bad.any():
+    column = pd.to_numeric(steps[name], errors="coerce").to_numpy(dtype=np.float64)
+    least = math.ulp(0.0) if name == "seconds" else 0.0
+    if (bad := ~((column >= least) & (column < math.inf))).any():
         row = int(np.argmax(bad))
         must = "a finite number " + ("above 0" if least else "of at least 0")
-        raise TraceError(f"{name}[{row}]={column[row]:g}: must be {must}")
+        raise TraceError(f"{name}[{row}]={steps[name].iloc[row]}: must be {must}")
     return column
+
+
+def _around(answers: Sequence[float]) -> Estimate:
+    """The first answer, between bounds as far as the others spread about it."""
+    width = math.exp(_NORMAL * float(np.std(np.log(answers[1:]), ddof=1)))
+    return Estimate(answers[0], answers[0] / width, answers[0] * width)
 
 
 def _with(base: SimulationConfig, logs: FloatArray) -> SimulationConfig:
@@ -529,18 +462,6 @@ def _robust(errors: FloatArray) -> FloatArray:
     scaled = errors / _ROBUST
     root = np.sqrt(2.0 * (np.sqrt(1.0 + scaled**2) - 1.0))
     return np.asarray(_ROBUST * np.sign(scaled) * root)
-
-
-def _pulled(parts: Iterable[Residuals], pull: float) -> Residuals:
-    """What is to be small: errors of all parts, then of the usual ratios."""
-    usual = _usual_ratios()
-
-    def residuals(logs: FloatArray) -> FloatArray:
-        ratios = np.delete(logs - logs[2] - usual, 2)
-        own = [_robust(part(logs)) for part in parts]
-        return np.concatenate((*own, pull * ratios))
-
-    return residuals
 
 
 def _fit_law(runs: Sequence[_Run], law: str) -> tuple[FloatArray, FloatArray, float]:
@@ -565,26 +486,28 @@ def _least(
     residuals gives the derivatives and the next point.
     """
     rng, size, unsure = np.random.default_rng(0), len(start), noise * math.sqrt(_ALIKE)
-    residuals = _pulled(parts, unsure)
-    at, spread = start, _WIDE * np.eye(size)
-    best, slopes = (math.inf, at, np.empty(0)), np.empty((0, size))
+    usual = _usual_ratios()
+
+    def residuals(logs: FloatArray) -> FloatArray:
+        own = [_robust(part(logs)) for part in parts]
+        return np.concatenate((*own, unsure * np.delete(logs - logs[2] - usual, 2)))
+
+    at, spread, best = start, _WIDE * np.eye(size), (math.inf, start, start)
     for last in range(_ROUNDS + 1):
         if (cost := float((here := residuals(at)) @ here)) < best[0]:
             best = cost, at, here
         if last == _ROUNDS:
             at = best[1]  # the derivatives where they are reported
-        bundles = [
-            np.linalg.qr(rng.normal(size=(size, size)))[0] for _ in range(_CLOUDS)
-        ]
+        bundles = np.linalg.qr(rng.normal(size=(_CLOUDS, size, size)))[0]
         moves = math.sqrt(size) * np.concatenate(bundles) @ spread.T
         moves = np.concatenate((moves, -moves))
-        seen = np.stack([residuals(at + move) for move in moves])
+        seen = [residuals(at + move) for move in moves]
         plane = np.column_stack((np.ones(len(moves)), moves))
-        middle, *slopes_ = np.linalg.lstsq(plane, seen)[0]
-        slopes = np.stack(slopes_, axis=1)
+        fitted = np.linalg.lstsq(plane, np.stack(seen))[0]
+        middle, slopes = fitted[0], np.asarray(fitted[1:].T, np.float64)
         step = -np.linalg.lstsq(slopes, middle)[0]
         at = at + step * min(1.0, _FURTHEST / float(np.abs(step).max()))
-        spread = unsure * np.linalg.cholesky(np.linalg.inv(slopes.T @ slopes))
+        spread[:] = unsure * np.linalg.cholesky(np.linalg.inv(slopes.T @ slopes))
         spread *= min(1.0, _WIDE / float(np.sqrt((spread**2).sum(axis=1)).max()))
     own = best[2][: 1 - size]
     return best[1], slopes, max(noise, float(np.sqrt(np.mean(own**2))))
