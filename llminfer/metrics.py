@@ -52,7 +52,7 @@ class MetricsCollector:
         if record.steps is not None:
             metrics["preemptions"] = int(record.preemptions[skip:].sum())
         if step_time is not None and len(record.batch_start):
-            metrics |= _gap_metrics(token_gaps(record, step_time.kappa, skip))
+            metrics |= _gap_metrics(token_gaps(record, step_time, skip))
         return metrics
 
 

@@ -37,6 +37,7 @@ class StepLog:
         batch_replica: The server of each stretch, shape (batches,).
         batch_steps: Steps in each, same shape.
         batch_decoding: Sequences that decode in each of these steps, same shape.
+        batch_prefill: Prompt tokens prefilled in each of these steps, same shape.
         max_prefill: Prompt tokens of a request that a step prefills at most.
         replicas: How many servers there were.
         kv_blocks: Blocks of KV memory each has; None without limit.
@@ -52,6 +53,7 @@ class StepLog:
     batch_replica: IntArray
     batch_steps: IntArray
     batch_decoding: IntArray
+    batch_prefill: IntArray
     max_prefill: float
     replicas: int
     kv_blocks: int | None

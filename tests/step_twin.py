@@ -22,9 +22,10 @@ class Sequence:
     """One request in the server."""
 
     request: Request
-    made: int = 0  # output tokens emitted
+    made: int = 0  # output tokens, those of the step in progress too
     computed: int = 0  # tokens in its KV cache
     decoding: bool = False
+    last: bool = False  # the step that makes its last token is composed
     blocks: list[int] = field(default_factory=list)
     start: float | None = None
     token_times: list[float] = field(default_factory=list)
@@ -38,15 +39,16 @@ class Sequence:
 
     @property
     def done(self) -> bool:
-        return self.made == self.request.expected_output_length
+        return len(self.token_times) == self.request.expected_output_length
 
 
 @dataclass
 class Step:
-    """What one step did."""
+    """One step."""
 
     start: float
     end: float
+    makes: list[Sequence]  # who gets a token at its end
     prefilled: int  # tokens
     decoding: int  # sequences
     size: int  # sequences in it
@@ -60,7 +62,8 @@ class StepTwin:
     def __init__(self, config: SimulationConfig) -> None:
         self.config = config
         self.policy = config.policy()
-        self.now = 0.0
+        self.now = 0.0  # when the next step is composed
+        self.runs: Step | None = None  # the step in progress at ``now``
         self.running: list[Sequence] = []  # in order of admission
         self.preempted: list[Sequence] = []  # the next to return first
         self.waiting: list[Sequence] = []  # in order of arrival
@@ -92,7 +95,7 @@ class StepTwin:
 
     @property
     def busy(self) -> bool:
-        return bool(self.running or self.preempted or self.waiting)
+        return bool(self.runs or self.running or self.preempted or self.waiting)
 
     def load(self, now: float) -> int:
         """What a router sees of this server: requests, or tokens, not yet complete."""
@@ -104,10 +107,31 @@ class StepTwin:
         return sum(r.prompt_length + r.expected_output_length for r in left)
 
     def step(self) -> None:
-        start = self.now
-        self.limit = self.control.at(start)
+        """Compose a step, and go to when the next is to be composed.
+
+        That is when this one ends; under asynchronous scheduling, when it begins.
+        """
+        before, self.runs = self.runs, None
+        free = self.now if before is None else before.end  # when it can begin
+        made = self.compose(free)
+        if before is not None:
+            self.end(before)
+        self.now = free
+        if made is None:
+            return  # nobody can run: again when that step has ended
+        self.steps.append(made)
+        if self.config.async_scheduling:
+            self.runs = made
+        else:
+            self.end(made)
+            self.now = made.end
+
+    def compose(self, start: float) -> Step | None:
+        """The step that begins at ``start``, as of ``now``; None without anybody."""
+        self.stops = start
+        self.limit = self.control.at(self.now)
         if self.control.every_dispatch and (self.waiting or self.preempted):
-            self.limit = self.control.act(start)
+            self.limit = self.control.act(self.now)
         work: dict[Sequence, int] = {}  # tokens computed for each in this step
         if self.config.chunked_prefill:
             if not self.schedule_running(work):
@@ -116,23 +140,44 @@ class StepTwin:
             self.admit(work)
             if not work:
                 self.schedule_running(work)
-        assert work, "a step that does nothing would never end"
+        if not work:
+            return None
         decoding = [s for s in work if s.decoding]
-        prefilled = sum(n for s, n in work.items() if not s.decoding)
+        chunks = [(s.computed, n) for s, n in work.items() if not s.decoding]
+        prefilled = sum(n for _, n in chunks)
+        pairs = sum(n * (before + n / 2) for before, n in chunks)
         kv_tokens = sum(s.computed for s in decoding)
-        c = self.config
-        if prefilled:
-            self.now += c.alpha * prefilled + c.beta
-        if decoding:
-            self.now += c.gamma + c.delta * len(decoding) + c.kappa * kv_tokens
-        blocks = sum(len(s.blocks) for s in self.running)
-        self.steps.append(
-            Step(
-                start, self.now, prefilled, len(decoding), len(work), kv_tokens, blocks
-            )
+        took = self.seconds(prefilled, pairs, len(decoding), kv_tokens)
+        blocks = sum(len(s.blocks) for s in self.running if not s.last)
+        makes = [s for s, tokens in work.items() if self.compute(s, tokens)]
+        return Step(
+            start,
+            start + took,
+            makes,
+            prefilled,
+            len(decoding),
+            len(work),
+            kv_tokens,
+            blocks,
         )
-        for sequence, tokens in work.items():
-            self.compute(sequence, tokens)
+
+    def seconds(self, p: int, q: float, b: int, k: int) -> float:
+        """How long a step takes (DESIGN 1)."""
+        c = self.config
+        own = c.beta * (p > 0) + c.delta * b + c.kappa * k + c.epsilon * q
+        if c.step_law == "roofline":
+            return max(c.gamma, c.alpha * (p + b)) + own
+        return c.alpha * p + c.gamma * (b > 0) + own
+
+    def end(self, step: Step) -> None:
+        """Its tokens come out; who has them all leaves."""
+        for sequence in step.makes:
+            sequence.token_times.append(step.end)
+            if sequence.done:
+                self.running.remove(sequence)
+                self.release(sequence)
+                latency = step.end - sequence.request.arrival_time
+                self.control.seen.finish(step.end, [latency])
 
     # Rules 1 and 2
 
@@ -143,13 +188,17 @@ class StepTwin:
         place = 0
         while place < len(self.running):
             sequence = self.running[place]
+            if sequence.last:
+                place += 1
+                continue
             tokens = min(sequence.tokens - sequence.computed, budget)
             assert tokens > 0
             while not self.allocate(sequence, sequence.computed + tokens):
                 someone = True
-                last = self.running.pop()
-                self.preempt(last)
-                if last is sequence:
+                victim = [s for s in self.running if not s.last][-1]
+                self.running.remove(victim)
+                self.preempt(victim)
+                if victim is sequence:
                     return True
             work[sequence] = tokens
             budget -= tokens
@@ -157,7 +206,7 @@ class StepTwin:
         return someone
 
     def preempt(self, sequence: Sequence) -> None:
-        sequence.preempted_at.append(self.now)
+        sequence.preempted_at.append(self.stops)  # its step in progress ends first
         self.release(sequence)
         sequence.computed = 0
         sequence.decoding = False
@@ -208,23 +257,19 @@ class StepTwin:
 
     # Rule 5
 
-    def compute(self, sequence: Sequence, tokens: int) -> None:
-        """The step has computed so many tokens of ``sequence``."""
+    def compute(self, sequence: Sequence, tokens: int) -> bool:
+        """The step will have computed so many tokens; does it make a new one?"""
         sequence.computed += tokens
         if self.config.prefix_caching and self.free is not None:
             for place in range(sequence.computed // self.config.block_size):
                 key = (sequence.request.id, place)
                 self.content[sequence.blocks[place]] = key
         if sequence.computed < sequence.tokens:
-            return
+            return False
         sequence.made += 1
         sequence.decoding = True
-        sequence.token_times.append(self.now)
-        if sequence.done:
-            self.running.remove(sequence)
-            self.release(sequence)
-            latency = self.now - sequence.request.arrival_time
-            self.control.seen.finish(self.now, [latency])
+        sequence.last = sequence.made == sequence.request.expected_output_length
+        return True
 
     # Blocks
 
@@ -272,5 +317,5 @@ def run_twins(config: SimulationConfig, workload: Workload) -> list[StepTwin]:
         servers[place].arrive(request)
     for server in servers:
         server.advance(math.inf)
-        server.control.at(server.now)
+        server.control.at(server.steps[-1].end if server.steps else 0.0)
     return servers

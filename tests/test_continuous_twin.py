@@ -53,9 +53,9 @@ def assert_same_steps(record, steps):
         assert log.last_blocks.tolist() == [steps[i].blocks for i in last]
 
 
-def assert_same_gaps(record, sequences, kappa, skip):
+def assert_same_gaps(record, sequences, law, skip):
     gaps = np.concatenate([np.diff(s.token_times) for s in sequences[skip:]])
-    ours = token_gaps(record, kappa, skip)
+    ours = token_gaps(record, law, skip)
     assert ours.number() == len(gaps)
     if len(gaps):
         assert_close(ours.mean(), gaps.mean(), "mean gap", 1e-7)
@@ -66,7 +66,7 @@ def assert_same_gaps(record, sequences, kappa, skip):
 @pytest.mark.parametrize(
     "runs", [EXACT, FREE], ids=["events coincide", "continuous times"]
 )
-@settings(max_examples=700)
+@settings(max_examples=60)
 @given(data=st.data())
 def test_server_equals_the_step_by_step_twin(runs, data):
     config, workload = data.draw(runs)
@@ -75,6 +75,6 @@ def test_server_equals_the_step_by_step_twin(runs, data):
     assert_same_requests(record, twin.everyone)
     assert_same_steps(record, twin.steps)
     skip = data.draw(st.integers(0, len(workload) - 1))
-    assert_same_gaps(record, twin.everyone, config.kappa, skip)
+    assert_same_gaps(record, twin.everyone, config.step_time, skip)
     assert record.batch_limit.tolist() == twin.control.path()["batch_limit"].tolist()
     assert_close(record.limit_time, twin.control.path()["limit_time"], "limit")

@@ -69,7 +69,7 @@ def test_a_static_server_makes_a_token_a_step_until_it_pads(run, data):
     record = serve_columns(config, workload)
     skip = data.draw(st.integers(0, len(workload) - 1))
     every = static_gaps(record, config, skip)
-    pooled = token_gaps(record, config.kappa, skip)
+    pooled = token_gaps(record, config.step_time, skip)
     assert pooled.number() == len(every)
     if len(every):
         found = pooled.quantiles(SHARES)

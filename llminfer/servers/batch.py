@@ -309,15 +309,17 @@ class Batch:
         """A request with so many tokens in its cache has its last token at ``end``."""
         self.finished[i] = end
         self.leaving[i] = tokens
-        if self.control is not None:
-            self.control.seen.finish(end, [end - self.requests.arrival[i]])
+        self.running[i] = -1  # no entry of the heap is its own any more
 
     def let_go(self) -> int:
         """Those whose last token is out give up their place; the blocks that they do."""
-        blocks, pool = 0, self.pool
+        blocks, pool, control = 0, self.pool, self.control
         for i, tokens in self.leaving.items():
             del self.running[i]
             self.tokens_done += tokens + 1
+            if control is not None:
+                end = self.finished[i]
+                control.seen.finish(end, [end - self.requests.arrival[i]])
             if pool is not None:
                 blocks += pool.blocks_for(tokens)
         if pool is not None:

@@ -95,7 +95,7 @@ class Scheduler(Batch):
         else:
             alone = self._apart(now, waiting)
         if not (self.decodes or self.tokens):
-            return self._nobody(now)
+            return self._nobody()
         self.step = step = self._first_step()
         if pool is not None:
             self.first_free = pool.free
@@ -130,13 +130,13 @@ class Scheduler(Batch):
             step += self.delta * decodes + self.kappa * self.kv_tokens
         return step
 
-    def _nobody(self, now: float) -> float:
+    def _nobody(self) -> float:
         """No step can be scheduled: when to try again, seconds.
 
         When the step in progress ends; else, infinity, when somebody arrives.
         """
+        self.due = self.end if self.ahead and self.steps else math.inf
         self.steps, self.open = 0, False
-        self.due = self.end if self.end > now else math.inf
         return self.due
 
     def _missed(self, waiting: int) -> bool:

@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from llminfer.base.arrays import FloatArray, IntArray
 from llminfer.record import RunRecord, StepLog
+from llminfer.timing import StepTime
 
 _LISTED = 8192  # gaps that are listed one by one rather than narrowed down further
 _SAMPLED = 4096  # gaps that say where a quantile will be
@@ -167,7 +168,7 @@ def _joined(parts: list[Gaps]) -> Gaps:
     return Gaps(*(np.concatenate(columns.pop(0)) for _ in Gaps._fields))
 
 
-def token_gaps(record: RunRecord, kappa: float, warmup_requests: int = 0) -> Gaps:
+def token_gaps(record: RunRecord, law: StepTime, warmup_requests: int = 0) -> Gaps:
     """The gaps between the tokens of all measured requests of a run.
 
     A static server gives a request of a batch one token a decode step until it has
@@ -176,15 +177,15 @@ def token_gaps(record: RunRecord, kappa: float, warmup_requests: int = 0) -> Gap
 
     Args:
         record: A finished run.
-        kappa: Seconds a KV token and decode step.
+        law: Of step times.
         warmup_requests: The first so many by arrival are left out.
     """
     log = record.steps
     if log is None:
-        return _static_gaps(record, kappa, warmup_requests)
+        return _static_gaps(record, law.kappa, warmup_requests)
     parts: list[Gaps] = []
     for server in range(log.replicas):
-        parts += _server_gaps(record, log, server, kappa, warmup_requests)
+        parts += _server_gaps(record, log, server, law, warmup_requests)
     # Steps that take no time hold gaps of no time, which no clock tells apart.
     gaps = int((record.output_length[warmup_requests:] - 1).sum())
     unseen = gaps - sum(part.number() for part in parts)
@@ -211,7 +212,7 @@ def _first_step(time: FloatArray, steps: IntArray, growth: FloatArray) -> FloatA
 
 
 def _server_gaps(
-    record: RunRecord, log: StepLog, server: int, kappa: float, skip: int
+    record: RunRecord, log: StepLog, server: int, law: StepTime, skip: int
 ) -> Iterator[Gaps]:
     """The gaps of the requests from ``skip`` on that one server took."""
     rows = np.flatnonzero((log.batch_replica == server) & (log.batch_decoding > 0))
@@ -225,7 +226,8 @@ def _server_gaps(
         these = rows[low : low + _AT_ONCE]
         steps = log.batch_steps[these]
         start, end = record.batch_start[these], record.batch_end[these]
-        growth = np.where(steps > 1, kappa * log.batch_decoding[these], 0.0)
+        longer = law.growth(log.batch_decoding[these], log.batch_prefill[these])
+        growth = np.where(steps > 1, longer, 0.0)
         first = _first_step(end - start, steps, growth)
         ends = np.concatenate(([before], end[:-1]))
         begun = np.searchsorted(begin, start, side="right")
