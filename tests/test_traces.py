@@ -126,6 +126,13 @@ def test_requests_come_out_in_order_of_arrival(tmp_path):
     np.testing.assert_allclose(log.queued_time, [2.000003, 2.0], atol=1e-9)
 
 
+def test_requests_that_arrive_together_keep_their_order(tmp_path):
+    rows = [ROW | {"request_id": i, "input_toks": i + 1} for i in range(200)]
+    late = ROW | {"request_id": "z", "arrival_time": 1.7e9 + 1, "input_toks": 999}
+    log = read_vllm_log(jsonl(tmp_path, late, *rows))
+    assert log.workload.prompt_length.tolist() == [*range(1, 201), 999]
+
+
 def test_what_the_engine_found_in_its_cache_is_kept_where_all_rows_have_it(tmp_path):
     rows = [ROW | {"request_id": i, "cached_toks": i, "prefix": i - 1} for i in (0, 1)]
     log = read_vllm_log(jsonl(tmp_path, *rows))

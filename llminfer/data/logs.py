@@ -168,7 +168,8 @@ def read_vllm_log(path: str | Path) -> ServedLog:
         what = f"of {len(names)} requests failed and are left out: rows {some}"
         warnings.warn(f"{file.name}: {len(failed)} {what}", stacklevel=2)
     table = pd.DataFrame.from_dict(answered, orient="index")
-    return _on_one_clock(table.sort_values("arrival_time"), file.name, len(failed))
+    table = table.sort_values("arrival_time", kind="stable")
+    return _on_one_clock(table, file.name, len(failed))
 
 
 def _failed(entry: Mapping[str, Any]) -> bool:
