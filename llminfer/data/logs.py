@@ -62,6 +62,7 @@ class ServedLog:
         scheduled_time: When each was first in a step; None where that is not known.
         cached_tokens: Prompt tokens found in the prefix cache, or None.
         prefix: The number of the prefix it shares with others, -1 for none, or None.
+        origin: What the engine's clock, which its steps are on, showed at time 0.
     """
 
     workload: Workload
@@ -72,6 +73,7 @@ class ServedLog:
     scheduled_time: FloatArray | None = None
     cached_tokens: IntArray | None = None
     prefix: IntArray | None = None
+    origin: float = 0.0
 
     @classmethod
     def from_record(cls, record: RunRecord) -> Self:
@@ -168,7 +170,8 @@ def read_vllm_log(path: str | Path) -> ServedLog:
         what = f"of {len(names)} requests failed and are left out: rows {some}"
         warnings.warn(f"{file.name}: {len(failed)} {what}", stacklevel=2)
     table = pd.DataFrame.from_dict(answered, orient="index")
-    return _on_one_clock(table.sort_values("arrival_time"), file.name, len(failed))
+    table = table.sort_values("arrival_time", kind="stable")
+    return _on_one_clock(table, file.name, len(failed))
 
 
 def _failed(entry: Mapping[str, Any]) -> bool:
@@ -233,6 +236,7 @@ def _on_one_clock(table: pd.DataFrame, name: str, failed: int) -> ServedLog:
         None if table["scheduled_ts"].hasnans else times("scheduled_ts"),
         counts("cached_toks"),
         counts("prefix"),
+        float(origin),
     )
 
 
