@@ -378,7 +378,7 @@ class _Run:
         self.base = Fitted({}, (), settings).config(num_requests=len(log))
         if steps is not None:
             require_columns(steps, ["done"])
-            early = steps["done"] <= log.last_token_time[part].max()
+            early = steps["done"] - log.origin <= log.last_token_time[part].max()
             self.stretches = _Stretches(steps[early], _STRETCH)
 
     def simulate(self, logs: FloatArray, law: str) -> RunRecord:

@@ -35,26 +35,15 @@ def drawn(ax):
     return {str(line.get_label()): line.get_data() for line in ax.get_lines()}
 
 
-def test_distributions_are_of_the_part_held_back(calibration, ax):
-    engine_log.distribution(ax, calibration, "latency")
+def test_distributions_are_of_all_requests_of_each_log(calibration, ax):
+    logs = {"measured": calibration.log, "simulated": calibration.simulated}
+    engine_log.distribution(ax, logs, "latency")
     lines = drawn(ax)
-    part = ~calibration.fitted
-    for name, log in (
-        ("measured", calibration.log),
-        ("simulated", calibration.simulated),
-    ):
+    for name, log in logs.items():
         x, share = lines[name]
-        np.testing.assert_array_equal(x, np.sort(log.latency[part]))
+        np.testing.assert_array_equal(x, np.sort(log.latency))
         assert share[-1] == 1.0
     assert lines["simulated"][0].mean() > lines["measured"][0].mean()
-
-
-def test_residuals_are_in_percent_by_completion(calibration, ax):
-    engine_log.residuals(ax, calibration)
-    x, error = drawn(ax)["latency"]
-    np.testing.assert_array_equal(x, calibration.log.last_token_time)
-    ratio = calibration.simulated.latency / calibration.log.latency
-    np.testing.assert_allclose(error, 100.0 * (ratio - 1.0))
 
 
 def test_counts_over_time_stand_beside_the_measured_ones(calibration, ax):

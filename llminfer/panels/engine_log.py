@@ -47,26 +47,19 @@ def counts_over_time(
     ax.set(xlabel="time, seconds", xlim=(0.0, None), ylim=(0.0, None))
 
 
-def distribution(ax: Axes, calibration: Calibration, measure: str) -> None:
-    """The share of the held-back requests within a time, measured and simulated."""
-    part = ~calibration.fitted
-    logs = {"measured": calibration.log, "simulated": calibration.simulated}
+def distribution(ax: Axes, logs: Mapping[str, ServedLog], measure: str) -> None:
+    """The share of requests within a time, in each of some logs.
+
+    Args:
+        ax: Where to draw.
+        logs: By name; the first is drawn as measured, in black.
+        measure: ttft, tpot or latency.
+    """
     for i, (name, log) in enumerate(logs.items()):
-        x, y = _empirical_cdf(getattr(log, measure)[part])
-        ax.plot(x, y, label=name, **{**look(i), "marker": ""})
-    ax.set(xlabel=f"{NAMES[measure]}, seconds", ylim=(0.0, 1.02))
-
-
-def residuals(ax: Axes, calibration: Calibration) -> None:
-    """Relative errors by when a request completed; what was fitted lies on grey."""
-    table = calibration.residuals()
-    for i, measure in enumerate(MEASURES):
-        style = {"color": COLORS[i], "label": NAMES[measure], **_MARKS}
-        ax.plot(table["completed"], 100.0 * table[measure], **style)
-    cut = table.loc[table["fitted"], "completed"].max()
-    ax.axvspan(0.0, cut, color="#eeeeee", zorder=0)
-    ax.axhline(0.0, color="black", linewidth=0.8)
-    ax.set(xlabel="completed at, seconds", xlim=(0.0, None), ylim=(-50.0, 50.0))
+        x, y = _empirical_cdf(getattr(log, measure))
+        style = {**look(i - 1), "marker": ""} if i else {"color": "black"}
+        ax.plot(x, y, label=name, **style)
+    ax.set(xlabel=f"{NAMES[measure]}, seconds", xlim=(0.0, None), ylim=(0.0, 1.02))
 
 
 def _empirical_cdf(values: FloatArray) -> Points:
