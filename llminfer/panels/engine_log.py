@@ -60,6 +60,7 @@ def distribution(ax: Axes, logs: Mapping[str, ServedLog], measure: str) -> None:
         style = {**look(i - 1), "marker": ""} if i else {"color": "black"}
         ax.plot(x, y, label=name, **style)
     ax.set(xlabel=f"{NAMES[measure]}, seconds", xlim=(0.0, None), ylim=(0.0, 1.02))
+    ax.locator_params(axis="x", nbins=5)
 
 
 def _empirical_cdf(values: FloatArray) -> Points:
