@@ -27,7 +27,7 @@ from llminfer.laws.lengths import LengthLaw, length_law
 from llminfer.policies import POLICIES, SchedulingPolicy, get_policy
 from llminfer.request import RequestClass
 from llminfer.servers.batch_control import BatchController, batch_controller
-from llminfer.timing import COEFFICIENTS, PRESETS, STEP_LAWS, StepTime
+from llminfer.timing import COEFFICIENTS, LAW, PRESETS, STEP_LAWS, StepTime
 
 SERVERS = ("static", "continuous")
 ROUTERS = ("round_robin", "random", "least_loaded", "shortest_queue")
@@ -230,7 +230,7 @@ class SimulationConfig:
     @property
     def step_time(self) -> StepTime:
         """The six coefficients as a law of step times."""
-        return StepTime(*(getattr(self, c) for c in COEFFICIENTS), self.step_law)
+        return StepTime(**{name: getattr(self, name) for name in LAW})
 
     @property
     def classes(self) -> tuple[RequestClass, ...]:

@@ -41,10 +41,11 @@ class Preset(NamedTuple):
         {'alpha': 0.001, 'beta': 0.05, 'gamma': 0.0005,
          'delta': 0.0, 'kappa': 0.0, 'epsilon': 0.0, 'step_law': 'sum'}
         """
-        return {name: getattr(self, name) for name in (*COEFFICIENTS, "step_law")}
+        return {name: getattr(self, name) for name in LAW}
 
 
 COEFFICIENTS = Preset._fields[:6]
+LAW = Preset._fields[:7]
 STEP_LAWS = ("sum", "roofline")
 
 _LOG = "fit to a vLLM log, notebook 08"

@@ -102,6 +102,8 @@ def server_settings(draw, coefficient):
     return fields | {
         "delta": draw(coefficient) if loads else 0.0,
         "kappa": draw(coefficient) / 64 if loads else 0.0,
+        "epsilon": draw(coefficient) / 64 if loads else 0.0,
+        "step_law": draw(st.sampled_from(["sum", "roofline"])),
         "batch_size": draw(st.integers(1, 8)),
         "batch_timeout": draw(st.none() | st.just(0.0) | exact(128, 32)),
         "scheduling_policy": policy,

@@ -11,6 +11,8 @@ from array import array
 from collections import deque
 from dataclasses import dataclass, field
 
+from twin import step_seconds
+
 from llminfer.config import SimulationConfig
 from llminfer.request import Request
 from llminfer.servers.batch_control import BatchLimit, Observed
@@ -147,7 +149,8 @@ class StepTwin:
         prefilled = sum(n for _, n in chunks)
         pairs = sum(n * (before + n / 2) for before, n in chunks)
         kv_tokens = sum(s.computed for s in decoding)
-        took = self.seconds(prefilled, pairs, len(decoding), kv_tokens)
+        b, k = len(decoding), kv_tokens
+        took = step_seconds(self.config, prefilled, pairs, b, k)
         blocks = sum(len(s.blocks) for s in self.running if not s.last)
         makes = [s for s, tokens in work.items() if self.compute(s, tokens)]
         return Step(
@@ -160,14 +163,6 @@ class StepTwin:
             kv_tokens,
             blocks,
         )
-
-    def seconds(self, p: int, q: float, b: int, k: int) -> float:
-        """How long a step takes (DESIGN 1)."""
-        c = self.config
-        own = c.beta * (p > 0) + c.delta * b + c.kappa * k + c.epsilon * q
-        if c.step_law == "roofline":
-            return max(c.gamma, c.alpha * (p + b)) + own
-        return c.alpha * p + c.gamma * (b > 0) + own
 
     def end(self, step: Step) -> None:
         """Its tokens come out; who has them all leaves."""

@@ -258,9 +258,13 @@ def expected_batch_time(config):
     m = np.arange(len(chance))
     prompts = config.prompts.pmf()
     tokens = b * (np.arange(len(prompts)) * prompts).sum()
-    decode = (config.gamma + config.delta * b) * m
+    roofline = config.step_law == "roofline"
+    weights = max(config.gamma, config.alpha * b) if roofline else config.gamma
+    decode = (weights + config.delta * b) * m
     cache = config.kappa * (tokens * m + b * m * (m - 1) / 2)
-    return config.alpha * tokens + config.beta + (greatest * (decode + cache)).sum()
+    square = (np.arange(len(prompts)) ** 2 * prompts).sum()
+    prefill = config.alpha * tokens + config.epsilon * b * square / 2
+    return prefill + config.beta + (greatest * (decode + cache)).sum()
 
 
 @pytest.mark.parametrize("preset", PRESETS_OF_THE_DESIGN)

@@ -9,6 +9,7 @@ import pytest
 from continuous_cases import serve
 
 from llminfer import PRESETS, SimulationConfig, Workload, simulate, theory
+from llminfer.timing import STEP_LAWS
 
 CHAIN = SimulationConfig(
     server="continuous",
@@ -78,6 +79,53 @@ def capacity(config):
 def test_a_saturated_server_carries_what_theory_says(preset):
     config = FULL.replace(**PRESETS[preset].coefficients)
     assert capacity(config) == pytest.approx(config.max_stable_rate, rel=0.02)
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 24])
+@pytest.mark.parametrize("ahead", [False, True])
+@pytest.mark.parametrize("step_law", STEP_LAWS)
+def test_it_does_so_under_each_law_and_scheduled_ahead(step_law, ahead, batch_size):
+    config = FULL.replace(
+        alpha=6e-5,
+        beta=0.004,
+        gamma=0.009,
+        delta=2e-5,
+        kappa=1e-7,
+        epsilon=2e-8,
+        step_law=step_law,
+        async_scheduling=ahead,
+        batch_size=batch_size,
+        max_batched_tokens=10**6,
+        output_dist_params={"mean": 8},
+        num_requests=40_000,
+    )
+    assert capacity(config) == pytest.approx(config.max_stable_rate, rel=0.015)
+
+
+def test_scheduled_ahead_a_token_comes_a_step_later_under_load_but_not_when_idle():
+    """THEORY 16: decode steps of 1 s; one request all the time, others now and then."""
+    lonely = Workload.from_arrays([0.3, 50.9], [4, 4], [3, 3])
+    base = SimulationConfig(
+        server="continuous",
+        alpha=0.0,
+        beta=0.0,
+        gamma=1.0,
+        step_law="roofline",
+        batch_size=9,
+        warmup_requests=0,
+    )
+    times = np.arange(200) * 7.13
+    busy = Workload.from_arrays(
+        np.r_[0.0, times[1:] + 0.003],
+        np.full(200, 4),
+        np.r_[3_000, np.ones(199, dtype=int)],
+    )
+    for ahead in (False, True):
+        config = base.replace(async_scheduling=ahead)
+        assert simulate(config, lonely).ttft == pytest.approx([1.0, 1.0])
+        delay = simulate(config, busy).ttft[1:] - 1.0  # beside the step of its own
+        assert (delay.min() > ahead) & (delay.max() < ahead + 1)
+        assert delay.mean() == pytest.approx(ahead + 0.5, abs=0.01)
 
 
 def test_continuous_over_static_capacity_is_the_ratio_predicted():

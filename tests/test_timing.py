@@ -8,45 +8,62 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from twin import step_seconds
 
 from llminfer import SimulationConfig, Workload, simulate
+from llminfer.laws.lengths import length_law
 from llminfer.servers.overload import may_carry_more
-from llminfer.timing import StepTime
+from llminfer.timing import STEP_LAWS, StepTime
 
-COEFFICIENTS = st.builds(StepTime, *[st.floats(0.0, 1.0)] * 5)
+LAWS = st.builds(StepTime, *[st.floats(0.0, 1.0)] * 6, st.sampled_from(STEP_LAWS))
 TOKENS = st.integers(1, 40)
 
 
-def test_sequences_and_contexts_cost_nothing_unless_told():
-    assert StepTime(0.3, 0.2, 0.1) == StepTime(0.3, 0.2, 0.1, 0.0, 0.0)
+def test_sequences_contexts_and_pairs_cost_nothing_unless_told():
+    assert StepTime(0.3, 0.2, 0.1) == StepTime(0.3, 0.2, 0.1, 0.0, 0.0, 0.0, "sum")
 
 
-@given(COEFFICIENTS, TOKENS, st.integers(0, 200), st.integers(0, 30))
+@given(LAWS, TOKENS, st.integers(0, 200), st.integers(0, 30))
 def test_decode_steps_add_up_as_every_sequence_grows_by_a_token(law, b, cached, steps):
-    each = (
-        law.gamma + law.delta * b + law.kappa * (cached + b * i) for i in range(steps)
-    )
+    each = (step_seconds(law, 0, 0, b, cached + b * i) for i in range(steps))
     assert law.decode(b, cached, steps) == pytest.approx(sum(each), rel=1e-9)
 
 
-@given(COEFFICIENTS, TOKENS, TOKENS)
+@given(LAWS, TOKENS, TOKENS)
 def test_alone_in_a_static_batch_every_token_is_a_decode_step(law, prompt, output):
-    expected = law.prefill(prompt) + law.decode(1, prompt, output)
+    expected = law.prefill(prompt, prompt**2 / 2) + law.decode(1, prompt, output)
     assert law.alone(prompt, output) == pytest.approx(expected, rel=1e-9)
 
 
-@given(COEFFICIENTS, TOKENS, TOKENS, st.integers(1, 50))
+@given(LAWS, TOKENS, TOKENS, st.integers(1, 50) | st.just(math.inf))
 def test_alone_in_steps_a_prompt_is_prefilled_in_chunks(law, prompt, output, budget):
-    chunks, left = [], prompt
-    while left:
-        chunks.append(min(left, budget))
-        left -= chunks[-1]
-    seconds = sum(law.prefill(chunk) for chunk in chunks)
-    seconds += sum(law.decode(1, prompt + made, 1) for made in range(output - 1))
+    seconds, before = 0.0, 0
+    while before < prompt:
+        n = min(prompt - before, budget)
+        seconds += step_seconds(law, n, n * (before + n / 2), 0, 0)
+        before += n
+    seconds += sum(step_seconds(law, 0, 0, 1, prompt + i) for i in range(output - 1))
     found = law.alone_stepwise(prompt, output, budget)
     assert found == pytest.approx(seconds, rel=1e-9)
-    whole = law.prefill(prompt) + seconds - sum(law.prefill(c) for c in chunks)
-    assert law.alone_stepwise(prompt, output, math.inf) == pytest.approx(whole)
+
+
+@pytest.mark.parametrize("gamma", [0.0, 0.003, 0.02, 0.5, 1e5])
+@pytest.mark.parametrize("b", [1, 3, 50])
+def test_the_mean_time_of_a_static_batch_is_that_of_all_its_sums(gamma, b):
+    law = StepTime(1e-4, 0.01, gamma, 2e-4, 0.0, 3e-7, "roofline")
+    prompts = length_law("prompt", "lognormal", {"mu": 3, "sigma": 1, "max": 400})
+    outputs = length_law("output", "uniform", {"min": 1, "max": 9})
+    pmf = prompts.pmf()
+    sums = np.eye(1, 1)[0]
+    for _ in range(b):
+        sums = np.convolve(sums, pmf)
+    square = (np.arange(len(pmf)) ** 2) @ pmf
+    pairs = b * square / 2.0
+    each = [step_seconds(law, s, pairs, 0, 0) for s in range(1, len(sums))]
+    prefill = float(sums[1:] @ each)
+    decode = outputs.expectation(b) * step_seconds(law, 0, 0, b, 0)
+    found = law.mean_batch_time(prompts, outputs, b)
+    assert found == pytest.approx(prefill + decode, rel=1e-9)
 
 
 @pytest.mark.parametrize("preset", ["report", "llama-3.1-8b-rtx4090"])

@@ -85,19 +85,27 @@ class Twin:
         for request in batch:
             request.processing_start_time = self.env.now
         prompts = sum(request.prompt_length for request in batch)
-        yield self.env.timeout(c.alpha * prompts + c.beta)
+        pairs = sum(request.prompt_length**2 / 2 for request in batch)
+        yield self.env.timeout(step_seconds(c, prompts, pairs, 0, 0))
         for request in batch:
             request.first_token_time = self.env.now
         kv_tokens = prompts
         for _ in range(max(request.expected_output_length for request in batch)):
-            step = c.gamma + c.delta * len(batch) + c.kappa * kv_tokens
-            yield self.env.timeout(step)
+            yield self.env.timeout(step_seconds(c, 0, 0, len(batch), kv_tokens))
             kv_tokens += len(batch)
         for request in batch:
             request.processing_end_time = self.env.now
             request.actual_output_length = request.expected_output_length
         self.served += len(batch)
         self.batches.append(batch)
+
+
+def step_seconds(c, p, q, b, k):
+    """A step that prefills p tokens in q pairs, b decoding in k tokens (DESIGN 1)."""
+    own = c.beta * (p > 0) + c.delta * b + c.kappa * k + c.epsilon * q
+    if c.step_law == "roofline":
+        return max(c.gamma, c.alpha * (p + b)) + own
+    return c.alpha * p + c.gamma * (b > 0) + own
 
 
 def sorted_queue(config, queue, now, noise):

@@ -14,7 +14,7 @@ from llminfer.panels import html
 from llminfer.panels.controls import CONTROLS, Control, rounded
 from llminfer.panels.picture import Picture
 from llminfer.panels.replications import Replications
-from llminfer.timing import COEFFICIENTS, PRESETS
+from llminfer.timing import LAW, PRESETS
 
 _GIVEN = "as given"  # the coefficients of ``base``
 IMAGE = w.Layout(max_width="calc(100% - 4px)", align_self="flex-start")
@@ -109,7 +109,7 @@ class Panel(w.VBox):  # type: ignore[misc]
     def _preset_chosen(self, change: Mapping[str, Any]) -> None:
         if self._quiet:
             return
-        given = {name: getattr(self.base, name) for name in (*COEFFICIENTS, "step_law")}
+        given = {name: getattr(self.base, name) for name in LAW}
         name = change["new"]
         fields = PRESETS[name].coefficients if name in PRESETS else given
         config = self.config.replace(**fields)

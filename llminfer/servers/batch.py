@@ -312,7 +312,7 @@ class Batch:
         self.running[i] = -1  # no entry of the heap is its own any more
 
     def let_go(self) -> int:
-        """Those whose last token is out give up their place; the blocks that they do."""
+        """Those whose last token is out give up place and blocks; how many of these."""
         blocks, pool, control = 0, self.pool, self.control
         for i, tokens in self.leaving.items():
             del self.running[i]

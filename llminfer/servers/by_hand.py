@@ -6,7 +6,7 @@ import math
 import warnings
 from array import array
 from collections.abc import Generator, Sequence
-from dataclasses import astuple, replace
+from dataclasses import asdict, replace
 from typing import Any
 
 import simpy
@@ -44,6 +44,7 @@ class BatchProcessor:
         gamma: float,
         delta: float = 0.0,
         kappa: float = 0.0,
+        *,
         epsilon: float = 0.0,
         step_law: str = "sum",
     ) -> None:
@@ -118,7 +119,7 @@ class ServerByHand:
         self.env = env
         self.config = config
         self.policy: SchedulingPolicy = config.policy()
-        self.processor = BatchProcessor(*astuple(config.step_time))
+        self.processor = BatchProcessor(**asdict(config.step_time))
         self.queue: list[Request] = []
         self.completed: list[Request] = []
         self._longest_queue = 0
