@@ -49,13 +49,14 @@ LAW = Preset._fields[:7]
 STEP_LAWS = ("sum", "roofline")
 
 _LOG = "fit to a vLLM log, notebook 08"
+_LOGS = "joint fit to three vLLM logs, notebook 08"
 _KERNELS = "fit to LLMServingSim's kernel profile"
 _OPT = (1.02e-4, 1.81e-2, 1.99e-2, 3.85e-5, 6.3e-7, 1.42e-8, "sum")
 _LLAMA_70B = (9.9e-5, 1.8e-3, 2.98e-2, 2.1e-4, 1.73e-7, 0.0, "sum")
 _LLAMA_4090 = (9.1e-5, 4.2e-3, 1.7e-2, 4.1e-5, 1.42e-7, 0.0, "sum")
-_VLLM_4090 = (9.02e-5, 2.66e-3, 1.56e-2, 3.06e-5, 1.99e-7, 0.0, "sum")
-_VLLM_6000 = (1.57e-4, 1.10e-2, 2.67e-2, 4.30e-5, 1.98e-7, 0.0, "sum")
-_VLLM_H200 = (2.28e-5, 0.0, 4.88e-3, 2.5e-5, 3.0e-8, 0.0, "roofline")
+_VLLM_4090 = (9.19e-5, 1.30e-2, 1.81e-2, 3.77e-5, 1.24e-7, 9.84e-9, "roofline")
+_VLLM_6000 = (1.46e-4, 1.24e-2, 2.69e-2, 5.53e-5, 1.85e-7, 2.84e-8, "roofline")
+_VLLM_H200 = (2.07e-5, 1.54e-3, 4.87e-3, 1.68e-5, 3.49e-8, 1.24e-9, "roofline")
 
 PRESETS: Mapping[str, Preset] = {
     "report": Preset(
@@ -66,9 +67,9 @@ PRESETS: Mapping[str, Preset] = {
     "llama-3.1-8b-rtx4090": Preset(*_LLAMA_4090, _KERNELS),
     # a lone short prompt takes up to 4 times as long
     "llama-2-70b-dgx-h100": Preset(*_LLAMA_70B, "fit to splitwise-sim, 8 GPUs"),
-    "llama-3.1-8b-rtx4090-vllm": Preset(*_VLLM_4090, _LOG),
-    "qwen3-32b-2xrtxpro6000": Preset(*_VLLM_6000, _LOG),
-    "llama-3.1-8b-h200": Preset(*_VLLM_H200, _LOG, True),
+    "llama-3.1-8b-rtx4090-vllm": Preset(*_VLLM_4090, _LOG, True, largest_batch=48),
+    "qwen3-32b-2xrtxpro6000": Preset(*_VLLM_6000, _LOG, True, largest_batch=128),
+    "llama-3.1-8b-h200": Preset(*_VLLM_H200, _LOGS, True, largest_batch=28),
 }
 
 
