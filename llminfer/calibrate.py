@@ -61,10 +61,10 @@ class Fitted:
     """Coefficients with their 95% intervals.
 
     Attributes:
-        coefficients: The six by name.
+        coefficients: The seven by name.
         unidentified: Those that the data cannot tell.
         settings: Fields of a configuration that go with them, the law among them.
-        covariance: Of their logarithms, shape (6, 6).
+        covariance: Of their logarithms, shape (7, 7).
     """
 
     coefficients: Mapping[str, Estimate]
@@ -279,8 +279,8 @@ def fit(
     >>> found = fit(log, {"batch_size": 16, "step_law": "sum"}, share=1.0)
     >>> print(f"{engine.gamma:.3f}, found {found.coefficients['gamma'].value:.3f}")
     0.017, found 0.017
-    >>> found.unidentified
-    ('beta', 'delta', 'kappa', 'epsilon')
+    >>> found.unidentified[-2:]
+    ('epsilon', 'launch')
     """
     return fit_jointly([log], [engine_settings], share, [steps])[0]
 
@@ -325,7 +325,10 @@ def fit_jointly(
 
 
 def fit_steps(
-    steps: pd.DataFrame, step_law: str = "roofline", stretch: int = _STRETCH
+    steps: pd.DataFrame,
+    step_law: str = "roofline",
+    stretch: int = _STRETCH,
+    graph_tokens: int = 512,
 ) -> Fitted:
     """The law fitted to measured steps: least squares of relative errors.
 
@@ -335,6 +338,7 @@ def fit_steps(
             (Q) and ``seconds``, such as ``read_steps`` gives.
         step_law: sum or roofline.
         stretch: Steps whose sums are fitted to; 1 where each was timed well.
+        graph_tokens: Tokens up to which a step is launched as one CUDA graph.
 
     Raises:
         ConfigError: A column is missing, or a bad law or stretch.
@@ -350,12 +354,13 @@ def fit_steps(
     0.0001
     """
     choice("step_law", step_law, STEP_LAWS)
-    stretches = _Stretches(steps, whole("stretch", stretch, least=1))
+    graph = whole("graph_tokens", graph_tokens, least=0)
+    stretches = _Stretches(steps, whole("stretch", stretch, least=1), graph)
     each = steps["seconds"].to_numpy(dtype=np.float64)
-    start = _usual_ratios() + math.log(_FASTEST * float(np.quantile(each, 0.1)))
+    start = _start(float(np.quantile(each, 0.1)))
     misses = partial(stretches.misses, law=step_law)
     found, unidentified, covariance = _estimates(*_least([misses], start, _STEP_NOISE))
-    law = {"step_law": step_law}
+    law = {"step_law": step_law, "graph_tokens": graph}
     return Fitted(found, unidentified, law, covariance=covariance)
 
 
@@ -379,7 +384,8 @@ class _Run:
         if steps is not None:
             require_columns(steps, ["done"])
             early = steps["done"] - log.origin <= log.last_token_time[part].max()
-            self.stretches = _Stretches(steps[early], _STRETCH)
+            graph = self.base.graph_tokens
+            self.stretches = _Stretches(steps[early], _STRETCH, graph)
 
     def simulate(self, logs: FloatArray, law: str) -> RunRecord:
         """The requests under coefficients of these logarithms."""
@@ -400,7 +406,7 @@ class _Run:
 class _Stretches:
     """Steps, cut after so many, or sooner where no prefill is near."""
 
-    def __init__(self, steps: pd.DataFrame, longest: int) -> None:
+    def __init__(self, steps: pd.DataFrame, longest: int, graph: int) -> None:
         require_columns(steps, list(STEP_COLUMNS))
         *columns, seconds = (_steps_column(steps, name) for name in STEP_COLUMNS)
         busy = np.convolve(columns[0] > 0.0, np.ones(2 * _QUIET + 1), "same") > 0.5
@@ -411,16 +417,17 @@ class _Stretches:
         if len(cuts) <= len(COEFFICIENTS):
             must = f"must be more than {len(COEFFICIENTS)}"
             raise TraceError(f"{len(seconds)} steps, {len(cuts)} stretches: {must}")
-        self.columns, self.cuts = columns, cuts
+        self.columns, self.cuts, self.graph = columns, cuts, graph
         self.seconds = np.add.reduceat(seconds, cuts)
 
     def misses(self, logs: FloatArray, law: str) -> FloatArray:
         """Logarithms of predicted over measured times, of each stretch."""
-        alpha, beta, gamma, delta, kappa, epsilon = np.exp(logs)
+        alpha, beta, gamma, delta, kappa, epsilon, launch = np.exp(logs)
         p, b, k, q = self.columns
         own = delta * b + kappa * k + beta * (p > 0.0) + epsilon * q
         if law == "roofline":
-            own += np.maximum(gamma, alpha * (p + b))
+            large = np.where(p + b > self.graph, launch, 0.0)
+            own += np.maximum(np.maximum(gamma, large), alpha * (p + b))
         else:
             own += alpha * p + gamma * (b > 0.0)
         found: FloatArray = np.log(np.add.reduceat(own, self.cuts) / self.seconds)
@@ -453,8 +460,17 @@ def _usual_ratios() -> FloatArray:
     known = np.array(
         [[getattr(PRESETS[n], c) for c in COEFFICIENTS] for n in _MEASURED]
     )
+    known[:, -1] = known[:, 2]  # none has launch: it may be as long as gamma
     known = np.where(known > 0.0, known, np.nan)  # one of them has no epsilon
     return np.asarray(np.nanmean(np.log(known / known[:, 2:3]), axis=0))
+
+
+def _start(fastest: float) -> FloatArray:
+    """Where to begin, from the seconds of fast decode steps.
+
+    A launch too short to be felt would stay so, whatever the data say: begin above.
+    """
+    return _usual_ratios() + np.log(_FASTEST * fastest * np.array([*[1.0] * 6, 4.0]))
 
 
 def _robust(errors: FloatArray) -> FloatArray:
@@ -471,9 +487,8 @@ def _fit_law(runs: Sequence[_Run], law: str) -> tuple[FloatArray, FloatArray, fl
         for run in runs
     ]
     fast = min(float(np.nanquantile(run.log.tpot[run.part], 0.1)) for run in runs)
-    start = _usual_ratios() + math.log(_FASTEST * fast)
     noise = _NOISE if any(run.stretches is None for run in runs) else _STEP_NOISE
-    return _least(parts, start, noise)
+    return _least(parts, _start(fast), noise)
 
 
 def _least(

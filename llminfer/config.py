@@ -42,7 +42,9 @@ _CHECKS: Mapping[str, Callable[[str, Any], Any]] = {
     **dict.fromkeys(COEFFICIENTS, _not_negative),
     **dict.fromkeys(("batch_size", "max_batched_tokens", "kv_blocks"), _positive),
     **dict.fromkeys(("block_size", "replicas", "num_requests"), _positive),
-    "warmup_requests": functools.partial(whole, least=0),
+    **dict.fromkeys(
+        ("graph_tokens", "warmup_requests"), functools.partial(whole, least=0)
+    ),
     "random_seed": functools.partial(whole, least=0),
 }
 _SWITCHES = (
@@ -89,6 +91,9 @@ class SimulationConfig:
         step_law: How these make a step's time: ``sum``, or ``roofline``, where a step
             reads the weights for gamma seconds and its arithmetic, alpha a token that
             is prefilled or decodes, hides behind that until it takes longer.
+        launch: Seconds a roofline step takes at least, if it is large.
+        graph_tokens: Tokens up to which it is not, since an engine launches it as one
+            CUDA graph: in vLLM twice ``max_num_seqs``, at most 512.
         server: ``static`` runs a batch to completion; ``continuous`` changes it from
             step to step, never waits for a batch to fill, and so has no use for
             ``batch_timeout``. All that follow, up to ``router``, are settings of the
@@ -135,6 +140,8 @@ class SimulationConfig:
     kappa: float = 0.0
     epsilon: float = 0.0
     step_law: str = "sum"
+    launch: float = 0.0
+    graph_tokens: int = 512
     server: str = "static"
     max_batched_tokens: int = 2048
     kv_blocks: int | None = None
@@ -229,7 +236,7 @@ class SimulationConfig:
 
     @property
     def step_time(self) -> StepTime:
-        """The six coefficients as a law of step times."""
+        """The seven coefficients as a law of step times."""
         return StepTime(**{name: getattr(self, name) for name in LAW})
 
     @property

@@ -1,4 +1,4 @@
-"""The time a step takes: the law of six coefficients, its presets, and E[T_B]."""
+"""The time a step takes: the law of seven coefficients, its presets, and E[T_B]."""
 
 from __future__ import annotations
 
@@ -32,6 +32,8 @@ class Preset(NamedTuple):
     async_scheduling: bool = False
     server: str = "continuous"  # what ``SimulationConfig.from_preset`` simulates
     largest_batch: int | None = None  # fitted to batches of at most so many, if known
+    launch: float = 0.0  # s per step of more than ``graph_tokens`` tokens, at least
+    graph_tokens: int = 512  # tokens of a step that is launched as one CUDA graph
 
     @property
     def coefficients(self) -> dict[str, Any]:
@@ -39,24 +41,25 @@ class Preset(NamedTuple):
 
         >>> PRESETS["report"].coefficients  # doctest: +NORMALIZE_WHITESPACE
         {'alpha': 0.001, 'beta': 0.05, 'gamma': 0.0005,
-         'delta': 0.0, 'kappa': 0.0, 'epsilon': 0.0, 'step_law': 'sum'}
+         'delta': 0.0, 'kappa': 0.0, 'epsilon': 0.0, 'launch': 0.0,
+         'step_law': 'sum', 'graph_tokens': 512}
         """
         return {name: getattr(self, name) for name in LAW}
 
 
-COEFFICIENTS = Preset._fields[:6]
-LAW = Preset._fields[:7]
+COEFFICIENTS = (*Preset._fields[:6], "launch")
+LAW = (*COEFFICIENTS, "step_law", "graph_tokens")
 STEP_LAWS = ("sum", "roofline")
 
 _LOG = "fit to a vLLM log, notebook 08"
-_LOGS = "joint fit to three vLLM logs, notebook 08"
+_LOGS = "joint fit to four vLLM logs, notebook 08"
 _KERNELS = "fit to LLMServingSim's kernel profile"
 _OPT = (1.02e-4, 1.81e-2, 1.99e-2, 3.85e-5, 6.3e-7, 1.42e-8, "sum")
 _LLAMA_70B = (9.9e-5, 1.8e-3, 2.98e-2, 2.1e-4, 1.73e-7, 0.0, "sum")
 _LLAMA_4090 = (9.1e-5, 4.2e-3, 1.7e-2, 4.1e-5, 1.42e-7, 0.0, "sum")
 _VLLM_4090 = (9.19e-5, 1.30e-2, 1.81e-2, 3.77e-5, 1.24e-7, 9.84e-9, "roofline")
 _VLLM_6000 = (1.46e-4, 1.24e-2, 2.69e-2, 5.53e-5, 1.85e-7, 2.84e-8, "roofline")
-_VLLM_H200 = (2.07e-5, 1.54e-3, 4.87e-3, 1.68e-5, 3.49e-8, 1.24e-9, "roofline")
+_VLLM_H200 = (2.05e-5, 1.62e-3, 4.83e-3, 1.96e-5, 3.51e-8, 1.25e-9, "roofline")
 
 PRESETS: Mapping[str, Preset] = {
     "report": Preset(
@@ -69,7 +72,9 @@ PRESETS: Mapping[str, Preset] = {
     "llama-2-70b-dgx-h100": Preset(*_LLAMA_70B, "fit to splitwise-sim, 8 GPUs"),
     "llama-3.1-8b-rtx4090-vllm": Preset(*_VLLM_4090, _LOG, True, largest_batch=48),
     "qwen3-32b-2xrtxpro6000": Preset(*_VLLM_6000, _LOG, True, largest_batch=128),
-    "llama-3.1-8b-h200": Preset(*_VLLM_H200, _LOGS, True, largest_batch=28),
+    "llama-3.1-8b-h200": Preset(
+        *_VLLM_H200, _LOGS, True, largest_batch=28, launch=1.44e-2
+    ),
 }
 
 
@@ -81,11 +86,13 @@ class StepTime:
     what they attend to, n (c + n/2) for n tokens after c others of a prompt:
 
         sum       alpha P + beta [P > 0] + gamma [b > 0] + delta b + kappa K + epsilon Q
-        roofline  max(gamma, alpha (P + b)) + beta [P > 0] + delta b + kappa K
-                  + epsilon Q
+        roofline  max(gamma, alpha (P + b), launch [P + b > graph_tokens])
+                  + beta [P > 0] + delta b + kappa K + epsilon Q
 
     In ``roofline`` the weights are read once a step, gamma, and arithmetic hides behind
-    that until it takes longer (Williams et al. 2009).
+    that until it takes longer (Williams et al. 2009). A step of more tokens than the
+    engine has recorded CUDA graphs for is launched kernel by kernel, and takes at
+    least as long as that.
 
     Args:
         alpha: Seconds a prompt token.
@@ -95,6 +102,8 @@ class StepTime:
         kappa: Seconds a KV token in a decode step.
         epsilon: Seconds a pair.
         step_law: sum or roofline.
+        launch: Seconds a large step takes at least, in roofline.
+        graph_tokens: Tokens up to which a step is not large.
 
     >>> law = StepTime(alpha=0.001, beta=0.05, gamma=0.0005)
     >>> round(law.prefill(100), 3)
@@ -112,6 +121,8 @@ class StepTime:
     kappa: float = 0.0
     epsilon: float = 0.0
     step_law: str = "sum"
+    launch: float = 0.0
+    graph_tokens: int = 512
 
     def __post_init__(self) -> None:
         for name in COEFFICIENTS:
@@ -132,7 +143,7 @@ class StepTime:
         """
         tokens = self.alpha * prompt_tokens
         if self.roofline:
-            tokens = np.maximum(self.gamma, tokens)
+            tokens = np.maximum(self._floor(prompt_tokens), tokens)
         return tokens + self.beta + self.epsilon * pairs
 
     def decode(
@@ -161,8 +172,13 @@ class StepTime:
     def _weights(self, sequences: Quantity) -> Quantity:
         """What a decode step takes beside delta and kappa, seconds."""
         if self.roofline:
-            return np.maximum(self.gamma, self.alpha * sequences)
+            return np.maximum(self._floor(sequences), self.alpha * sequences)
         return self.gamma
+
+    def _floor(self, tokens: Quantity) -> Quantity:
+        """What a roofline step of so many tokens takes at least, seconds."""
+        large = max(self.gamma, self.launch)
+        return np.where(np.greater(tokens, self.graph_tokens), large, self.gamma)
 
     def alone(self, prompt: FloatArray, output: FloatArray) -> FloatArray:
         """Seconds requests would take alone on an idle static server, same shape."""
@@ -215,6 +231,7 @@ class StepTime:
         S counts the tokens of ``b`` places, each of which prefills a prompt, decodes,
         or stands empty. Only sums below gamma/alpha matter, so that the distribution
         of S is needed just so far: the b-th power of a truncated generating function.
+        Where the step is large, launch stands for gamma.
 
         Args:
             b: Places.
@@ -225,9 +242,10 @@ class StepTime:
         if not self.roofline:
             return 0.0
         mean = b * (enters * prompts.expectation() + decodes)
-        if self.alpha * _MOST_SPARE <= self.gamma:
-            return max(self.gamma - self.alpha * mean, 0.0)
-        few = np.arange(int(self.gamma / self.alpha) + 1.0)
+        longest = max(self.gamma, self.launch)
+        if self.alpha * _MOST_SPARE <= longest:
+            return max(float(self._floor(mean)) - self.alpha * mean, 0.0)
+        few = np.arange(int(longest / self.alpha) + 1.0)
         one = enters * -np.diff(prompts.survival(np.append(-1.0, few)))
         one[:1] += 1.0 - enters - decodes
         one[1:2] += decodes
@@ -236,7 +254,7 @@ class StepTime:
             total = fftconvolve(total, total)[: len(few)]
             if bit == "1":
                 total = fftconvolve(total, one)[: len(few)]
-        return float(total @ (self.gamma - self.alpha * few))
+        return float(total @ np.maximum(self._floor(few) - self.alpha * few, 0.0))
 
     def saturation_rate(
         self,
@@ -279,7 +297,8 @@ class StepTime:
             own += self.alpha * (output - 1.0)
             places = math.ceil(b)
             still = self._spare(places, prompts, enters, 1.0 - enters - empty) / span
-            still += (1.0 - 1.0 / span) * max(self.gamma - self.alpha * b, 0.0)
+            spare = float(self._floor(b)) - self.alpha * b
+            still += (1.0 - 1.0 / span) * max(spare, 0.0)
             still -= self.gamma * empty**b
         freed = b / cycle
         step = self.beta * came + still + freed * own

@@ -104,6 +104,8 @@ def server_settings(draw, coefficient):
         "kappa": draw(coefficient) / 64 if loads else 0.0,
         "epsilon": draw(coefficient) / 64 if loads else 0.0,
         "step_law": draw(st.sampled_from(["sum", "roofline"])),
+        "launch": draw(coefficient),
+        "graph_tokens": draw(st.integers(0, 30)),
         "batch_size": draw(st.integers(1, 8)),
         "batch_timeout": draw(st.none() | st.just(0.0) | exact(128, 32)),
         "scheduling_policy": policy,

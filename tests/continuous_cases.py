@@ -90,6 +90,8 @@ def runs(draw, number, coefficient, **fields):
         kappa=draw(coefficient) / 64.0,
         epsilon=draw(coefficient) / 64.0,
         step_law=draw(st.sampled_from(["sum", "roofline"])),
+        launch=draw(coefficient),
+        graph_tokens=draw(st.integers(0, 30)),
         async_scheduling=draw(st.booleans()),
         warmup_requests=0,
         random_seed=draw(st.integers(0, 99)),

@@ -104,7 +104,8 @@ def step_seconds(c, p, q, b, k):
     """A step that prefills p tokens in q pairs, b decoding in k tokens (DESIGN 1)."""
     own = c.beta * (p > 0) + c.delta * b + c.kappa * k + c.epsilon * q
     if c.step_law == "roofline":
-        return max(c.gamma, c.alpha * (p + b)) + own
+        launch = c.launch if p + b > c.graph_tokens else 0.0
+        return max(c.gamma, c.alpha * (p + b), launch) + own
     return c.alpha * p + c.gamma * (b > 0) + own
 
 

@@ -382,6 +382,8 @@ def read_settings(path: str | Path) -> dict[str, Any]:
         there = [name for name in names if name in said]
         return _cell(read, said, there[0], file.name) if there else usual
 
+    sequences = _cell(tokens, said, "max_num_seqs", file.name)
+    graphs = get(tokens, min(2 * sequences, 512), "max_cudagraph_capture_size")
     replicas = get(tokens, 1, "data_parallel_size")
     if replicas == 1:
         said.pop("enable_expert_parallel", None)  # with more they would keep step
@@ -390,7 +392,7 @@ def read_settings(path: str | Path) -> dict[str, Any]:
         warnings.warn(f"{file.name}: {', '.join(other)}: {what}", stacklevel=2)
     return {
         "server": "continuous",
-        "batch_size": _cell(tokens, said, "max_num_seqs", file.name),
+        "batch_size": sequences,
         "max_batched_tokens": _cell(tokens, said, "max_num_batched_tokens", file.name),
         "kv_blocks": get(tokens, None, "num_gpu_blocks"),
         "block_size": get(tokens, 16, "block_size"),
@@ -398,6 +400,7 @@ def read_settings(path: str | Path) -> dict[str, Any]:
         "chunked_prefill": get(_flag, True, "enable_chunked_prefill", "chunked"),
         "reserve_full_prompt": get(_flag, True, "scheduler_reserve_full_isl"),
         "async_scheduling": get(_flag, _recent(said), "async_scheduling"),
+        "graph_tokens": 0 if get(_flag, False, "enforce_eager") else graphs,
         "replicas": replicas,
         "router": "round_robin" if replicas == 1 else "least_loaded",
     }

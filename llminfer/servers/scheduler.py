@@ -47,6 +47,7 @@ class Scheduler(Batch):
     delta: float = field(init=False)
     kappa: float = field(init=False)
     epsilon: float = field(init=False)
+    launch: float = field(init=False)
     roofline: bool = field(init=False)
     pack: Callable[..., bytes] = field(init=False)
     note: Callable[[bytes], None] = field(init=False)
@@ -123,7 +124,9 @@ class Scheduler(Batch):
         decodes, tokens = self.decodes, self.tokens
         step = self.beta + self.epsilon * self.pairs if tokens else 0.0
         if self.roofline:
-            step += max(self.gamma, self.alpha * (tokens + decodes))
+            many = tokens + decodes
+            large = self.launch if many > self.config.graph_tokens else 0.0
+            step += max(self.gamma, self.alpha * many, large)
         else:
             step += self.alpha * tokens + (self.gamma if decodes else 0.0)
         if decodes:
