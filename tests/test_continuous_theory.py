@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from continuous_cases import serve
 
-from llminfer import PRESETS, SimulationConfig, Workload, simulate, theory
+from llminfer import PRESETS, SimulationConfig, Workload, simulate
+from llminfer.theory.continuous_chain import ContinuousChain
 
 CHAIN = SimulationConfig(
     server="continuous",
@@ -41,7 +42,7 @@ FULL = SimulationConfig(
 @pytest.mark.parametrize("load", [0.5, 0.85])
 def test_waits_and_latencies_are_those_of_the_exact_chain(load):
     config = CHAIN.replace(arrival_rate=load * CHAIN.max_stable_rate)
-    exact = theory.ContinuousChain(
+    exact = ContinuousChain(
         config.arrival_rate,
         config.step_time,
         config.prompts,

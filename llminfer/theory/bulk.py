@@ -147,13 +147,6 @@ class BulkQueue(WaitLaw):
         return self._mean(self._cycle["size"])
 
     @property
-    def batch_pmf(self) -> FloatArray:
-        """P(a batch has b requests), b = 0 ... B."""
-        size = self._cycle["size"]
-        shares = np.bincount(size, self.left, minlength=self.batch_size + 1)
-        return np.asarray(shares, dtype=np.float64)
-
-    @property
     def utilization(self) -> float:
         """Busy share of the time."""
         return self._mean(self._cycle["busy"]) / self._mean(self._cycle["length"])

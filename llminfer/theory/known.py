@@ -434,8 +434,8 @@ def product_form(config: SimulationConfig) -> ProductForm:
 
     >>> config = SimulationConfig(server="continuous")
     >>> config = config.replace(alpha=0.0, beta=0.0, gamma=0.02, delta=0.001)
-    >>> round(product_form(config.replace(arrival_rate=3.0)).mean_number, 2)
-    8.95
+    >>> round(product_form(config.replace(arrival_rate=3.0)).mean_latency, 2)
+    2.98
     """
     served_by("continuous", config)
     poisson(config)

@@ -19,7 +19,7 @@ import numpy.typing as npt
 from numpy.polynomial.chebyshev import chebpts1, chebvander
 
 from llminfer.base.arrays import FloatArray
-from llminfer.base.errors import fail, number
+from llminfer.base.errors import number
 from llminfer.laws.lengths import LengthLaw
 from llminfer.timing import StepTime
 
@@ -36,40 +36,6 @@ class Service(Protocol):
 
     def transform(self, s: ComplexArray) -> ComplexArray:
         """E[exp(-s S)] at ``s`` in 1/seconds, same shape."""
-
-
-@dataclass(frozen=True, eq=False)
-class DiscreteService:
-    """Service times of a finite list.
-
-    Args:
-        seconds: Possible times, shape (n,).
-        pmf: Their probabilities, shape (n,), which sum to 1.
-
-    Raises:
-        ConfigError: A time below 0, or probabilities that do not sum to 1.
-
-    >>> DiscreteService(np.array([1.0, 2.0]), np.array([0.5, 0.5])).moment(2)
-    2.5
-    """
-
-    seconds: FloatArray
-    pmf: FloatArray
-
-    def __post_init__(self) -> None:
-        number("seconds", float(np.min(self.seconds)), least=0.0)
-        number("pmf", float(np.min(self.pmf)), least=0.0)
-        total = float(np.sum(self.pmf))
-        if abs(total - 1.0) > 1e-9:
-            raise fail("pmf", total, "probabilities that sum to 1")
-
-    def moment(self, power: int) -> float:
-        return float(self.pmf @ self.seconds**power)
-
-    def transform(self, s: ComplexArray) -> ComplexArray:
-        parts = _parts(s, _BLOCK)
-        flat = [self.pmf @ np.exp(-np.outer(self.seconds, part)) for part in parts]
-        return np.concatenate(flat).reshape(s.shape)
 
 
 @dataclass(frozen=True)

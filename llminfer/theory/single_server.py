@@ -66,17 +66,17 @@ class MG1(WaitLaw):
 
     Args:
         arrival_rate: lambda, requests a second.
-        service: Law of service times: a ``BatchTime``, a ``DiscreteService`` or any
-            with ``moment`` and ``transform``.
+        service: Law of service times: a ``BatchTime``, or any with ``moment`` and
+            ``transform``.
 
     Raises:
         ConfigError: The load lambda E[S] is 1 or more.
 
     Source: Pollaczek (1930), Khinchine (1932); the variance: Takacs (1962).
 
-    >>> from llminfer.theory.service_time import DiscreteService
-    >>> always_one = DiscreteService(np.array([1.0]), np.array([1.0]))  # M/D/1
-    >>> MG1(0.5, always_one).mean
+    >>> from llminfer.laws.lengths import Constant
+    >>> one_second = StepTime(alpha=0.0, beta=1.0, gamma=0.0)
+    >>> MG1(0.5, BatchTime(one_second, Constant(9), Constant(9))).mean  # M/D/1
     0.5
     """
 
