@@ -30,10 +30,7 @@ BLOCK = "replication"  # what the alternatives share: one replication's requests
 
 
 def paired_differences(
-    frame: pd.DataFrame,
-    metric: str,
-    over: str,
-    baseline: Any = None,
+    frame: pd.DataFrame, metric: str, over: str, baseline: Any = None
 ) -> pd.DataFrame:
     """Each alternative less its baseline, replication by replication.
 

@@ -88,15 +88,8 @@ def batch_moments(
         outputs: Law of output tokens, within a million.
         sizes: b.
     """
-    b = np.array(sizes, dtype=np.float64)[:, None]
-    longest = longest_output(outputs, sizes)
-    m = np.arange(longest.shape[1], dtype=np.float64)
-    slope = step_time.alpha + step_time.kappa * m
-    fixed = step_time.beta + step_time.decode(b, 0.0, m)
-    tokens, spread = prompts.expectation(), prompts.variance()
-    time = slope * b * tokens + fixed
-    mean = (longest * time).sum(axis=1)
-    square = (longest * (time**2 + slope**2 * b * spread)).sum(axis=1)
+    times = [BatchTime(step_time, prompts, outputs, size) for size in sizes]
+    mean, square = (np.array([t.moment(p) for t in times]) for p in (1, 2))
     for moments in (mean, square):
         moments.flags.writeable = False
     return mean, square
