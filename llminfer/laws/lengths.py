@@ -15,7 +15,7 @@ from functools import cached_property, lru_cache
 from typing import Any
 
 import numpy as np
-from scipy.special import ndtr, ndtri
+from scipy.special import boxcox, inv_boxcox, ndtr, ndtri
 
 from llminfer.base.arrays import MOST_TOKENS, FloatArray, IntArray
 from llminfer.base.errors import build, choice, fail, number, whole
@@ -164,13 +164,9 @@ class Uniform(LengthLaw):
         return self.min + (self.max - self.min) * u
 
     def _exceeds(self, x: FloatArray) -> FloatArray:
-        return _uniform_exceeds(x, self.min, self.max)
-
-
-def _uniform_exceeds(x: FloatArray, low: float, high: float) -> FloatArray:
-    if low == high:
-        return (x <= low).astype(np.float64)
-    return np.clip((high - x) / (high - low), 0.0, 1.0)
+        if self.min == self.max:
+            return (x <= self.min).astype(np.float64)
+        return np.clip((self.max - x) / (self.max - self.min), 0.0, 1.0)
 
 
 @dataclass(frozen=True)
@@ -233,19 +229,13 @@ class PowerLaw(LengthLaw):
         return int(self.min), math.ceil(self.max)
 
     def _quantile(self, u: FloatArray) -> FloatArray:
-        span = self.max / self.min
-        if self.alpha == 1.0:
-            return np.asarray(self.min * span**u)
         e = 1.0 - self.alpha
-        return np.asarray(self.min * (1.0 + u * (span**e - 1.0)) ** (1.0 / e))
+        return np.asarray(self.min * inv_boxcox(u * boxcox(self.max / self.min, e), e))
 
     def _exceeds(self, x: FloatArray) -> FloatArray:
         y = np.clip(x, self.min, self.max) / self.min
-        span = self.max / self.min
-        if self.alpha == 1.0:
-            return np.asarray(1.0 - np.log(y) / math.log(span))
         e = 1.0 - self.alpha
-        return np.asarray((span**e - y**e) / (span**e - 1.0))
+        return np.asarray(1.0 - boxcox(y, e) / boxcox(self.max / self.min, e))
 
 
 @dataclass(frozen=True)
@@ -267,21 +257,23 @@ class Bimodal(LengthLaw):
         number("short_prob", self.short_prob, least=0.0, most=1.0)
 
     @property
+    def _parts(self) -> tuple[Uniform, Uniform]:
+        short = Uniform(self.short_min, self.short_max)
+        return short, Uniform(self.long_min, self.long_max)
+
+    @property
     def support(self) -> tuple[int, float]:
         low = min(self.short_min, self.long_min)
         return int(low), math.ceil(max(self.short_max, self.long_max))
 
     def _quantile(self, u: FloatArray) -> FloatArray:
-        share = self.short_prob
-        in_short = np.minimum(u / share, 1.0) if share > 0.0 else np.zeros_like(u)
-        in_long = np.maximum(u - share, 0.0) / (1.0 - share) if share < 1.0 else u * 0
-        short = self.short_min + (self.short_max - self.short_min) * in_short
-        long = self.long_min + (self.long_max - self.long_min) * in_long
-        return np.where(u < share, short, long)
+        (short, long), share = self._parts, self.short_prob
+        with np.errstate(divide="ignore", invalid="ignore"):  # a part of no requests
+            in_short, in_long = u / share, (u - share) / (1.0 - share)
+        return np.where(u < share, short._quantile(in_short), long._quantile(in_long))
 
     def _exceeds(self, x: FloatArray) -> FloatArray:
-        short = _uniform_exceeds(x, self.short_min, self.short_max)
-        long = _uniform_exceeds(x, self.long_min, self.long_max)
+        short, long = (part._exceeds(x) for part in self._parts)
         return self.short_prob * short + (1.0 - self.short_prob) * long
 
 
