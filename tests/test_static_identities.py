@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from bench import CountingEnvironment
 from cases import RUNS, serve_columns
-from hypothesis import given, settings
+from hypothesis import given
 
 from llminfer import LLMInferenceServer, MetricsCollector
 
@@ -76,7 +76,6 @@ def test_busy_time_is_the_sum_of_the_times_of_the_batches(run):
     assert busy == pytest.approx(needed, rel=1e-9)
 
 
-@settings(max_examples=200)
 @given(RUNS)
 def test_a_batch_leaves_when_full_or_overdue_or_when_no_more_will_come(run):
     config, workload = run

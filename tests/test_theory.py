@@ -133,6 +133,7 @@ def test_the_waits_of_a_configuration_are_those_of_the_sum_of_its_two_laws(kappa
         arrival_rate=2.0,
         kappa=kappa,
         prompt_dist_params={"mu": 3, "sigma": 1, "max": 99},
+        output_dist_params={"mu": 30, "sigma": 20, "min": 1, "max": 80},
     )
     prompts, outputs = config.prompts.pmf(), config.outputs.pmf()
     p, m = np.arange(len(prompts))[:, None], np.arange(len(outputs))[None, :]
@@ -389,6 +390,7 @@ def test_power_laws_of_outputs_have_an_answer():
         arrival_rate=1.0,
         output_length_dist="powerlaw",
         output_dist_params={"alpha": 1.6, "min": 10, "max": 3_000},
+        prompt_dist_params={"mu": 4, "sigma": 1.5, "max": 400},
         scheduling_policy="Predicted-SJF",
         gamma=0.001,
     )
