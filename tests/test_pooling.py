@@ -5,13 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
-from llminfer import SimulationConfig, Workload, simulate, stats, sweep, theory
+from llminfer import SimulationConfig, simulate, stats, sweep, theory
 from llminfer.stats.intervals import Estimate
 from llminfer.stats.pooling import by_replication, kept, level_of, pseudo_values
-from llminfer.study import coverage
 
 REPORT = SimulationConfig(prompt_dist_params={"mu": 4, "sigma": 1.5, "max": 8192})
 
@@ -27,7 +26,6 @@ def left(runs):
     return pd.Series([kept("x", run)["quantiles_x"] for run in runs])
 
 
-@settings(max_examples=40)
 @given(seed=st.integers(0, 10_000), q=st.sampled_from([0.5, 0.9, 0.95, 0.99]))
 def test_the_pooled_quantile_is_that_of_all_requests(seed, q):
     runs = samples(seed)
@@ -132,12 +130,7 @@ def test_memory_is_the_time_over_which_waits_forget():
     """The variance of a run's mean wait falls as that of n / (2 memories) values."""
     config = REPORT.replace(batch_size=1, num_requests=60_000)
     config = config.replace(arrival_rate=0.8 * config.max_stable_rate)
-    runs = []
-    for seed in range(40):
-        work = Workload.generate(config.replace(random_seed=seed))
-        gaps = np.diff(work.arrival_time, prepend=0.0)
-        alone = config.step_time.alone(work.prompt_length, work.output_length)
-        runs.append(coverage.waits(gaps, alone)[1_000:])
+    runs = [simulate(config.replace(random_seed=s)).wait[1_000:] for s in range(40)]
     means = np.array([run.mean() for run in runs])
     alone = np.mean([run.var() for run in runs]) / len(runs[0])
     correlated = means.var(ddof=1) / alone

@@ -21,17 +21,11 @@ from llminfer.base.errors import ConfigError, fail, number, whole
 from llminfer.config import SimulationConfig
 from llminfer.laws.lengths import Geometric
 from llminfer.policies import SJFPolicy
-from llminfer.theory import assumptions
+from llminfer.theory import assumptions, single_server
 from llminfer.theory.bulk import BulkQueue, GammaQueue
 from llminfer.theory.continuous_chain import ContinuousChain, ProductForm
 from llminfer.theory.service_time import BatchTime
-from llminfer.theory.single_server import (
-    MG1,
-    PolicyQueue,
-    PriorityWaits,
-    check_load,
-    orders_as,
-)
+from llminfer.theory.single_server import MG1, PriorityWaits, check_load, orders_as
 
 _DOUBLINGS = (1, 2, 4, 8, 16, 32, 64, 128)
 
@@ -265,14 +259,9 @@ def priority(config: SimulationConfig) -> PriorityWaits:
     """
     assumptions.single(config)
     check_load(config.arrival_rate, config.max_stable_rate)
-    shares = tuple(its.share for its in config.classes) or (1.0,)
-    parts = (
-        config.step_time,
-        assumptions.listed(config, "prompt"),
-        assumptions.listed(config, "output"),
-    )
-    law = PolicyQueue(*parts, shares)
-    waits = law.waits(config.arrival_rate, config.policy())
+    for which in ("prompt", "output"):
+        assumptions.listed(config, which)
+    waits = single_server.policy_waits(config)
     if not math.isclose(waits.mean_work, conserved_work(config), rel_tol=1e-6):
         must = "a law whose table keeps E[S W], which no policy changes"
         raise fail("prompt_length_dist", config.prompt_length_dist, must)
