@@ -111,6 +111,15 @@ def _ordered(low_name: str, low: float, high_name: str, high: float) -> None:
         raise fail(high_name, high, f"at least {low_name}={low:g}")
 
 
+def _interval(law: LengthLaw, part: str = "") -> None:
+    """Check the ends of an interval of lengths, ``min`` and ``max`` after ``part``."""
+    names = f"{part}min", f"{part}max"
+    low, high = (getattr(law, name) for name in names)
+    number(names[0], low, least=1.0)
+    number(names[1], high, least=1.0, most=MOST_TOKENS)
+    _ordered(names[0], low, names[1], high)
+
+
 @dataclass(frozen=True)
 class LogNormal(LengthLaw):
     """exp of a normal with ``mu`` and ``sigma``; clipped to [``min``, ``max``]."""
@@ -153,8 +162,7 @@ class Uniform(LengthLaw):
     max: float
 
     def __post_init__(self) -> None:
-        number("min", self.min, least=1.0)
-        _ordered("min", self.min, "max", number("max", self.max, 1.0, most=MOST_TOKENS))
+        _interval(self)
 
     @property
     def support(self) -> tuple[int, float]:
@@ -181,9 +189,7 @@ class TruncatedNormal(LengthLaw):
     def __post_init__(self) -> None:
         number("mu", self.mu)
         number("sigma", self.sigma, above=0.0)
-        number("min", self.min, least=1.0)
-        number("max", self.max, 1.0, most=MOST_TOKENS)
-        _ordered("min", self.min, "max", self.max)
+        _interval(self)
         low, high = self._ends()
         if abs(low - high) < 1e-12:
             raise fail(
@@ -219,9 +225,8 @@ class PowerLaw(LengthLaw):
 
     def __post_init__(self) -> None:
         number("alpha", self.alpha, least=0.0, most=50.0)
-        number("min", self.min, least=1.0)
-        number("max", self.max, 1.0, most=MOST_TOKENS)
-        if self.min >= self.max:
+        _interval(self)
+        if self.min == self.max:
             raise fail("max", self.max, f"above min={self.min:g}")
 
     @property
@@ -249,11 +254,8 @@ class Bimodal(LengthLaw):
     short_prob: float
 
     def __post_init__(self) -> None:
-        for part in ("short", "long"):
-            low, high = getattr(self, f"{part}_min"), getattr(self, f"{part}_max")
-            number(f"{part}_min", low, least=1.0)
-            number(f"{part}_max", high, 1.0, most=MOST_TOKENS)
-            _ordered(f"{part}_min", low, f"{part}_max", high)
+        _interval(self, "short_")
+        _interval(self, "long_")
         number("short_prob", self.short_prob, least=0.0, most=1.0)
 
     @property

@@ -12,6 +12,7 @@ from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
+from scipy.special import binom
 
 from llminfer.base.arrays import FloatArray, IntArray
 from llminfer.laws.lengths import Geometric, LengthLaw
@@ -61,12 +62,9 @@ class ContinuousChain:
     def _going_on(self) -> FloatArray:
         """P(j of n go on after a step), shape (B + 1, B + 1) for n and j = 0 ... B."""
         end = 1.0 / self.outputs.mean
-        chance = np.zeros((self.batch_size + 1, self.batch_size + 1))
-        chance[0, 0] = 1.0
-        for n in range(1, self.batch_size + 1):
-            chance[n] = end * chance[n - 1]
-            chance[n, 1:] += (1.0 - end) * chance[n - 1, :-1]
-        return chance
+        j = np.arange(self.batch_size + 1)
+        n, stay = j[:, None], np.maximum(j[:, None] - j, 0)
+        return np.asarray(binom(n, j) * (1.0 - end) ** j * end**stay)
 
     def _arrivals(self, decoding: IntArray, admitted: IntArray) -> Generating:
         """E[z^arrivals] in steps of shape (n,), as a function to (n, points)."""
