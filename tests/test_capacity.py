@@ -65,7 +65,7 @@ WIDE = REPORT.replace(  # of notebook 06
 def test_it_stays_at_or_below_what_the_server_carries(config):
     """TPOT does not feel the queue: nothing else holds the rate down."""
     slo = SLO(tpot=1000.0)
-    for seed in range(0, 10_000, 1000):
+    for seed in (0, 1000, 2000):
         few = {"replications": 5, "n_jobs": 1, "random_seed_start": seed}
         found = capacity(config, slo, **few)
         assert 0.97 < found.rate / config.max_stable_rate <= 1.0
@@ -83,7 +83,7 @@ def test_where_theory_has_no_bound_longer_runs_decide():
         output_length_dist="constant",
         output_dist_params={"value": 50},
     )
-    found = capacity(config, SLO(tpot=1000.0), n_jobs=1)
+    found = capacity(config, SLO(tpot=1000.0), replications=5, n_jobs=1)
     assert found.rate > 1.03 * config.max_stable_rate
     longer = config.replace(arrival_rate=found.rate, num_requests=60_000)
     grown = []
@@ -124,8 +124,8 @@ def test_the_bracket_is_as_narrow_as_told_and_its_verdicts_are_right():
 
 def test_the_interval_holds_what_longer_runs_find_and_narrows_with_them():
     slo = SLO(ttft=1.0)
-    short = capacity(SINGLE, slo, replications=6, n_jobs=1)
-    long = capacity(SINGLE, slo, replications=24, n_jobs=1, random_seed_start=500)
+    short = capacity(SINGLE, slo, replications=4, n_jobs=1)
+    long = capacity(SINGLE, slo, replications=16, n_jobs=1, random_seed_start=500)
     low, high = short.interval
     assert low < long.rate < high
     assert low < short.rate < high
