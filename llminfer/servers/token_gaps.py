@@ -74,7 +74,7 @@ class Gaps(NamedTuple):
         Returns:
             For each rank how many gaps are smaller than these, and these.
         """
-        sample = self._sample()
+        sample = self.sample(_SAMPLED)
         place = len(sample) * ranks / self.number()
         err = 2.0 * len(sample) ** 0.5
         edges = np.concatenate(([-np.inf], sample, [np.inf]))
@@ -130,11 +130,11 @@ class Gaps(NamedTuple):
         last += self.first
         return last
 
-    def _sample(self) -> FloatArray:
-        """Some of the gaps, evenly spread over the run, in ascending order."""
+    def sample(self, least: int) -> FloatArray:
+        """So many of the gaps at least, evenly over the run, in ascending order."""
         upto = self.steps * self.weight
         np.cumsum(upto, out=upto)
-        at = np.arange(0, upto[-1], max(1, upto[-1] // _SAMPLED))
+        at = np.arange(0, upto[-1], max(1, upto[-1] // least))
         row = np.searchsorted(upto, at, side="right")
         left = (upto[row] - 1 - at) // self.weight[row]
         return np.sort(self._last()[row] - left * self.growth[row])
