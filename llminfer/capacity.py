@@ -17,6 +17,7 @@ from llminfer.laws.lengths import Geometric
 from llminfer.record import RunRecord
 from llminfer.servers.overload import described
 from llminfer.stats.intervals import jackknife
+from llminfer.stats.pooling import by_replication
 from llminfer.workload import Workload
 
 _TIMES = ("ttft", "tpot", "latency")
@@ -127,11 +128,12 @@ def capacity(
     upper end of one of them.
 
     A finite run above lambda* may keep limits that a longer one breaks, and TPOT never
-    feels the queue. So a rate counts only below lambda* where theory has it exactly
-    (FCFS, in static batches or with geometric outputs). Elsewhere the queue must not
-    grow: when the last request comes, no more wait than ``tolerance`` of all, or than
-    one batch, and near lambda* in a run of three times the length no more than the
-    root of 3 times that (a random walk grows so, a queue past lambda* faster). The
+    feels the queue. So a rate counts only below lambda* of the requests where theory
+    has it exactly (FCFS, in static batches or with geometric outputs). Elsewhere the
+    queue must not grow: when the last request comes, no more wait than ``tolerance`` of
+    all, or than one batch, and near lambda* in a run of three times the length, in
+    which a trace goes round, no more than the root of 3 times that (a random walk
+    grows so, a queue past lambda* faster). The
     configuration's ``num_requests`` is the length of a replication, warm-up included.
 
     Args:
@@ -160,11 +162,11 @@ def capacity(
 
 
 def largest_rates(runs: pd.DataFrame, metric: str, limit: float) -> pd.Series:
-    """The rate up to which each replication of a sweep keeps a limit.
+    """The rate up to which the runs of a sweep keep a limit, a number a replication.
 
-    Between two rates of the sweep the metric is taken to grow exponentially. A
-    replication that keeps the limit at all of them gets the last, one that keeps it at
-    none the first.
+    Between two rates of the sweep the metric, a quantile of all runs together, is
+    taken to grow exponentially. Limits that are kept at all of them give the last,
+    those that are kept at none the first.
 
     Args:
         runs: A sweep's table over ``arrival_rate``, each with the same replications.
@@ -172,7 +174,8 @@ def largest_rates(runs: pd.DataFrame, metric: str, limit: float) -> pd.Series:
         limit: In the unit of the metric.
 
     Returns:
-        Rates by ``replication``.
+        By ``replication`` rates whose geometric mean is that of all runs, the
+        jackknife's pseudo-values: their interval is the one from leaving out each.
 
     >>> rates = [1.0, 2.0]
     >>> runs = pd.DataFrame({"replication": [0, 0], "arrival_rate": rates})
@@ -180,13 +183,19 @@ def largest_rates(runs: pd.DataFrame, metric: str, limit: float) -> pd.Series:
     np.float64(1.5)
     """
     number("limit", limit, above=0.0)
-    table = runs.pivot(index="replication", columns="arrival_rate", values=metric)
-    rates = table.columns.to_numpy(dtype=np.float64)
-    found = [
-        float(np.interp(np.log(limit), np.maximum.accumulate(row), rates))
-        for row in np.log(table.to_numpy(dtype=np.float64))
-    ]
-    return pd.Series(found, table.index, name="arrival_rate")
+    numbers = by_replication(runs, metric, ["arrival_rate"])
+    table = runs.assign(number=numbers).pivot(
+        index="replication", columns="arrival_rate", values="number"
+    )
+    logs, n = np.log(table.columns.to_numpy(dtype=np.float64)), len(table)
+    pooled = table.to_numpy().mean(axis=0)
+    without = pooled - (table.to_numpy() - pooled) / max(n - 1, 1)
+    whole_log, *left_out = (
+        np.interp(np.log(limit), np.maximum.accumulate(np.log(row)), logs)
+        for row in [pooled, *without]
+    )
+    pseudo = n * whole_log - (n - 1) * np.array(left_out)
+    return pd.Series(np.exp(pseudo), table.index, name="arrival_rate")
 
 
 @dataclass(frozen=True)
@@ -216,6 +225,17 @@ class Plan:
             raise fail("workload", self.workload, must)
         return self.workload.scaled(span / len(arrival))
 
+    def longer(self, config: SimulationConfig) -> Workload:
+        """The same of a run that is ``_LONGER`` times as long; a trace goes round."""
+        if self.workload is None:
+            n = _LONGER * config.num_requests
+            return self.requests(config.replace(num_requests=n))
+        its = self.requests(config)
+        rounds = np.repeat(np.arange(_LONGER), len(its)) * float(len(its))
+        columns = {name: np.tile(its, _LONGER) for name, its in vars(its).items()}
+        columns["arrival_time"] = columns["arrival_time"] + rounds
+        return Workload(**columns)
+
 
 @dataclass
 class Trials:
@@ -244,10 +264,10 @@ class Trials:
             )
             raise fail(name, n, must)
         self._queue = max(self.tolerance * n, holds)
-        synthetic = self.plan.workload is None
-        self._exact = synthetic and _has_exact_rate(self.config)
-        doubtful = synthetic and not self._exact
-        self._near = _NEAR * self.config.max_stable_rate if doubtful else math.inf
+        trace = self.plan.workload
+        served = self.config if trace is None else described(trace, self.config)
+        self._most, self._exact = served.max_stable_rate, _has_exact_rate(served)
+        self._near = math.inf if self._exact else _NEAR * self._most
 
     def meets(self, rate: float) -> bool:
         """Are the limits kept at ``rate``, and does the queue not grow?"""
@@ -267,7 +287,7 @@ class Trials:
     def _excess(self, found: Row, rate: float) -> float:
         """By how much the worst limit is broken (in logs); 0 or less if none is."""
         if self._exact:
-            queue = math.log(rate / self.config.max_stable_rate) + 1e-9
+            queue = math.log(rate / self._most) + 1e-9
         else:
             queue = math.log(max(found["waiting"], 1e-9) / self._queue)
         if self.slo.goodput is not None:
@@ -291,9 +311,8 @@ class Trials:
         every = list(range(n))
         logs = [self._crossing(rates, every[:i] + every[i + 1 :]) for i in every]
         found = jackknife(self._crossing(rates, every), logs)
-        most = self.config.max_stable_rate if self._exact else math.inf
-        lower, upper = math.exp(found.lower), math.exp(found.upper)
-        return min(lower, rate), min(max(upper, rate), most)
+        lower, upper = math.exp(found.lower), max(math.exp(found.upper), rate)
+        return min(lower, rate), min(upper, self._most) if self._exact else upper
 
     def _crossing(self, rates: list[float], chosen: list[int]) -> float:
         """The log of the rate at which chosen replications begin to break limits."""
@@ -305,10 +324,7 @@ class Trials:
     @cached_property
     def _longer(self) -> list[Workload]:
         """The requests of a longer run, for each replication."""
-        n = _LONGER * self.config.num_requests
-        return [
-            self.plan.requests(its.replace(num_requests=n)) for its in self._configs
-        ]
+        return [self.plan.longer(config) for config in self._configs]
 
     def metrics(self, rate: float) -> Metrics:
         """What was found at ``rate``."""
@@ -368,13 +384,10 @@ class Trials:
 
     def _carried(self) -> float:
         """lambda* of these requests, where the search starts."""
-        config = self.config
-        if (trace := self.plan.workload) is not None:
-            config = described(trace, config)
-        rate = config.max_stable_rate
-        if not math.isfinite(rate):
-            raise fail("gamma", config.gamma, "above 0: this server takes no time")
-        return rate
+        if not math.isfinite(self._most):
+            must = "above 0: this server takes no time"
+            raise fail("gamma", self.config.gamma, must)
+        return self._most
 
     def _run(self, requests: list[Workload]) -> list[Row]:
         """What came of the requests of each replication."""

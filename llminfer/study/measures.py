@@ -233,3 +233,15 @@ def beside_long_runs(
             }
         )
     return pd.DataFrame(rows).set_index("setting")
+
+
+def misses(checked: pd.DataFrame) -> str:
+    """How many intervals of ``beside_long_runs`` miss, and how many would by chance.
+
+    >>> table = pd.DataFrame({"covered": ["yes", "no"], "by chance": [0.09, 0.09]})
+    >>> misses(table)
+    '1 of 2 intervals miss; by chance it would be 0.2'
+    """
+    missed, of = sum(checked["covered"] == "no"), len(checked)
+    expected = checked["by chance"].sum()
+    return f"{missed} of {of} intervals miss; by chance it would be {expected:.1f}"
