@@ -190,11 +190,11 @@ def largest_rates(runs: pd.DataFrame, metric: str, limit: float) -> pd.Series:
     logs, n = np.log(table.columns.to_numpy(dtype=np.float64)), len(table)
     pooled = table.to_numpy().mean(axis=0)
     without = pooled - (table.to_numpy() - pooled) / max(n - 1, 1)
-    whole_log, *left_out = (
+    found, *left_out = (
         np.interp(np.log(limit), np.maximum.accumulate(np.log(row)), logs)
         for row in [pooled, *without]
     )
-    pseudo = n * whole_log - (n - 1) * np.array(left_out)
+    pseudo = found + (n - 1) * (np.mean(left_out) - left_out)
     return pd.Series(np.exp(pseudo), table.index, name="arrival_rate")
 
 
