@@ -194,7 +194,7 @@ def largest_rates(runs: pd.DataFrame, metric: str, limit: float) -> pd.Series:
         np.interp(np.log(limit), np.maximum.accumulate(np.log(row)), logs)
         for row in [pooled, *without]
     )
-    pseudo = found + (n - 1) * (np.mean(left_out) - left_out)
+    pseudo = found + (n - 1) * (np.mean(left_out) - np.array(left_out))
     return pd.Series(np.exp(pseudo), table.index, name="arrival_rate")
 
 
