@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
-from functools import cached_property
+from dataclasses import dataclass, field
 
 import numpy as np
 import pandas as pd
@@ -275,7 +274,9 @@ class Trials:
             runs = self._run([its.scaled(rate) for its in self._requests])
             found = self._pooled(runs)
             if self._excess(found, rate) <= 0.0 and rate > self._near:
-                longer = self._run([its.scaled(rate) for its in self._longer])
+                longer = self._run(
+                    [self.plan.longer(its).scaled(rate) for its in self._configs]
+                )
                 for run, its in zip(runs, longer, strict=True):
                     run["waiting"] = its["waiting"] / math.sqrt(_LONGER)
                 found["waiting"] = self._pooled(runs)["waiting"]
@@ -321,11 +322,6 @@ class Trials:
         excess = list(map(self._excess, pooled, rates))
         return float(np.interp(0.0, np.maximum.accumulate(excess), np.log(rates)))
 
-    @cached_property
-    def _longer(self) -> list[Workload]:
-        """The requests of a longer run, for each replication."""
-        return [self.plan.longer(config) for config in self._configs]
-
     def metrics(self, rate: float) -> Metrics:
         """What was found at ``rate``."""
         return {k: v for k, v in self.rows[rate].items() if k != "meets"}
@@ -345,42 +341,27 @@ class Trials:
             while self.meets(1.1 * rate):
                 rate *= 1.1
             return rate, 1.1 * rate
-        fills = self.config.server == "static" and self.config.batch_timeout is None
-        if not fills:
-            self._check_alone()
         # waiting for full batches breaks limits at low rates too: smaller steps
-        step, least = (1.2, rate / 1000.0) if fills else (2.0, 0.0)
+        step, least = (1.2, 1e-3 * rate) if self._fills() else (2.0, 1e-6 * rate)
         while not self.meets(rate / step):
             rate /= step
             if rate < least:
                 raise self._met_nowhere()
         return rate / step, rate
 
+    def _fills(self) -> bool:
+        """Do batches wait until they are full?"""
+        return self.config.server == "static" and self.config.batch_timeout is None
+
     def _met_nowhere(self) -> ConfigError:
         best = min(self.rows, key=lambda rate: self.rows[rate]["p99_latency"])
         said = "; ".join(self.slo.broken(self.rows[best]))
+        fills = "batches wait to be full (batch_timeout=None)"
+        why = fills if self._fills() else "at the least, requests come one at a time"
         return ConfigError(
             f"slo: kept at no rate from {min(self.rows):.3g} to {max(self.rows):.3g} "
-            f"requests/s; batches wait to be full (batch_timeout=None), and at "
-            f"{best:.3g}, the best, {said}"
+            f"requests/s; {why}, and at {best:.3g}, the best, {said}"
         )
-
-    def _check_alone(self) -> None:
-        """Refuse limits that a request alone on the server breaks."""
-        law, timeout = self.config.step_time, self.config.batch_timeout or 0.0
-        alone = []
-        for its in self._requests:
-            prompt = its.prompt_length.astype(np.float64)
-            output = its.output_length.astype(np.float64)
-            steps = law.alone_stepwise(prompt, output, self.config.max_batched_tokens)
-            longest = np.maximum(steps, law.alone(prompt, output)).max() + timeout
-            times = 2.0 * float(longest) * np.arange(len(its), dtype=np.float64)
-            alone.append(replace(its, arrival_time=times))
-        said = self.slo.broken(self._pooled(self._run(alone)))
-        if said:
-            raise ConfigError(
-                f"{said[0]} even where requests come one at a time: no rate will do"
-            )
 
     def _carried(self) -> float:
         """lambda* of these requests, where the search starts."""

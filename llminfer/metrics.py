@@ -128,10 +128,7 @@ def _times(record: RunRecord, skip: int) -> dict[str, FloatArray]:
 
 
 def _of_requests(
-    record: RunRecord,
-    skip: int,
-    step_time: StepTime | None,
-    times: Mapping[str, FloatArray],
+    record: RunRecord, skip: int, law: StepTime | None, times: Mapping[str, FloatArray]
 ) -> dict[str, float]:
     """What each measured request has, summed up; ``times`` in ascending order."""
     latency = record.latency[skip:]
@@ -144,12 +141,11 @@ def _of_requests(
     metrics |= {f"{key}_e2e": metrics[f"{key}_latency"] for key in _FIELD.split()}
     del metrics["p90_latency"]
     metrics |= _spread("normalized_latency", latency / output, _FIELD)
-    metrics |= _spread("queue_wait", times["queue_wait"], "avg median max p95 p99 p999")
     metrics |= _spread("processing_time", processing, "avg median max")
-    metrics |= _spread("ttft", times["ttft"], _FIELD)
-    metrics |= _spread("tpot", times["tpot"], _FIELD)
-    if step_time is not None:
-        alone = _alone(record, step_time, prompt, output)
+    for name, wanted in _WANTED.items():
+        metrics |= _spread(name, times[name], wanted)
+    if law is not None:
+        alone = _alone(record, law, prompt, output)
         with np.errstate(divide="ignore", invalid="ignore"):
             metrics |= _spread("slowdown", latency / alone, "avg p50 p99")
     slow = latency > 3.0 * metrics["median_latency"]
@@ -227,6 +223,7 @@ def _whole_run(record: RunRecord) -> dict[str, float]:
 
 
 _FIELD = "avg p50 p90 p95 p99"  # as vLLM's own benchmark reports a time
+_WANTED = {"queue_wait": "avg median max p95 p99 p999", "ttft": _FIELD, "tpot": _FIELD}
 _QUANTILES = {"p50": 50.0, "p90": 90.0, "p95": 95.0, "p99": 99.0, "p999": 99.9}
 
 

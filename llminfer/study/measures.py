@@ -108,8 +108,8 @@ def tails(config: SimulationConfig, record: RunRecord) -> Row:
         ``memories``; ``avg_``, ``p50_``, ``p95_`` and ``p99_`` of ``latency``,
         ``ttft`` and ``tpot``, seconds, without the warm-up; ``utilization`` of the
         whole run; ``busy_rate``, requests completed a second between the first and the
-        last fifth of all completions: in an overloaded run what the server carries,
-        filling up and emptying left out.
+        last twentieth of all completions: in an overloaded run what the server
+        carries, filling up and emptying left out.
     """
     found: Row = {"memories": measured_memories(config)}
     for name in ("latency", "ttft", "tpot"):
@@ -118,7 +118,7 @@ def tails(config: SimulationConfig, record: RunRecord) -> Row:
     lasted = float(record.batch_end.max() - record.arrival_time[0])
     found["utilization"] = busy / lasted / config.replicas if lasted else math.nan
     n = len(record.arrival_time)
-    ends = n // 5, n - n // 5 - 1
+    ends = n // 20, n - n // 20 - 1
     first, last = np.partition(record.processing_end_time, ends)[[*ends]].tolist()
     rate = (ends[1] - ends[0]) / (last - first) if last > first else math.nan
     return found | {"busy_rate": rate}
