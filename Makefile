@@ -20,6 +20,7 @@ help:
 
 report: $(READY)
 	@$(PY) notebooks/execute.py $(NOTEBOOKS)
+	@$(PY) notebooks/fill_readme.py
 	@echo 'Done: look at figures/, and at the notebooks with `make lab`.'
 
 # All steps find each other's runs in one cache, gone at the end; figures drawn by a

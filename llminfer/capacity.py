@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
-from functools import cached_property
+from dataclasses import dataclass, field
 
 import numpy as np
 import pandas as pd
@@ -17,6 +16,7 @@ from llminfer.laws.lengths import Geometric
 from llminfer.record import RunRecord
 from llminfer.servers.overload import described
 from llminfer.stats.intervals import jackknife
+from llminfer.stats.pooling import by_replication
 from llminfer.workload import Workload
 
 _TIMES = ("ttft", "tpot", "latency")
@@ -127,11 +127,12 @@ def capacity(
     upper end of one of them.
 
     A finite run above lambda* may keep limits that a longer one breaks, and TPOT never
-    feels the queue. So a rate counts only below lambda* where theory has it exactly
-    (FCFS, in static batches or with geometric outputs). Elsewhere the queue must not
-    grow: when the last request comes, no more wait than ``tolerance`` of all, or than
-    one batch, and near lambda* in a run of three times the length no more than the
-    root of 3 times that (a random walk grows so, a queue past lambda* faster). The
+    feels the queue. So a rate counts only below lambda* of the requests where theory
+    has it exactly (FCFS, in static batches or with geometric outputs). Elsewhere the
+    queue must not grow: when the last request comes, no more wait than ``tolerance`` of
+    all, or than one batch, and near lambda* in a run of three times the length, in
+    which a trace goes round, no more than the root of 3 times that (a random walk
+    grows so, a queue past lambda* faster). The
     configuration's ``num_requests`` is the length of a replication, warm-up included.
 
     Args:
@@ -160,11 +161,11 @@ def capacity(
 
 
 def largest_rates(runs: pd.DataFrame, metric: str, limit: float) -> pd.Series:
-    """The rate up to which each replication of a sweep keeps a limit.
+    """The rate up to which the runs of a sweep keep a limit, a number a replication.
 
-    Between two rates of the sweep the metric is taken to grow exponentially. A
-    replication that keeps the limit at all of them gets the last, one that keeps it at
-    none the first.
+    Between two rates of the sweep the metric, a quantile of all runs together, is
+    taken to grow exponentially. Limits that are kept at all of them give the last,
+    those that are kept at none the first.
 
     Args:
         runs: A sweep's table over ``arrival_rate``, each with the same replications.
@@ -172,7 +173,8 @@ def largest_rates(runs: pd.DataFrame, metric: str, limit: float) -> pd.Series:
         limit: In the unit of the metric.
 
     Returns:
-        Rates by ``replication``.
+        By ``replication`` rates whose geometric mean is that of all runs, the
+        jackknife's pseudo-values: their interval is the one from leaving out each.
 
     >>> rates = [1.0, 2.0]
     >>> runs = pd.DataFrame({"replication": [0, 0], "arrival_rate": rates})
@@ -180,13 +182,19 @@ def largest_rates(runs: pd.DataFrame, metric: str, limit: float) -> pd.Series:
     np.float64(1.5)
     """
     number("limit", limit, above=0.0)
-    table = runs.pivot(index="replication", columns="arrival_rate", values=metric)
-    rates = table.columns.to_numpy(dtype=np.float64)
-    found = [
-        float(np.interp(np.log(limit), np.maximum.accumulate(row), rates))
-        for row in np.log(table.to_numpy(dtype=np.float64))
-    ]
-    return pd.Series(found, table.index, name="arrival_rate")
+    numbers = by_replication(runs, metric, ["arrival_rate"])
+    table = runs.assign(number=numbers).pivot(
+        index="replication", columns="arrival_rate", values="number"
+    )
+    logs, n = np.log(table.columns.to_numpy(dtype=np.float64)), len(table)
+    pooled = table.to_numpy().mean(axis=0)
+    without = pooled - (table.to_numpy() - pooled) / max(n - 1, 1)
+    found, *left_out = (
+        np.interp(np.log(limit), np.maximum.accumulate(np.log(row)), logs)
+        for row in [pooled, *without]
+    )
+    pseudo = found + (n - 1) * (np.mean(left_out) - np.array(left_out))
+    return pd.Series(np.exp(pseudo), table.index, name="arrival_rate")
 
 
 @dataclass(frozen=True)
@@ -216,6 +224,17 @@ class Plan:
             raise fail("workload", self.workload, must)
         return self.workload.scaled(span / len(arrival))
 
+    def longer(self, config: SimulationConfig) -> Workload:
+        """The same of a run that is ``_LONGER`` times as long; a trace goes round."""
+        if self.workload is None:
+            n = _LONGER * config.num_requests
+            return self.requests(config.replace(num_requests=n))
+        its = self.requests(config)
+        rounds = np.repeat(np.arange(_LONGER), len(its)) * float(len(its))
+        columns = {name: np.tile(its, _LONGER) for name, its in vars(its).items()}
+        columns["arrival_time"] = columns["arrival_time"] + rounds
+        return Workload(**columns)
+
 
 @dataclass
 class Trials:
@@ -244,10 +263,10 @@ class Trials:
             )
             raise fail(name, n, must)
         self._queue = max(self.tolerance * n, holds)
-        synthetic = self.plan.workload is None
-        self._exact = synthetic and _has_exact_rate(self.config)
-        doubtful = synthetic and not self._exact
-        self._near = _NEAR * self.config.max_stable_rate if doubtful else math.inf
+        trace = self.plan.workload
+        served = self.config if trace is None else described(trace, self.config)
+        self._most, self._exact = served.max_stable_rate, _has_exact_rate(served)
+        self._near = math.inf if self._exact else _NEAR * self._most
 
     def meets(self, rate: float) -> bool:
         """Are the limits kept at ``rate``, and does the queue not grow?"""
@@ -255,7 +274,9 @@ class Trials:
             runs = self._run([its.scaled(rate) for its in self._requests])
             found = self._pooled(runs)
             if self._excess(found, rate) <= 0.0 and rate > self._near:
-                longer = self._run([its.scaled(rate) for its in self._longer])
+                longer = self._run(
+                    [self.plan.longer(its).scaled(rate) for its in self._configs]
+                )
                 for run, its in zip(runs, longer, strict=True):
                     run["waiting"] = its["waiting"] / math.sqrt(_LONGER)
                 found["waiting"] = self._pooled(runs)["waiting"]
@@ -267,7 +288,7 @@ class Trials:
     def _excess(self, found: Row, rate: float) -> float:
         """By how much the worst limit is broken (in logs); 0 or less if none is."""
         if self._exact:
-            queue = math.log(rate / self.config.max_stable_rate) + 1e-9
+            queue = math.log(rate / self._most) + 1e-9
         else:
             queue = math.log(max(found["waiting"], 1e-9) / self._queue)
         if self.slo.goodput is not None:
@@ -291,9 +312,8 @@ class Trials:
         every = list(range(n))
         logs = [self._crossing(rates, every[:i] + every[i + 1 :]) for i in every]
         found = jackknife(self._crossing(rates, every), logs)
-        most = self.config.max_stable_rate if self._exact else math.inf
-        lower, upper = math.exp(found.lower), math.exp(found.upper)
-        return min(lower, rate), min(max(upper, rate), most)
+        lower, upper = math.exp(found.lower), max(math.exp(found.upper), rate)
+        return min(lower, rate), min(upper, self._most) if self._exact else upper
 
     def _crossing(self, rates: list[float], chosen: list[int]) -> float:
         """The log of the rate at which chosen replications begin to break limits."""
@@ -301,14 +321,6 @@ class Trials:
         pooled = [self._pooled(its) for its in runs]
         excess = list(map(self._excess, pooled, rates))
         return float(np.interp(0.0, np.maximum.accumulate(excess), np.log(rates)))
-
-    @cached_property
-    def _longer(self) -> list[Workload]:
-        """The requests of a longer run, for each replication."""
-        n = _LONGER * self.config.num_requests
-        return [
-            self.plan.requests(its.replace(num_requests=n)) for its in self._configs
-        ]
 
     def metrics(self, rate: float) -> Metrics:
         """What was found at ``rate``."""
@@ -329,52 +341,34 @@ class Trials:
             while self.meets(1.1 * rate):
                 rate *= 1.1
             return rate, 1.1 * rate
-        fills = self.config.server == "static" and self.config.batch_timeout is None
-        if not fills:
-            self._check_alone()
         # waiting for full batches breaks limits at low rates too: smaller steps
-        step, least = (1.2, rate / 1000.0) if fills else (2.0, 0.0)
+        step, least = (1.2, 1e-3 * rate) if self._fills() else (2.0, 1e-6 * rate)
         while not self.meets(rate / step):
             rate /= step
             if rate < least:
                 raise self._met_nowhere()
         return rate / step, rate
 
+    def _fills(self) -> bool:
+        """Do batches wait until they are full?"""
+        return self.config.server == "static" and self.config.batch_timeout is None
+
     def _met_nowhere(self) -> ConfigError:
         best = min(self.rows, key=lambda rate: self.rows[rate]["p99_latency"])
         said = "; ".join(self.slo.broken(self.rows[best]))
+        fills = "batches wait to be full (batch_timeout=None)"
+        why = fills if self._fills() else "at the least, requests come one at a time"
         return ConfigError(
             f"slo: kept at no rate from {min(self.rows):.3g} to {max(self.rows):.3g} "
-            f"requests/s; batches wait to be full (batch_timeout=None), and at "
-            f"{best:.3g}, the best, {said}"
+            f"requests/s; {why}, and at {best:.3g}, the best, {said}"
         )
-
-    def _check_alone(self) -> None:
-        """Refuse limits that a request alone on the server breaks."""
-        law, timeout = self.config.step_time, self.config.batch_timeout or 0.0
-        alone = []
-        for its in self._requests:
-            prompt = its.prompt_length.astype(np.float64)
-            output = its.output_length.astype(np.float64)
-            steps = law.alone_stepwise(prompt, output, self.config.max_batched_tokens)
-            longest = np.maximum(steps, law.alone(prompt, output)).max() + timeout
-            times = 2.0 * float(longest) * np.arange(len(its), dtype=np.float64)
-            alone.append(replace(its, arrival_time=times))
-        said = self.slo.broken(self._pooled(self._run(alone)))
-        if said:
-            raise ConfigError(
-                f"{said[0]} even where requests come one at a time: no rate will do"
-            )
 
     def _carried(self) -> float:
         """lambda* of these requests, where the search starts."""
-        config = self.config
-        if (trace := self.plan.workload) is not None:
-            config = described(trace, config)
-        rate = config.max_stable_rate
-        if not math.isfinite(rate):
-            raise fail("gamma", config.gamma, "above 0: this server takes no time")
-        return rate
+        if not math.isfinite(self._most):
+            must = "above 0: this server takes no time"
+            raise fail("gamma", self.config.gamma, must)
+        return self._most
 
     def _run(self, requests: list[Workload]) -> list[Row]:
         """What came of the requests of each replication."""

@@ -14,7 +14,7 @@ from llminfer.base.errors import fail, number, whole
 from llminfer.config import SimulationConfig
 from llminfer.experiment import Metrics, replicated, run_many
 from llminfer.laws.arrivals import ArrivalRate
-from llminfer.laws.lengths import length_law
+from llminfer.laws.lengths import LengthLaw, length_law
 from llminfer.stats.intervals import compute_confidence_interval
 from llminfer.workload import Workload
 
@@ -30,7 +30,6 @@ class RequestGenerator:
         output_length_dist: Law of output lengths.
         output_dist_params: Its parameters.
         arrival_cv: Coefficient of variation of the gaps; 1 is Poisson.
-        class_shares: Each class's part of the arrivals, relative; empty for one class.
         random_seed: One seed for all streams; None draws a fresh one.
 
     Raises:
@@ -47,7 +46,6 @@ class RequestGenerator:
         default_factory=lambda: {"mu": 100, "sigma": 30, "min": 10, "max": 500}
     )
     arrival_cv: float = 1.0
-    class_shares: tuple[float, ...] = ()
     random_seed: int | None = None
 
     def __post_init__(self) -> None:
@@ -57,28 +55,24 @@ class RequestGenerator:
         number("arrival_cv", self.arrival_cv, least=0.0, most=100.0)
         if self.random_seed is not None:
             whole("random_seed", self.random_seed, 0)
-        for share in self.class_shares:
-            number("class_shares", share, least=0.0)
-        if self.class_shares and not sum(self.class_shares) > 0.0:
-            raise fail("class_shares", self.class_shares, "of a sum above 0")
-        length_law("prompt", self.prompt_length_dist, self.prompt_dist_params)
-        length_law("output", self.output_length_dist, self.output_dist_params)
+        self._laws()  # says what is wrong with them
 
     def generate(self, num_requests: int) -> Workload:
         """The first ``num_requests`` requests; more would begin with the same ones."""
+        prompts, outputs = self._laws()
         return Workload.drawn(
             whole("num_requests", num_requests, 1),
             self.random_seed,
             arrivals=self.arrival_rate,
-            prompts=length_law(
-                "prompt", self.prompt_length_dist, self.prompt_dist_params
-            ),
-            outputs=length_law(
-                "output", self.output_length_dist, self.output_dist_params
-            ),
+            prompts=prompts,
+            outputs=outputs,
             arrival_cv=self.arrival_cv,
-            class_shares=self.class_shares,
         )
+
+    def _laws(self) -> tuple[LengthLaw, LengthLaw]:
+        prompts = length_law("prompt", self.prompt_length_dist, self.prompt_dist_params)
+        outputs = length_law("output", self.output_length_dist, self.output_dist_params)
+        return prompts, outputs
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 from llminfer.base.cache import RunStore, source_digest
 from llminfer.base.errors import ConfigError, fail, whole
 from llminfer.config import SimulationConfig
-from llminfer.metrics import MetricsCollector
+from llminfer.metrics import MetricsCollector, metrics_and_times
 from llminfer.policies import SchedulingPolicy, register_policy, registered_policy
 from llminfer.record import RunRecord
 from llminfer.servers.continuous import ContinuousBatchingServer
@@ -30,6 +30,8 @@ from llminfer.workload import Workload
 Metrics = dict[str, float]
 Row = dict[str, Any]  # a run's numbers by name; lists for series
 Measure = Callable[[SimulationConfig, RunRecord], Row]
+
+_GAPS = 2**16  # between tokens, that stand for all of a run when they are pooled
 
 _SERVERS: Mapping[str, type[LLMInferenceServer] | type[ContinuousBatchingServer]] = {
     "static": LLMInferenceServer,
@@ -132,10 +134,13 @@ def metrics_of(config: SimulationConfig, record: RunRecord) -> Metrics:
 
 def poolable_metrics(config: SimulationConfig, record: RunRecord) -> Row:
     """The metrics, and what pools their quantiles: what a sweep measures by default."""
-    found: Row = {"memories": measured_memories(config), **metrics_of(config, record)}
-    for name in ("latency", "wait", "ttft", "tpot"):
-        values = getattr(record, name)[config.warmup_requests :]
-        found |= kept("queue_wait" if name == "wait" else name, values)
+    skip = config.warmup_requests
+    metrics, times, gaps = metrics_and_times(record, skip, config.step_time)
+    found: Row = {"memories": measured_memories(config), **metrics}
+    for name, ordered in times.items():
+        found |= kept(name, ordered)
+    if gaps is not None and (count := gaps.number()):
+        found |= kept("itl", gaps.sample(_GAPS), count)
     return found
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -48,12 +48,31 @@ class MetricsCollector:
         """
         record = _as_record(requests)
         skip = _measured(record, warmup_requests)
-        metrics = _of_requests(record, skip, step_time) | _whole_run(record)
-        if record.steps is not None:
-            metrics["preemptions"] = int(record.preemptions[skip:].sum())
-        if step_time is not None and len(record.batch_start):
-            metrics |= _gap_metrics(token_gaps(record, step_time, skip))
-        return metrics
+        return metrics_and_times(record, skip, step_time)[0]
+
+
+def metrics_and_times(
+    record: RunRecord, skip: int, step_time: StepTime | None
+) -> tuple[dict[str, float], dict[str, FloatArray], Gaps | None]:
+    """All metrics, and what quantiles of several runs can be pooled from.
+
+    Args:
+        record: A finished run.
+        skip: The first measured request.
+        step_time: The coefficients; None leaves out slowdown and gaps.
+
+    Returns:
+        The metrics; latency, wait, TTFT and TPOT in ascending order, by the metric's
+        name; and the gaps between tokens.
+    """
+    times = {name: np.sort(its) for name, its in _times(record, skip).items()}
+    metrics = _of_requests(record, skip, step_time, times) | _whole_run(record)
+    if record.steps is not None:
+        metrics["preemptions"] = int(record.preemptions[skip:].sum())
+    if step_time is None or not len(record.batch_start):
+        return metrics, times, None
+    gaps = token_gaps(record, step_time, skip)
+    return metrics | _gap_metrics(gaps), times, gaps
 
 
 def goodput(
@@ -98,24 +117,35 @@ def _measured(record: RunRecord, warmup_requests: int) -> int:
     return skip
 
 
+def _times(record: RunRecord, skip: int) -> dict[str, FloatArray]:
+    """What each measured request took, seconds; no TPOT of a single token."""
+    return {
+        "latency": record.latency[skip:],
+        "queue_wait": record.wait[skip:],
+        "ttft": record.ttft[skip:],
+        "tpot": record.tpot[skip:][record.output_length[skip:] > 1],
+    }
+
+
 def _of_requests(
-    record: RunRecord, skip: int, step_time: StepTime | None
+    record: RunRecord, skip: int, law: StepTime | None, times: Mapping[str, FloatArray]
 ) -> dict[str, float]:
-    """What each measured request has, summed up."""
-    latency, tpot = record.latency[skip:], record.tpot[skip:]
+    """What each measured request has, summed up; ``times`` in ascending order."""
+    latency = record.latency[skip:]
     prompt = record.prompt_length[skip:].astype(np.float64)
     output = record.output_length[skip:].astype(np.float64)
     processing = (record.processing_end_time - record.processing_start_time)[skip:]
-    metrics = _spread("latency", latency, "avg median std min max p50 p90 p95 p99")
+    metrics = _spread(
+        "latency", times["latency"], "avg median std min max p50 p90 p95 p99"
+    )
     metrics |= {f"{key}_e2e": metrics[f"{key}_latency"] for key in _FIELD.split()}
     del metrics["p90_latency"]
     metrics |= _spread("normalized_latency", latency / output, _FIELD)
-    metrics |= _spread("queue_wait", record.wait[skip:], "avg median max p95 p99 p999")
     metrics |= _spread("processing_time", processing, "avg median max")
-    metrics |= _spread("ttft", record.ttft[skip:], _FIELD)
-    metrics |= _spread("tpot", tpot[output > 1.0], _FIELD)
-    if step_time is not None:
-        alone = _alone(record, step_time, prompt, output)
+    for name, wanted in _WANTED.items():
+        metrics |= _spread(name, times[name], wanted)
+    if law is not None:
+        alone = _alone(record, law, prompt, output)
         with np.errstate(divide="ignore", invalid="ignore"):
             metrics |= _spread("slowdown", latency / alone, "avg p50 p99")
     slow = latency > 3.0 * metrics["median_latency"]
@@ -123,7 +153,7 @@ def _of_requests(
         metrics
         | _totals(prompt, output, _span(record, skip))
         | {
-            "fairness_index": _jain(latency),
+            "fairness_index": jain(latency),
             "starvation_rate": float(100.0 * np.mean(slow)),
         }
     )
@@ -193,6 +223,7 @@ def _whole_run(record: RunRecord) -> dict[str, float]:
 
 
 _FIELD = "avg p50 p90 p95 p99"  # as vLLM's own benchmark reports a time
+_WANTED = {"queue_wait": "avg median max p95 p99 p999", "ttft": _FIELD, "tpot": _FIELD}
 _QUANTILES = {"p50": 50.0, "p90": 90.0, "p95": 95.0, "p99": 99.0, "p999": 99.9}
 
 
@@ -210,8 +241,12 @@ def _spread(name: str, values: FloatArray, wanted: str) -> dict[str, float]:
     return {f"{key}_{name}": known[key] for key in keys}
 
 
-def _jain(values: FloatArray) -> float:
-    """Jain's fairness index: 1 if all alike, 1/n if one has it all."""
+def jain(values: FloatArray) -> float:
+    """Jain's fairness index: 1 if all alike, 1/n if one has it all.
+
+    >>> jain(np.array([1.0, 1.0, 1.0, 0.0]))
+    0.75
+    """
     squares = len(values) * float((values**2).sum())
     return float(values.sum()) ** 2 / squares if squares > 0.0 else 1.0
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Self
 
 import numpy as np
@@ -174,17 +174,11 @@ class RunRecord:
     @classmethod
     def from_requests(cls, requests: Iterable[Request]) -> Self:
         """The record of served ``Request`` objects."""
-        rows = [
-            {
-                "request_id": r.id,
-                "prompt_length": r.prompt_length,
-                "output_length": r.actual_output_length or r.expected_output_length,
-                "request_class": r.request_class,
-                **{name: getattr(r, name) for name in _TIMES},
-            }
-            for r in requests
-        ]
-        return cls.from_frame(pd.DataFrame(rows, columns=["request_id", *_COLUMNS]))
+        names = [f.name for f in fields(Request)]
+        frame = pd.DataFrame([asdict(r) for r in requests], columns=names)
+        made, asked = frame["actual_output_length"], frame["expected_output_length"]
+        frame["output_length"] = made.fillna(asked)
+        return cls.from_frame(frame.rename(columns={"id": "request_id"}))
 
     def to_frame(self) -> pd.DataFrame:
         """One row a request, in order of arrival, warm-up too."""

@@ -1,12 +1,27 @@
-"""Made-up runs that are watched, some of which cross a load of 1."""
+"""Made-up services, and runs that are watched, some of which cross a load of 1."""
 
 import itertools
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 
 RNG = np.random.default_rng(11)
 TIME = np.arange(10.0, 210.0, 10.0)
+
+
+@dataclass
+class Listed:
+    """Service times of a finite list, with their chances."""
+
+    seconds: np.ndarray
+    chance: np.ndarray
+
+    def moment(self, power):
+        return float(self.chance @ self.seconds**power)
+
+    def transform(self, s):
+        return np.array([self.chance @ np.exp(-self.seconds * one) for one in s])
 
 
 def made_up_runs(replications=6):

@@ -152,7 +152,10 @@ def test_a_difference_counts_only_after_the_correction():
 def test_missing_and_repeated_runs_are_named():
     table = sweep_table()
     lacking = table.drop(table.query("policy == 'SJF' and replication > 8").index)
-    with pytest.raises(ConfigError, match="policy='SJF' lacks replication 9, 10, 11:"):
+    with pytest.raises(
+        ConfigError,
+        match="policy='SJF' lacks replication 9; policy='SJF' lacks replication 10; ",
+    ):
         paired_differences(lacking, "wait", "policy")
     twice = pd.concat([table, table.query("policy == 'WFQ' and replication == 4")])
     with pytest.raises(ConfigError, match="policy='WFQ' repeats replication 4:"):
@@ -164,9 +167,7 @@ def test_missing_and_repeated_runs_are_named():
 
 def test_long_lists_of_faults_are_cut_short():
     table = sweep_table()
-    with pytest.raises(
-        ConfigError, match=r"lacks replication 3, 4, 5, 6, 7 and 4 more"
-    ):
+    with pytest.raises(ConfigError, match=r"lacks replication 7; and 4 more: must"):
         paired_differences(
             table.query("policy != 'SJF' or replication < 3"), "wait", "policy"
         )
@@ -288,14 +289,15 @@ def test_among_equals_the_best_of_a_claim_is_seldom_judged(claimed):
     """The two that look best, compared as if nobody had picked them, often are."""
     random = np.random.default_rng(7)
     wrong, naive = {"difference": 0, "relative": 0}, 0
-    for _ in range(1000):
+    for _ in range(600):
         table = ties(12, random)
         row = best_against_rest(table, "wait", "limit", claimed)
         for name in wrong:
             wrong[name] += not row[name + "_lower"] <= 0.0 <= row[name + "_upper"]
-        two = table[table["limit"].isin([row["baseline"], row["alternative"]])]
-        naive += paired_differences(two, "wait", "limit")["p"].iloc[0] < 0.05
-    assert max(wrong.values()) <= 50
+        waits = table["wait"].to_numpy().reshape(12, -1)  # blocks by limit
+        two = (waits[:, int(row[name])] for name in ("baseline", "alternative"))
+        naive += reference.ttest_rel(*two).pvalue < 0.05
+    assert max(wrong.values()) <= 30
     assert naive > max(wrong.values())
 
 

@@ -41,7 +41,7 @@ class BoundedEnvironment(simpy.Environment):
 ROUTERS = ["round_robin", "random", "least_loaded", "shortest_queue"]
 
 
-@settings(max_examples=400)
+@settings(max_examples=250)
 @given(EXACT, st.sampled_from([1, 1, 2, 3]), st.sampled_from(ROUTERS))
 def test_no_setting_hangs(run, replicas, router):
     config, workload = run

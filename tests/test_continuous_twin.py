@@ -66,7 +66,7 @@ def assert_same_gaps(record, sequences, law, skip):
 @pytest.mark.parametrize(
     "runs", [EXACT, FREE], ids=["events coincide", "continuous times"]
 )
-@settings(max_examples=60)
+@settings(max_examples=450)
 @given(data=st.data())
 def test_server_equals_the_step_by_step_twin(runs, data):
     config, workload = data.draw(runs)

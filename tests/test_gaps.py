@@ -30,7 +30,7 @@ def listed(rows):
 
 
 @pytest.mark.parametrize("few", [False, True], ids=["listed", "narrowed down"])
-@settings(max_examples=200)
+@settings(max_examples=120)
 @given(rows=ROWS)
 def test_pooled_quantiles_are_those_of_the_list(few, rows):
     every = listed(rows)

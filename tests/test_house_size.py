@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ast
 import doctest
+import functools
 import io
 import tokenize
 from pathlib import Path
@@ -38,7 +39,8 @@ NO_CODE = {
 DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 
 
-def code_lines(source: str) -> set[int]:
+@functools.cache
+def code_lines(source: str) -> frozenset[int]:
     """The numbers of the lines that hold code."""
     lines: set[int] = set()
     for token in tokenize.generate_tokens(io.StringIO(source).readline):
@@ -48,7 +50,7 @@ def code_lines(source: str) -> set[int]:
         if isinstance(node, DOCUMENTED) and ast.get_docstring(node) is not None:
             text = node.body[0]
             lines -= set(range(text.lineno, (text.end_lineno or text.lineno) + 1))
-    return lines
+    return frozenset(lines)
 
 
 def functions(source: str) -> list[tuple[str, int]]:

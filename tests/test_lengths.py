@@ -28,6 +28,7 @@ CASES = {
     "truncated_normal, its tail": {"mu": 5, "sigma": 20, "min": 30, "max": 60},
     "powerlaw": {"alpha": 2.5, "min": 10, "max": 4000},
     "powerlaw, alpha 1": {"alpha": 1, "min": 10, "max": 4000},
+    "powerlaw, alpha 1 but for rounding": {"alpha": 1 - 1e-16, "min": 1, "max": 1000},
     "bimodal": BIMODAL,
     "geometric": {"mean": 40},
     "geometric, clipped": {"mean": 40, "max": 90},

@@ -3,9 +3,17 @@
 import numpy as np
 import pytest
 
-from llminfer import ConfigError, RunRecord, SimulationConfig, simulate
+from llminfer import ConfigError, RunRecord, SimulationConfig, simulate, stats, sweep
 from llminfer.experiment import metrics_of
-from llminfer.study.measures import by_group, over_a_wave, tails, with_completion_rate
+from llminfer.study.measures import (
+    beside_long_runs,
+    by_group,
+    latency_parts,
+    observed_memories,
+    over_a_wave,
+    tails,
+)
+from llminfer.theory import long_enough, measured_memories
 
 CONFIG = SimulationConfig(
     prompt_length_dist="bimodal",
@@ -52,7 +60,7 @@ def test_each_group_has_its_own_requests_without_the_warm_up() -> None:
 
 def test_starved_is_over_three_medians_of_all() -> None:
     found = by_group(CONFIG, record([100, 10, 10, 10, 100, 100], [99, 1, 2, 3, 4, 10]))
-    assert found["median_latency"] == 3.0
+    assert found["p50_latency"] == 3.0
     assert found["starved_short"] == 0.0
     assert found["starved_long"] == 50.0
     assert found["starved_light"] == 0.0
@@ -82,7 +90,8 @@ def test_a_wave_is_measured_at_its_peak_and_on_a_grid():
     turn = record.arrival_time % 100.0
     peak = (turn >= 25.0 - 100.0 / 6.0) & (turn <= 25.0 + 100.0 / 6.0)
     peak[:20] = False
-    assert found["p99_peak"] == np.quantile(latency[peak], 0.99)
+    p99 = np.quantile(latency[peak], 0.99)
+    assert found["p99_peak"] == pytest.approx(p99, rel=1e-12)
     assert found["avg_latency"] == pytest.approx(latency[20:].mean())
     assert len(found["time"]) == len(found["queue"]) == len(found["p99"]) == 120
     at = found["time"][30]
@@ -104,17 +113,11 @@ SERVER = SimulationConfig(
 
 
 @pytest.mark.parametrize("load", [0.5, 4.0])
-def test_completion_rate_is_what_arrives_or_what_is_carried(load):
+def test_the_busy_rate_is_what_arrives_or_what_is_carried(load):
     config = SERVER.replace(arrival_rate=load * SERVER.max_stable_rate)
-    found = with_completion_rate(config, simulate(config))
+    found = tails(config, simulate(config))
     expected = min(load, 1.0) * SERVER.max_stable_rate
-    assert found["completion_rate"] == pytest.approx(expected, rel=0.05)
-
-
-def test_completion_rate_counts_the_warm_up_that_throughput_leaves_out():
-    config = SERVER.replace(arrival_rate=4.0 * SERVER.max_stable_rate)
-    found = with_completion_rate(config, simulate(config))
-    assert found["throughput_req_per_sec"] < 0.95 * found["completion_rate"]
+    assert found["busy_rate"] == pytest.approx(expected, rel=0.05)
 
 
 def test_tails_are_those_of_the_metrics():
@@ -125,8 +128,10 @@ def test_tails_are_those_of_the_metrics():
     record = simulate(config)
     found, metrics = tails(config, record), metrics_of(config, record)
     for name in ("latency", "ttft", "tpot"):
-        for kind in ("avg", "p99"):
-            assert found[f"{kind}_{name}"] == metrics[f"{kind}_{name}"]
+        for kind in ("avg", "p50", "p95", "p99"):
+            key = f"{kind}_{name}"
+            assert found[key] == pytest.approx(metrics[key], rel=1e-12), key
+    assert found["utilization"] == pytest.approx(metrics["utilization"])
 
 
 @pytest.mark.parametrize("server", ["static", "continuous"])
@@ -143,3 +148,41 @@ def test_the_busy_rate_of_an_overloaded_run_is_what_is_carried(server):
     )
     rate = tails(config, simulate(config))["busy_rate"]
     assert rate == pytest.approx(config.max_stable_rate, rel=0.03)
+
+
+@pytest.mark.parametrize("measure", [tails, latency_parts, by_group])
+def test_every_measure_says_how_long_its_runs_are(measure):
+    config = SERVER.replace(arrival_rate=0.8 * SERVER.max_stable_rate)
+    found = measure(config, simulate(config))
+    assert found["memories"] == measured_memories(config)
+
+
+def test_memories_seen_in_the_runs_are_those_of_theory():
+    """The variance of a mean falls as that of so many independent values."""
+    loads = {0.5: {}, 0.8: {}}
+    for load in loads:
+        at = SERVER.replace(batch_size=1, num_requests=12_000)
+        loads[load] = at.replace(arrival_rate=load * at.max_stable_rate)
+    runs = sweep(loads[0.5], {"load": loads}, 20, 1, measure=tails)
+    ratio = observed_memories(runs, ["load"], "ttft") / runs["memories"]
+    assert ratio.between(0.4, 2.5).all()
+    assert ratio.groupby(runs["load"]).nunique().tolist() == [1, 1]
+
+
+def test_an_interval_that_long_runs_miss_is_found():
+    busy = SERVER.replace(batch_timeout=None, arrival_rate=0.8 * SERVER.max_stable_rate)
+    right, short = long_enough(busy, 100.0), busy.replace(num_requests=600)
+    rows = {}
+    for name, config in {"right": right, "short": short}.items():
+        runs = sweep(config, {"batch_size": [8]}, 5, 1, measure=tails)
+        rows[name] = stats.summarize(runs, "batch_size", "p99_latency").iloc[0]
+    wrong = {**rows["right"], "mean": 1.0, "ci_lower": 0.9, "ci_upper": 1.1}
+    table = beside_long_runs(
+        {"right": (right, rows["right"]), "wrong": (right, wrong)}, "p99_latency"
+    )
+    assert table["covered"].tolist() == ["yes", "no"]
+    assert table["published"].tolist() == [rows["right"]["mean"], 1.0]
+    measured = right.num_requests - right.warmup_requests
+    assert (table["requests"] == right.warmup_requests + 3 * measured).all()
+    # Five runs beside three of triple length: Student's t beyond 2.776 / 1.247.
+    assert table["by chance"].tolist() == pytest.approx([0.0898] * 2, abs=0.001)

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llminfer import SimulationConfig, simulate, stats, sweep, theory
+from llminfer import ConfigError, SimulationConfig, simulate, stats, sweep, theory
+from llminfer.servers.token_gaps import Gaps, token_gaps
 from llminfer.stats.intervals import Estimate
 from llminfer.stats.pooling import by_replication, kept, level_of, pseudo_values
 
@@ -23,7 +24,7 @@ def samples(seed, runs=20, size=10_000):
 
 
 def left(runs):
-    return pd.Series([kept("x", run)["quantiles_x"] for run in runs])
+    return pd.Series([kept("x", np.sort(run))["quantiles_x"] for run in runs])
 
 
 @given(seed=st.integers(0, 10_000), q=st.sampled_from([0.5, 0.9, 0.95, 0.99]))
@@ -126,12 +127,25 @@ def test_a_run_is_made_long_enough_and_a_longer_one_stays():
     assert theory.long_enough(over) == over
 
 
-def test_memory_is_the_time_over_which_waits_forget():
-    """The variance of a run's mean wait falls as that of n / (2 memories) values."""
-    config = REPORT.replace(batch_size=1, num_requests=60_000)
-    config = config.replace(arrival_rate=0.8 * config.max_stable_rate)
-    runs = [simulate(config.replace(random_seed=s)).wait[1_000:] for s in range(40)]
-    means = np.array([run.mean() for run in runs])
-    alone = np.mean([run.var() for run in runs]) / len(runs[0])
-    correlated = means.var(ddof=1) / alone
-    assert 0.4 < correlated / theory.memory(config) < 2.5
+def test_gaps_between_tokens_are_pooled_too():
+    """From a sample of each run's, and beside the gaps of all runs together."""
+    config = SimulationConfig.from_preset("llama-3.1-8b-rtx4090", server="continuous")
+    config = config.replace(arrival_rate=5.0, num_requests=3_000, batch_size=16)
+    table = sweep(config, {"arrival_rate": [5.0]}, replications=3, n_jobs=1)
+    gaps = [
+        token_gaps(simulate(config.replace(random_seed=seed)), config.kappa, 500)
+        for seed in table["seed"]
+    ]
+    together = Gaps(*(np.concatenate(column) for column in zip(*gaps, strict=True)))
+    assert together.number() == sum(row[0] for row in table["quantiles_itl"])
+    for name, q in {"p50_itl": 0.5, "p95_itl": 0.95, "p99_itl": 0.99}.items():
+        row = stats.summarize(table, "arrival_rate", name).iloc[0]
+        assert row["mean"] == pytest.approx(together.quantiles([q])[0], rel=0.01)
+
+
+def test_a_quantile_that_cannot_be_pooled_is_refused():
+    config = REPORT.replace(num_requests=600, arrival_rate=2.0)
+    table = sweep(config, {"batch_size": [8]}, replications=2, n_jobs=1)
+    with pytest.raises(ConfigError, match=r"p99_slowdown.*of latency, queue_wait"):
+        stats.summarize(table, "batch_size", "p99_slowdown")
+    assert len(stats.summarize(table, "batch_size", "avg_slowdown")) == 1

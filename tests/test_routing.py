@@ -39,7 +39,7 @@ def share(record, replicas):
     )
 
 
-@settings(max_examples=300)
+@settings(max_examples=150)
 @given(ROUTED)
 def test_servers_behind_a_router_equal_as_many_twins(run):
     config, workload = run

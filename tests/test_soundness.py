@@ -116,8 +116,8 @@ def test_every_kind_of_interval_is_tried_and_holds_normal_means():
     ]
     np.testing.assert_allclose(found[["mean", "low", "high"]].sum(axis=1), 1.0)
     assert (found["ci_upper"] > 0.95).all()
-    again = coverage.trust(means, 2.0, 400).set_index("interval")
-    pd.testing.assert_frame_equal(found, again)
+    once, again = (coverage.trust(means, 2.0, 20) for _ in range(2))
+    pd.testing.assert_frame_equal(once, again)
 
 
 def test_what_an_interval_misses_is_counted_on_its_side():

@@ -22,10 +22,7 @@ def area_between(ups, downs):
     return float((level * np.diff(times[order])).sum())
 
 
-@given(RUNS)
-def test_every_request_is_served_once_and_in_order_of_time(run):
-    config, workload = run
-    record = serve_columns(config, workload)
+def every_request_is_served_once_and_in_order_of_time(config, workload, record):
     n = len(workload)
     times = [
         workload.arrival_time,
@@ -44,11 +41,8 @@ def test_every_request_is_served_once_and_in_order_of_time(run):
     np.testing.assert_array_equal(each, np.sort(record.processing_end_time))
 
 
-@given(RUNS)
-def test_littles_law_holds_on_the_path(run):
+def littles_law_holds_on_the_path(config, workload, record):
     """The path is of the batches, the sojourns are of the requests."""
-    config, workload = run
-    record = serve_columns(config, workload)
     entered, served = workload.arrival_time, record.batch_size
     sojourns = (record.processing_end_time - record.arrival_time).sum()
     in_system = area_between(entered, np.repeat(record.batch_end, served))
@@ -58,11 +52,7 @@ def test_littles_law_holds_on_the_path(run):
     assert in_queue == pytest.approx(waits, rel=1e-9, abs=1e-12)
 
 
-@given(RUNS)
-def test_busy_time_is_the_sum_of_the_times_of_the_batches(run):
-    config, workload = run
-    config = config.replace(beta=config.beta or 0.0625)  # so that starts differ
-    record = serve_columns(config, workload)
+def busy_time_is_the_sum_of_the_times_of_the_batches(config, workload, record):
     assert (record.batch_start[1:] >= record.batch_end[:-1]).all()
     needed = 0.0
     for start in np.unique(record.processing_start_time):
@@ -76,11 +66,9 @@ def test_busy_time_is_the_sum_of_the_times_of_the_batches(run):
     assert busy == pytest.approx(needed, rel=1e-9)
 
 
-@settings(max_examples=200)
-@given(RUNS)
-def test_a_batch_leaves_when_full_or_overdue_or_when_no_more_will_come(run):
-    config, workload = run
-    record = serve_columns(config, workload)
+def a_batch_leaves_when_full_or_overdue_or_when_no_more_will_come(
+    config, workload, record
+):
     timeout = np.inf if config.batch_timeout is None else config.batch_timeout
     assert record.batch_size.max() <= config.batch_size
     free, last_arrival = -np.inf, workload.arrival_time[-1]
@@ -95,11 +83,7 @@ def test_a_batch_leaves_when_full_or_overdue_or_when_no_more_will_come(run):
         free = end
 
 
-@given(RUNS)
-def test_the_longest_queue_is_the_longest_there_was(run):
-    config, workload = run
-    config = config.replace(beta=config.beta or 0.0625)  # so that starts differ
-    record = serve_columns(config, workload)
+def the_longest_queue_is_the_longest_there_was(config, workload, record):
     left = np.repeat(record.batch_start, record.batch_size)
     most = max(
         (workload.arrival_time <= t).sum() - (left < t).sum()
@@ -107,6 +91,33 @@ def test_the_longest_queue_is_the_longest_there_was(run):
     )
     measured = MetricsCollector.compute_metrics(record)["max_queue_length"]
     assert measured == most
+
+
+IDENTITIES = [
+    every_request_is_served_once_and_in_order_of_time,
+    littles_law_holds_on_the_path,
+    busy_time_is_the_sum_of_the_times_of_the_batches,
+    a_batch_leaves_when_full_or_overdue_or_when_no_more_will_come,
+    the_longest_queue_is_the_longest_there_was,
+]
+
+
+@settings(max_examples=200)
+@given(RUNS)
+def test_every_run_keeps_the_identities(run):
+    config, workload = run
+    config = config.replace(beta=config.beta or 0.0625)  # so that starts differ
+    record = serve_columns(config, workload)
+    for identity in IDENTITIES:
+        identity(config, workload, record)
+
+
+@given(RUNS)
+def test_batches_that_take_no_time_keep_those_that_hold_for_them(run):
+    config, workload = run
+    record = serve_columns(config, workload)
+    for identity in (IDENTITIES[0], IDENTITIES[1], IDENTITIES[3]):
+        identity(config, workload, record)
 
 
 @given(RUNS)

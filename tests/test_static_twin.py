@@ -34,7 +34,7 @@ def test_server_equals_the_brute_force_twin(run):
     assert record.batch_size.tolist() == [len(batch) for batch in batches]
 
 
-@settings(max_examples=400)
+@settings(max_examples=200)
 @given(RUNS)
 def test_server_driven_by_hand_equals_the_run_from_columns(run):
     config, workload = run

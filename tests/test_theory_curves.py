@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from llminfer import ConfigError, SimulationConfig, theory
+from llminfer.theory.bulk import GammaQueue
 
 CAPPED = {"mu": 4, "sigma": 1.5, "max": 8192}
 REPORT = SimulationConfig(prompt_dist_params=CAPPED)
@@ -42,7 +43,7 @@ def test_the_quick_latency_is_near_the_exact_one(base, error, timeout, size, loa
 def test_gamma_batches_of_one_have_the_exact_mean(load):
     config = at_load(REPORT.replace(batch_size=1), load)
     parts = config.step_time, config.prompts, config.outputs
-    gamma = theory.GammaQueue(config.arrival_rate, *parts, 1, 1)
+    gamma = GammaQueue(config.arrival_rate, *parts, 1, 1)
     assert gamma.mean_latency == pytest.approx(theory.mg1(config).mean_latency)
     assert theory.mean_latency(config) == theory.mg1(config).mean_latency
 

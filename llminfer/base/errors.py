@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import math
 from collections.abc import Collection, Mapping
@@ -62,15 +63,11 @@ def number(
         must += f" of at least {least:g}"
     if most < math.inf:
         must += f" and at most {most:g}"
-    if isinstance(value, bool) or not isinstance(value, Real):
-        raise fail(name, value, must)
-    try:
-        result = float(value)
-    except (TypeError, ValueError, OverflowError):
-        raise fail(name, value, must) from None
-    if not (math.isfinite(result) and result >= least and result > above):
-        raise fail(name, value, must)
-    if result > most:
+    result = math.nan
+    if isinstance(value, Real) and not isinstance(value, bool):
+        with contextlib.suppress(OverflowError):
+            result = float(value)
+    if not (math.isfinite(result) and least <= result <= most and result > above):
         raise fail(name, value, must)
     return result
 
@@ -83,9 +80,8 @@ def choice(name: str, value: object, known: Collection[str]) -> str:
     """
     if isinstance(value, str) and value in known:
         return value
-    raise fail(
-        name, value, "one of " + ", ".join(sorted(known)) + nearest(value, known)
-    )
+    must = "one of " + ", ".join(sorted(known)) + nearest(value, known)
+    raise fail(name, value, must)
 
 
 def build(cls: type[T], owner: str, params: Mapping[str, Any], field: str) -> T:

@@ -15,7 +15,7 @@ from functools import cached_property, lru_cache
 from typing import Any
 
 import numpy as np
-from scipy.special import ndtr, ndtri
+from scipy.special import boxcox, inv_boxcox, ndtr, ndtri
 
 from llminfer.base.arrays import MOST_TOKENS, FloatArray, IntArray
 from llminfer.base.errors import build, choice, fail, number, whole
@@ -111,6 +111,15 @@ def _ordered(low_name: str, low: float, high_name: str, high: float) -> None:
         raise fail(high_name, high, f"at least {low_name}={low:g}")
 
 
+def _interval(law: LengthLaw, part: str = "") -> None:
+    """Check the ends of an interval of lengths, ``min`` and ``max`` after ``part``."""
+    names = f"{part}min", f"{part}max"
+    low, high = (getattr(law, name) for name in names)
+    number(names[0], low, least=1.0)
+    number(names[1], high, least=1.0, most=MOST_TOKENS)
+    _ordered(names[0], low, names[1], high)
+
+
 @dataclass(frozen=True)
 class LogNormal(LengthLaw):
     """exp of a normal with ``mu`` and ``sigma``; clipped to [``min``, ``max``]."""
@@ -153,8 +162,7 @@ class Uniform(LengthLaw):
     max: float
 
     def __post_init__(self) -> None:
-        number("min", self.min, least=1.0)
-        _ordered("min", self.min, "max", number("max", self.max, 1.0, most=MOST_TOKENS))
+        _interval(self)
 
     @property
     def support(self) -> tuple[int, float]:
@@ -164,13 +172,9 @@ class Uniform(LengthLaw):
         return self.min + (self.max - self.min) * u
 
     def _exceeds(self, x: FloatArray) -> FloatArray:
-        return _uniform_exceeds(x, self.min, self.max)
-
-
-def _uniform_exceeds(x: FloatArray, low: float, high: float) -> FloatArray:
-    if low == high:
-        return (x <= low).astype(np.float64)
-    return np.clip((high - x) / (high - low), 0.0, 1.0)
+        if self.min == self.max:
+            return (x <= self.min).astype(np.float64)
+        return np.clip((self.max - x) / (self.max - self.min), 0.0, 1.0)
 
 
 @dataclass(frozen=True)
@@ -185,9 +189,7 @@ class TruncatedNormal(LengthLaw):
     def __post_init__(self) -> None:
         number("mu", self.mu)
         number("sigma", self.sigma, above=0.0)
-        number("min", self.min, least=1.0)
-        number("max", self.max, 1.0, most=MOST_TOKENS)
-        _ordered("min", self.min, "max", self.max)
+        _interval(self)
         low, high = self._ends()
         if abs(low - high) < 1e-12:
             raise fail(
@@ -223,9 +225,8 @@ class PowerLaw(LengthLaw):
 
     def __post_init__(self) -> None:
         number("alpha", self.alpha, least=0.0, most=50.0)
-        number("min", self.min, least=1.0)
-        number("max", self.max, 1.0, most=MOST_TOKENS)
-        if self.min >= self.max:
+        _interval(self)
+        if self.min == self.max:
             raise fail("max", self.max, f"above min={self.min:g}")
 
     @property
@@ -233,19 +234,13 @@ class PowerLaw(LengthLaw):
         return int(self.min), math.ceil(self.max)
 
     def _quantile(self, u: FloatArray) -> FloatArray:
-        span = self.max / self.min
-        if self.alpha == 1.0:
-            return np.asarray(self.min * span**u)
         e = 1.0 - self.alpha
-        return np.asarray(self.min * (1.0 + u * (span**e - 1.0)) ** (1.0 / e))
+        return np.asarray(self.min * inv_boxcox(u * boxcox(self.max / self.min, e), e))
 
     def _exceeds(self, x: FloatArray) -> FloatArray:
         y = np.clip(x, self.min, self.max) / self.min
-        span = self.max / self.min
-        if self.alpha == 1.0:
-            return np.asarray(1.0 - np.log(y) / math.log(span))
         e = 1.0 - self.alpha
-        return np.asarray((span**e - y**e) / (span**e - 1.0))
+        return np.asarray(1.0 - boxcox(y, e) / boxcox(self.max / self.min, e))
 
 
 @dataclass(frozen=True)
@@ -259,12 +254,14 @@ class Bimodal(LengthLaw):
     short_prob: float
 
     def __post_init__(self) -> None:
-        for part in ("short", "long"):
-            low, high = getattr(self, f"{part}_min"), getattr(self, f"{part}_max")
-            number(f"{part}_min", low, least=1.0)
-            number(f"{part}_max", high, 1.0, most=MOST_TOKENS)
-            _ordered(f"{part}_min", low, f"{part}_max", high)
+        _interval(self, "short_")
+        _interval(self, "long_")
         number("short_prob", self.short_prob, least=0.0, most=1.0)
+
+    @property
+    def _parts(self) -> tuple[Uniform, Uniform]:
+        short = Uniform(self.short_min, self.short_max)
+        return short, Uniform(self.long_min, self.long_max)
 
     @property
     def support(self) -> tuple[int, float]:
@@ -272,16 +269,13 @@ class Bimodal(LengthLaw):
         return int(low), math.ceil(max(self.short_max, self.long_max))
 
     def _quantile(self, u: FloatArray) -> FloatArray:
-        share = self.short_prob
-        in_short = np.minimum(u / share, 1.0) if share > 0.0 else np.zeros_like(u)
-        in_long = np.maximum(u - share, 0.0) / (1.0 - share) if share < 1.0 else u * 0
-        short = self.short_min + (self.short_max - self.short_min) * in_short
-        long = self.long_min + (self.long_max - self.long_min) * in_long
-        return np.where(u < share, short, long)
+        (short, long), share = self._parts, self.short_prob
+        with np.errstate(divide="ignore", invalid="ignore"):  # a part of no requests
+            in_short, in_long = u / share, (u - share) / (1.0 - share)
+        return np.where(u < share, short._quantile(in_short), long._quantile(in_long))
 
     def _exceeds(self, x: FloatArray) -> FloatArray:
-        short = _uniform_exceeds(x, self.short_min, self.short_max)
-        long = _uniform_exceeds(x, self.long_min, self.long_max)
+        short, long = (part._exceeds(x) for part in self._parts)
         return self.short_prob * short + (1.0 - self.short_prob) * long
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 import ipywidgets as w
 
@@ -20,12 +20,8 @@ _GIVEN = "as given"  # the coefficients of ``base``
 IMAGE = w.Layout(max_width="calc(100% - 4px)", align_self="flex-start")
 
 
-class _State(NamedTuple):
-    """What a panel shows."""
-
-    config: SimulationConfig
-    preset: str
-    values: Mapping[str, Any]
+# What a panel shows: its configuration, the preset, and the sliders by field.
+State = tuple[SimulationConfig, str, dict[str, Any]]
 
 
 class Panel(w.VBox):  # type: ignore[misc]
@@ -46,7 +42,7 @@ class Panel(w.VBox):  # type: ignore[misc]
             again; by what the panel was made of.
     """
 
-    memory: ClassVar[dict[tuple[str, ...], dict[str, _State]]] = {}
+    memory: ClassVar[dict[tuple[str, ...], dict[str, State]]] = {}
 
     def __init__(
         self,
@@ -125,7 +121,7 @@ class Panel(w.VBox):  # type: ignore[misc]
         self._left["kept"] = self._left["now"]
         self._show()
 
-    def _go_on_from(self, left: Mapping[str, _State]) -> None:
+    def _go_on_from(self, left: Mapping[str, State]) -> None:
         """Be as the panel was that this cell showed before."""
         for name in ("kept", "now"):
             if name in left:
@@ -167,4 +163,4 @@ class Panel(w.VBox):  # type: ignore[misc]
         self.code.value = html.code(shown, self.picture.of)
         measured = shown if self.picture.measurable else None
         self.replications.offer(measured, self.picture.of)
-        self._left["now"] = _State(self.config, self.preset.value, values)
+        self._left["now"] = (self.config, self.preset.value, values)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-from cycler import cycler
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -18,40 +18,14 @@ from matplotlib.lines import Line2D
 from llminfer.report.tables import figures_dir
 
 COLUMN, PAGE = 3.4, 7.0  # inches: one column and the full width of a two-column page
-COLORS = (  # Okabe and Ito (2008): told apart by the colour blind, and in grey
-    "#0072B2",
-    "#D55E00",
-    "#009E73",
-    "#CC79A7",
-    "#E69F00",
-    "#56B4E9",
-    "#000000",
-)
 DASHES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (3, 1)), (0, (1, 1)))
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 GHOST = "#888888"
-STYLE: Any = {
-    "font.size": 8.0,  # as printed: figures are drawn at their final width
-    "axes.titlesize": 8.0,
-    "axes.labelsize": 8.0,
-    "xtick.labelsize": 7.0,
-    "ytick.labelsize": 7.0,
-    "legend.fontsize": 7.0,
-    "legend.frameon": False,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": "#dddddd",
-    "grid.linewidth": 0.5,
-    "lines.linewidth": 1.3,
-    "lines.markersize": 3.5,
-    "axes.prop_cycle": cycler(color=COLORS),
-    "figure.dpi": 140.0,
-    "savefig.dpi": 300.0,
-    "pdf.fonttype": 42,  # TrueType: text stays text for editors and readers
-    "svg.hashsalt": "llminfer",
-}
+# As printed: figures are drawn at their final width.
+STYLE: Any = mpl.rc_params_from_file(
+    Path(__file__).with_name("print.mplstyle"), use_default_template=False
+)
+COLORS = tuple(STYLE["axes.prop_cycle"].by_key()["color"])
 
 
 def new(

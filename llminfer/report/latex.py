@@ -20,25 +20,14 @@ def _last_word(character: str) -> str:
     return name(character).split()[-1].lower().replace("lamda", "lambda")
 
 
-_SIGNS = {
-    _MINUS: "-",
-    "×": "\\times",
-    "·": "\\cdot",
-    "±": "\\pm",
-    "≤": "\\le",
-    "≥": "\\ge",
-    "≈": "\\approx",
-    "∞": "\\infty",
-    "→": "\\to",
-    "\N{MICRO SIGN}": "\\mu",
-    "Δ": "\\Delta",
-    "Σ": "\\Sigma",
-    "<": "<",
-    ">": ">",
-}
+_SIGNS = "×·±≤≥≈∞→\N{MICRO SIGN}ΔΣ<>" + _MINUS
+_COMMANDS = r"\times \cdot \pm \le \ge \approx \infty \to \mu \Delta \Sigma < > -"
 _IN_LATEX = {
     **{c: f"\\ensuremath{{\\{_last_word(c)}}}" for c in "αβγδεθκλμπρστφ"},
-    **{c: f"\\ensuremath{{{sign}}}" for c, sign in _SIGNS.items()},
+    **{
+        c: f"\\ensuremath{{{sign}}}"
+        for c, sign in zip(_SIGNS, _COMMANDS.split(), strict=True)
+    },
     **{c: f"\\textsuperscript{{{i}}}" for i, c in enumerate("⁰¹²³⁴⁵⁶⁷⁸⁹")},
     **{c: "\\" + c for c in "{}$&#%_"},
     **{c: f"{{{c}}}" for c in "[]*"},  # a \\ before them would take them for its own
@@ -48,12 +37,7 @@ _IN_LATEX = {
     "^": "\\textasciicircum{}",
     "|": "\\textbar{}",
     "°": "\\textdegree{}",
-    "–": "--",
-    "—": "---",
-    "‘": "`",
-    "’": "'",
-    "“": "``",
-    "”": "''",
+    **dict(zip("–—‘’“”", ("--", "---", "`", "'", "``", "''"), strict=True)),
     "…": "\\ldots{}",
     "\n": " ",
 }

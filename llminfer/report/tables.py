@@ -85,9 +85,7 @@ def save_table(
     printed = text.map(escape)
     printed.columns = [escape(str(column).replace("_", " ")) for column in text]
     latex = printed.style.hide(axis="index").to_latex(
-        hrules=True,
-        column_format=alignment,
-        **_floating(text, name, caption),
+        hrules=True, column_format=alignment, **_floating(text, name, caption)
     )
     path = target.with_suffix(".tex")
     path.write_text(latex, encoding="utf-8")

@@ -57,7 +57,7 @@ class Gaps(NamedTuple):
         ranks = np.asarray(shares, dtype=np.float64) * (gaps.number() - 1)
         if not len(gaps.first):
             return np.full(ranks.shape, np.nan)
-        sample = gaps._sample()
+        sample = gaps.sample(_SAMPLED)
         place = len(sample) * ranks / gaps.number()
         err = 2.0 * len(sample) ** 0.5
         ends = [(place + err + 1.0).astype(np.int64), (place - err).astype(np.int64)]
@@ -99,10 +99,10 @@ class Gaps(NamedTuple):
         last += self.first
         return last
 
-    def _sample(self) -> FloatArray:
-        """Some of the gaps, evenly spread over the run, in ascending order."""
+    def sample(self, least: int) -> FloatArray:
+        """So many of the gaps at least, evenly over the run, in ascending order."""
         upto = np.cumsum(self.steps * self.weight)
-        at = np.arange(0, upto[-1], max(1, upto[-1] // _SAMPLED))
+        at = np.arange(0, upto[-1], max(1, upto[-1] // least))
         row = np.searchsorted(upto, at, side="right")
         left = (upto[row] - 1 - at) // self.weight[row]
         return np.sort(self._last()[row] - left * self.growth[row])

@@ -175,9 +175,7 @@ def jackknife(value: float, left_out: Values) -> Estimate:
 
 
 def summarize(
-    frame: pd.DataFrame,
-    by: str | Sequence[str],
-    metrics: str | Sequence[str],
+    frame: pd.DataFrame, by: str | Sequence[str], metrics: str | Sequence[str]
 ) -> pd.DataFrame:
     """Metrics of each group of replications, with 95% Student t intervals.
 

@@ -30,10 +30,7 @@ BLOCK = "replication"  # what the alternatives share: one replication's requests
 
 
 def paired_differences(
-    frame: pd.DataFrame,
-    metric: str,
-    over: str,
-    baseline: Any = None,
+    frame: pd.DataFrame, metric: str, over: str, baseline: Any = None
 ) -> pd.DataFrame:
     """Each alternative less its baseline, replication by replication.
 
@@ -280,16 +277,11 @@ def _unpaired(
     over: str, labels: Sequence[Any], blocks: Sequence[Any], counts: Any
 ) -> str:
     """Which alternatives lack a block or have it several times, in one line."""
-    faults = []
-    for column, label in enumerate(labels):
-        for word, bad in (("lacks", counts == 0), ("repeats", counts > 1)):
-            found = [
-                str(blocks[row]) for row in np.flatnonzero(bad[:, column]).tolist()
-            ]
-            if found:
-                more = f" and {len(found) - 5} more" if len(found) > 5 else ""
-                shown = ", ".join(found[:5]) + more
-                faults.append(f"{over}={label!r} {word} {BLOCK} {shown}")
+    faults = [
+        f"{over}={labels[at]!r} {'repeats' if counts[row, at] else 'lacks'} "
+        f"{BLOCK} {blocks[row]}"
+        for at, row in np.argwhere(counts.T != 1)
+    ]
     more = f"; and {len(faults) - 5} more" if len(faults) > 5 else ""
     return f"{'; '.join(faults[:5])}{more}: must have each {BLOCK} exactly once"
 

@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 
 from llminfer.base.arrays import FloatArray
+from llminfer.base.errors import fail
 
 LEVELS = np.concatenate(
     (np.linspace(0.0, 0.5, 32), 1.0 - np.geomspace(0.5, 1e-5, 96)[1:], [1.0])
@@ -24,12 +25,29 @@ _QUANTILE = re.compile(r"(median|p(\d\d)(\d?))_(.+)")
 _ALIKE = {"e2e": "latency"}  # two names of one metric
 
 
-def kept(name: str, values: FloatArray) -> dict[str, list[float]]:
+def quantiles(ordered: FloatArray, levels: FloatArray) -> FloatArray:
+    """Quantiles of ascending values, linear between two of them; none of no values.
+
+    >>> quantiles(np.array([1.0, 2.0, 4.0]), np.array([0.5, 0.75]))
+    array([2., 3.])
+    """
+    if not (n := len(ordered)):
+        return ordered
+    at = levels * (n - 1)
+    low = at.astype(np.int64)
+    high = np.minimum(low + 1, n - 1)
+    return np.asarray(ordered[low] + (at - low) * (ordered[high] - ordered[low]))
+
+
+def kept(
+    name: str, ordered: FloatArray, count: int | None = None
+) -> dict[str, list[float]]:
     """What a run leaves of a metric so that its quantiles can be pooled.
 
     Args:
         name: The metric, such as ``latency``.
-        values: One a request, shape (n,); those that are NaN are left out.
+        ordered: One a request, ascending, shape (n,).
+        count: How many values these are a sample of; None takes n.
 
     Returns:
         ``quantiles_<name>``: the count, and the values' quantiles at ``LEVELS``, none
@@ -39,14 +57,9 @@ def kept(name: str, values: FloatArray) -> dict[str, list[float]]:
     >>> left[0], left[1], left[32], left[-1]  # count, least, median, greatest
     (1001.0, 0.0, 500.0, 1000.0)
     """
-    ordered = np.sort(values[~np.isnan(values)])
-    n = len(ordered)
-    at = LEVELS * (n - 1)
-    low = at.astype(np.int64)
-    high = np.minimum(low + 1, n - 1)
-    found = ordered[low] + (at - low) * (ordered[high] - ordered[low]) if n else at[:0]
+    found = quantiles(ordered, LEVELS)
     digits = [float(f"{value:.8g}") for value in found]  # half the room on disk
-    return {f"quantiles_{name}": [float(n), *digits]}
+    return {f"quantiles_{name}": [float(count or len(ordered)), *digits]}
 
 
 def level_of(metric: str, columns: pd.Index) -> tuple[float, str] | None:
@@ -118,9 +131,16 @@ def by_replication(frame: pd.DataFrame, metric: str, groups: list[str]) -> Float
         frame: A row a run.
         metric: A column, such as ``p99_latency``.
         groups: The swept fields: runs alike in them are pooled.
+
+    Raises:
+        ConfigError: A quantile that the runs of a sweep left nothing to pool from.
     """
     found = level_of(metric, frame.columns)
     if found is None:
+        left = [name[10:] for name in map(str, frame) if name[:10] == "quantiles_"]
+        if left and _QUANTILE.fullmatch(metric):
+            must = f"a quantile of {', '.join(left)}, which the runs left to be pooled"
+            raise fail("metric", metric, must)
         return frame[metric].to_numpy(dtype=np.float64)
     q, column = found
     places = pd.Series(np.arange(len(frame)))

@@ -54,14 +54,12 @@ class Comparison:
 @lru_cache(maxsize=1)
 def comparisons() -> tuple[Comparison, ...]:
     """All cases, those of one configuration next to each other."""
-    return (
-        *_singles(),
-        *_priorities(),
-        *_bulks(),
-        *_continuous(),
-        *_limits(),
-        *_without_limit(),
-        *_decode_only(),
+    parts = (_singles, _priorities, _bulks, _continuous, _limits, _without_batch_limit)
+    return tuple(
+        Comparison(name, metric, source, config, exact, measure)
+        for part in parts
+        for name, config, cases in part()
+        for metric, source, exact, measure in cases
     )
 
 
@@ -176,16 +174,10 @@ def _wait_of_prompts(most: int) -> Statistic:
 
 
 Case = tuple[str, str, float, Statistic]  # quantity, law, exact value, estimate
+Named = Iterator[tuple[str, SimulationConfig, list[Case]]]
 
 
-def _cases(
-    name: str, config: SimulationConfig, cases: list[Case]
-) -> Iterator[Comparison]:
-    for metric, source, exact, measure in cases:
-        yield Comparison(name, metric, source, config, exact, measure)
-
-
-def _singles() -> Iterator[Comparison]:
+def _singles() -> Named:
     """Batch size 1 under FCFS."""
     kinds = {
         "one by one, report, load 0.6": _run(0.6, batch_size=1),
@@ -195,19 +187,22 @@ def _singles() -> Iterator[Comparison]:
         queue = theory.mg1(config)
         median, p95 = queue.quantile(0.5), queue.quantile(0.95)
         square = queue.variance + queue.mean**2
-        cases: list[Case] = [
-            ("mean wait", "Pollaczek, Khinchine", queue.mean, _mean_wait),
-            ("mean squared wait", "Takacs", square, _square_wait),
-            ("share that waits", "M/G/1", queue.load, _longer_than(0.0)),
-            ("share over the median wait", "inversion", 0.5, _longer_than(median)),
-            ("share over the p95 wait", "inversion", 0.05, _longer_than(p95)),
-            ("mean latency", "M/G/1", queue.mean_latency, _mean_latency),
-            ("busy share", "M/G/1", queue.load, _busy_share),
-        ]
-        yield from _cases(name, config, cases)
+        yield (
+            name,
+            config,
+            [
+                ("mean wait", "Pollaczek, Khinchine", queue.mean, _mean_wait),
+                ("mean squared wait", "Takacs", square, _square_wait),
+                ("share that waits", "M/G/1", queue.load, _longer_than(0.0)),
+                ("share over the median wait", "inversion", 0.5, _longer_than(median)),
+                ("share over the p95 wait", "inversion", 0.05, _longer_than(p95)),
+                ("mean latency", "M/G/1", queue.mean_latency, _mean_latency),
+                ("busy share", "M/G/1", queue.load, _busy_share),
+            ],
+        )
 
 
-def _priorities() -> Iterator[Comparison]:
+def _priorities() -> Named:
     """Batch size 1 under a fixed key."""
     base = _run(0.75, batch_size=1)
     sjf = base.replace(scheduling_policy="SJF")
@@ -215,144 +210,114 @@ def _priorities() -> Iterator[Comparison]:
     short = known.key <= 100
     wait = float(known.share[short] @ known.wait[short] / known.share[short].sum())
     work = theory.conserved_work(base)
-    cases: list[Case] = [
-        ("mean wait", "Phipps", known.mean, _mean_wait),
-        ("mean wait of prompts to 100", "Phipps", wait, _wait_of_prompts(100)),
-        ("mean service x wait", "Kleinrock", work, _waiting_work),
-    ]
-    yield from _cases("one by one, SJF, load 0.75", sjf, cases)
+    yield (
+        "one by one, SJF, load 0.75",
+        sjf,
+        [
+            ("mean wait", "Phipps", known.mean, _mean_wait),
+            ("mean wait of prompts to 100", "Phipps", wait, _wait_of_prompts(100)),
+            ("mean service x wait", "Kleinrock", work, _waiting_work),
+        ],
+    )
     noisy = _real(_A100, 0.75, batch_size=1, scheduling_policy="Predicted-SJF")
     for sigma in (0.0, 1.0):
         config = noisy.replace(scheduling_policy_params={"prediction_sigma": sigma})
-        yield from _cases(
-            f"one by one, A100, predictions with noise {sigma:g}, load 0.75",
-            config,
-            [("mean wait", "Phipps", theory.priority(config).mean, _mean_wait)],
-        )
+        name = f"one by one, A100, predictions with noise {sigma:g}, load 0.75"
+        mean = theory.priority(config).mean
+        yield name, config, [("mean wait", "Phipps", mean, _mean_wait)]
 
 
-def _bulks() -> Iterator[Comparison]:
+def _bulks() -> Named:
     """Batches under FCFS, greedy and full."""
+    greedy: dict[str, Any] = {"batch_timeout": 0}
     kinds = {
-        "greedy, B = 8, report, load 0.7": _run(0.7, batch_size=8, batch_timeout=0),
-        "greedy, B = 32, A100, load 0.6": _real(
-            _A100, 0.6, batch_size=32, batch_timeout=0
-        ),
+        "greedy, B = 8, report, load 0.7": _run(0.7, batch_size=8, **greedy),
+        "greedy, B = 32, A100, load 0.6": _real(_A100, 0.6, batch_size=32, **greedy),
         "full, B = 8, report, load 0.7": _run(0.7, batch_size=8),
         "full, B = 4, DGX H100, load 0.5": _real(_H100, 0.5, batch_size=4),
     }
     for name, config in kinds.items():
-        queue = theory.bulk_queue(config)
-        p90 = queue.quantile(0.9)
-        law = "Bailey, Neuts"
+        queue, law = theory.bulk_queue(config), "Bailey, Neuts"
         cases: list[Case] = [
             ("mean wait", law, queue.mean, _mean_wait),
             ("mean TTFT", law, queue.mean_ttft, _mean_ttft),
             ("mean latency", law, queue.mean_latency, _mean_latency),
-            ("share over the p90 wait", "inversion", 0.1, _longer_than(p90)),
+            (
+                "share over the p90 wait",
+                "inversion",
+                0.1,
+                _longer_than(queue.quantile(0.9)),
+            ),
         ]
         if queue.utilization < 0.99:  # a server that never rests says nothing
             cases.append(("busy share", law, queue.utilization, _busy_share))
         if queue.least == 1:
             cases.append(("mean batch", law, queue.mean_batch, _mean_batch))
-        yield from _cases(name, config, cases)
+        yield name, config, cases
 
 
-def _without_limit() -> Iterator[Comparison]:
-    """All who wait in one batch, with outputs that are all alike."""
-    config = _run(
-        0.4,
-        batch_size=64,
-        batch_timeout=0,
-        output_length_dist="constant",
-        output_dist_params={"value": 100},
-    )
-    size = theory.bulk_queue(config).mean_batch  # the limit is hardly ever reached
-    latency = theory.inoue_latency(config, size)
-    yield from _cases(
-        "greedy, no limit, constant outputs, load 0.4",
-        config,
-        [("mean latency", "Inoue", latency, _mean_latency)],
-    )
+_CONTINUOUS = {"server": "continuous", "max_batched_tokens": 10**6}
 
 
-def _decode_only() -> Iterator[Comparison]:
-    """Long outputs, no prefill and no limit: near a server that slows down smoothly."""
-    config = SimulationConfig(
-        server="continuous",
-        arrival_rate=2.5,
-        batch_size=512,
-        max_batched_tokens=10**6,
-        alpha=0.0,
-        beta=0.0,
-        gamma=0.02,
-        delta=0.0005,
-        prompt_dist_params=_CHAT,
-        output_length_dist="geometric",
-        output_dist_params={"mean": 400},
-        num_requests=12_000,
-        warmup_requests=2_000,
-    )
-    latency = theory.product_form(config).mean_latency
-    yield from _cases(
-        "continuous, no limit, decode only",
-        config,
-        [("mean latency", "product form", latency, _mean_latency)],
-    )
+def _geometric(mean: int) -> dict[str, Any]:
+    params = {"mean": mean}
+    return {"output_length_dist": "geometric", "output_dist_params": params}
 
 
-def _continuous() -> Iterator[Comparison]:
+def _continuous() -> Named:
     """Iteration-level batches under FCFS, with geometric outputs."""
-    steps = {
-        "server": "continuous",
-        "batch_size": 8,
-        "max_batched_tokens": 10**6,
-        "output_length_dist": "geometric",
-        "output_dist_params": {"mean": 50},
-    }
+    steps = {**_CONTINUOUS, **_geometric(50), "batch_size": 8}
     real = _real(_RTX4090, 0.85, **steps).replace(kappa=0.0)
+    real = real.replace(arrival_rate=0.85 * real.max_stable_rate)
     kinds = {
         "continuous, B = 8, report, load 0.5": _run(0.5, **steps),
-        "continuous, B = 8, RTX 4090 (κ = 0), load 0.85": real.replace(
-            arrival_rate=0.85 * real.max_stable_rate
-        ),
+        "continuous, B = 8, RTX 4090 (κ = 0), load 0.85": real,
     }
     for name, config in kinds.items():
         chain, law = theory.continuous(config), "chain of steps, Neuts"
-        cases: list[Case] = [
-            ("mean wait", law, chain.mean, _mean_wait),
-            ("mean TTFT", law, chain.mean_ttft, _mean_ttft),
-            ("mean latency", law, chain.mean_latency, _mean_latency),
-            ("mean batch", law, chain.mean_batch, _mean_batch),
-            ("busy share", law, chain.utilization, _busy_share),
-        ]
-        yield from _cases(name, config, cases)
-
-
-def _limits() -> Iterator[Comparison]:
-    """What no queue is needed for."""
-    idle = _run(0.5, batch_size=6).replace(
-        arrival_rate=4.0, alpha=0.0, beta=0.0, gamma=0.0
-    )
-    yield from _cases(
-        "full, B = 6, no service time",
-        idle,
-        [("mean wait", "assembly", theory.assembly_bound(idle), _mean_wait)],
-    )
-    for name in ("report", _A100):
-        flood = _real(name, 1e4, batch_size=16, num_requests=8_000, warmup_requests=0)
-        yield from _cases(
-            f"flooded, B = 16, {name}",
-            flood,
-            [("throughput", "B / E[T_B]", flood.max_stable_rate, _throughput)],
+        yield (
+            name,
+            config,
+            [
+                ("mean wait", law, chain.mean, _mean_wait),
+                ("mean TTFT", law, chain.mean_ttft, _mean_ttft),
+                ("mean latency", law, chain.mean_latency, _mean_latency),
+                ("mean batch", law, chain.mean_batch, _mean_batch),
+                ("busy share", law, chain.utilization, _busy_share),
+            ],
         )
-    steps = {"server": "continuous", "max_batched_tokens": 10**6}
-    geometric = {"output_length_dist": "geometric", "output_dist_params": {"mean": 50}}
-    flood = _run(1e4, batch_size=16, **steps, **geometric)
-    flood = flood.replace(num_requests=8_000, warmup_requests=0)
-    most = theory.stability(flood, [16])["continuous_max_rate"][0]
-    yield from _cases(
-        "flooded, continuous, B = 16, report",
-        flood,
-        [("throughput", "saturation", float(most), _throughput)],
+
+
+def _limits() -> Named:
+    """What no queue is needed for."""
+    idle = _run(0.5, batch_size=6)
+    idle = idle.replace(arrival_rate=4.0, alpha=0.0, beta=0.0, gamma=0.0)
+    least = theory.assembly_bound(idle)
+    cases: list[Case] = [("mean wait", "assembly", least, _mean_wait)]
+    yield "full, B = 6, no service time", idle, cases
+    short = {"batch_size": 16, "num_requests": 8_000, "warmup_requests": 0}
+    for name in ("report", _A100):
+        flood = _real(name, 1e4, **short)
+        cases = [("throughput", "B / E[T_B]", flood.max_stable_rate, _throughput)]
+        yield f"flooded, B = 16, {name}", flood, cases
+    flood = _run(1e4, **_CONTINUOUS, **_geometric(50), **short)
+    most = float(theory.stability(flood, [16])["continuous_max_rate"][0])
+    cases = [("throughput", "saturation", most, _throughput)]
+    yield "flooded, continuous, B = 16, report", flood, cases
+
+
+def _without_batch_limit() -> Named:
+    """All who wait in one batch; and a decoder that slows down as requests join."""
+    alike = {"output_length_dist": "constant", "output_dist_params": {"value": 100}}
+    config = _run(0.4, batch_size=64, batch_timeout=0, **alike)
+    size = theory.bulk_queue(config).mean_batch  # the limit is hardly ever reached
+    latency = theory.inoue_latency(config, size)
+    cases: list[Case] = [("mean latency", "Inoue", latency, _mean_latency)]
+    yield "greedy, no limit, constant outputs, load 0.4", config, cases
+    decode = {"alpha": 0.0, "beta": 0.0, "gamma": 0.02, "delta": 0.0005}
+    config = _LONG.replace(
+        arrival_rate=2.5, batch_size=512, **_CONTINUOUS, **_geometric(400), **decode
     )
+    latency = theory.product_form(config).mean_latency
+    cases = [("mean latency", "product form", latency, _mean_latency)]
+    yield "continuous, no limit, decode only", config, cases

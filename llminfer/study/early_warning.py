@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
+from scipy.stats import rankdata
 
 from llminfer.base.arrays import FloatArray, IntArray
 from llminfer.base.errors import number
@@ -21,7 +22,7 @@ from llminfer.config import SimulationConfig
 from llminfer.record import RunRecord
 from llminfer.timeseries import StepSeries, latency_quantile, queue_length, running
 
-Samples = Sequence[FloatArray]
+Samples = list[FloatArray]
 
 STEP = 10.0  # seconds between two looks
 WINDOW = 60.0  # seconds that a mean, a rate or a quantile looks back
@@ -306,7 +307,7 @@ def spread(runs: pd.DataFrame, signal: str) -> pd.DataFrame:
 
 def right_and_wrong(
     runs: pd.DataFrame, signal: str, horizon: float
-) -> tuple[list[FloatArray], list[FloatArray]]:
+) -> tuple[Samples, Samples]:
     """The signal where an alarm would be right, and where it would be wrong.
 
     Right is the ``horizon`` before the load reaches 1; wrong is any time before that,
@@ -321,8 +322,8 @@ def right_and_wrong(
     Returns:
         Two lists, one array a replication.
     """
-    right: list[FloatArray] = []
-    wrong: list[FloatArray] = []
+    right: Samples = []
+    wrong: Samples = []
     for _, rows in runs.groupby("replication"):
         lengths = [len(time) for time in rows["time"]]
         time = np.concatenate(rows["time"].to_list())
@@ -386,26 +387,17 @@ def auc(right: Samples, wrong: Samples) -> FloatArray:
     0.89
     """
     n = len(right)
-    sizes = np.array([len(sample) for sample in right])
-    heads = np.cumsum(sizes) - sizes
-    risky = np.concatenate(right)
-    wins = np.array([_beaten(np.sort(calm), risky) for calm in wrong])
-    won = np.array([np.add.reduceat(row, heads) for row in wins]).T  # right by wrong
-    pairs = np.outer(sizes, [float(len(sample)) for sample in wrong])
-    without = [_left_out(won, i) / _left_out(pairs, i) for i in range(n)]
-    area = float(won.sum()) / float(pairs.sum())
-    return n * area - (n - 1) * np.array(without)
+    area = _area(right, wrong)
+    rest = [(right[:i] + right[i + 1 :], wrong[:i] + wrong[i + 1 :]) for i in range(n)]
+    return n * area - (n - 1) * np.array([_area(*samples) for samples in rest])
 
 
-def _beaten(calm: FloatArray, risky: FloatArray) -> FloatArray:
-    """How many of ``calm``, sorted, each of ``risky`` exceeds, ties by half."""
-    below = np.searchsorted(calm, risky, side="left")
-    return (below + np.searchsorted(calm, risky, side="right")) / 2.0
-
-
-def _left_out(table: FloatArray, i: int) -> float:
-    """The sum of a square table without row and column ``i``."""
-    return float(table.sum() - table[i].sum() - table[:, i].sum() + table[i, i])
+def _area(right: Samples, wrong: Samples) -> float:
+    """The chance to be higher when right, by the sum of ranks (Mann, Whitney 1947)."""
+    risky, calm = np.concatenate(right), np.concatenate(wrong)
+    ranks = rankdata(np.concatenate((risky, calm)))[: len(risky)]
+    least = len(risky) * (len(risky) + 1.0) / 2.0
+    return float(ranks.sum() - least) / (len(risky) * len(calm))
 
 
 def auc_by_signal(runs: pd.DataFrame, horizon: float) -> pd.DataFrame:

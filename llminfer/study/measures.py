@@ -1,31 +1,41 @@
-"""What a sweep can measure of a run beyond the usual metrics."""
+"""What a sweep can measure of a run beyond the usual metrics, and how to check it."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping, Sequence
+
 import numpy as np
+import pandas as pd
+from scipy.special import stdtr
 
 from llminfer.base.arrays import FloatArray
 from llminfer.base.errors import fail
 from llminfer.config import SimulationConfig
-from llminfer.experiment import Row, poolable_metrics
+from llminfer.experiment import Measure, Row, sweep
 from llminfer.laws.arrivals import SinusoidalRate
+from llminfer.metrics import jain
 from llminfer.record import RunRecord
-from llminfer.stats.pooling import kept
+from llminfer.stats.intervals import Estimate, summarize, t_quantile
+from llminfer.stats.pooling import LEVELS, kept, quantiles
+from llminfer.theory.known import measured_memories
 from llminfer.timeseries import batch_limit, latency_quantile, queue_length
 
 _POINTS = 60  # a period has so many points on the grid of the series
+_SHARES = {"p50": 0.5, "p95": 0.95, "p99": 0.99}
 
 
-def _avg_and_p99(name: str, values: FloatArray) -> Row:
-    """``avg_<name>``, ``p99_<name>``, and what pools it; NaN where there is none."""
-    some = bool(values.size)
-    mean = float(values.mean()) if some else np.nan
-    p99 = float(np.quantile(values, 0.99)) if some else np.nan
-    return {f"avg_{name}": mean, f"p99_{name}": p99, **kept(name, values)}
+def _tail(name: str, values: FloatArray) -> Row:
+    """Mean and quantiles, and what pools them; NaN where there are no values."""
+    ordered = np.sort(values[~np.isnan(values)])
+    some = ordered if len(ordered) else np.array([np.nan])
+    found = quantiles(some, np.array(list(_SHARES.values()))).tolist()
+    row: Row = {f"{q}_{name}": x for q, x in zip(_SHARES, found, strict=True)}
+    return {f"avg_{name}": float(some.mean()), **row, **kept(name, ordered)}
 
 
 def by_group(config: SimulationConfig, record: RunRecord) -> Row:
-    """The metrics, and latency by group: short and long requests, each class.
+    """Latency, waits and fairness, of all and by group: short and long, each class.
 
     A request is long if its prompt is longer than the mean of the prompts' law.
 
@@ -34,8 +44,9 @@ def by_group(config: SimulationConfig, record: RunRecord) -> Row:
         record: Of the run; its warm-up is left out.
 
     Returns:
-        All metrics, and for each group ``short``, ``long`` and every request class by
-        its name: ``avg_latency_<group>`` and ``p99_latency_<group>``, seconds, and
+        ``memories``, ``fairness_index``, and ``avg_``, ``p50_``, ``p95_`` and ``p99_``
+        of ``latency`` and ``queue_wait``, seconds; for each group ``short``, ``long``
+        and every request class by its name the same of ``latency_<group>``, and
         ``starved_<group>``, the percentage of the group over three times the median
         latency of all; NaN for a group without requests.
     """
@@ -45,10 +56,11 @@ def by_group(config: SimulationConfig, record: RunRecord) -> Row:
     groups = {"short": ~long, "long": long}
     for number, name in enumerate(config.request_classes):
         groups[name] = record.request_class[skip:] == number
-    found = poolable_metrics(config, record)
-    starved = latency > 3.0 * found["median_latency"]
+    found = {"memories": measured_memories(config), "fairness_index": jain(latency)}
+    found |= _tail("latency", latency) | _tail("queue_wait", record.wait[skip:])
+    starved = latency > 3.0 * found["p50_latency"]
     for name, members in groups.items():
-        found |= _avg_and_p99(f"latency_{name}", latency[members])
+        found |= _tail(f"latency_{name}", latency[members])
         share = 100.0 * float(starved[members].mean()) if members.any() else np.nan
         found[f"starved_{name}"] = share
     return found
@@ -80,8 +92,8 @@ def over_a_wave(config: SimulationConfig, record: RunRecord) -> Row:
     periods = max(1, round(config.num_requests / wave.rate / wave.period))
     grid = np.linspace(0.0, periods * wave.period, periods * _POINTS + 1)[1:]
     return {
-        **_avg_and_p99("latency", latency),
-        **_avg_and_p99("peak", latency[at_peak]),
+        **_tail("latency", latency),
+        **_tail("peak", latency[at_peak]),
         "time": grid.tolist(),
         "queue": queue_length(record)(grid).tolist(),
         "limit": batch_limit(record)(grid).tolist(),
@@ -89,43 +101,34 @@ def over_a_wave(config: SimulationConfig, record: RunRecord) -> Row:
     }
 
 
-def with_completion_rate(config: SimulationConfig, record: RunRecord) -> Row:
-    """The usual metrics, and ``completion_rate``, requests a second of the whole run.
-
-    In an overloaded run that is what the server carries. The usual throughput is less:
-    the backlog of the warm-up is worked off in its time and not counted.
-    """
-    lasted = float(record.processing_end_time.max() - record.arrival_time[0])
-    rate = len(record.arrival_time) / lasted
-    return poolable_metrics(config, record) | {"completion_rate": rate}
-
-
 def tails(config: SimulationConfig, record: RunRecord) -> Row:
-    """What a sweep over rates needs, without what is slow to compute.
+    """What most sweeps need, in a third of the time that all metrics take.
 
     Returns:
-        ``avg_`` and ``p99_`` of ``latency``, ``ttft`` and ``tpot``, seconds, without
-        the warm-up; ``busy_rate``, requests completed a second between the first and
-        the last fifth of all completions: in an overloaded run what the server
+        ``memories``; ``avg_``, ``p50_``, ``p95_`` and ``p99_`` of ``latency``,
+        ``ttft`` and ``tpot``, seconds, without the warm-up; ``utilization`` of the
+        whole run; ``busy_rate``, requests completed a second between the first and the
+        last twentieth of all completions: in an overloaded run what the server
         carries, filling up and emptying left out.
     """
-    found: Row = {}
+    found: Row = {"memories": measured_memories(config)}
     for name in ("latency", "ttft", "tpot"):
-        values = getattr(record, name)[config.warmup_requests :]
-        found |= _avg_and_p99(name, values[~np.isnan(values)])
-    done = np.sort(record.processing_end_time)
-    fifth = len(done) // 5
-    middle = done[fifth : len(done) - fifth]
-    lasted = float(middle[-1] - middle[0])
-    found["busy_rate"] = (len(middle) - 1) / lasted if lasted > 0.0 else np.nan
-    return found
+        found |= _tail(name, getattr(record, name)[config.warmup_requests :])
+    busy = float((record.batch_end - record.batch_start).sum())
+    lasted = float(record.batch_end.max() - record.arrival_time[0])
+    found["utilization"] = busy / lasted / config.replicas if lasted else math.nan
+    n = len(record.arrival_time)
+    ends = n // 20, n - n // 20 - 1
+    first, last = np.partition(record.processing_end_time, ends)[[*ends]].tolist()
+    rate = (ends[1] - ends[0]) / (last - first) if last > first else math.nan
+    return found | {"busy_rate": rate}
 
 
 def latency_parts(config: SimulationConfig, record: RunRecord) -> Row:
-    """Mean and p99 of latency, and what the mean is made of, seconds.
+    """Mean and quantiles of latency, and what the mean is made of, seconds.
 
     Returns:
-        ``avg_latency`` and ``p99_latency``, and five means whose sum is the first:
+        As ``tails``, of latency alone, and five means whose sum is ``avg_latency``:
         ``queue``, the wait while the server serves others; ``company``, the wait of an
         idle server for a full batch; ``own_prompt`` and ``other_prompts``, the prefill
         of one's own prompt and of the others in the batch; ``shared``, which a batch
@@ -153,7 +156,8 @@ def latency_parts(config: SimulationConfig, record: RunRecord) -> Row:
         "shared": latency - wait - prompts,
     }
     means = {name: float(part.mean()) for name, part in parts.items()}
-    return _avg_and_p99("latency", latency) | means
+    memories = {"memories": measured_memories(config)}
+    return memories | _tail("latency", latency) | means
 
 
 def _busy_time(record: RunRecord, t: FloatArray) -> FloatArray:
@@ -162,3 +166,82 @@ def _busy_time(record: RunRecord, t: FloatArray) -> FloatArray:
     lasting = np.stack([np.zeros(len(ends)), ends[:, 1] - ends[:, 0]], axis=1)
     busy = np.interp(t, ends.ravel(), lasting.ravel().cumsum())
     return np.asarray(busy)
+
+
+def observed_memories(runs: pd.DataFrame, by: Sequence[str], of: str) -> pd.Series:
+    """How many memories of the queue a run lasts, as its replications show it.
+
+    The mean of n values that remember one another for m varies as that of n / m that
+    do not. So where theory does not know m, the variance within runs over that of
+    their means says how many memories fit: with ten runs, to a factor of two.
+
+    Args:
+        runs: A sweep's table.
+        by: The swept fields.
+        of: The metric, such as ``ttft``.
+
+    Returns:
+        One number a row of ``runs``, the same in all of a group.
+    """
+    rows = np.array(runs[f"quantiles_{of}"].tolist())[:, 1:]
+    mean, square = (np.trapezoid(rows**k, LEVELS, axis=1) for k in (1, 2))
+    groups = runs.assign(within=square - mean**2).groupby(list(by), sort=False)
+    of_means = groups[f"avg_{of}"].transform("var")
+    return groups["within"].transform("mean") / of_means
+
+
+def beside_long_runs(
+    published: Mapping[str, tuple[SimulationConfig, Mapping[str, float] | pd.Series]],
+    metric: str,
+    measure: Measure = tails,
+    longer: float = 3.0,
+    replications: int = 3,
+) -> pd.DataFrame:
+    """Whether intervals hold what a few longer runs from other seeds say.
+
+    Args:
+        published: By a name for each setting, the configuration of its runs and the
+            row of ``stats.summarize`` that was made of them.
+        metric: What the rows are of, such as ``p99_latency``.
+        measure: As in ``sweep``.
+        longer: How many times the measured requests of a run each of these has.
+        replications: How many such runs, pooled.
+
+    Returns:
+        A row a setting: ``published`` with its bounds, ``long runs``, ``requests`` in
+        each of them, ``covered``; and ``by chance``, how often an interval that is as
+        good as it says misses a number that is itself as uncertain as this one.
+    """
+    long = {}
+    for name, (config, _) in published.items():
+        n = math.ceil(longer * (config.num_requests - config.warmup_requests))
+        long[name] = config.replace(num_requests=config.warmup_requests + n)
+    base = next(iter(long.values()))
+    runs = sweep(base, {"setting": long}, replications, None, 9000, measure=measure)
+    seen = summarize(runs, "setting", metric).set_index("setting")["mean"]
+    rows = []
+    for name, (_, row) in published.items():
+        found, degrees = Estimate.of(row), int(row["n"]) - 1
+        spread = math.sqrt(1.0 + row["n"] / (longer * replications))
+        held = found.lower <= seen[name] <= found.upper
+        rows.append(
+            {
+                **{"setting": name, **found.row("published"), "long runs": seen[name]},
+                "requests": long[name].num_requests,
+                "covered": "yes" if held else "no",
+                "by chance": 2.0 * stdtr(degrees, -t_quantile(0.95, degrees) / spread),
+            }
+        )
+    return pd.DataFrame(rows).set_index("setting")
+
+
+def misses(checked: pd.DataFrame) -> str:
+    """How many intervals of ``beside_long_runs`` miss, and how many would by chance.
+
+    >>> table = pd.DataFrame({"covered": ["yes", "no"], "by chance": [0.09, 0.09]})
+    >>> misses(table)
+    '1 of 2 intervals miss; by chance it would be 0.2'
+    """
+    missed, of = sum(checked["covered"] == "no"), len(checked)
+    expected = checked["by chance"].sum()
+    return f"{missed} of {of} intervals miss; by chance it would be {expected:.1f}"

@@ -5,10 +5,6 @@ behind it: ``single_server`` at batch size 1, ``bulk`` for static batches,
 ``continuous_chain`` for continuous batching.
 """
 
-from llminfer.theory.bulk import BulkQueue as BulkQueue
-from llminfer.theory.bulk import GammaQueue as GammaQueue
-from llminfer.theory.continuous_chain import ContinuousChain as ContinuousChain
-from llminfer.theory.continuous_chain import ProductForm as ProductForm
 from llminfer.theory.known import assembly_bound as assembly_bound
 from llminfer.theory.known import bulk_queue as bulk_queue
 from llminfer.theory.known import conserved_work as conserved_work
@@ -24,8 +20,6 @@ from llminfer.theory.known import mg1 as mg1
 from llminfer.theory.known import priority as priority
 from llminfer.theory.known import product_form as product_form
 from llminfer.theory.known import stability as stability
-from llminfer.theory.service_time import DiscreteService as DiscreteService
 from llminfer.theory.single_server import MG1 as MG1
-from llminfer.theory.single_server import PriorityWaits as PriorityWaits
 from llminfer.theory.single_server import ageing as ageing
 from llminfer.theory.single_server import by_key as by_key

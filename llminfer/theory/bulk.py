@@ -19,7 +19,6 @@ from llminfer.theory.random_walk import (
     stationary,
 )
 from llminfer.theory.service_time import (
-    BatchTime,
     ComplexArray,
     WaitLaw,
     batch_moments,
@@ -65,18 +64,15 @@ class BulkQueue(WaitLaw):
         sizes = range(self.least, self.batch_size + 1)
         return batch_transforms(self.step_time, self.prompts, self.outputs, sizes, s)
 
-    def _full(self, s: ComplexArray) -> ComplexArray:
-        """E[exp(-s T_B)]."""
-        full = BatchTime(self.step_time, self.prompts, self.outputs, self.batch_size)
-        return full.transform(s)
-
     def _solve(self) -> FloatArray:
         """P(n left at a departure), n = 0, 1, ..."""
         rate, most = self.arrival_rate, self.batch_size
-        circle = circle_for(lambda z: self._full(rate * (1.0 - z)), most, rate)
-        arrivals, circle = scaled_counts(
-            lambda z: self._transforms(rate * (1.0 - z)), circle
-        )
+
+        def count(z: ComplexArray) -> ComplexArray:
+            return self._transforms(rate * (1.0 - z))
+
+        circle = circle_for(lambda z: count(z)[-1], most, rate)
+        arrivals, circle = scaled_counts(count, circle)
         entry = first_entry(arrivals[-1], most, circle)
         after = folded(arrivals * circle.shrinking(arrivals.shape[-1]), entry)
         size = self._sizes(np.arange(most))
@@ -145,13 +141,6 @@ class BulkQueue(WaitLaw):
     def mean_batch(self) -> float:
         """E[b], requests a batch."""
         return self._mean(self._cycle["size"])
-
-    @property
-    def batch_pmf(self) -> FloatArray:
-        """P(a batch has b requests), b = 0 ... B."""
-        size = self._cycle["size"]
-        shares = np.bincount(size, self.left, minlength=self.batch_size + 1)
-        return np.asarray(shares, dtype=np.float64)
 
     @property
     def utilization(self) -> float:
@@ -255,6 +244,3 @@ class GammaQueue(BulkQueue):
         # numpy's own log1p of complex numbers loses digits near 0
         log = np.log1p(x * (2.0 + x) + y * y) / 2.0 + 1j * np.arctan2(y, 1.0 + x)
         return np.where(inside, np.exp(-mean / scale * log), math.inf)
-
-    def _full(self, s: ComplexArray) -> ComplexArray:
-        return np.asarray(self._transforms(s)[-1])

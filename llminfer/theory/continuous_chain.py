@@ -7,15 +7,14 @@ that go on are binomial whatever was before, and the queue is a random walk.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
+from scipy.special import binom
 
 from llminfer.base.arrays import FloatArray, IntArray
-from llminfer.base.errors import whole
 from llminfer.laws.lengths import Geometric, LengthLaw
 from llminfer.theory.random_walk import (
     Circle,
@@ -63,12 +62,9 @@ class ContinuousChain:
     def _going_on(self) -> FloatArray:
         """P(j of n go on after a step), shape (B + 1, B + 1) for n and j = 0 ... B."""
         end = 1.0 / self.outputs.mean
-        chance = np.zeros((self.batch_size + 1, self.batch_size + 1))
-        chance[0, 0] = 1.0
-        for n in range(1, self.batch_size + 1):
-            chance[n] = end * chance[n - 1]
-            chance[n, 1:] += (1.0 - end) * chance[n - 1, :-1]
-        return chance
+        j = np.arange(self.batch_size + 1)
+        n, stay = j[:, None], np.maximum(j[:, None] - j, 0)
+        return np.asarray(binom(n, j) * (1.0 - end) ** j * end**stay)
 
     def _arrivals(self, decoding: IntArray, admitted: IntArray) -> Generating:
         """E[z^arrivals] in steps of shape (n,), as a function to (n, points)."""
@@ -232,12 +228,6 @@ class ContinuousChain:
         return self._in_time("inside") / self.arrival_rate
 
     @property
-    def mean_itl(self) -> float:
-        """Mean gap between a request's tokens, seconds; NaN where outputs are 1."""
-        gaps = self.outputs.mean - 1.0
-        return (self.mean_latency - self.mean_ttft) / gaps if gaps else math.nan
-
-    @property
     def mean_batch(self) -> float:
         """Requests in a step, the mean over steps."""
         return self._mean(self._step["running"])
@@ -285,27 +275,6 @@ class ProductForm:
     def mean_latency(self) -> float:
         """E[latency], seconds."""
         return float(self.latency(self.mean_output))
-
-    @property
-    def mean_number(self) -> float:
-        """E[n], requests inside."""
-        return self.arrival_rate * self.mean_latency
-
-    def pmf(self, most: int) -> FloatArray:
-        """P(n inside), n = 0 ... ``most``.
-
-        Proportional to the product over k <= n of lambda E[O] (c0 + c1 k) / k.
-        """
-        flow = self.arrival_rate * self.mean_output
-        k = np.arange(1.0, whole("most", most, 0) + 1.0)
-        log = np.concatenate(
-            ([0.0], np.cumsum(np.log(flow * (self.base / k + self.extra))))
-        )
-        share = flow * self.extra
-        empty = -flow * self.base
-        if share > 0.0:
-            empty = (self.base / self.extra + 1.0) * math.log1p(-share)
-        return np.asarray(np.exp(empty + log))
 
 
 def _landings(busy: FloatArray, entry: FloatArray) -> FloatArray:

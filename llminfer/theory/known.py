@@ -21,32 +21,11 @@ from llminfer.base.errors import ConfigError, fail, number, whole
 from llminfer.config import SimulationConfig
 from llminfer.laws.lengths import Geometric
 from llminfer.policies import SJFPolicy
-from llminfer.theory.assumptions import (
-    first_come,
-    is_first_come,
-    least_batch,
-    listed,
-    one_server,
-    poisson,
-    served_by,
-    single,
-    steady,
-    unlimited,
-    without_kv_limit,
-)
+from llminfer.theory import assumptions, single_server
 from llminfer.theory.bulk import BulkQueue, GammaQueue
-from llminfer.theory.continuous_chain import (
-    ContinuousChain,
-    ProductForm,
-)
+from llminfer.theory.continuous_chain import ContinuousChain, ProductForm
 from llminfer.theory.service_time import BatchTime
-from llminfer.theory.single_server import (
-    MG1,
-    PolicyQueue,
-    PriorityWaits,
-    check_load,
-    orders_as,
-)
+from llminfer.theory.single_server import MG1, PriorityWaits, check_load, orders_as
 
 _DOUBLINGS = (1, 2, 4, 8, 16, 32, 64, 128)
 
@@ -62,8 +41,8 @@ def mg1(config: SimulationConfig) -> MG1:
     >>> round(mg1(config).mean, 3)  # E[W], seconds
     2.368
     """
-    single(config)
-    first_come(config)
+    assumptions.single(config)
+    assumptions.first_come(config)
     return MG1(config.arrival_rate, _alone(config))
 
 
@@ -89,8 +68,12 @@ def bulk_queue(config: SimulationConfig) -> BulkQueue:
     >>> round(bulk_queue(config).mean_latency, 3)
     1.168
     """
-    least = least_batch(config)
-    parts = (config.step_time, listed(config, "prompt"), listed(config, "output"))
+    least = assumptions.least_batch(config)
+    parts = (
+        config.step_time,
+        assumptions.listed(config, "prompt"),
+        assumptions.listed(config, "output"),
+    )
     return _solved(config.arrival_rate, *parts, config.batch_size, least)
 
 
@@ -171,9 +154,9 @@ def continuous(config: SimulationConfig) -> ContinuousChain:
     >>> round(continuous(config).mean_latency, 3)
     0.471
     """
-    served_by("continuous", config)
-    poisson(config)
-    first_come(config)
+    assumptions.served_by("continuous", config)
+    assumptions.poisson(config)
+    assumptions.first_come(config)
     outputs = config.outputs
     if not isinstance(outputs, Geometric):
         raise fail("output_length_dist", config.output_length_dist, "geometric here")
@@ -184,8 +167,13 @@ def continuous(config: SimulationConfig) -> ContinuousChain:
         raise fail("kappa", config.kappa, "0: the chain forgets contexts")
     if config.batch_size > 64:
         raise fail("batch_size", config.batch_size, "at most 64 for the chain")
-    parts = (config.step_time, listed(config, "prompt"), outputs, config.batch_size)
-    unlimited(config)
+    parts = (
+        config.step_time,
+        assumptions.listed(config, "prompt"),
+        outputs,
+        config.batch_size,
+    )
+    assumptions.unlimited(config)
     check_load(config.arrival_rate, config.max_stable_rate)
     return _chained(config.arrival_rate, *parts)
 
@@ -210,8 +198,10 @@ def mean_latency(config: SimulationConfig) -> float | None:
         if config.server == "continuous":
             return continuous(config).mean_latency
         if config.batch_size == 1:
-            return (mg1 if is_first_come(config) else _by_prompt)(config).mean_latency
-        least = least_batch(config)
+            return (mg1 if assumptions.is_first_come(config) else _by_prompt)(
+                config
+            ).mean_latency
+        least = assumptions.least_batch(config)
         parts = (config.step_time, config.prompts, config.outputs, config.batch_size)
         return GammaQueue(config.arrival_rate, *parts, least).mean_latency
     except ConfigError:
@@ -231,7 +221,7 @@ def latency_curve(config: SimulationConfig, loads: Sequence[float]) -> FloatArra
     array([0.85, 5.51,  nan])
     """
     try:
-        steady(config)
+        assumptions.steady(config)
         idle = {"num_requests": 1, "warmup_requests": 0, "random_seed": 0}
         return _curve(config.replace(arrival_rate=1.0, **idle), tuple(loads))
     except ConfigError:
@@ -267,12 +257,11 @@ def priority(config: SimulationConfig) -> PriorityWaits:
     >>> round(mg1(config).mean, 3)  # first come first served waits longer
     0.172
     """
-    single(config)
+    assumptions.single(config)
     check_load(config.arrival_rate, config.max_stable_rate)
-    shares = tuple(its.share for its in config.classes) or (1.0,)
-    parts = (config.step_time, listed(config, "prompt"), listed(config, "output"))
-    law = PolicyQueue(*parts, shares)
-    waits = law.waits(config.arrival_rate, config.policy())
+    for which in ("prompt", "output"):
+        assumptions.listed(config, which)
+    waits = single_server.policy_waits(config)
     if not math.isclose(waits.mean_work, conserved_work(config), rel_tol=1e-6):
         must = "a law whose table keeps E[S W], which no policy changes"
         raise fail("prompt_length_dist", config.prompt_length_dist, must)
@@ -290,7 +279,7 @@ def conserved_work(config: SimulationConfig) -> float:
     >>> round(conserved_work(SimulationConfig(batch_size=1, arrival_rate=3.0)), 4)
     0.6335
     """
-    single(config)
+    assumptions.single(config)
     queue = MG1(config.arrival_rate, _alone(config))
     return queue.mean * queue.service.moment(1)
 
@@ -307,8 +296,8 @@ def assembly_bound(config: SimulationConfig) -> float:
     >>> assembly_bound(config)
     1.75
     """
-    served_by("static", config)
-    steady(config)
+    assumptions.served_by("static", config)
+    assumptions.steady(config)
     if config.batch_timeout is not None:
         raise fail("batch_timeout", config.batch_timeout, "None: batches wait to fill")
     return (config.batch_size - 1) / (2.0 * config.arrival_rate)
@@ -399,30 +388,28 @@ def inoue_latency(config: SimulationConfig, mean_batch: float) -> float:
     >>> round(inoue_latency(config, mean_batch=2.0), 3)
     1.396
     """
-    rate = config.arrival_rate
-    slope, fixed, spread = _linear_batch(config)
-    size = number("mean_batch", mean_batch, least=1.0)
-    once = 2.0 * slope * fixed + spread + fixed**2 / size
-    ratio = (1.0 + rate**2 * once) / (1.0 - (rate * slope) ** 2)
-    return slope * ratio + fixed + rate / 2.0 * (slope**2 * ratio + once)
-
-
-def _linear_batch(config: SimulationConfig) -> tuple[float, float, float]:
-    """a, tau and v of E[T_b] = a b + tau, Var T_b = v b, where outputs are constant."""
-    served_by("static", config)
-    poisson(config)
-    first_come(config)
+    assumptions.served_by("static", config)
+    assumptions.poisson(config)
+    assumptions.first_come(config)
     if config.batch_timeout != 0.0:
         raise fail("batch_timeout", config.batch_timeout, "0: all who wait go at once")
-    steps, law = config.outputs.expectation(), config.step_time
+    steps, law, rate = (
+        config.outputs.expectation(),
+        config.step_time,
+        config.arrival_rate,
+    )
     if config.outputs.variance() > 1e-9 * steps:
         raise fail("output_length_dist", config.output_length_dist, "constant here")
     each = law.alpha + law.kappa * steps  # seconds a prompt token
     own = law.delta * steps + law.kappa * steps * (steps - 1.0) / 2.0
-    slope = each * config.prompts.expectation() + own
-    check_load(config.arrival_rate, 1.0 / max(slope, 1e-300))
-    fixed = law.beta + law.gamma * steps
-    return slope, fixed, each**2 * config.prompts.variance()
+    slope = each * config.prompts.expectation() + own  # a
+    check_load(rate, 1.0 / max(slope, 1e-300))
+    fixed = law.beta + law.gamma * steps  # tau
+    spread = each**2 * config.prompts.variance()  # v
+    once = 2.0 * slope * fixed + spread
+    once += fixed**2 / number("mean_batch", mean_batch, least=1.0)
+    ratio = (1.0 + rate**2 * once) / (1.0 - (rate * slope) ** 2)
+    return slope * ratio + fixed + rate / 2.0 * (slope**2 * ratio + once)
 
 
 def product_form(config: SimulationConfig) -> ProductForm:
@@ -434,13 +421,13 @@ def product_form(config: SimulationConfig) -> ProductForm:
 
     >>> config = SimulationConfig(server="continuous")
     >>> config = config.replace(alpha=0.0, beta=0.0, gamma=0.02, delta=0.001)
-    >>> round(product_form(config.replace(arrival_rate=3.0)).mean_number, 2)
-    8.95
+    >>> round(product_form(config.replace(arrival_rate=3.0)).mean_latency, 2)
+    2.98
     """
-    served_by("continuous", config)
-    poisson(config)
-    one_server(config)
-    without_kv_limit(config)
+    assumptions.served_by("continuous", config)
+    assumptions.poisson(config)
+    assumptions.one_server(config)
+    assumptions.without_kv_limit(config)
     for name in ("alpha", "beta", "kappa"):
         if getattr(config, name) > 0.0:
             raise fail(name, getattr(config, name), "0 for the product form")
@@ -449,7 +436,9 @@ def product_form(config: SimulationConfig) -> ProductForm:
 
 
 def _alone(config: SimulationConfig) -> BatchTime:
-    return BatchTime(config.step_time, config.prompts, listed(config, "output"), 1)
+    return BatchTime(
+        config.step_time, config.prompts, assumptions.listed(config, "output"), 1
+    )
 
 
 def _by_prompt(config: SimulationConfig) -> PriorityWaits:

@@ -19,7 +19,7 @@ import numpy.typing as npt
 from numpy.polynomial.chebyshev import chebpts1, chebvander
 
 from llminfer.base.arrays import FloatArray
-from llminfer.base.errors import fail, number
+from llminfer.base.errors import number
 from llminfer.laws.lengths import LengthLaw
 from llminfer.timing import StepTime
 
@@ -36,40 +36,6 @@ class Service(Protocol):
 
     def transform(self, s: ComplexArray) -> ComplexArray:
         """E[exp(-s S)] at ``s`` in 1/seconds, same shape."""
-
-
-@dataclass(frozen=True, eq=False)
-class DiscreteService:
-    """Service times of a finite list.
-
-    Args:
-        seconds: Possible times, shape (n,).
-        pmf: Their probabilities, shape (n,), which sum to 1.
-
-    Raises:
-        ConfigError: A time below 0, or probabilities that do not sum to 1.
-
-    >>> DiscreteService(np.array([1.0, 2.0]), np.array([0.5, 0.5])).moment(2)
-    2.5
-    """
-
-    seconds: FloatArray
-    pmf: FloatArray
-
-    def __post_init__(self) -> None:
-        number("seconds", float(np.min(self.seconds)), least=0.0)
-        number("pmf", float(np.min(self.pmf)), least=0.0)
-        total = float(np.sum(self.pmf))
-        if abs(total - 1.0) > 1e-9:
-            raise fail("pmf", total, "probabilities that sum to 1")
-
-    def moment(self, power: int) -> float:
-        return float(self.pmf @ self.seconds**power)
-
-    def transform(self, s: ComplexArray) -> ComplexArray:
-        parts = _parts(s, _BLOCK)
-        flat = [self.pmf @ np.exp(-np.outer(self.seconds, part)) for part in parts]
-        return np.concatenate(flat).reshape(s.shape)
 
 
 @dataclass(frozen=True)
@@ -122,15 +88,8 @@ def batch_moments(
         outputs: Law of output tokens, within a million.
         sizes: b.
     """
-    b = np.array(sizes, dtype=np.float64)[:, None]
-    longest = longest_output(outputs, sizes)
-    m = np.arange(longest.shape[1], dtype=np.float64)
-    slope = step_time.alpha + step_time.kappa * m
-    fixed = step_time.beta + step_time.decode(b, 0.0, m)
-    tokens, spread = prompts.expectation(), prompts.variance()
-    time = slope * b * tokens + fixed
-    mean = (longest * time).sum(axis=1)
-    square = (longest * (time**2 + slope**2 * b * spread)).sum(axis=1)
+    times = [BatchTime(step_time, prompts, outputs, size) for size in sizes]
+    mean, square = (np.array([t.moment(p) for t in times]) for p in (1, 2))
     for moments in (mean, square):
         moments.flags.writeable = False
     return mean, square

@@ -1,7 +1,7 @@
 """A server that takes one request at a time: M/G/1, FCFS or with priorities.
 
 ``MG1`` is the wait first come first served. ``by_key`` and ``ageing`` are mean waits
-under priorities without preemption, and ``PolicyQueue`` makes them for a policy.
+under priorities without preemption, and ``policy_waits`` makes them for a policy.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from scipy.special import ndtr
 
 from llminfer.base.arrays import FloatArray, IntArray
 from llminfer.base.errors import fail, number
+from llminfer.config import SimulationConfig
 from llminfer.laws.lengths import LengthLaw
 from llminfer.policies import (
     FCFSPolicy,
@@ -33,7 +34,6 @@ from llminfer.theory.service_time import (
     invert,
     token_pmf,
 )
-from llminfer.timing import StepTime
 
 _STEPS = 256  # of the log of a noisy prediction
 
@@ -66,17 +66,18 @@ class MG1(WaitLaw):
 
     Args:
         arrival_rate: lambda, requests a second.
-        service: Law of service times: a ``BatchTime``, a ``DiscreteService`` or any
-            with ``moment`` and ``transform``.
+        service: Law of service times: a ``BatchTime``, or any with ``moment`` and
+            ``transform``.
 
     Raises:
         ConfigError: The load lambda E[S] is 1 or more.
 
     Source: Pollaczek (1930), Khinchine (1932); the variance: Takacs (1962).
 
-    >>> from llminfer.theory.service_time import DiscreteService
-    >>> always_one = DiscreteService(np.array([1.0]), np.array([1.0]))  # M/D/1
-    >>> MG1(0.5, always_one).mean
+    >>> from llminfer.laws.lengths import Constant
+    >>> from llminfer.timing import StepTime
+    >>> one_second = StepTime(alpha=0.0, beta=1.0, gamma=0.0)
+    >>> MG1(0.5, BatchTime(one_second, Constant(9), Constant(9))).mean  # M/D/1
     0.5
     """
 
@@ -292,76 +293,60 @@ class _Outputs(NamedTuple):
         )
 
 
-@dataclass(frozen=True)
-class PolicyQueue:
-    """A queue before a server that takes one request at a time, under any policy.
+def policy_waits(config: SimulationConfig) -> PriorityWaits:
+    """Mean waits by key under a configuration's policy, requests served one by one.
 
-    Args:
-        step_time: The five coefficients.
-        prompts: Law of prompt tokens, capped.
-        outputs: Law of output tokens.
-        shares: Of the classes, relative, by their numbers.
+    Raises:
+        ConfigError: The policy's key is not fixed on arrival, or looks at the time of
+            arrival or the request's number, or the load is 1 or more.
     """
+    policy, law, rate = config.policy(), config.step_time, config.arrival_rate
+    time = BatchTime(law, config.prompts, config.outputs)
+    second = time.moment(2)
+    if orders_as(policy, FCFSPolicy):
+        return by_key(rate, [0], [1], [time.moment(1)], second)
+    pmf = token_pmf(config.prompts)
+    prompt = np.flatnonzero(pmf)[:, None]
+    outputs, keys = _keys(config, policy, prompt)
+    service = law.prefill(prompt) + law.kappa * outputs.pairs
+    own = law.gamma + law.delta + law.kappa * prompt
+    service = (service + outputs.mean * own).ravel()
+    joint = (pmf[prompt] * outputs.chance).ravel()
+    shares = _shares(config)[: len(keys)]
+    of_class = np.concatenate([joint * (part / sum(shares)) for part in shares])
+    service = np.tile(service, len(keys))
+    return by_key(rate, np.concatenate(keys), of_class, service, second)
 
-    step_time: StepTime
-    prompts: LengthLaw
-    outputs: LengthLaw
-    shares: tuple[float, ...] = (1.0,)
 
-    def waits(self, arrival_rate: float, policy: SchedulingPolicy) -> PriorityWaits:
-        """Mean waits by key under ``policy``.
+def _shares(config: SimulationConfig) -> list[float]:
+    """Of the classes, relative, by their numbers."""
+    return [its.share for its in config.classes] or [1.0]
 
-        Raises:
-            ConfigError: The policy's key is not fixed on arrival, or looks at the time
-                of arrival or the request's number, or the load is 1 or more.
-        """
-        time = BatchTime(self.step_time, self.prompts, self.outputs)
-        second = time.moment(2)
-        if orders_as(policy, FCFSPolicy):
-            return by_key(arrival_rate, [0], [1], [time.moment(1)], second)
-        pmf, law = token_pmf(self.prompts), self.step_time
-        prompt = np.flatnonzero(pmf)[:, None]
-        outputs, keys = self._keys(policy, prompt)
-        service = law.prefill(prompt) + law.kappa * outputs.pairs
-        own = law.gamma + law.delta + law.kappa * prompt
-        service = (service + outputs.mean * own).ravel()
-        joint = (pmf[prompt] * outputs.chance).ravel()
-        share = np.array(self.shares[: len(keys)]) / sum(self.shares[: len(keys)])
-        return by_key(
-            arrival_rate,
-            np.concatenate(keys),
-            np.concatenate([part * joint for part in share]),
-            np.tile(service, len(keys)),
-            second,
-        )
 
-    def _keys(
-        self, policy: SchedulingPolicy, prompt: IntArray
-    ) -> tuple[_Outputs, list[FloatArray]]:
-        """Cells of outputs, and a key for each prompt and cell, a column a class."""
-        if orders_as(policy, SJFPolicy):
-            return _Outputs.unseen(self.outputs), [prompt.ravel().astype(np.float64)]
-        noisy = type(policy) is PredictedSJFPolicy  # a subclass may guess otherwise
-        if isinstance(policy, PredictedSJFPolicy) and noisy and policy.prediction_sigma:
-            outputs = _Outputs.predicted(self.outputs, policy.prediction_sigma)
-            return outputs, [policy.estimated_time(prompt, outputs.seen).ravel()]
-        sorts = type(policy).sort_requests
-        if (
-            not isinstance(policy, KeyedPolicy)
-            or sorts is not KeyedPolicy.sort_requests
-        ):
-            raise fail("scheduling_policy", policy.name, "one whose key never changes")
-        outputs = _Outputs.exact(self.outputs)
-        shape = len(prompt), len(outputs.seen)
-        tokens = np.broadcast_to(prompt, shape).ravel()
-        longer = np.broadcast_to(outputs.seen.astype(np.int64), shape).ravel()
-        number, now = np.zeros_like(tokens), np.zeros(tokens.shape)
-        keys = []
-        for kind in range(len(self.shares)):
-            waiting = Waiting(number, now, tokens, longer, number + kind)
-            keys.append(policy.keys(waiting))
-            another = waiting._replace(arrival_time=now + 1e6, id=number + 977)
-            if (policy.keys(another) != keys[-1]).any():
-                must = "one whose key looks at nothing but lengths and class"
-                raise fail("scheduling_policy", policy.name, must)
-        return outputs, keys
+def _keys(
+    config: SimulationConfig, policy: SchedulingPolicy, prompt: IntArray
+) -> tuple[_Outputs, list[FloatArray]]:
+    """Cells of outputs, and a key for each prompt and cell, a column a class."""
+    if orders_as(policy, SJFPolicy):
+        return _Outputs.unseen(config.outputs), [prompt.ravel().astype(np.float64)]
+    noisy = type(policy) is PredictedSJFPolicy  # a subclass may guess otherwise
+    if isinstance(policy, PredictedSJFPolicy) and noisy and policy.prediction_sigma:
+        outputs = _Outputs.predicted(config.outputs, policy.prediction_sigma)
+        return outputs, [policy.estimated_time(prompt, outputs.seen).ravel()]
+    sorts = type(policy).sort_requests is KeyedPolicy.sort_requests
+    if not isinstance(policy, KeyedPolicy) or not sorts:
+        raise fail("scheduling_policy", policy.name, "one whose key never changes")
+    outputs = _Outputs.exact(config.outputs)
+    shape = len(prompt), len(outputs.seen)
+    tokens = np.broadcast_to(prompt, shape).ravel()
+    longer = np.broadcast_to(outputs.seen.astype(np.int64), shape).ravel()
+    number, now = np.zeros_like(tokens), np.zeros(tokens.shape)
+    keys = []
+    for kind in range(len(_shares(config))):
+        waiting = Waiting(number, now, tokens, longer, number + kind)
+        keys.append(policy.keys(waiting))
+        another = waiting._replace(arrival_time=now + 1e6, id=number + 977)
+        if (policy.keys(another) != keys[-1]).any():
+            must = "one whose key looks at nothing but lengths and class"
+            raise fail("scheduling_policy", policy.name, must)
+    return outputs, keys
