@@ -37,6 +37,7 @@ _NORMAL = 1.96  # standard errors to each side of a 95% interval
 # Where a log is silent, a coefficient keeps the ratio to gamma that it has on engines
 # measured step by step, give or take a factor of e.
 _MEASURED = ("opt-13b-a100", "llama-2-70b-dgx-h100")
+_LAUNCH = 0.015  # s; this is the CPU's, and hardly depends on the GPU
 _NOISE = 0.03  # what the law misses of a latency, relative
 _STEP_NOISE = 0.01  # and of the time of a stretch of steps
 _ALIKE = 9.0  # requests served together err together: so many count as one
@@ -357,7 +358,7 @@ def fit_steps(
     graph = whole("graph_tokens", graph_tokens, least=0)
     stretches = _Stretches(steps, whole("stretch", stretch, least=1), graph)
     each = steps["seconds"].to_numpy(dtype=np.float64)
-    start = _start(float(np.quantile(each, 0.1)))
+    start = _usual(math.log(_FASTEST * float(np.quantile(each, 0.1))))
     misses = partial(stretches.misses, law=step_law)
     found, unidentified, covariance = _estimates(*_least([misses], start, _STEP_NOISE))
     law = {"step_law": step_law, "graph_tokens": graph}
@@ -455,22 +456,14 @@ def _with(base: SimulationConfig, logs: FloatArray) -> SimulationConfig:
     return base.replace(**dict(zip(COEFFICIENTS, np.exp(logs).tolist(), strict=True)))
 
 
-def _usual_ratios() -> FloatArray:
-    """Logarithms of all coefficients over gamma, on engines measured by the step."""
+def _usual(gamma: float) -> FloatArray:
+    """Logarithms of all coefficients beside one of gamma, on engines measured."""
     known = np.array(
         [[getattr(PRESETS[n], c) for c in COEFFICIENTS] for n in _MEASURED]
     )
-    known[:, -1] = known[:, 2]  # none has launch: it may be as long as gamma
     known = np.where(known > 0.0, known, np.nan)  # one of them has no epsilon
-    return np.asarray(np.nanmean(np.log(known / known[:, 2:3]), axis=0))
-
-
-def _start(fastest: float) -> FloatArray:
-    """Where to begin, from the seconds of fast decode steps.
-
-    A launch too short to be felt would stay so, whatever the data say: begin above.
-    """
-    return _usual_ratios() + np.log(_FASTEST * fastest * np.array([*[1.0] * 6, 4.0]))
+    logs = gamma + np.nanmean(np.log(known[:, :-1] / known[:, 2:3]), axis=0)
+    return np.append(logs, math.log(_LAUNCH))
 
 
 def _robust(errors: FloatArray) -> FloatArray:
@@ -488,7 +481,7 @@ def _fit_law(runs: Sequence[_Run], law: str) -> tuple[FloatArray, FloatArray, fl
     ]
     fast = min(float(np.nanquantile(run.log.tpot[run.part], 0.1)) for run in runs)
     noise = _NOISE if any(run.stretches is None for run in runs) else _STEP_NOISE
-    return _least(parts, _start(fast), noise)
+    return _least(parts, _usual(math.log(_FASTEST * fast)), noise)
 
 
 def _least(
@@ -501,11 +494,10 @@ def _least(
     residuals gives the derivatives and the next point.
     """
     rng, size, unsure = np.random.default_rng(0), len(start), noise * math.sqrt(_ALIKE)
-    usual = _usual_ratios()
 
     def residuals(logs: FloatArray) -> FloatArray:
         own = [_robust(part(logs)) for part in parts]
-        return np.concatenate((*own, unsure * np.delete(logs - logs[2] - usual, 2)))
+        return np.concatenate((*own, unsure * np.delete(logs - _usual(logs[2]), 2)))
 
     at, spread, best = start, _WIDE * np.eye(size), (math.inf, start, start)
     for last in range(_ROUNDS + 1):

@@ -34,7 +34,7 @@ from llminfer.timing import COEFFICIENTS
 
 TRUTH = {"alpha": 2e-4, "beta": 8e-3, "gamma": 0.012, "delta": 1e-4, "kappa": 4e-7}
 TRUTH |= {"epsilon": 2e-8}
-LAUNCH = 0.15  # of a step of more than 512 tokens
+LAUNCH, GRAPH = 0.03, 64  # of a step of more tokens than that
 SETTINGS = {"batch_size": 48, "max_batched_tokens": 1024, "kv_blocks": 3000}
 SETTINGS |= {"step_law": "sum", "async_scheduling": True}
 
@@ -306,7 +306,7 @@ def made_steps(n=200, noise=0.0, law="sum", **fixed):
     pairs = p * (rng.integers(0, 4000, n) + p / 2)
     weights = TRUTH["alpha"] * p + TRUTH["gamma"] * (b > 0)
     if law == "roofline":
-        floor = np.where(p + b > 512, LAUNCH, TRUTH["gamma"])
+        floor = np.where(p + b > GRAPH, LAUNCH, TRUTH["gamma"])
         weights = np.maximum(floor, TRUTH["alpha"] * (p + b))
     seconds = weights + TRUTH["beta"] * (p > 0) + TRUTH["delta"] * b
     seconds += TRUTH["kappa"] * k + TRUTH["epsilon"] * pairs
@@ -317,7 +317,7 @@ def made_steps(n=200, noise=0.0, law="sum", **fixed):
 
 @pytest.mark.parametrize("law", ["sum", "roofline"])
 def test_exact_steps_give_the_exact_law(law):
-    fitted = fit_steps(made_steps(law=law), law, stretch=1)
+    fitted = fit_steps(made_steps(law=law), law, stretch=1, graph_tokens=GRAPH)
     for name, truth in TRUTH.items():
         assert fitted.coefficients[name].value == pytest.approx(truth, rel=0.02), name
     assert fitted.unidentified == (("launch",) if law == "sum" else ())
@@ -332,10 +332,11 @@ def test_a_late_clock_averages_out_over_stretches():
     steps = made_steps(n=4000, law="roofline", prefill_tokens=some)
     late = np.where(steps["prefill_tokens"].shift(-1, fill_value=0) > 0, 0.01, 0.0)
     steps["seconds"] += late - np.append(0.0, late[:-1])  # one longer, the next shorter
-    single, sums = (fit_steps(steps, stretch=m) for m in (1, 40))
+    fits = (fit_steps(steps, stretch=m, graph_tokens=GRAPH) for m in (1, 40))
+    single, sums = fits
     assert single.coefficients["beta"].value < 0.1 * TRUTH["beta"]
     for name, truth in TRUTH.items():
-        assert sums.coefficients[name].value == pytest.approx(truth, rel=0.1), name
+        assert sums.coefficients[name].value == pytest.approx(truth, rel=0.15), name
 
 
 def test_noisy_steps_give_intervals_that_hold():
