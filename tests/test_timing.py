@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 from twin import step_seconds
 
 from llminfer import SimulationConfig, Workload, simulate
+from llminfer.laws.engines import STEP_LAWS
 from llminfer.laws.lengths import length_law
 from llminfer.servers.overload import may_carry_more
-from llminfer.timing import STEP_LAWS, StepTime
+from llminfer.timing import StepTime
 
 LAWS = st.builds(StepTime, *[st.floats(0.0, 1.0)] * 6, st.sampled_from(STEP_LAWS))
 TOKENS = st.integers(1, 40)
