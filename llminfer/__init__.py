@@ -16,6 +16,7 @@ from llminfer.data.logs import read_settings, read_vllm_log
 from llminfer.data.public import fetch
 from llminfer.experiment import SimulationRunner, simulate, sweep
 from llminfer.fleet import fewest_replicas
+from llminfer.laws.engines import PRESETS
 from llminfer.metrics import goodput
 from llminfer.policies import SchedulingPolicy, register_policy
 from llminfer.record import RunRecord
@@ -23,7 +24,6 @@ from llminfer.request import Request
 from llminfer.servers.continuous import ContinuousBatchingServer
 from llminfer.servers.static import LLMInferenceServer
 from llminfer.stats.intervals import Estimate
-from llminfer.timing import PRESETS
 from llminfer.workload import Workload
 
 __all__ = [

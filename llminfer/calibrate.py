@@ -24,9 +24,9 @@ from llminfer.base.errors import ConfigError, TraceError, choice, whole
 from llminfer.config import SimulationConfig
 from llminfer.data.logs import ServedLog
 from llminfer.experiment import simulate
+from llminfer.laws.engines import COEFFICIENTS, PRESETS, STEP_LAWS
 from llminfer.record import RunRecord
 from llminfer.stats.intervals import Estimate, jackknife, require_columns
-from llminfer.timing import COEFFICIENTS, PRESETS, STEP_LAWS
 from llminfer.workload import Workload
 
 MEASURES = ("ttft", "tpot", "latency")

@@ -23,11 +23,12 @@ from llminfer.base.errors import (
 )
 from llminfer.base.frozen import Classes, Params, plain, thawed
 from llminfer.laws.arrivals import ArrivalRate, arrival_law
+from llminfer.laws.engines import COEFFICIENTS, LAW, PRESETS, STEP_LAWS
 from llminfer.laws.lengths import LengthLaw, length_law
 from llminfer.policies import POLICIES, SchedulingPolicy, get_policy
 from llminfer.request import RequestClass
 from llminfer.servers.batch_control import BatchController, batch_controller
-from llminfer.timing import COEFFICIENTS, LAW, PRESETS, STEP_LAWS, StepTime
+from llminfer.timing import StepTime
 
 SERVERS = ("static", "continuous")
 ROUTERS = ("round_robin", "random", "least_loaded", "shortest_queue")

@@ -21,7 +21,11 @@ from llminfer.metrics import MetricsCollector, metrics_and_times
 from llminfer.policies import SchedulingPolicy, register_policy, registered_policy
 from llminfer.record import RunRecord
 from llminfer.servers.continuous import ContinuousBatchingServer
-from llminfer.servers.overload import warn_ahead, warn_of_growth
+from llminfer.servers.overload import (
+    warn_ahead,
+    warn_of_batches,
+    warn_of_growth,
+)
 from llminfer.servers.static import LLMInferenceServer
 from llminfer.stats.pooling import kept
 from llminfer.theory.known import measured_memories
@@ -108,6 +112,7 @@ def _watched(config: SimulationConfig, workload: Workload | None) -> RunRecord:
     """The record of one run, with warnings to whoever asked its caller for it."""
     warned = warn_ahead([config], workload)
     record = _simulated(config, workload)
+    warn_of_batches(config, record)
     if not warned:
         warn_of_growth(config, record)
     return record

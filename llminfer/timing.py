@@ -1,81 +1,19 @@
-"""The time a step takes: the law of seven coefficients, its presets, and E[T_B]."""
+"""The time a step takes: the law of seven coefficients, E[T_B] and lambda*."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
-from scipy.signal import fftconvolve
 
 from llminfer.base.arrays import FloatArray
 from llminfer.base.errors import choice, number
-from llminfer.laws.lengths import LengthLaw
+from llminfer.laws.engines import COEFFICIENTS, STEP_LAWS
+from llminfer.laws.lengths import LengthLaw, mean_shortfall
 
 Quantity = Any  # a number, or an array of them
-_MOST_SPARE = 2**20  # tokens; no step computes so many while it reads the weights
-
-
-class Preset(NamedTuple):
-    """A named engine: how long its steps take, how it schedules, who says so."""
-
-    alpha: float  # s per prompt token
-    beta: float  # s per prefill
-    gamma: float  # s per step that decodes, or that reads the weights
-    delta: float  # s per sequence that decodes
-    kappa: float  # s per KV token it attends to
-    epsilon: float  # s per pair of a prefilled token and one it attends to
-    step_law: str
-    source: str
-    async_scheduling: bool = False
-    server: str = "continuous"  # what ``SimulationConfig.from_preset`` simulates
-    largest_batch: int | None = None  # fitted to batches of at most so many, if known
-    launch: float = 0.0  # s per step of more than ``graph_tokens`` tokens, at least
-    graph_tokens: int = 512  # tokens of a step that is launched as one CUDA graph
-
-    @property
-    def coefficients(self) -> dict[str, Any]:
-        """The law of its step times, as fields of a configuration.
-
-        >>> PRESETS["report"].coefficients  # doctest: +NORMALIZE_WHITESPACE
-        {'alpha': 0.001, 'beta': 0.05, 'gamma': 0.0005,
-         'delta': 0.0, 'kappa': 0.0, 'epsilon': 0.0, 'launch': 0.0,
-         'step_law': 'sum', 'graph_tokens': 512}
-        """
-        return {name: getattr(self, name) for name in LAW}
-
-
-COEFFICIENTS = (*Preset._fields[:6], "launch")
-LAW = (*COEFFICIENTS, "step_law", "graph_tokens")
-STEP_LAWS = ("sum", "roofline")
-
-_LOG = "fit to a vLLM log, notebook 08"
-_LOGS = "joint fit to four vLLM logs, notebook 08"
-_KERNELS = "fit to LLMServingSim's kernel profile"
-_OPT = (1.02e-4, 1.81e-2, 1.99e-2, 3.85e-5, 6.3e-7, 1.42e-8, "sum")
-_LLAMA_70B = (9.9e-5, 1.8e-3, 2.98e-2, 2.1e-4, 1.73e-7, 0.0, "sum")
-_LLAMA_4090 = (9.1e-5, 4.2e-3, 1.7e-2, 4.1e-5, 1.42e-7, 0.0, "sum")
-_VLLM_4090 = (9.19e-5, 1.30e-2, 1.81e-2, 3.77e-5, 1.24e-7, 9.84e-9, "roofline")
-_VLLM_6000 = (1.46e-4, 1.24e-2, 2.69e-2, 5.53e-5, 1.85e-7, 2.84e-8, "roofline")
-_VLLM_H200 = (2.05e-5, 1.62e-3, 4.83e-3, 1.96e-5, 3.51e-8, 1.25e-9, "roofline")
-
-PRESETS: Mapping[str, Preset] = {
-    "report": Preset(
-        1e-3, 5e-2, 5e-4, 0.0, 0.0, 0.0, "sum", "the course report", server="static"
-    ),
-    # larger batches take up to 27% longer
-    "opt-13b-a100": Preset(*_OPT, "DistServe's fitted profile", largest_batch=94),
-    "llama-3.1-8b-rtx4090": Preset(*_LLAMA_4090, _KERNELS),
-    # a lone short prompt takes up to 4 times as long
-    "llama-2-70b-dgx-h100": Preset(*_LLAMA_70B, "fit to splitwise-sim, 8 GPUs"),
-    "llama-3.1-8b-rtx4090-vllm": Preset(*_VLLM_4090, _LOG, True, largest_batch=48),
-    "qwen3-32b-2xrtxpro6000": Preset(*_VLLM_6000, _LOG, True, largest_batch=128),
-    "llama-3.1-8b-h200": Preset(
-        *_VLLM_H200, _LOGS, True, largest_batch=28, launch=1.44e-2
-    ),
-}
 
 
 @dataclass(frozen=True)
@@ -190,7 +128,7 @@ class StepTime:
         steps = outputs.expectation(b)
         step = float(self._weights(b)) + self.delta * b + self.kappa * prompt_tokens
         growth = self.kappa * b * outputs.pairs(b) if self.kappa else 0.0
-        pairs = b * self._mean_pairs(prompts) + self._spare(b, prompts)
+        pairs = b * self._mean_pairs(prompts) + self._spare(prompts, b)
         return self.alpha * prompt_tokens + self.beta + steps * step + growth + pairs
 
     def alone_stepwise(
@@ -223,38 +161,29 @@ class StepTime:
         square = prompts.variance() + prompts.expectation() ** 2
         return self.epsilon * square / 2.0
 
-    def _spare(
-        self, b: int, prompts: LengthLaw, enters: float = 1.0, decodes: float = 0.0
-    ) -> float:
-        """E[(gamma - alpha S)+]: seconds a roofline step reads on after its arithmetic.
-
-        S counts the tokens of ``b`` places, each of which prefills a prompt, decodes,
-        or stands empty. Only sums below gamma/alpha matter, so that the distribution
-        of S is needed just so far: the b-th power of a truncated generating function.
-        Where the step is large, launch stands for gamma.
+    def _spare(self, prompts: LengthLaw, b: int, *chances: float) -> float:
+        """Seconds a roofline step reads, or is launched, on after its arithmetic, mean.
 
         Args:
-            b: Places.
             prompts: Law of prompt tokens.
-            enters: A place's chance to prefill.
-            decodes: Its chance to decode.
+            b: Places.
+            *chances: Of each to prefill, and to decode; else all of them prefill.
         """
-        if not self.roofline:
+
+        def short(tokens: float) -> float:
+            return mean_shortfall(prompts, b, tokens, *chances)
+
+        longest, graph = max(self.gamma, self.launch), float(self.graph_tokens)
+        if not self.roofline or not longest:
             return 0.0
-        mean = b * (enters * prompts.expectation() + decodes)
-        longest = max(self.gamma, self.launch)
-        if self.alpha * _MOST_SPARE <= longest:
-            return max(float(self._floor(mean)) - self.alpha * mean, 0.0)
-        few = np.arange(int(longest / self.alpha) + 1.0)
-        one = enters * -np.diff(prompts.survival(np.append(-1.0, few)))
-        one[:1] += 1.0 - enters - decodes
-        one[1:2] += decodes
-        total = np.eye(1, len(few))[0]
-        for bit in bin(b)[2:]:
-            total = fftconvolve(total, total)[: len(few)]
-            if bit == "1":
-                total = fftconvolve(total, one)[: len(few)]
-        return float(total @ np.maximum(self._floor(few) - self.alpha * few, 0.0))
+        small = short(graph + 1.0) - short(graph) if self.launch else 1.0  # the chance
+        if not self.alpha:
+            return small * self.gamma + (1.0 - small) * longest
+        hidden = self.gamma / self.alpha, longest / self.alpha  # tokens
+        if self.launch <= self.gamma:
+            return self.alpha * short(hidden[0])
+        in_graph = [short(min(h, graph)) + max(h - graph, 0.0) * small for h in hidden]
+        return self.alpha * (short(hidden[1]) + in_graph[0] - in_graph[1])
 
     def saturation_rate(
         self,
@@ -296,7 +225,7 @@ class StepTime:
         if self.roofline:
             own += self.alpha * (output - 1.0)
             places = math.ceil(b)
-            still = self._spare(places, prompts, enters, 1.0 - enters - empty) / span
+            still = self._spare(prompts, places, enters, 1.0 - enters - empty) / span
             spare = float(self._floor(b)) - self.alpha * b
             still += (1.0 - 1.0 / span) * max(spare, 0.0)
             still -= self.gamma * empty**b

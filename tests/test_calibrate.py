@@ -29,8 +29,8 @@ from llminfer.calibrate import (
 )
 from llminfer.data import fetch, read_steps
 from llminfer.data.logs import ServedLog
+from llminfer.laws.engines import COEFFICIENTS
 from llminfer.stats.intervals import Estimate
-from llminfer.timing import COEFFICIENTS
 
 TRUTH = {"alpha": 2e-4, "beta": 8e-3, "gamma": 0.012, "delta": 1e-4, "kappa": 4e-7}
 TRUTH |= {"epsilon": 2e-8}

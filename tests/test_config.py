@@ -221,14 +221,14 @@ def test_an_engine_is_continuous_unless_told_otherwise(preset):
 
 def test_batches_beyond_those_a_preset_was_fitted_to_are_said():
     fitted = SimulationConfig.from_preset(
-        "opt-13b-a100", batch_size=94, arrival_rate=0.5, **WARMUP
+        "opt-13b-a100", server="static", batch_size=94, arrival_rate=0.5, **WARMUP
     )
     beyond = fitted.replace(batch_size=95)
     controlled = fitted.replace(
         batch_control="queue", batch_control_params={"max_size": 200}
     )
     for config, size in ((beyond, 95), (controlled, 200)):
-        said = f"batch_size={size}: opt-13b-a100 was fitted to batches of at most 94;"
+        said = f"batches of {size}: opt-13b-a100 was fitted to batches of at most 94;"
         for run in (
             SimulationRunner(config).run,
             lambda config=config: simulate(config),
@@ -243,6 +243,21 @@ def test_batches_beyond_those_a_preset_was_fitted_to_are_said():
         SimulationRunner(fitted).run()
         SimulationRunner(beyond.replace(gamma=0.02)).run()  # coefficients of one's own
         SimulationRunner(beyond.replace(**PRESETS["report"].coefficients)).run()
+
+
+def test_a_continuous_server_says_so_where_its_batches_got_there():
+    config = SimulationConfig.from_preset(
+        "llama-3.1-8b-h200", batch_size=64, arrival_rate=8.0, **WARMUP
+    )
+    known = PRESETS["llama-3.1-8b-h200"].largest_batch
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert simulate(config).batch_size.max() <= known
+    with pytest.warns(
+        UserWarning, match=r"batches of \d+: llama-3.1-8b-h200 was fitted"
+    ):
+        busy = simulate(config.replace(arrival_rate=60.0))
+    assert known < busy.batch_size.max() <= 64
 
 
 def test_an_unknown_preset_brings_the_nearest():

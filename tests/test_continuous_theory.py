@@ -9,8 +9,8 @@ import pytest
 from continuous_cases import serve
 
 from llminfer import PRESETS, SimulationConfig, Workload, simulate
+from llminfer.laws.engines import STEP_LAWS
 from llminfer.theory.continuous_chain import ContinuousChain
-from llminfer.timing import STEP_LAWS
 
 CHAIN = SimulationConfig(
     server="continuous",

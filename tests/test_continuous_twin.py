@@ -75,6 +75,7 @@ def test_server_equals_the_step_by_step_twin(runs, data):
     assert_same_requests(record, twin.everyone)
     assert_same_steps(record, twin.steps)
     skip = data.draw(st.integers(0, len(workload) - 1))
-    assert_same_gaps(record, twin.everyone, config.step_time, skip)
+    if config.step_time.decode(1, 1, 1) > 0.0:  # else no clock tells tokens apart
+        assert_same_gaps(record, twin.everyone, config.step_time, skip)
     assert record.batch_limit.tolist() == twin.control.path()["batch_limit"].tolist()
     assert_close(record.limit_time, twin.control.path()["limit_time"], "limit")

@@ -9,7 +9,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from llminfer import SimulationConfig, Workload, simulate
-from llminfer.timing import COEFFICIENTS
+from llminfer.laws.engines import COEFFICIENTS
 
 TIMES = (
     "processing_start_time",

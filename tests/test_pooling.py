@@ -133,7 +133,7 @@ def test_gaps_between_tokens_are_pooled_too():
     config = config.replace(arrival_rate=5.0, num_requests=3_000, batch_size=16)
     table = sweep(config, {"arrival_rate": [5.0]}, replications=3, n_jobs=1)
     gaps = [
-        token_gaps(simulate(config.replace(random_seed=seed)), config.kappa, 500)
+        token_gaps(simulate(config.replace(random_seed=seed)), config.step_time, 500)
         for seed in table["seed"]
     ]
     together = Gaps(*(np.concatenate(column) for column in zip(*gaps, strict=True)))

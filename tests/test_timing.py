@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 from twin import step_seconds
 
 from llminfer import SimulationConfig, Workload, simulate
+from llminfer.laws.engines import STEP_LAWS
 from llminfer.laws.lengths import length_law
 from llminfer.servers.overload import may_carry_more
-from llminfer.timing import STEP_LAWS, StepTime
+from llminfer.timing import StepTime
 
 LAWS = st.builds(StepTime, *[st.floats(0.0, 1.0)] * 6, st.sampled_from(STEP_LAWS))
 TOKENS = st.integers(1, 40)
@@ -48,9 +49,10 @@ def test_alone_in_steps_a_prompt_is_prefilled_in_chunks(law, prompt, output, bud
 
 
 @pytest.mark.parametrize("gamma", [0.0, 0.003, 0.02, 0.5, 1e5])
+@pytest.mark.parametrize("launch", [0.0, 0.004, 0.06])
 @pytest.mark.parametrize("b", [1, 3, 50])
-def test_the_mean_time_of_a_static_batch_is_that_of_all_its_sums(gamma, b):
-    law = StepTime(1e-4, 0.01, gamma, 2e-4, 0.0, 3e-7, "roofline")
+def test_the_mean_time_of_a_static_batch_is_that_of_all_its_sums(gamma, b, launch):
+    law = StepTime(1e-4, 0.01, gamma, 2e-4, 0.0, 3e-7, "roofline", launch, 40)
     prompts = length_law("prompt", "lognormal", {"mu": 3, "sigma": 1, "max": 400})
     outputs = length_law("output", "uniform", {"min": 1, "max": 9})
     pmf = prompts.pmf()

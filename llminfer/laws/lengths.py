@@ -15,6 +15,7 @@ from functools import cached_property, lru_cache
 from typing import Any
 
 import numpy as np
+from scipy.signal import fftconvolve
 from scipy.special import boxcox, inv_boxcox, ndtr, ndtri
 
 from llminfer.base.arrays import MOST_TOKENS, FloatArray, IntArray
@@ -104,6 +105,38 @@ def _summed(law: LengthLaw, copies: int, power: int) -> float:
         x = np.exp(edges[:-1, None] + half * (nodes + 1.0))
         total += float((half * weights * term(x) * x).sum())
     return total
+
+
+def mean_shortfall(
+    law: LengthLaw, places: int, room: float, enters: float = 1.0, stays: float = 0.0
+) -> float:
+    """E[(room - S)+], tokens, for the sum S of what ``places`` places bring.
+
+    Each brings a length of ``law``, or one token, or none, independently. Only sums
+    below ``room`` matter: a power of the generating function is needed just so far.
+
+    Args:
+        law: Of lengths.
+        places: How many.
+        room: Tokens.
+        enters: A place's chance of a length.
+        stays: Its chance of one token.
+
+    >>> round(mean_shortfall(Constant(10), 2, 15.0, enters=0.5), 9)  # none, or one
+    6.25
+    """
+    if room > _SUMMED_WHOLE:  # far above all sums there are
+        return max(room - places * (enters * law.expectation() + stays), 0.0)
+    few = np.arange(int(room) + 1.0)
+    one = enters * -np.diff(law.survival(np.append(-1.0, few)))
+    one[:1] += 1.0 - enters - stays
+    one[1:2] += stays
+    total = np.eye(1, len(few))[0]
+    for bit in bin(places)[2:]:
+        total = fftconvolve(total, total)[: len(few)]
+        if bit == "1":
+            total = fftconvolve(total, one)[: len(few)]
+    return float(total @ (room - few))
 
 
 def _ordered(low_name: str, low: float, high_name: str, high: float) -> None:

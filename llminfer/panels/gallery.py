@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from llminfer.config import SimulationConfig
+from llminfer.laws.engines import PRESETS
 from llminfer.panels.continuous import ContinuousPicture
 from llminfer.panels.panel import Panel
 from llminfer.panels.picture import LatencyPicture
-from llminfer.timing import PRESETS
 
 REPORT = SimulationConfig(  # the course report's server
     arrival_rate=4.0,  # requests/s

@@ -10,11 +10,11 @@ from typing import Any, ClassVar
 import ipywidgets as w
 
 from llminfer.config import SimulationConfig
+from llminfer.laws.engines import LAW, PRESETS
 from llminfer.panels import html
 from llminfer.panels.controls import CONTROLS, Control, rounded
 from llminfer.panels.picture import Picture
 from llminfer.panels.replications import Replications
-from llminfer.timing import LAW, PRESETS
 
 _GIVEN = "as given"  # the coefficients of ``base``
 IMAGE = w.Layout(max_width="calc(100% - 4px)", align_self="flex-start")

@@ -30,8 +30,7 @@ class BatchProcessor:
         gamma: Seconds a decode step.
         delta: Seconds a sequence in a decode step.
         kappa: Seconds a KV token in a decode step.
-        epsilon: Seconds a pair of prompt tokens.
-        step_law: sum or roofline.
+        **law: The rest of a ``StepTime``: epsilon, step_law, launch, graph_tokens.
 
     Raises:
         ConfigError: A coefficient is negative or not finite.
@@ -44,11 +43,9 @@ class BatchProcessor:
         gamma: float,
         delta: float = 0.0,
         kappa: float = 0.0,
-        *,
-        epsilon: float = 0.0,
-        step_law: str = "sum",
+        **law: Any,
     ) -> None:
-        self.step_time = StepTime(alpha, beta, gamma, delta, kappa, epsilon, step_law)
+        self.step_time = StepTime(alpha, beta, gamma, delta, kappa, **law)
         self._batches = 0
         self._requests = 0
         self._busy_time = 0.0

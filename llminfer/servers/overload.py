@@ -11,10 +11,11 @@ import numpy as np
 
 from llminfer.base.errors import OverloadWarning
 from llminfer.config import SimulationConfig
+from llminfer.laws.engines import PRESETS
 from llminfer.laws.lengths import Empirical
 from llminfer.policies import ClassPolicy, FCFSPolicy
 from llminfer.record import RunRecord
-from llminfer.timing import PRESETS, StepTime
+from llminfer.timing import StepTime
 from llminfer.workload import Workload
 
 
@@ -69,12 +70,9 @@ def warn_ahead(
         workload: What all serve instead of their own: its rate and lengths count, if
             it comes in more than a few batches and not all at once.
     """
-    for name, preset in PRESETS.items():
-        known, law = preset.largest_batch or math.inf, StepTime(**preset.coefficients)
-        sizes = [c.largest_batch for c in configs if c.step_time == law]
-        if (largest := max(sizes, default=0)) > known:
-            said = f"batch_size={largest}: {name} was fitted to batches of at most"
-            _warn(f"{said} {known}; larger ones may take longer than this", UserWarning)
+    full = [c for c in configs if c.server == "static"]  # the other need not fill them
+    if said := _beyond(full, [c.largest_batch for c in full]):
+        _warn(said, UserWarning)
     if workload is not None:
         spread = np.ptp(workload.arrival_time) > 0.0
         many = [c for c in configs if spread and len(workload) > _few(c)]
@@ -92,6 +90,24 @@ def warn_ahead(
             "grow with the length of the run"
         )
     return bool(over)
+
+
+def _beyond(configs: Sequence[SimulationConfig], sizes: Sequence[int]) -> str:
+    """What to say where batches are larger than any that a preset was fitted to."""
+    for name, preset in PRESETS.items():
+        law, known = StepTime(**preset.coefficients), preset.largest_batch or math.inf
+        own = [n for c, n in zip(configs, sizes, strict=True) if c.step_time == law]
+        if (largest := max(own, default=0)) > known:
+            said = f"batches of {largest}: {name} was fitted to batches of at most"
+            return f"{said} {known}; larger ones may take longer than this"
+    return ""
+
+
+def warn_of_batches(config: SimulationConfig, record: RunRecord) -> None:
+    """Warn if a continuous server ran batches that no preset was fitted to."""
+    largest = int(record.batch_size.max(initial=0))
+    if config.server == "continuous" and (said := _beyond([config], [largest])):
+        _warn(said, UserWarning)
 
 
 def warn_of_growth(config: SimulationConfig, record: RunRecord) -> None:

@@ -29,8 +29,8 @@ from bisect import bisect_right
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from llminfer.laws.engines import COEFFICIENTS
 from llminfer.servers.batch import Batch
-from llminfer.timing import COEFFICIENTS
 
 
 @dataclass(slots=True, eq=False)

@@ -18,9 +18,9 @@ from llminfer import theory
 from llminfer.base.errors import OverloadWarning
 from llminfer.config import SimulationConfig
 from llminfer.experiment import run_many
+from llminfer.laws.engines import PRESETS
 from llminfer.record import RunRecord
 from llminfer.stats.intervals import Estimate
-from llminfer.timing import PRESETS
 
 Statistic = Callable[[RunRecord, int], float]  # of a run, less so many of warm-up
 _SAID = ("name", "metric", "source", "exact")  # of a comparison, in a table
