@@ -38,7 +38,7 @@ _NORMAL = 1.96  # standard errors to each side of a 95% interval
 # measured step by step, give or take a factor of e.
 _MEASURED = ("opt-13b-a100", "llama-2-70b-dgx-h100")
 _NOISE = 0.03  # what the law misses of a latency, relative
-_STEP_NOISE = 0.01  # and of the time of a stretch of steps
+_STEP_NOISE = 0.02  # and of the time of a stretch of steps
 _ALIKE = 9.0  # requests served together err together: so many count as one
 _ROBUST = 0.05  # relative errors above it count linearly, not squared
 _FLOOR = 50.0  # TPOTs; shorter times tell more of where in a step somebody arrived
