@@ -169,7 +169,8 @@ class StepTwin:
         for sequence in step.makes:
             sequence.token_times.append(step.end)
             if sequence.done:
-                self.running.remove(sequence)
+                if sequence in self.running:
+                    self.running.remove(sequence)
                 self.release(sequence)
                 latency = step.end - sequence.request.arrival_time
                 self.control.seen.finish(step.end, [latency])
@@ -190,8 +191,7 @@ class StepTwin:
             assert tokens > 0
             while not self.allocate(sequence, sequence.computed + tokens):
                 someone = True
-                victim = [s for s in self.running if not s.last][-1]
-                self.running.remove(victim)
+                victim = self.running.pop()
                 self.preempt(victim)
                 if victim is sequence:
                     return True
@@ -203,6 +203,9 @@ class StepTwin:
     def preempt(self, sequence: Sequence) -> None:
         sequence.preempted_at.append(self.stops)  # its step in progress ends first
         self.release(sequence)
+        if sequence.last:  # and makes its last token: it need not return
+            sequence.resumed_at.append(self.stops)
+            return
         sequence.computed = 0
         sequence.decoding = False
         self.preempted.insert(0, sequence)

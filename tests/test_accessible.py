@@ -25,7 +25,7 @@ PICTURES = (
 )
 
 
-@pytest.fixture(params=PICTURES, ids=lambda kind: kind.__name__)
+@pytest.fixture(scope="module", params=PICTURES, ids=lambda kind: kind.__name__)
 def figure(request):
     return request.param().figure
 

@@ -67,7 +67,7 @@ WIDE = REPORT.replace(  # of notebook 06
 def test_it_stays_at_or_below_what_the_server_carries(config):
     """TPOT does not feel the queue: nothing else holds the rate down."""
     slo = SLO(tpot=1000.0)
-    for seed in (0, 1000, 2000):
+    for seed in (0, 1000):
         few = {"replications": 5, "n_jobs": 1, "random_seed_start": seed}
         found = capacity(config, slo, **few)
         assert 0.97 < found.rate / config.max_stable_rate <= 1.0

@@ -128,7 +128,7 @@ def test_without_a_limit_there_is_no_occupancy():
         kv_occupancy(runner.record)
 
 
-@settings(max_examples=200)
+@settings(max_examples=120)
 @given(EXACT)
 def test_whoever_is_there_waits_or_runs(run):
     record = serve(*run)
@@ -141,7 +141,7 @@ def test_whoever_is_there_waits_or_runs(run):
     assert inside.values.max() <= run[0].largest_batch
 
 
-@settings(max_examples=200)
+@settings(max_examples=120)
 @given(EXACT)
 def test_the_longest_queue_is_found_before_somebody_leaves_it(run):
     record = serve(*run)

@@ -136,7 +136,7 @@ rows = st.lists(
 
 
 @pytest.mark.parametrize("law", LAWS)
-@settings(max_examples=150)
+@settings(max_examples=100)
 @given(rows, st.integers(1, 8), st.sampled_from([None, 0.0, 0.5, 4.0]), st.data())
 def test_a_controlled_run_is_what_the_law_says(law, rows, batch_size, timeout, data):
     params = st.fixed_dictionaries({**sizes, **interval, **parameters[law]})

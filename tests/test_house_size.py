@@ -82,7 +82,7 @@ def measured() -> dict[str, tuple[int, int]]:
     core = {*nine, *(path for places in FLOOR for path in HOME.glob(places))}
     long = [n for source in text.values() for _, n in functions(source) if n > 30]
     return {
-        "code lines of the nine core files": (sum(size[path] for path in nine), 1_300),
+        "code lines of the nine core files": (sum(size[path] for path in nine), 1_350),
         "code lines of the core and the servers": (sum(size[p] for p in core), 3_600),
         "code lines of all": (sum(size.values()), 9_000),
         "files in the top folder": (len(list(HOME.glob("*.py"))), 14),

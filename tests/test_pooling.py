@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llminfer import ConfigError, SimulationConfig, simulate, stats, sweep, theory
@@ -27,6 +27,7 @@ def left(runs):
     return pd.Series([kept("x", np.sort(run))["quantiles_x"] for run in runs])
 
 
+@settings(max_examples=25)
 @given(seed=st.integers(0, 10_000), q=st.sampled_from([0.5, 0.9, 0.95, 0.99]))
 def test_the_pooled_quantile_is_that_of_all_requests(seed, q):
     runs = samples(seed)

@@ -146,3 +146,20 @@ def test_a_law_of_static_batches_refuses_the_continuous_server(law):
     config = REPORT.replace(server="continuous", batch_size=1, arrival_rate=1.0)
     with pytest.raises(ConfigError, match="server='continuous': must be static"):
         law(config)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("step_law", "roofline"), ("epsilon", 1e-7), ("async_scheduling", True)],
+)
+def test_theory_is_of_the_reports_steps_alone_and_says_so(field, value):
+    """What is known of any law of steps, lambda*, is in ``test_continuous_theory``."""
+    must = {"step_law": "sum", "epsilon": 0.0, "async_scheduling": False}[field]
+    static = [theory.mg1, theory.priority, theory.conserved_work, theory.bulk_queue]
+    laws = [theory.continuous, theory.product_form]
+    for law in laws if field == "async_scheduling" else static + laws:
+        server = "static" if law in static else "continuous"
+        config = REPORT.replace(server=server, batch_size=1, arrival_rate=1.0)
+        with pytest.raises(ConfigError, match=rf"{field}=\S+: must be {must} for this"):
+            law(config.replace(**{field: value}))
+        assert theory.mean_latency(config.replace(**{field: value})) is None

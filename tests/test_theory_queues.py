@@ -18,7 +18,7 @@ from llminfer.theory.random_walk import Circle, scaled_counts
 CAPPED = {"mu": 4, "sigma": 1.5, "max": 8192}
 REPORT = SimulationConfig(prompt_dist_params=CAPPED)
 REAL = SimulationConfig.from_preset(
-    "opt-13b-a100", server="static", prompt_dist_params=CAPPED
+    "opt-13b-a100", server="static", epsilon=0.0, prompt_dist_params=CAPPED
 )
 
 

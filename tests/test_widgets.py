@@ -31,6 +31,11 @@ def curve(panel, name):
     return np.array(panel.picture.lines[name].get_data())
 
 
+@pytest.fixture(scope="module")
+def shared():
+    return Panel(BASE, quick(LatencyPicture), NAMES)
+
+
 @pytest.mark.parametrize(
     ("name", "value"),
     [
@@ -42,7 +47,8 @@ def curve(panel, name):
         ("batch_timeout", 3.0),
     ],
 )
-def test_a_slider_moves_curve_picture_numbers_and_configuration(panel, name, value):
+def test_a_slider_moves_curve_picture_numbers_and_configuration(shared, name, value):
+    panel = shared  # each of its sliders is moved once
     seen = curve(panel, "latency"), panel.image.value, panel.readings.value
     panel.controls[name].value = value
     assert getattr(panel.config, name) == value

@@ -187,9 +187,8 @@ class LogNormal(LengthLaw):
         return np.asarray(ndtr((self.mu - np.log(x)) / self.sigma))
 
 
-@dataclass(frozen=True)
-class Uniform(LengthLaw):
-    """Uniform on [``min``, ``max``]."""
+class _Between(LengthLaw):
+    """A law of real lengths from ``min`` to ``max``."""
 
     min: float
     max: float
@@ -200,6 +199,14 @@ class Uniform(LengthLaw):
     @property
     def support(self) -> tuple[int, float]:
         return int(self.min), math.ceil(self.max)
+
+
+@dataclass(frozen=True)
+class Uniform(_Between):
+    """Uniform on [``min``, ``max``]."""
+
+    min: float
+    max: float
 
     def _quantile(self, u: FloatArray) -> FloatArray:
         return self.min + (self.max - self.min) * u
@@ -211,7 +218,7 @@ class Uniform(LengthLaw):
 
 
 @dataclass(frozen=True)
-class TruncatedNormal(LengthLaw):
+class TruncatedNormal(_Between):
     """Normal given that it lies in [``min``, ``max``]: no atoms at the ends."""
 
     mu: float
@@ -222,7 +229,7 @@ class TruncatedNormal(LengthLaw):
     def __post_init__(self) -> None:
         number("mu", self.mu)
         number("sigma", self.sigma, above=0.0)
-        _interval(self)
+        super().__post_init__()
         low, high = self._ends()
         if abs(low - high) < 1e-12:
             raise fail(
@@ -233,10 +240,6 @@ class TruncatedNormal(LengthLaw):
         """P(X > min), P(X > max) of the normal before truncation."""
         low = float(ndtr((self.mu - self.min) / self.sigma))
         return low, float(ndtr((self.mu - self.max) / self.sigma))
-
-    @property
-    def support(self) -> tuple[int, float]:
-        return int(self.min), math.ceil(self.max)
 
     def _quantile(self, u: FloatArray) -> FloatArray:
         low, high = self._ends()
@@ -249,7 +252,7 @@ class TruncatedNormal(LengthLaw):
 
 
 @dataclass(frozen=True)
-class PowerLaw(LengthLaw):
+class PowerLaw(_Between):
     """Density proportional to x^-``alpha`` on [``min``, ``max``]: no atom at max."""
 
     alpha: float
@@ -258,13 +261,9 @@ class PowerLaw(LengthLaw):
 
     def __post_init__(self) -> None:
         number("alpha", self.alpha, least=0.0, most=50.0)
-        _interval(self)
+        super().__post_init__()
         if self.min == self.max:
             raise fail("max", self.max, f"above min={self.min:g}")
-
-    @property
-    def support(self) -> tuple[int, float]:
-        return int(self.min), math.ceil(self.max)
 
     def _quantile(self, u: FloatArray) -> FloatArray:
         e = 1.0 - self.alpha

@@ -9,22 +9,15 @@ from matplotlib.figure import Figure
 from llminfer.config import SimulationConfig
 from llminfer.experiment import simulate
 from llminfer.metrics import MetricsCollector, goodput
+from llminfer.panels import picture
 from llminfer.panels.html import seconds
-from llminfer.panels.picture import (
-    GOOD_ENOUGH,
-    Picture,
-    Points,
-    Shown,
-    over_shares,
-    quantile_points,
-)
 from llminfer.record import RunRecord
 from llminfer.report.figures import DASHES, log_axis
 from llminfer.report.timeline import over_time
 from llminfer.workload import Workload
 
 
-class ContinuousPicture(Picture):
+class ContinuousPicture(picture.Picture):
     """Distributions of TTFT and latency on both servers, and the continuous one's fill.
 
     The static server goes at once with what is there; the token budget and the KV
@@ -41,7 +34,7 @@ class ContinuousPicture(Picture):
     def compose(self, figure: Figure) -> None:
         axes = figure.subplot_mosaic("lc;lh")
         left, counts, held = axes["l"], axes["c"], axes["h"]
-        over_shares(left, 0.01, 1000.0, "seconds from arrival")
+        picture.over_shares(left, 0.01, 1000.0, "seconds from arrival")
         self.add(left, "static latency", 0, "static, last token")
         self.add(left, "static ttft", 0, "static, first token", linestyle=":")
         self.add(left, "continuous latency", 1, "continuous, last token")
@@ -61,20 +54,20 @@ class ContinuousPicture(Picture):
             ax.set_xlim(0.0, 1.0)
         held.set_xlabel("time, share of the continuous run")
 
-    def compute(self, config: SimulationConfig) -> Shown:
+    def compute(self, config: SimulationConfig) -> picture.Shown:
         few = self.short(config)
         requests, skip = Workload.generate(few), self.warmup
-        curves: dict[str, Points] = {}
+        curves: dict[str, picture.Points] = {}
         readings: dict[str, str] = {}
         for name, server in self.servers(few).items():
             record = simulate(server, requests)
             found = MetricsCollector.compute_metrics(record, skip)
-            curves[f"{name} ttft"] = quantile_points(record.ttft[skip:])
-            curves[f"{name} latency"] = quantile_points(record.latency[skip:])
+            curves[f"{name} ttft"] = picture.quantile_points(record.ttft[skip:])
+            curves[f"{name} latency"] = picture.quantile_points(record.latency[skip:])
             for time in ("ttft", "tpot", "latency"):
                 label = time if time == "latency" else time.upper()
                 readings[f"p99 {label}, {name}"] = seconds(found[f"p99_{time}"])
-            good = goodput(record, *GOOD_ENOUGH, skip)
+            good = goodput(record, *picture.GOOD_ENOUGH, skip)
             readings[f"goodput, {name}"] = f"{good:.3g} requests/s"
             if record.steps is not None:
                 readings["preemptions"] = f"{found['preemptions']:,.0f}"
@@ -82,7 +75,7 @@ class ContinuousPicture(Picture):
         return curves, readings
 
 
-def _over_the_run(record: RunRecord) -> dict[str, Points]:
+def _over_the_run(record: RunRecord) -> dict[str, picture.Points]:
     """Requests and blocks in the engine against the share of the run that is over."""
     table = over_time(record)
     time = table["time"].to_numpy() / float(table["time"].iloc[-1])

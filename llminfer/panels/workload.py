@@ -12,36 +12,25 @@ from matplotlib.figure import Figure
 
 from llminfer.config import SimulationConfig
 from llminfer.laws.lengths import LengthLaw
+from llminfer.panels import picture
 from llminfer.panels.controls import Control, Widgets
 from llminfer.panels.html import seconds
 from llminfer.panels.panel import Panel
-from llminfer.panels.picture import (
-    RING,
-    TIMEOUTS,
-    Picture,
-    Points,
-    Shown,
-    at_its_own_limit,
-    by_batch_limit,
-    over_batch_limits,
-    stable_from,
-    stable_limits,
-)
 
 _LENGTHS = np.unique(np.geomspace(1.0, 8192.0, 200).round())  # tokens
 
 
-class WorkloadPicture(Picture):
+class WorkloadPicture(picture.Picture):
     """p99 against the batch limit, for both rules of dispatch, and the prompts."""
 
     requests, warmup = 1000, 100
 
     def compose(self, figure: Figure) -> None:
         left, right = figure.subplots(1, 2)
-        over_batch_limits(left, 0.3, 300.0, "p99 latency, seconds")
-        for i, rule in enumerate(TIMEOUTS):
+        picture.over_batch_limits(left, 0.3, 300.0, "p99 latency, seconds")
+        for i, rule in enumerate(picture.TIMEOUTS):
             self.add(left, rule, i, rule)
-        self.add(left, "best", 6, "the best", **RING)
+        self.add(left, "best", 6, "the best", **picture.RING)
         self.add(left, "here", 6, "now", marker="x", linestyle="none")
         left.legend(loc="lower left", bbox_to_anchor=(0.0, 1.0), ncols=2)
         right.set(xscale="log", xlim=(1.0, 8192.0), ylim=(0.0, 1.02))
@@ -51,14 +40,14 @@ class WorkloadPicture(Picture):
         self.add(right, "tokens", 3, "of all prompt tokens")
         right.legend(loc="lower left", bbox_to_anchor=(0.0, 1.0), ncols=2)
 
-    def compute(self, config: SimulationConfig) -> Shown:
+    def compute(self, config: SimulationConfig) -> picture.Shown:
         few = self.short(config)
-        sizes = stable_limits(config)
+        sizes = picture.stable_limits(config)
         curves = _cumulative_shares(config.prompts)
-        curves["here"], readings = at_its_own_limit(few)
-        readings |= stable_from(sizes)
+        curves["here"], readings = picture.at_its_own_limit(few)
+        readings |= picture.stable_from(sizes)
         best: list[tuple[int, float]] = []
-        for rule, (_, p99) in by_batch_limit(few, sizes).items():
+        for rule, (_, p99) in picture.by_batch_limit(few, sizes).items():
             curves[rule] = (np.array(sizes), p99)
             if sizes:
                 size, least = sizes[p99.argmin()], p99.min()
@@ -71,7 +60,7 @@ class WorkloadPicture(Picture):
         return curves, readings | {"prompts": moments}
 
 
-def _cumulative_shares(prompts: LengthLaw) -> dict[str, Points]:
+def _cumulative_shares(prompts: LengthLaw) -> dict[str, picture.Points]:
     """Which share of requests, and of their tokens, lies in prompts up to a length."""
     chance = prompts.pmf()
     tokens = chance * np.arange(len(chance))

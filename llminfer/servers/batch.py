@@ -74,7 +74,7 @@ class Batch:
     prefilled: list[int] = field(default_factory=list)
     pairs: float = 0.0  # of a token that is prefilled in it and one it attends to
     # With the last token out, or made by the step in progress, but a place and so many
-    # tokens in the cache until that ends
+    # blocks until that ends; 0 if it had to give them up before
     leaving: dict[int, int] = field(default_factory=dict)
     # Who waits, or is gone
     admitted: int = 0  # how many have left the queue
@@ -141,7 +141,14 @@ class Batch:
         """The one admitted last gives up its blocks, and waits at the head."""
         pool, log = self.pool, self.log
         assert pool is not None
-        i = next(i for i in reversed(self.running) if i not in self.leaving)
+        i = next(i for i in reversed(self.running) if self.leaving.get(i, 1))
+        self.must_be_free = 0
+        if blocks := self.leaving.get(i):  # its last token is made: it needs no return
+            self.leaving[i] = 0
+            pool.free += blocks
+            pool.released += blocks
+            self._note_preemption(i, now, now)
+            return
         entry = self.running.pop(i)
         if i == self.partial:
             self.partial = -1
@@ -156,14 +163,17 @@ class Batch:
             self._forget_the_gone()
         pool.abandon(i, tokens)
         self.preempted.append(i)
-        self.must_be_free = 0
         if self.control is not None:
             self.control.seen.take(-1)
         self.row[i] = len(log.victim)
+        self._note_preemption(i, now, math.nan)
+
+    def _note_preemption(self, i: int, now: float, back: float) -> None:
+        log = self.log
         log.victim.append(i)
         log.preempted.append(now)
-        log.resumed.append(math.nan)
-        log.caught_up.append(math.nan)
+        log.resumed.append(back)
+        log.caught_up.append(back)
 
     # Who waits
 
@@ -271,7 +281,7 @@ class Batch:
             tokens = self.prompt[i] + self.output[i] - 1
             self.decoding -= 1
             self.kv_tokens -= tokens
-            self._leave(i, tokens, end)
+            self._leave(i, end)
             if pool is not None:
                 pool.cycle[(self.decoded - tokens) % pool.block_size] -= 1
                 self._forget_the_gone()
@@ -302,27 +312,28 @@ class Batch:
                 if pool is not None:
                     pool.cycle[(decoded - tokens) % pool.block_size] += 1
             else:
-                self._leave(i, tokens, end)
+                self._leave(i, end)
         self.prefilled.clear()
 
-    def _leave(self, i: int, tokens: int, end: float) -> None:
-        """A request with so many tokens in its cache has its last token at ``end``."""
+    def _leave(self, i: int, end: float) -> None:
+        """A request has its last token at ``end``."""
         self.finished[i] = end
-        self.leaving[i] = tokens
         self.running[i] = -1  # no entry of the heap is its own any more
+        tokens = self.prompt[i] + self.output[i] - 1
+        self.leaving[i] = self.pool.blocks_for(tokens) if self.pool is not None else 0
 
     def let_go(self) -> int:
         """Those whose last token is out give up place and blocks; how many of these."""
-        blocks, pool, control = 0, self.pool, self.control
-        for i, tokens in self.leaving.items():
+        pool, control = self.pool, self.control
+        for i in self.leaving:
             del self.running[i]
-            self.tokens_done += tokens + 1
+            self.tokens_done += self.prompt[i] + self.output[i]
             if control is not None:
                 end = self.finished[i]
                 control.seen.finish(end, [end - self.requests.arrival[i]])
-            if pool is not None:
-                blocks += pool.blocks_for(tokens)
+        blocks = 0
         if pool is not None:
+            blocks = sum(self.leaving.values())
             pool.free += blocks
             pool.released += blocks
         self.leaving.clear()

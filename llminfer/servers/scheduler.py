@@ -20,6 +20,12 @@ Two sequences with 10 KV tokens together, gamma = 1 s and kappa = 0.1 s, have st
 
 A request that arrives 3.0 s after the start, and finds room, ends the stretch with the
 step in progress, the second: at 4.2 s. No step in between was an event.
+
+Scheduled ahead (``async_scheduling``), a step is composed when the one before begins.
+Then the third step, from 4.2 to 6.6 s, was composed at 2.0 s, without that request; the
+next stretch is due at 4.2 s, when the last step of this one begins, and begins at
+6.6 s. Who has its last token in the step in progress is left out of the next one, and
+gives up its place and blocks when its step ends.
 """
 
 from __future__ import annotations

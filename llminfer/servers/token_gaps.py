@@ -271,7 +271,8 @@ def _decoding_times(
     first, end = record.first_token_time[mine], record.processing_end_time[mine]
     if not len(log.preempted_request):
         return first, end, np.empty(0)
-    some = np.isin(log.preempted_request, mine)
+    done = record.processing_end_time[log.preempted_request]
+    some = np.isin(log.preempted_request, mine) & (log.preempted_time < done)
     who, time = log.preempted_request[some], log.preempted_time[some]
     order = np.lexsort((time, who))
     who, time = who[order], time[order]

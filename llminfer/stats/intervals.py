@@ -13,12 +13,7 @@ from scipy.special import stdtrit
 
 from llminfer.base.arrays import FloatArray
 from llminfer.base.errors import ConfigError, fail, nearest, number
-from llminfer.stats.pooling import (
-    FEWEST_BEYOND,
-    by_replication,
-    fewest_beyond,
-    level_of,
-)
+from llminfer.stats import pooling
 
 Values = Sequence[float] | FloatArray
 Row = Mapping[str, Any] | pd.Series | pd.DataFrame
@@ -214,7 +209,7 @@ def summarize(
     frame = frame.reset_index(drop=True)  # tables put together repeat their labels
     rows: list[dict[str, Any]] = []
     for name in names:
-        numbers = pd.Series(by_replication(frame, name, groups), frame.index)
+        numbers = pd.Series(pooling.by_replication(frame, name, groups), frame.index)
         for label, group in frame.groupby(groups, sort=False, dropna=False):
             values = np.asarray(numbers[group.index], np.float64)
             rows.append(
@@ -234,9 +229,11 @@ def _rests_on(group: pd.DataFrame, metric: str) -> dict[str, Any]:
     if "memories" not in group:
         return {}
     memories = float(group["memories"].min())
-    quantile = level_of(metric, group.columns)
-    beyond = fewest_beyond(group[quantile[1]], quantile[0]) if quantile else math.inf
-    sound = memories >= FEWEST_MEMORIES and round(beyond, 6) >= FEWEST_BEYOND
+    quantile = pooling.level_of(metric, group.columns)
+    beyond = (
+        pooling.fewest_beyond(group[quantile[1]], quantile[0]) if quantile else math.inf
+    )
+    sound = memories >= FEWEST_MEMORIES and round(beyond, 6) >= pooling.FEWEST_BEYOND
     return {"memories": memories, "sound": sound}
 
 
@@ -279,15 +276,11 @@ def pooled_quantile(samples: Sequence[Values], q: float) -> Estimate:
     n = len(groups)
     if n < 2:
         raise ConfigError(f"samples: {n} replications: must be at least 2")
-    tail = min(q, 1.0 - q)
-    shortest = min(range(n), key=lambda i: len(groups[i]))
-    beyond = len(groups[shortest]) * tail
-    if round(beyond, 6) < FEWEST_BEYOND:
-        raise ConfigError(
-            f"samples[{shortest}]: {len(groups[shortest])} values have {beyond:.4g} "
-            f"beyond the quantile q={q:g}: must be at least {FEWEST_BEYOND}, in "
-            f"{math.ceil(round(FEWEST_BEYOND / tail, 6))} values"
-        )
+    needed = math.ceil(round(pooling.FEWEST_BEYOND / min(q, 1.0 - q), 6))
+    for i, group in enumerate(groups):
+        if len(group) < needed:
+            must = f"at least {needed}, or too few lie beyond the quantile q={q:g}"
+            raise ConfigError(f"samples[{i}]: {len(group)} values: must be {must}")
     pooled = np.concatenate(groups)
     owner = np.repeat(np.arange(n), [len(group) for group in groups])
     left_out = [float(np.quantile(pooled[owner != i], q)) for i in range(n)]

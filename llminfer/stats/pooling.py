@@ -143,12 +143,9 @@ def by_replication(frame: pd.DataFrame, metric: str, groups: list[str]) -> Float
             raise fail("metric", metric, must)
         return frame[metric].to_numpy(dtype=np.float64)
     q, column = found
-    places = pd.Series(np.arange(len(frame)))
-    numbers = np.empty(len(frame))
-    keys = [frame[name].reset_index(drop=True) for name in groups]
-    for _, rows in places.groupby(keys, sort=False, dropna=False):
-        numbers[rows] = pseudo_values(frame[column].iloc[rows], q)
-    return numbers
+    alike = frame.reset_index(drop=True).groupby(groups, sort=False, dropna=False)
+    numbers = alike[column].transform(lambda its: pseudo_values(its, q))
+    return numbers.to_numpy(dtype=np.float64)
 
 
 def fewest_beyond(quantiles: pd.Series, q: float) -> float:

@@ -11,13 +11,7 @@ from scipy.special import gammainc
 
 from llminfer.base.arrays import FloatArray, IntArray
 from llminfer.laws.lengths import LengthLaw
-from llminfer.theory.random_walk import (
-    circle_for,
-    first_entry,
-    folded,
-    scaled_counts,
-    stationary,
-)
+from llminfer.theory import random_walk as walk
 from llminfer.theory.service_time import (
     ComplexArray,
     WaitLaw,
@@ -71,12 +65,12 @@ class BulkQueue(WaitLaw):
         def count(z: ComplexArray) -> ComplexArray:
             return self._transforms(rate * (1.0 - z))
 
-        circle = circle_for(lambda z: count(z)[-1], most, rate)
-        arrivals, circle = scaled_counts(count, circle)
-        entry = first_entry(arrivals[-1], most, circle)
-        after = folded(arrivals * circle.shrinking(arrivals.shape[-1]), entry)
+        circle = walk.circle_for(lambda z: count(z)[-1], most, rate)
+        arrivals, circle = walk.scaled_counts(count, circle)
+        entry = walk.first_entry(arrivals[-1], most, circle)
+        after = walk.folded(arrivals * circle.shrinking(arrivals.shape[-1]), entry)
         size = self._sizes(np.arange(most))
-        few = stationary(after[size - self.least])
+        few = walk.stationary(after[size - self.least])
         z = circle.at(circle.points)
         served = circle.values(few @ arrivals[size - self.least])
         start = circle.values(few / circle.shrinking(most))

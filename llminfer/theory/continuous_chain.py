@@ -16,15 +16,7 @@ from scipy.special import binom
 
 from llminfer.base.arrays import FloatArray, IntArray
 from llminfer.laws.lengths import Geometric, LengthLaw
-from llminfer.theory.random_walk import (
-    Circle,
-    Generating,
-    circle_for,
-    first_entry,
-    folded,
-    scaled_counts,
-    stationary,
-)
+from llminfer.theory import random_walk as walk
 from llminfer.theory.service_time import ComplexArray, exponential_sum, token_pmf
 from llminfer.theory.single_server import check_load
 from llminfer.timing import StepTime
@@ -66,7 +58,7 @@ class ContinuousChain:
         n, stay = j[:, None], np.maximum(j[:, None] - j, 0)
         return np.asarray(binom(n, j) * (1.0 - end) ** j * end**stay)
 
-    def _arrivals(self, decoding: IntArray, admitted: IntArray) -> Generating:
+    def _arrivals(self, decoding: IntArray, admitted: IntArray) -> walk.Generating:
         """E[z^arrivals] in steps of shape (n,), as a function to (n, points)."""
         own = self._fixed(decoding, admitted)
         pmf = token_pmf(self.prompts)
@@ -94,22 +86,22 @@ class ContinuousChain:
         most, going_on = self.batch_size, self._going_on
         every = np.arange(most + 1)
         full = self._arrivals(every, most - every)
-        walk = lambda z: going_on[-1] @ (full(z) * z ** every[:, None])  # noqa: E731
-        circle = circle_for(walk, most, self.arrival_rate)
+        total_of = lambda z: going_on[-1] @ (full(z) * z ** every[:, None])  # noqa: E731
+        circle = walk.circle_for(total_of, most, self.arrival_rate)
         m, q = np.nonzero(np.add.outer(every, every[:-1]) < most)
         k = np.where(m + q == 0, 1, q)  # an idle server starts with the next arrival
         pairs = np.concatenate((m, every)), np.concatenate((k, most - every))
-        scaled, circle = scaled_counts(self._arrivals(*pairs), circle)
+        scaled, circle = walk.scaled_counts(self._arrivals(*pairs), circle)
         shrink = circle.shrinking(scaled.shape[1])
         few, busy = np.split(scaled, [len(m)])
         total = np.zeros(scaled.shape[1] + most)
         for j in every:  # those who go on, and the arrivals of a full step
             chance = going_on[-1, j] * circle.radius**j
             total[j : j + scaled.shape[1]] += chance * scaled[len(m) + j]
-        entry = first_entry(total, most, circle)
+        entry = walk.first_entry(total, most, circle)
         reach = _landings(busy * shrink, entry)
         chain = self._watched(few * shrink, reach, m, q, going_on[m + k])
-        visits, queue = np.split(stationary(chain), [len(m)])
+        visits, queue = np.split(walk.stationary(chain), [len(m)])
         inflow = (going_on[m + k] * visits[:, None]).T @ few
         inflow[np.add.outer(every, np.arange(inflow.shape[1])) < most] = 0.0
         queue = self._queue(inflow, queue, busy, total, circle)
@@ -157,7 +149,7 @@ class ContinuousChain:
         few: FloatArray,
         busy: FloatArray,
         total: FloatArray,
-        circle: Circle,
+        circle: walk.Circle,
     ) -> FloatArray:
         """How often q wait after a full step, q = 0, 1, ..., as ``few`` has it below B.
 
@@ -287,7 +279,7 @@ def _landings(busy: FloatArray, entry: FloatArray) -> FloatArray:
         entry: From ``first_entry``.
     """
     found = np.empty((*busy.shape, len(entry)))
-    found[:, 0] = folded(busy, entry)
+    found[:, 0] = walk.folded(busy, entry)
     for x in range(1, busy.shape[1]):
         found[:, x] = found[:, x - 1, -1:] * entry
         found[:, x, 1:] += found[:, x - 1, :-1]
