@@ -355,13 +355,12 @@ def fit_steps(
     0.0001
     """
     choice("step_law", step_law, STEP_LAWS)
-    graph = whole("graph_tokens", graph_tokens, least=0)
-    stretches = _Stretches(steps, whole("stretch", stretch, least=1), graph)
+    stretches = _Stretches(steps, whole("stretch", stretch, least=1), graph_tokens)
     each = steps["seconds"].to_numpy(dtype=np.float64)
     start = _usual(math.log(_FASTEST * float(np.quantile(each, 0.1))))
     misses = partial(stretches.misses, law=step_law)
     found, unidentified, covariance = _estimates(*_least([misses], start, _STEP_NOISE))
-    law = {"step_law": step_law, "graph_tokens": graph}
+    law = {"step_law": step_law, "graph_tokens": graph_tokens}
     return Fitted(found, unidentified, law, covariance=covariance)
 
 
@@ -385,8 +384,7 @@ class _Run:
         if steps is not None:
             require_columns(steps, ["done"])
             early = steps["done"] - log.origin <= log.last_token_time[part].max()
-            graph = self.base.graph_tokens
-            self.stretches = _Stretches(steps[early], _STRETCH, graph)
+            self.stretches = _Stretches(steps[early], _STRETCH, self.base.graph_tokens)
 
     def simulate(self, logs: FloatArray, law: str) -> RunRecord:
         """The requests under coefficients of these logarithms."""
@@ -458,11 +456,9 @@ def _with(base: SimulationConfig, logs: FloatArray) -> SimulationConfig:
 
 def _usual(gamma: float) -> FloatArray:
     """Logarithms of all coefficients beside one of gamma, on engines measured."""
-    known = np.array(
-        [[getattr(PRESETS[n], c) for c in COEFFICIENTS] for n in _MEASURED]
-    )
+    known = np.array([PRESETS[name][:6] for name in _MEASURED])
     known = np.where(known > 0.0, known, np.nan)  # one of them has no epsilon
-    logs = gamma + np.nanmean(np.log(known[:, :-1] / known[:, 2:3]), axis=0)
+    logs = gamma + np.nanmean(np.log(known / known[:, 2:3]), axis=0)
     return np.append(logs, math.log(_LAUNCH))
 
 

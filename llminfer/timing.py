@@ -226,8 +226,7 @@ class StepTime:
             own += self.alpha * (output - 1.0)
             places = math.ceil(b)
             still = self._spare(prompts, places, enters, 1.0 - enters - empty) / span
-            spare = float(self._floor(b)) - self.alpha * b
-            still += (1.0 - 1.0 / span) * max(spare, 0.0)
+            still += (1.0 - 1.0 / span) * max(self._floor(b) - self.alpha * b, 0.0)
             still -= self.gamma * empty**b
         freed = b / cycle
         step = self.beta * came + still + freed * own
