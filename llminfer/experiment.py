@@ -20,12 +20,8 @@ from llminfer.config import SimulationConfig
 from llminfer.metrics import MetricsCollector, metrics_and_times
 from llminfer.policies import SchedulingPolicy, register_policy, registered_policy
 from llminfer.record import RunRecord
+from llminfer.servers import overload
 from llminfer.servers.continuous import ContinuousBatchingServer
-from llminfer.servers.overload import (
-    warn_ahead,
-    warn_of_batches,
-    warn_of_growth,
-)
 from llminfer.servers.static import LLMInferenceServer
 from llminfer.stats.pooling import kept
 from llminfer.theory.known import measured_memories
@@ -110,11 +106,11 @@ def simulate(config: SimulationConfig, workload: Workload | None = None) -> RunR
 
 def _watched(config: SimulationConfig, workload: Workload | None) -> RunRecord:
     """The record of one run, with warnings to whoever asked its caller for it."""
-    warned = warn_ahead([config], workload)
+    warned = overload.warn_ahead([config], workload)
     record = _simulated(config, workload)
-    warn_of_batches(config, record)
+    overload.warn_of_batches(config, record)
     if not warned:
-        warn_of_growth(config, record)
+        overload.warn_of_growth(config, record)
     return record
 
 
@@ -183,7 +179,7 @@ def run_many(
         OverloadWarning: Once, if any offered load is 1 or more.
     """
     distinct = {config.replace(random_seed=None): config for config in configs}
-    warn_ahead(list(distinct.values()))
+    overload.warn_ahead(list(distinct.values()))
     store = RunStore()
     try:
         found = ((i, store.get(run_key(c, measure))) for i, c in enumerate(configs))

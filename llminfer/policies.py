@@ -13,15 +13,9 @@ from llminfer.base.arrays import FloatArray, IntArray
 from llminfer.base.errors import ConfigError, build, choice, fail, number
 from llminfer.base.streams import stream
 from llminfer.request import Request, RequestClass
-from llminfer.servers.class_queue import (
-    ClassQueue,
-    FairShare,
-    Ordered,
-    RoundRobin,
-    Turns,
-)
+from llminfer.servers import class_queue
 
-T = TypeVar("T", bound=Ordered)
+T = TypeVar("T", bound=class_queue.Ordered)
 
 
 class Waiting(NamedTuple):
@@ -211,17 +205,19 @@ class ClassPolicy(SchedulingPolicy):
     """
 
     request_classes: tuple[RequestClass, ...] = ()  # by class number
-    _queue: ClassQueue[Request] | None = field(default=None, init=False, repr=False)
+    _queue: class_queue.ClassQueue[Request] | None = field(
+        default=None, init=False, repr=False
+    )
 
     @abstractmethod
-    def turns(self) -> Turns:
+    def turns(self) -> class_queue.Turns:
         """Whose turn it is, when nobody has been served yet."""
 
     def queues(
         self, class_of: Callable[[T], int], tokens_of: Callable[[T], int]
-    ) -> ClassQueue[T]:
+    ) -> class_queue.ClassQueue[T]:
         """An empty queue under this policy."""
-        return ClassQueue(self.turns(), class_of, tokens_of)
+        return class_queue.ClassQueue(self.turns(), class_of, tokens_of)
 
     def sort_requests(
         self, requests: Sequence[Request], current_time: float
@@ -256,8 +252,8 @@ class ClassRoundRobinPolicy(ClassPolicy):
 
     name: ClassVar[str] = "Class-RR"
 
-    def turns(self) -> Turns:
-        return RoundRobin()
+    def turns(self) -> class_queue.Turns:
+        return class_queue.RoundRobin()
 
 
 @dataclass(eq=False)
@@ -270,8 +266,8 @@ class WFQPolicy(ClassPolicy):
 
     name: ClassVar[str] = "WFQ"
 
-    def turns(self) -> Turns:
-        return FairShare([its.weight for its in self.request_classes])
+    def turns(self) -> class_queue.Turns:
+        return class_queue.FairShare([its.weight for its in self.request_classes])
 
 
 POLICIES: dict[str, type[SchedulingPolicy]] = {

@@ -9,15 +9,7 @@ from typing import Protocol
 
 import numpy as np
 
-from llminfer.policies import (
-    ClassPolicy,
-    FCFSPolicy,
-    KeyedPolicy,
-    SchedulingPolicy,
-    Waiting,
-    ranked,
-    service_tokens,
-)
+from llminfer import policies
 from llminfer.request import Request
 from llminfer.workload import Workload
 
@@ -54,7 +46,7 @@ class WaitingQueue(Protocol):
 
 
 def waiting_queue(
-    policy: SchedulingPolicy, workload: Workload, every: bool = True
+    policy: policies.SchedulingPolicy, workload: Workload, every: bool = True
 ) -> WaitingQueue:
     """The cheapest queue that keeps ``policy``'s order.
 
@@ -66,12 +58,18 @@ def waiting_queue(
         every: Will all of them join? Another server may take some.
     """
     sorts = type(policy).sort_requests
-    if isinstance(policy, KeyedPolicy) and sorts is KeyedPolicy.sort_requests:
-        if every and type(policy).keys is FCFSPolicy.keys:
+    if (
+        isinstance(policy, policies.KeyedPolicy)
+        and sorts is policies.KeyedPolicy.sort_requests
+    ):
+        if every and type(policy).keys is policies.FCFSPolicy.keys:
             return _ArrivalQueue()
         return _KeyedQueue(policy, workload)
-    if isinstance(policy, ClassPolicy) and sorts is ClassPolicy.sort_requests:
-        tokens = service_tokens(workload.prompt_length, workload.output_length)
+    if (
+        isinstance(policy, policies.ClassPolicy)
+        and sorts is policies.ClassPolicy.sort_requests
+    ):
+        tokens = policies.service_tokens(workload.prompt_length, workload.output_length)
         classes = array("q", workload.request_class.tobytes())
         return policy.queues(
             classes.__getitem__, array("q", tokens.tobytes()).__getitem__
@@ -111,9 +109,9 @@ class _KeyedQueue:
 
     can_overtake, time_dependent = True, False
 
-    def __init__(self, policy: KeyedPolicy, workload: Workload) -> None:
+    def __init__(self, policy: policies.KeyedPolicy, workload: Workload) -> None:
         numbers = np.arange(len(workload))
-        columns = Waiting(
+        columns = policies.Waiting(
             numbers,
             workload.arrival_time,
             workload.prompt_length,
@@ -161,7 +159,7 @@ class _SortedQueue:
 
     can_overtake = time_dependent = True
 
-    def __init__(self, policy: SchedulingPolicy, workload: Workload) -> None:
+    def __init__(self, policy: policies.SchedulingPolicy, workload: Workload) -> None:
         self.policy = policy
         self.requests = list(workload.requests())
         self.waiting: dict[int, Request] = {}
@@ -192,6 +190,6 @@ class _SortedQueue:
 
     def _sorted(self, now: float) -> list[Request]:
         if now != self.asked or not self.order:
-            self.order = ranked(self.policy, self.waiting.values(), now)[::-1]
+            self.order = policies.ranked(self.policy, self.waiting.values(), now)[::-1]
             self.asked = now
         return self.order

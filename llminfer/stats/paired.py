@@ -18,12 +18,7 @@ from scipy.special import fdtrc, stdtr
 
 from llminfer.base.arrays import FloatArray
 from llminfer.base.errors import ConfigError, fail
-from llminfer.stats.intervals import (
-    Estimate,
-    confidence_level,
-    require_columns,
-    t_quantile,
-)
+from llminfer.stats import intervals
 from llminfer.stats.pooling import by_replication
 
 BLOCK = "replication"  # what the alternatives share: one replication's requests
@@ -94,12 +89,12 @@ def _compared(
 ) -> dict[str, Any]:
     """A row of ``paired_differences`` without labels: difference, ratio and t test."""
     difference = other - base
-    found = Estimate.of_mean(difference, confidence)
+    found = intervals.Estimate.of_mean(difference, confidence)
     error = float(difference.std(ddof=1)) / math.sqrt(len(base))
     t = _over(found.value, error)
     level = float(base.mean())
     ratio = found.value / level if level else math.nan
-    relative = Estimate(ratio, *_fieller(base, difference, confidence))
+    relative = intervals.Estimate(ratio, *_fieller(base, difference, confidence))
     return {
         **found.row("difference"),
         **relative.row("relative"),
@@ -124,7 +119,7 @@ def _fieller(
     which is quadratic in r. Where the baseline's mean may be 0 there are no bounds.
     """
     n = len(base)
-    squared = t_quantile(confidence, n - 1) ** 2 / n
+    squared = intervals.t_quantile(confidence, n - 1) ** 2 / n
     (xx, xy), (_, yy) = squared * np.cov(base, difference)
     x, y = base.mean(), difference.mean()
     a, half_b, c = x * x - xx, x * y - xy, y * y - yy
@@ -256,7 +251,7 @@ def _by_block(
         ConfigError: A column is unknown, there are fewer than two alternatives or
             blocks, or an alternative lacks a block or has one twice.
     """
-    require_columns(frame, [metric, over, BLOCK])
+    intervals.require_columns(frame, [metric, over, BLOCK])
     codes, uniques = pd.factorize(frame[over], use_na_sentinel=False)
     labels = uniques.tolist()
     rows, blocks = pd.factorize(frame[BLOCK], use_na_sentinel=False)
@@ -342,7 +337,7 @@ def best_against_rest(
         "alternative": best[1],
         "n": len(results),
     }
-    missed = 1.0 - confidence_level(confidence)
+    missed = 1.0 - intervals.confidence_level(confidence)
     for ends, many in ((("", "_lower"), len(mine)), (("_upper",), len(rest))):
         pairs = [
             [_compared(results[:, i], results[:, j], 1.0 - missed / many) for i in mine]

@@ -26,14 +26,7 @@ from llminfer.policies import (
     SJFPolicy,
     Waiting,
 )
-from llminfer.theory.service_time import (
-    BatchTime,
-    ComplexArray,
-    Service,
-    WaitLaw,
-    invert,
-    token_pmf,
-)
+from llminfer.theory import service_time
 
 _STEPS = 256  # of the log of a noisy prediction
 
@@ -61,7 +54,7 @@ def orders_as(policy: SchedulingPolicy, kind: type[KeyedPolicy]) -> bool:
 
 
 @dataclass(frozen=True)
-class MG1(WaitLaw):
+class MG1(service_time.WaitLaw):
     """The wait in a FCFS queue with one server and Poisson arrivals.
 
     Args:
@@ -82,7 +75,7 @@ class MG1(WaitLaw):
     """
 
     arrival_rate: float
-    service: Service
+    service: service_time.Service
 
     def __post_init__(self) -> None:
         number("arrival_rate", self.arrival_rate, above=0.0)
@@ -127,9 +120,9 @@ class MG1(WaitLaw):
         return self.mean**2 + third
 
     def _exceeds(self, t: FloatArray) -> FloatArray:
-        return invert(self._transform, t)
+        return service_time.invert(self._transform, t)
 
-    def _transform(self, s: ComplexArray) -> ComplexArray:
+    def _transform(self, s: service_time.ComplexArray) -> service_time.ComplexArray:
         """The transform of P(W > t), from (1-rho) s / (s - lambda + lambda S~(s))."""
         rest = s - self.arrival_rate * (1.0 - self.service.transform(s))
         return np.asarray((1.0 - (1.0 - self.load) * s / rest) / s)
@@ -264,7 +257,7 @@ class _Outputs(NamedTuple):
     @classmethod
     def exact(cls, law: LengthLaw) -> _Outputs:
         """Every length a cell."""
-        pmf = token_pmf(law)
+        pmf = service_time.token_pmf(law)
         tokens = np.flatnonzero(pmf).astype(np.float64)
         return cls(tokens, pmf[pmf > 0.0], tokens, tokens * (tokens - 1.0) / 2.0)
 
@@ -301,11 +294,11 @@ def policy_waits(config: SimulationConfig) -> PriorityWaits:
             arrival or the request's number, or the load is 1 or more.
     """
     policy, law, rate = config.policy(), config.step_time, config.arrival_rate
-    time = BatchTime(law, config.prompts, config.outputs)
+    time = service_time.BatchTime(law, config.prompts, config.outputs)
     second = time.moment(2)
     if orders_as(policy, FCFSPolicy):
         return by_key(rate, [0], [1], [time.moment(1)], second)
-    pmf = token_pmf(config.prompts)
+    pmf = service_time.token_pmf(config.prompts)
     prompt = np.flatnonzero(pmf)[:, None]
     outputs, keys = _keys(config, policy, prompt)
     service = law.prefill(prompt) + law.kappa * outputs.pairs
