@@ -70,7 +70,8 @@ class MG1(service_time.WaitLaw):
     >>> from llminfer.laws.lengths import Constant
     >>> from llminfer.timing import StepTime
     >>> one_second = StepTime(alpha=0.0, beta=1.0, gamma=0.0)
-    >>> MG1(0.5, BatchTime(one_second, Constant(9), Constant(9))).mean  # M/D/1
+    >>> service = service_time.BatchTime(one_second, Constant(9), Constant(9))
+    >>> MG1(0.5, service).mean  # M/D/1
     0.5
     """
 
