@@ -9,6 +9,7 @@ import pytest
 from bench import CountingEnvironment
 from cases import RUNS, serve_columns
 from hypothesis import given, settings
+from twin import step_seconds
 
 from llminfer import LLMInferenceServer, MetricsCollector
 
@@ -59,9 +60,9 @@ def busy_time_is_the_sum_of_the_times_of_the_batches(config, workload, record):
         members = record.processing_start_time == start
         b, steps = members.sum(), record.output_length[members].max()
         kv_tokens = record.prompt_length[members].sum() + b * np.arange(steps)
-        decode = config.gamma + config.delta * b + config.kappa * kv_tokens
-        prefill = config.alpha * record.prompt_length[members].sum() + config.beta
-        needed += prefill + decode.sum()
+        prompts = record.prompt_length[members]
+        needed += step_seconds(config, prompts.sum(), (prompts**2 / 2).sum(), 0, 0)
+        needed += sum(step_seconds(config, 0, 0, b, k) for k in kv_tokens)
     busy = (record.batch_end - record.batch_start).sum()
     assert busy == pytest.approx(needed, rel=1e-9)
 
