@@ -203,7 +203,7 @@ def test_a_packed_log_does_as_well_as_a_plain_one(tmp_path, ending, opened):
         ({"queued_ts": 10**400}, "row 2, queued_ts=1000"),
         ({"arrival_time": -5.0}, "row 2, arrival_time=-5.0: must be seconds"),
         ({"arrival_time": "noon"}, "row 2, arrival_time='noon': must be seconds"),
-        ({"arrival_time": 1.6e9}, "row 2, queued_ts=50: must be within 3600 s of"),
+        ({"arrival_time": 1.6e9}, "row 2, queued_ts=50.0: must be within 3600 s of"),
         ({"queued_ts": 50.5}, "row 2, scheduled_ts=50.0: must be seconds, a finite"),
         ({"scheduled_ts": "x"}, "row 2, scheduled_ts='x': must be seconds"),
         ({"cached_toks": -1}, "row 2, cached_toks=-1: must be a whole number of at"),
@@ -290,7 +290,7 @@ def test_pairs_that_the_engine_counted_are_kept(tmp_path):
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ("1.0,1.5,3.5,0,0,0,2,60,2,0,0", "row 3, done=3.5: must be after that of"),
+        ("1.0,1.5,3.5,0,0,0,2,60,2,0,0", "row 3, done='3.5': must be after that of"),
         ("1.0,0.9,4.5,0,0,0,2,60,2,0,0", "row 3, scheduled='0.9': must be seconds"),
         ("1.0,1.5,nan,0,0,0,2,60,2,0,0", "row 3, done='nan': must be seconds"),
         (
@@ -298,8 +298,8 @@ def test_pairs_that_the_engine_counted_are_kept(tmp_path):
             "row 3, prefill_tokens='-1': must be a whole",
         ),
         ("1.0,1.5,4.5,0,0,0,2,6.5,2,0,0", "row 3, decode_kv='6.5': must be a whole"),
-        ("1.0,1.5,4.5,9,0,0,2,60,2,0,0", "row 3, prefill_seqs=0: must be 1 to"),
-        ("1.0,1.5,4.5,0,1,0,2,60,2,0,0", "row 3, prefill_seqs=1: must be 1 to"),
+        ("1.0,1.5,4.5,9,0,0,2,60,2,0,0", "row 3, prefill_seqs='0': must be 1 to"),
+        ("1.0,1.5,4.5,0,1,0,2,60,2,0,0", "row 3, prefill_seqs='1': must be 1 to"),
         ("1.0,1.5,4.5,0,0,0", "row 3: 6 fields: must have 11"),
     ],
 )
@@ -310,9 +310,11 @@ def test_what_is_bad_in_steps_is_named_by_row_and_column(tmp_path, row, message)
 
 def test_what_are_no_steps_is_refused(tmp_path):
     message = one_line(read_steps, steps(tmp_path, header="begin,done"))
-    assert message.startswith("engine_steps.csv, row 1: must have decode_kv, decode_s")
+    assert message.startswith(
+        "engine_steps.csv, row 1: columns begin,done: must include scheduled,prefill_t"
+    )
     assert one_line(read_steps, steps(tmp_path)).startswith(
-        "engine_steps.csv: no steps"
+        "engine_steps.csv: empty: must have a header and rows"
     )
 
 
@@ -366,9 +368,9 @@ def test_what_is_bad_in_a_result_is_named(tmp_path, changes, message):
 def test_what_is_no_result_is_refused(tmp_path, content):
     path = tmp_path / "result.json"
     path.write_bytes(content)
-    assert one_line(read_bench, path).startswith("result.json: ")
+    assert one_line(read_bench, path).startswith("result.json")
     if content != b"[1, 2]":
-        assert one_line(read_settings, path).startswith("result.json: ")
+        assert one_line(read_settings, path).startswith("result.json")
 
 
 # The engine's settings

@@ -165,7 +165,7 @@ def test_a_trace_is_read_however_it_is_laid_out(tmp_path, content):
     ("content", "message"),
     [
         ("", "empty: must have a header and rows"),
-        (PLAIN, "no requests: must have at least one row"),
+        (PLAIN, "empty: must have a header and rows"),
         ("0,5,2\n", "row 1: columns 0,5,2: must include arrival_time,prompt_length"),
         ("arrival_time,prompt\n0,5\n", "row 1: columns arrival_time,prompt: must"),
         (PLAIN + "0,5,2\n1,5\n", "row 3: 2 fields: must have 3"),
@@ -187,9 +187,9 @@ def test_a_trace_is_read_however_it_is_laid_out(tmp_path, content):
         (PLAIN + "0,\N{FULLWIDTH DIGIT ONE},2\n", "row 2, prompt_length='"),
         (
             PLAIN + "0,5,2\n4,5,2\n3,5,2\n",
-            "row 4, arrival_time='3': must not be before",
+            "row 4, arrival_time='3': must be no earlier",
         ),
-        (PLAIN + "4,5,2\n\n3,5,2\n", "row 4, arrival_time='3': must not be before"),
+        (PLAIN + "4,5,2\n\n3,5,2\n", "row 4, arrival_time='3': must be no earlier"),
         (DATED + "2023-11-16 18:15:46.68,5,2\nyesterday,5,2\n", "row 3, TIMESTAMP='ye"),
         (DATED + "2023-13-16 18:15:46.68,5,2\n", "row 2, TIMESTAMP='2023-13-16"),
         (DATED + ",5,2\n", "row 2, TIMESTAMP=''"),

@@ -1,4 +1,4 @@
-"""Files of requests, read as data: what is bad is named by row and column."""
+"""Files of requests as tables: what is bad is named by row and column."""
 
 from __future__ import annotations
 
@@ -7,20 +7,24 @@ import gzip
 import lzma
 import math
 import re
-import warnings
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from llminfer.base.arrays import MOST_TOKENS, FloatArray, IntArray
 from llminfer.base.errors import TraceError
 
 _LONGEST_LINE = 64 * 1024  # bytes; a line of a trace has well under a hundred
 _LATEST = 1e15  # s; the clock of day is at 1.8e9
-_NO_DATE = np.iinfo(np.int64).min  # what numpy makes of "NaT"
+_DIGITS = re.compile(r"\s*[0-9]{1,18}\s*")
+_LAYOUTS = (
+    ("arrival_time", "prompt_length", "output_length"),
+    ("TIMESTAMP", "ContextTokens", "GeneratedTokens"),
+)
 _OPENERS: dict[str, Callable[..., Any]] = {".gz": gzip.open, ".xz": lzma.open}
 
 
@@ -45,108 +49,125 @@ def read_csv(path: str | Path) -> tuple[FloatArray, IntArray, IntArray]:
     Raises:
         TraceError: The file cannot be read as such a trace; names row and column.
     """
-    name = Path(path).name
-    rows = csv_rows(Path(path))
-    _, header = next(rows, (1, []))
-    columns, moment = _layout(name, [column.strip() for column in header])
-    times: list[float] = []
-    lengths: list[list[int]] = []
-    for number, row in rows:
-        where = f"{name}, row {number}"
-        at, *rest = ((row[i], f"{where}, {column}") for column, i in columns.items())
-        times.append(moment(*at))
-        if times[-1] < max(times[-2:]):
-            raise TraceError(f"{at[1]}={at[0]!r:.40}: must not be before the last")
-        lengths.append([tokens(*cell) for cell in rest])
-    if not times:
-        raise TraceError(f"{name}: no requests: must have at least one row")
-    arrival = np.array(times)
-    if moment is _nanoseconds:
-        arrival = (arrival - arrival[0]) / 1e9
-    prompts, outputs = np.array(lengths).T
-    return arrival, prompts, outputs
+    table = csv_table(Path(path), *_LAYOUTS)
+    plain = set(_LAYOUTS[0]) <= set(table)
+    moment, *lengths = (table[column] for column in _LAYOUTS[not plain])
+    arrival = seconds(moment) if plain else _since_first(moment)
+    refuse(moment, arrival < arrival.cummax(), "no earlier than the one before")
+    prompts, outputs = (tokens(cells).to_numpy(np.int64) for cells in lengths)
+    return arrival.to_numpy(np.float64), prompts, outputs
 
 
-def tokens(cell: Any, where: str, least: int = 1) -> int:
-    """A count of tokens from a cell that holds a number or its digits.
+def csv_table(path: Path, *layouts: Sequence[str]) -> pd.DataFrame:
+    """The cells of a CSV as text; the index is their rows in the file.
 
-    >>> tokens(" 20", "trace.csv, row 2, prompt_length")
-    20
+    Blank rows count, and are left out. The index is named for messages.
 
     Raises:
-        TraceError: It holds none; begins with ``where``.
+        TraceError: The file cannot be read, has no rows or not all columns of one of
+            the layouts, or a row has not as many fields as the first.
     """
-    whole = isinstance(cell, int) and not isinstance(cell, bool)
-    if isinstance(cell, str):
-        whole = re.fullmatch(r"\s*[0-9]{1,18}\s*", cell) is not None
-    if whole and least <= int(cell) <= MOST_TOKENS:
-        return int(cell)
-    must = f"must be a whole number of at least {least}"
-    raise TraceError(f"{where}={cell!r:.40}: {must}")
-
-
-def seconds(cell: Any, where: str, least: float = 0.0) -> float:
-    """Seconds, at least ``least``, from a cell that holds a number or its text.
-
-    >>> seconds("2.5", "trace.csv, row 2, arrival_time")
-    2.5
-
-    Raises:
-        TraceError: It holds none; begins with ``where``.
-    """
-    try:
-        value = math.nan if isinstance(cell, bool) else float(cell)
-    except (TypeError, ValueError, OverflowError):
-        value = math.nan
-    if not least <= value <= _LATEST:
-        must = f"must be seconds, a finite number of at least {least:.16g}"
-        raise TraceError(f"{where}={cell!r:.40}: {must}")
-    return value
-
-
-def _nanoseconds(cell: str, where: str) -> int:
-    """A date and time as nanoseconds since 1970."""
-    try:
-        with warnings.catch_warnings():  # of zones: times are differences here
-            warnings.simplefilter("ignore", UserWarning)
-            moment = int(np.datetime64(cell, "ns").astype(np.int64))
-    except ValueError:
-        moment = _NO_DATE
-    if moment == _NO_DATE:
-        must = "must be a date and time such as 2023-11-16 18:15:46.68"
-        raise TraceError(f"{where}={cell!r:.40}: {must}")
-    return moment
-
-
-def csv_rows(path: Path) -> Iterator[tuple[int, list[str]]]:
-    """The rows of a CSV by number; blank ones count, and are left out.
-
-    Raises:
-        TraceError: The file cannot be read, or a row has not as many fields as the
-            first.
-    """
-    number, wide = 0, 0
+    number, rows = 0, dict[int, list[str]]()
     try:
         for number, row in enumerate(csv.reader(text_lines(path)), start=1):
-            wide = wide or len(row)
-            if row and len(row) != wide:
-                what = f"{len(row)} fields: must have {wide}, as the header has"
-                raise TraceError(f"{path.name}, row {number}: {what}")
             if row:
-                yield number, row
+                rows[number] = row
     except csv.Error as error:
         raise TraceError(f"{path.name}, row {number + 1}: {error}") from None
+    header = [name.strip() for name in next(iter(rows.values()), [])]
+    lacking = [[name for name in names if name not in header] for names in layouts]
+    if header and all(lacking):
+        must = " or ".join(map(",".join, lacking))
+        shown = ",".join(header)[:80]
+        raise TraceError(f"{path.name}, row 1: columns {shown}: must include {must}")
+    if len(rows) < 2:
+        raise TraceError(f"{path.name}: empty: must have a header and rows")
+    for number, row in rows.items():
+        if len(row) != len(header):
+            what = f"{len(row)} fields: must have {len(header)}, as the header has"
+            raise TraceError(f"{path.name}, row {number}: {what}")
+    table = pd.DataFrame([*rows.values()], [*rows], header, dtype=object)[1:]
+    return table.loc[:, ~table.columns.duplicated()].rename_axis(f"{path.name}, row ")
 
 
-def text_lines(path: Path) -> Iterator[str]:
+def tokens(cells: pd.Series, least: int = 1) -> pd.Series:
+    """Counts of tokens from cells that hold numbers or their digits.
+
+    >>> tokens(pd.Series([" 20", 7], name="prompt_length")).tolist()
+    [20, 7]
+
+    Args:
+        cells: A column of a table, its index named as that of ``csv_table`` is.
+        least: The least count.
+
+    Raises:
+        TraceError: A cell holds none; names the first by row and column.
+    """
+    counts = pd.Series([_count(cell) for cell in cells], cells.index)
+    bad = ~counts.between(least, MOST_TOKENS)
+    refuse(cells, bad, f"a whole number of at least {least}")
+    return counts
+
+
+def seconds(cells: pd.Series, least: float | pd.Series = 0.0) -> pd.Series:
+    """Seconds from cells that hold numbers or their text.
+
+    >>> seconds(pd.Series(["2.5", 7], name="arrival_time")).tolist()
+    [2.5, 7.0]
+
+    Args:
+        cells: A column of a table, its index named as that of ``csv_table`` is.
+        least: The least, of all cells or of each.
+
+    Raises:
+        TraceError: A cell holds none; names the first by row and column.
+    """
+    times = pd.Series([_time(cell) for cell in cells], cells.index, np.float64)
+    least = pd.Series(least, cells.index)
+    bad = ~times.between(least, _LATEST)
+    for bound in least[bad][:1]:
+        refuse(cells, bad, f"seconds, a finite number of at least {bound:.16g}")
+    return times
+
+
+def refuse(cells: pd.Series, bad: pd.Series, must: str) -> None:
+    """Raise for the first cell that is bad, by its row in the file and its column."""
+    for row, cell in cells[bad][:1].items():
+        where = f"{cells.index.name}{row}, {cells.name}"
+        raise TraceError(f"{where}={cell!r:.40}: must be {must}")
+
+
+def _count(cell: Any) -> float:
+    """The whole number that a cell holds, or NaN."""
+    if isinstance(cell, str) and _DIGITS.fullmatch(cell):
+        return int(cell)
+    return cell if isinstance(cell, int) and not isinstance(cell, bool) else math.nan
+
+
+def _time(cell: Any) -> float:
+    """The number that a cell holds, or NaN."""
+    try:
+        return math.nan if isinstance(cell, bool) else float(cell)
+    except (TypeError, ValueError, OverflowError):
+        return math.nan
+
+
+def _since_first(cells: pd.Series) -> pd.Series:
+    """Dates and times as seconds since the first."""
+    dates = pd.to_datetime(cells, format="ISO8601", utc=True, errors="coerce")
+    refuse(cells, dates.isna(), "a date and time such as 2023-11-16 18:15:46.68")
+    return (dates - dates.iloc[0]) / pd.Timedelta(1, "s")
+
+
+def text_lines(path: Path, longest: int = _LONGEST_LINE) -> Iterator[str]:
     """The file's lines as text, in bounded memory; ``.gz`` and ``.xz`` are unpacked."""
     try:
         with _OPENERS.get(path.suffix, open)(path, "rb") as file:
             number = 0
-            while line := file.readline(_LONGEST_LINE):
+            while line := file.readline(longest):
                 number += 1
-                if len(line) == _LONGEST_LINE:
-                    what = f"longer than {_LONGEST_LINE} bytes: no row of a trace"
+                if len(line) == longest:
+                    what = f"longer than {longest} bytes: no row of a trace"
                     raise TraceError(f"{path.name}, row {number}: {what}")
                 if b"\0" in line:
                     raise TraceError(f"{path.name}, row {number}: binary: must be text")
@@ -157,23 +178,3 @@ def text_lines(path: Path) -> Iterator[str]:
         raise TraceError(f"{path.name}: damaged: must be a whole archive") from None
     except OSError as error:
         raise TraceError(f"{path}: cannot be read: {error.strerror}") from None
-
-
-def _layout(
-    name: str, header: list[str]
-) -> tuple[dict[str, int], Callable[[str, str], float]]:
-    """Where the three columns are, by name, and how to read the first."""
-    if not header:
-        raise TraceError(f"{name}: empty: must have a header and rows")
-    for wanted, moment in _LAYOUTS:
-        if set(wanted) <= set(header):
-            return {column: header.index(column) for column in wanted}, moment
-    known = " or ".join(",".join(wanted) for wanted, _ in _LAYOUTS)
-    shown = ",".join(header)[:80]
-    raise TraceError(f"{name}, row 1: columns {shown}: must include {known}")
-
-
-_LAYOUTS: tuple[tuple[tuple[str, str, str], Callable[[str, str], float]], ...] = (
-    (("arrival_time", "prompt_length", "output_length"), seconds),
-    (("TIMESTAMP", "ContextTokens", "GeneratedTokens"), _nanoseconds),
-)

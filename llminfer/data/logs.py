@@ -8,10 +8,10 @@ from __future__ import annotations
 import json
 import re
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -19,34 +19,33 @@ import pandas as pd
 
 from llminfer.base.arrays import FloatArray, IntArray
 from llminfer.base.errors import TraceError, number
-from llminfer.base.trace_csv import csv_rows, seconds, text_lines, tokens
+from llminfer.base.trace_csv import csv_table, refuse, seconds, text_lines, tokens
 from llminfer.record import RunRecord
 from llminfer.workload import Workload
 
-T = TypeVar("T")
 _LARGEST = 64 * 2**20  # bytes of one JSON document
 _BENCH = ("start_times", "ttfts", "itls", "input_lens", "output_lens")
 _ANSWER = ("output_toks", "first_token_ts", "last_token_ts")  # null or 0: failed
-_ENGINE = ("queued_ts", "scheduled_ts", "first_token_ts", "last_token_ts")
+_LOG = (  # the columns of a log
+    "request_id arrival_time input_toks output_toks queued_ts scheduled_ts "
+    "first_token_ts last_token_ts cached_toks prefix"
+)
 _CLOCK = ("begin", "scheduled", "done")
 _PARTS = ("prefill_tokens", "prefill_seqs", "prefill_kv", "decode_seqs", "decode_kv")
-_STEP = (*_PARTS, "running", "waiting", "preempted", "pairs")
-_OPTIONAL = ["scheduled_ts", "cached_toks", "prefix", "pairs"]
-_LEAST = {"input_toks": 1, "output_toks": 1, "prefix": -1}  # of a count; else 0
+_STEP = (*_PARTS, "running", "waiting", "preempted")
 _ONE_CLOCK = 1.0  # s; where the least delay of a log is not below, clocks are two
 _LONGEST_DELAY = 3600.0  # s on the way from the client to the engine's queue
 _ASYNCHRONOUS = (0, 14)  # the version of vLLM since which it is the default
-_ONE = "pipeline_parallel_size prefill_context_parallel_size num_scheduler_steps "
-_OFF = (
-    "speculative_config speculative_model scheduler_cls enable_dbo enable_lora "
-    "lora_config sliding_window kv_transfer_config kv_offloading_size "
-    "long_prefill_token_threshold enable_expert_parallel"
-)
-_MODELLED: tuple[tuple[str, tuple[Any, ...]], ...] = (  # settings, and what they may be
-    ("policy scheduling_policy", ("fcfs",)),
-    (_ONE + "decode_context_parallel_size max_num_partial_prefills", (1,)),
-    (_OFF, (None, False, 0)),
-)
+_CONFIGS = ("cache_config", "scheduler_config", "parallel_config")
+_OFF = (None, False, 0)
+_MODELLED: dict[str, tuple[Any, ...]] = {  # settings, and what they may be
+    "policy scheduling_policy": ("fcfs",),
+    "pipeline_parallel_size prefill_context_parallel_size num_scheduler_steps": (1,),
+    "decode_context_parallel_size max_num_partial_prefills": (1,),
+    "speculative_config speculative_model scheduler_cls enable_dbo enable_lora": _OFF,
+    "lora_config sliding_window kv_transfer_config kv_offloading_size": _OFF,
+    "long_prefill_token_threshold enable_expert_parallel": _OFF,
+}
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -85,12 +84,7 @@ class ServedLog:
         >>> len(log), int(log.first_completed(0.4).sum())
         (2000, 800)
         """
-        workload = Workload(
-            record.arrival_time,
-            record.prompt_length,
-            record.output_length,
-            record.request_class,
-        )
+        workload = Workload(*(getattr(record, each.name) for each in fields(Workload)))
         ends = record.first_token_time, record.processing_end_time
         begun = record.processing_start_time
         return cls(workload, record.queue_entry_time, *ends, scheduled_time=begun)
@@ -113,8 +107,7 @@ class ServedLog:
         """Seconds an output token after the first; NaN for a single token."""
         more = self.workload.output_length - 1.0
         decode = self.last_token_time - self.first_token_time
-        tpot = np.full(len(self), np.nan)
-        return np.asarray(np.divide(decode, more, out=tpot, where=more > 0))
+        return decode / np.where(more > 0.0, more, np.nan)
 
     @property
     def latency(self) -> FloatArray:
@@ -128,9 +121,8 @@ class ServedLog:
             ConfigError: ``share`` is not above 0 and at most 1.
         """
         most = int(number("share", share, above=0.0, most=1.0) * len(self))
-        early = np.zeros(len(self), dtype=np.bool_)
-        early[np.argsort(self.last_token_time, kind="stable")[:most]] = True
-        return early
+        order = np.argsort(self.last_token_time, kind="stable")
+        return np.argsort(order) < most
 
 
 def read_vllm_log(path: str | Path) -> ServedLog:
@@ -152,26 +144,23 @@ def read_vllm_log(path: str | Path) -> ServedLog:
         TraceError: The file cannot be read as such a log; names row and column.
     """
     file = _inside(path, "requests.jsonl")
-    names: dict[Any, int] = {}
-    answered: dict[int, dict[str, float]] = {}
-    for row, entry in _objects(file):
-        where = f"{file.name}, row {row}"
-        if not isinstance(who := entry.get("request_id"), str | int):
-            raise TraceError(f"{where}, request_id={who!r:.40}: must be a name")
-        if (first := names.setdefault(who, row)) != row:
-            what = f"must be unlike that of row {first}"
-            raise TraceError(f"{where}, request_id={who!r:.40}: {what}")
-        if not _failed(entry):
-            answered[row] = _request(entry, where)
-    if not answered:
+    entries = dict(_objects(file))
+    columns = {
+        name: [entry.get(name) for entry in entries.values()] for name in _LOG.split()
+    }
+    cells = pd.DataFrame(columns, list(entries), dtype=object)
+    cells = cells.rename_axis(f"{file.name}, row ")
+    if not (answered := [row for row in entries if not _failed(entries[row])]):
         raise TraceError(f"{file.name}: no requests answered: must have at least one")
-    if failed := [row for row in names.values() if row not in answered]:
+    name = cells["request_id"]
+    refuse(name, ~name.map(type).isin([str, int, bool]), "a name")
+    first = name.isin(name[again := name.duplicated()][:1]).idxmax()
+    refuse(name, again, f"unlike that of row {first}")
+    if failed := list(cells.index.difference(answered)):
         some = ", ".join(map(str, failed[:10])) + ", ..." * (len(failed) > 10)
-        what = f"of {len(names)} requests failed and are left out: rows {some}"
+        what = f"of {len(cells)} requests failed and are left out: rows {some}"
         warnings.warn(f"{file.name}: {len(failed)} {what}", stacklevel=2)
-    table = pd.DataFrame.from_dict(answered, orient="index")
-    table = table.sort_values("arrival_time", kind="stable")
-    return _on_one_clock(table, file.name, len(failed))
+    return _on_one_clock(cells.loc[answered], len(failed))
 
 
 def _failed(entry: Mapping[str, Any]) -> bool:
@@ -183,61 +172,44 @@ def _failed(entry: Mapping[str, Any]) -> bool:
     )
 
 
-def _request(entry: Mapping[str, Any], where: str) -> dict[str, float]:
-    """The columns of an answered request; NaN where it has none."""
-    sent = _numbers(entry, where, ["arrival_time"], ["input_toks", "output_toks"])
-    seen = {name: value for name, value in entry.items() if value is not None}
-    seen = {"queued_ts": sent["arrival_time"], **seen}  # a client does not know it
-    found = _numbers(seen, where, _ENGINE, ["cached_toks", "prefix"])
-    return {**dict.fromkeys(_OPTIONAL, np.nan), **sent, **found}
-
-
-def _numbers(
-    entry: Mapping[str, Any],
-    where: str,
-    times: Iterable[str],
-    counts: Iterable[str],
-) -> dict[str, float]:
-    """The columns of a row: times, none before the last, and counts."""
-    row: dict[str, float] = {}
-    least = 0.0
-    for column in times:
-        if column in entry or column not in _OPTIONAL:
-            row[column] = least = _cell(seconds, entry, column, where, least)
-    for column in counts:
-        if column in entry or column not in _OPTIONAL:
-            row[column] = _cell(tokens, entry, column, where, _LEAST.get(column, 0))
-    return row
-
-
-def _on_one_clock(table: pd.DataFrame, name: str, failed: int) -> ServedLog:
-    """The log of requests in order of arrival; the first arrives at 0."""
-    begin = table["arrival_time"].iloc[0]
-    arrival = table["arrival_time"] - begin
-    delay = table["queued_ts"] - arrival
+def _on_one_clock(cells: pd.DataFrame, failed: int) -> ServedLog:
+    """The log of answered requests in order of arrival; the first arrives at 0."""
+    arrival = seconds(cells["arrival_time"])
+    queued = seconds(_given(cells["queued_ts"])).combine_first(arrival)
+    scheduled = seconds(_given(cells["scheduled_ts"]), queued)
+    first = seconds(cells["first_token_ts"], scheduled.combine_first(queued))
+    last = seconds(cells["last_token_ts"], first)
+    lengths = [tokens(cells[name]) for name in ("input_toks", "output_toks")]
+    begin = arrival.min()
+    delay = queued - (arrival - begin)
     origin = delay.min()
     must = f"within {_LONGEST_DELAY:g} s of arrival_time once their clocks agree"
-    _refuse(table, delay - origin > _LONGEST_DELAY, "queued_ts", name, must)
+    refuse(cells["queued_ts"], delay - origin > _LONGEST_DELAY, must)
     if 0.0 <= origin - begin < _ONE_CLOCK:  # of a single clock
         origin = begin
+    order = arrival.sort_values(kind="stable").index
 
-    def times(column: str) -> FloatArray:
-        return np.asarray(table[column] - origin)
-
-    def counts(column: str) -> IntArray | None:
-        return None if table[column].hasnans else table[column].to_numpy(np.int64)
+    def column(found: pd.Series, zero: float = 0) -> Any:
+        """In order of arrival, from ``zero`` on; None where a request has none."""
+        found = (found - zero).reindex(order)
+        return None if found.hasnans else found.to_numpy()
 
     return ServedLog(
-        Workload.from_arrays(arrival, table["input_toks"], table["output_toks"]),
-        times("queued_ts"),
-        times("first_token_ts"),
-        times("last_token_ts"),
+        Workload.from_arrays(column(arrival, begin), *map(column, lengths)),
+        column(queued, origin),
+        column(first, origin),
+        column(last, origin),
         failed,
-        None if table["scheduled_ts"].hasnans else times("scheduled_ts"),
-        counts("cached_toks"),
-        counts("prefix"),
+        column(scheduled, origin),
+        column(tokens(_given(cells["cached_toks"]), 0)),
+        column(tokens(_given(cells["prefix"]), -1)),
         float(origin),
     )
+
+
+def _given(cells: pd.Series) -> pd.Series:
+    """The cells of those rows that have one."""
+    return cells[[cell is not None for cell in cells]]
 
 
 def read_steps(path: str | Path) -> pd.DataFrame:
@@ -258,7 +230,7 @@ def read_steps(path: str | Path) -> pd.DataFrame:
     >>> from tempfile import mkdtemp
     >>> path = Path(mkdtemp()) / "engine_steps.csv"
     >>> rows = "0,0.1,2.1,40,2,20,0,0,2,0,0", "1,1.1,3,0,0,0,2,60,2,0,0"
-    >>> _ = path.write_text("\n".join([",".join([*_CLOCK, *_STEP][:-1]), *rows]))
+    >>> _ = path.write_text("\n".join([",".join([*_CLOCK, *_STEP]), *rows]))
     >>> read_steps(path)[["prefill_tokens", "decode_seqs", "pairs", "seconds"]]
        prefill_tokens  decode_seqs  pairs  seconds
     0              40            0  800.0      2.0
@@ -268,39 +240,23 @@ def read_steps(path: str | Path) -> pd.DataFrame:
         TraceError: The file cannot be read as such; names row and column.
     """
     file = _inside(path, "engine_steps.csv")
-    rows = csv_rows(file)
-    _, header = next(rows, (1, []))
-    if missing := {*_CLOCK, *_STEP} - {"pairs", *header}:
-        what = f"must have {', '.join(sorted(missing))} too"
-        raise TraceError(f"{file.name}, row 1: {what}")
-    steps = {}
-    for row, cells in rows:
-        entry = dict(zip(header, cells, strict=True))
-        steps[row] = _numbers(entry, f"{file.name}, row {row}", _CLOCK, _STEP)
-    if not steps:
-        raise TraceError(f"{file.name}: no steps: must have at least one row")
-    table = pd.DataFrame.from_dict(steps, orient="index")
+    cells = csv_table(file, [*_CLOCK, *_STEP])
+    table = pd.DataFrame(index=cells.index)
+    least: float | pd.Series = 0.0
+    for column in _CLOCK:  # no time is before the last
+        table[column] = least = seconds(cells[column], least)
+    for column in [*_STEP, *{"pairs"}.intersection(cells)]:
+        table[column] = tokens(cells[column], 0)
     prompt, chunks = table["prefill_tokens"], table["prefill_seqs"]
     before = np.maximum(table["done"].shift(fill_value=0.0), table["scheduled"])
     table["seconds"] = table["done"] - before
     if "pairs" not in table:
         kv = table["prefill_kv"]
         table["pairs"] = prompt * (kv + prompt / 2) / np.maximum(chunks, 1)
-    bad = table["seconds"] <= 0.0
-    _refuse(table, bad, "done", file.name, "after that of the step before")
+    refuse(cells["done"], table["seconds"] <= 0.0, "after that of the step before")
     bad = (chunks > prompt) | ((chunks == 0) & (prompt > 0))
-    _refuse(table, bad, "prefill_seqs", file.name, "1 to prefill_tokens, or 0 with it")
+    refuse(cells["prefill_seqs"], bad, "1 to prefill_tokens, or 0 with it")
     return table.reset_index(drop=True)
-
-
-def _refuse(
-    table: pd.DataFrame, bad: pd.Series, column: str, name: str, must: str
-) -> None:
-    """Raise for the first row that is bad, as it is numbered in the file."""
-    if bad.any():
-        at = int(np.argmax(bad))
-        where = f"{name}, row {table.index[at]}, {column}"
-        raise TraceError(f"{where}={table[column].iloc[at]:.16g}: must be {must}")
 
 
 def read_bench(path: str | Path) -> ServedLog:
@@ -324,27 +280,25 @@ def read_bench(path: str | Path) -> ServedLog:
     Raises:
         TraceError: The file cannot be read as such a result; names row and column.
     """
-    file = Path(path)
-    requests = _bench_requests(file)
-    rows = []
-    for i, entry in enumerate(requests):
-        where = f"{file.name}, request {i}"
-        if entry["errors"] or entry["output_lens"] == 0:
-            continue
-        sent = _cell(seconds, entry, "start_times", where)
-        first = sent + _cell(seconds, entry, "ttfts", where)
-        if not isinstance(gaps := entry["itls"], list):
-            raise TraceError(f"{where}, itls={gaps!r:.40}: must be a list of seconds")
-        last = first + sum(seconds(gap, f"{where}, itls") for gap in gaps)
-        lengths = [_cell(tokens, entry, column, where) for column in _BENCH[3:]]
-        rows.append([sent, first, last, *lengths])
-    if not rows:
-        raise TraceError(f"{file.name}: no request succeeded: must have at least one")
-    rows.sort(key=lambda row: row[0])
-    *times, prompts, outputs = np.array(rows).T
-    sent, first, last = np.array(times) - times[0][0]
-    workload = Workload.from_arrays(sent, prompts, outputs)
-    return ServedLog(workload, sent, first, last, len(requests) - len(rows))
+    cells = _bench_requests(Path(path))
+    failed = cells["errors"].astype(bool) | (cells["output_lens"] == 0)
+    if failed.all():
+        name = Path(path).name
+        raise TraceError(f"{name}: no request succeeded: must have at least one")
+    cells = cells[~failed]
+    sent = seconds(cells["start_times"]).sort_values(kind="stable")
+    cells = cells.loc[sent.index]
+    first = sent + seconds(cells["ttfts"])
+    gaps = cells["itls"]
+    refuse(gaps, ~gaps.map(type).isin([list]), "a list of seconds")
+    rows = gaps.index.repeat(gaps.map(len))
+    seconds(pd.Series([gap for each in gaps for gap in each], rows, object, "itls"))
+    last = first + gaps.map(lambda each: sum(map(float, each)))
+    times = pd.concat([sent, first, last], axis=1).sub(sent.iloc[0]).to_numpy().T
+    workload = Workload.from_arrays(
+        times[0], *(tokens(cells[name]) for name in _BENCH[3:])
+    )
+    return ServedLog(workload, times[0], times[1], times[2], int(failed.sum()))
 
 
 def read_settings(path: str | Path) -> dict[str, Any]:
@@ -378,11 +332,15 @@ def read_settings(path: str | Path) -> dict[str, Any]:
     file = _inside(path, "meta.json")
     said = _said(_document(file))
 
-    def get(read: Callable[..., T], usual: T, *names: str) -> T:
-        there = [name for name in names if name in said]
-        return _cell(read, said, there[0], file.name) if there else usual
+    said = {"max_num_seqs": None, "max_num_batched_tokens": None, **said}
 
-    sequences = _cell(tokens, said, "max_num_seqs", file.name)
+    def get(read: Callable[[pd.Series], pd.Series], usual: Any, *names: str) -> Any:
+        if not (there := [name for name in names if name in said]):
+            return usual
+        index = pd.Index([""], name=file.name)
+        return read(pd.Series([said[there[0]]], index, object, there[0])).item()
+
+    sequences = get(tokens, None, "max_num_seqs")
     graphs = get(tokens, min(2 * sequences, 512), "max_cudagraph_capture_size")
     replicas = get(tokens, 1, "data_parallel_size")
     if replicas == 1:
@@ -393,7 +351,7 @@ def read_settings(path: str | Path) -> dict[str, Any]:
     return {
         "server": "continuous",
         "batch_size": sequences,
-        "max_batched_tokens": _cell(tokens, said, "max_num_batched_tokens", file.name),
+        "max_batched_tokens": get(tokens, None, "max_num_batched_tokens"),
         "kv_blocks": get(tokens, None, "num_gpu_blocks"),
         "block_size": get(tokens, 16, "block_size"),
         "prefix_caching": get(_flag, True, "enable_prefix_caching", "prefix_caching"),
@@ -408,12 +366,12 @@ def read_settings(path: str | Path) -> dict[str, Any]:
 
 def _said(meta: Any) -> dict[str, Any]:
     """The settings that a ``meta.json`` has in one place or another."""
-    resolved = _part(meta, "resolved_config")
-    parts = ("cache_config", "scheduler_config", "parallel_config")
-    sections = [_part(meta, key) for key in ("engine_kwargs", "engine", "kv_cache")]
-    sections += [resolved, *(_part(resolved, key) for key in parts)]
-    sections.append(meta if isinstance(meta, dict) else {})
-    return {k: v for part in sections for k, v in part.items() if v is not None}
+    top = _section(meta)
+    resolved = _section(top.get("resolved_config"))
+    sections = [top.get(key) for key in ("engine_kwargs", "engine", "kv_cache")]
+    sections += [resolved, *map(resolved.get, _CONFIGS), top]
+    parts = map(_section, sections)
+    return {k: v for part in parts for k, v in part.items() if v is not None}
 
 
 def _recent(said: Mapping[str, Any]) -> bool:
@@ -427,16 +385,15 @@ def _not_modelled(said: Mapping[str, Any]) -> list[str]:
     """The settings that change a run in a way that no configuration has."""
     return [
         f"{name}={said[name]!r:.40}"
-        for names, usual in _MODELLED
+        for names, usual in _MODELLED.items()
         for name in names.split()
         if said.get(name, usual[0]) not in usual
     ]
 
 
-def _flag(cell: Any, where: str) -> bool:
-    if not isinstance(cell, bool):
-        raise TraceError(f"{where}={cell!r:.40}: must be true or false")
-    return cell
+def _flag(cells: pd.Series) -> pd.Series:
+    refuse(cells, ~cells.map(type).isin([bool]), "true or false")
+    return cells
 
 
 def _inside(path: str | Path, name: str) -> Path:
@@ -446,9 +403,8 @@ def _inside(path: str | Path, name: str) -> Path:
     return next((there for there in packed if there.exists()), file)
 
 
-def _part(meta: Any, key: str) -> Mapping[str, Any]:
-    """A section of ``meta``, empty if there is none."""
-    part = meta.get(key) if isinstance(meta, dict) else None
+def _section(part: Any) -> Mapping[str, Any]:
+    """A section of a JSON object, empty if it is none."""
     return part if isinstance(part, dict) else {}
 
 
@@ -464,14 +420,9 @@ def _objects(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 
 def _document(file: Path) -> Any:
     """The one JSON value in a file of bounded size."""
-    try:
-        if file.stat().st_size > _LARGEST:
-            raise TraceError(f"{file.name}: over {_LARGEST // 2**20} MiB: save less")
-        return _parsed(file.read_text("utf-8-sig"), file.name)
-    except OSError as error:
-        raise TraceError(f"{file}: cannot be read: {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise TraceError(f"{file.name}: binary: must be UTF-8 text") from None
+    if file.exists() and file.stat().st_size > _LARGEST:
+        raise TraceError(f"{file.name}: over {_LARGEST // 2**20} MiB: save less")
+    return _parsed("".join(text_lines(file, _LARGEST)), file.name)
 
 
 def _parsed(text: str, where: str) -> Any:
@@ -482,32 +433,17 @@ def _parsed(text: str, where: str) -> Any:
         raise TraceError(f"{where}: not JSON: {what:.80}") from None
 
 
-def _cell(
-    read: Callable[..., T],
-    entry: Mapping[str, Any],
-    column: str,
-    where: str,
-    *at: float,
-) -> T:
-    """What ``read`` makes of a column of ``entry``."""
-    return read(entry.get(column), f"{where}, {column}", *at)
-
-
-def _bench_requests(file: Path) -> list[dict[str, Any]]:
-    """The requests of a benchmark's result, each by name of column."""
-    result = _document(file)
-    if not isinstance(result, dict):
-        raise TraceError(f"{file.name}: must be a JSON object, as vllm bench saves it")
+def _bench_requests(file: Path) -> pd.DataFrame:
+    """The requests of a benchmark's result, a row each."""
+    result = _section(_document(file))
     columns: dict[str, Any] = {name: result.get(name) for name in _BENCH}
-    columns["errors"] = result.get("errors") or []
+    if errors := result.get("errors"):
+        columns["errors"] = errors
     for name, column in columns.items():
         if not isinstance(column, list):
-            hint = "saved by `vllm bench serve --save-result --save-detailed`"
-            what = f"missing: must be a list, as {hint}"
-            raise TraceError(f"{file.name}, {name}: {what}")
-    if not columns["errors"]:
-        columns["errors"] = [""] * len(columns["ttfts"])
+            must = "a list, as of `vllm bench serve --save-result --save-detailed`"
+            raise TraceError(f"{file.name}, {name}: missing: must be {must}")
     if len(sizes := {len(column) for column in columns.values()}) > 1:
         raise TraceError(f"{file.name}: columns of unlike length: {sizes}")
-    rows = zip(*columns.values(), strict=True)
-    return [dict(zip(columns, row, strict=True)) for row in rows]
+    table = pd.DataFrame(columns, dtype=object).rename_axis(f"{file.name}, request ")
+    return table.reindex(columns=[*_BENCH, "errors"], fill_value="")
