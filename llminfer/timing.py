@@ -186,29 +186,22 @@ class StepTime:
         return self.alpha * (short(hidden[1]) + in_graph[0] - in_graph[1])
 
     def saturation_rate(
-        self,
-        prompts: LengthLaw,
-        outputs: LengthLaw,
-        b: float,
-        span: int = 1,
-        ahead: int = 0,
+        self, prompts: LengthLaw, outputs: LengthLaw, b: float, ahead: int = 0
     ) -> float:
         """lambda* of a continuous server that always runs ``b``, requests a second.
 
         A step lets b/E[O] requests go and come. Each brings its prefill and O - 1
         decode steps of its own; beta is paid when somebody came, gamma when somebody
         decodes. The chances of these two are those of geometric outputs (THEORY 9), and
-        in a long flood those of any outputs that are not all multiples of a ``span``.
+        in a long flood those of any outputs that are not all multiples of a number.
         For less variable ones it is a lower bound: sequences that began together go
         together for long, for constant outputs for ever, and share their betas. Flooded
-        constant outputs carry up to 1.5 times as much, which is their ``span``'s value.
+        constant outputs carry up to 1.5 times as much.
 
         Args:
             prompts: Law of prompt tokens.
             outputs: Law of output tokens.
             b: Sequences.
-            span: What all outputs are multiples of, where all sequences began in one
-                step and none ever waited for room: the value of constant outputs.
             ahead: Steps that a place stands empty between two requests: 1 where each
                 step is scheduled while the one before runs.
         """
@@ -219,14 +212,13 @@ class StepTime:
         if self.kappa:
             contexts = (prompt - 1.0) * (output - 1.0) + outputs.pairs()
             own += self.kappa * contexts
-        enters, empty = span / cycle, ahead / cycle
-        came = (1.0 - (1.0 - enters) ** b) / span
-        still = self.gamma * (1.0 - (enters + empty) ** b / span)
+        enters, empty = 1.0 / cycle, ahead / cycle
+        came = 1.0 - (1.0 - enters) ** b
+        still = self.gamma * (1.0 - (enters + empty) ** b)
         if self.roofline:
             own += self.alpha * (output - 1.0)
-            places = math.ceil(b)
-            still = self._spare(prompts, places, enters, 1.0 - enters - empty) / span
-            still += (1.0 - 1.0 / span) * max(self._floor(b) - self.alpha * b, 0.0)
+            chances = enters, 1.0 - enters - empty
+            still = self._spare(prompts, math.ceil(b), *chances)
             still -= self.gamma * empty**b
         freed = b / cycle
         step = self.beta * came + still + freed * own

@@ -322,7 +322,6 @@ def test_ageing_lies_between_fcfs_and_strict_priority():
         (inoue, {"batch_timeout": 0}, "must be constant here"),
         (inoue, {}, "batch_timeout=None: must be 0"),
         (theory.assembly_bound, {"batch_timeout": 0}, "timeout=0.0: must be None"),
-        (theory.largest_rate, {"kappa": 1e-6}, "kappa=1e-06: must be 0"),
         (theory.product_form, {"server": "continuous"}, "alpha=0.001: must be 0"),
         (theory.product_form, {}, "server=.static.: must be continuous"),
         (theory.product_form, {"server": "continuous", "kv_blocks": 900}, "kv_blocks"),
@@ -454,7 +453,6 @@ def test_longest_first_has_its_own_waits():
 
 def test_rates_multiply_by_the_replicas():
     four = SINGLE.replace(replicas=4, server="continuous")
-    assert theory.largest_rate(four) == 4 * theory.largest_rate(SINGLE)
     one, all_four = (theory.stability(c, [1, 8]) for c in (SINGLE, four))
     for column in ("max_rate", "continuous_max_rate"):
         np.testing.assert_allclose(all_four[column], 4 * one[column], rtol=1e-12)

@@ -92,10 +92,20 @@ def test_a_flood_of_outputs_that_stay_in_step_carries_its_own_rate(
     drawn = Workload.generate(config)
     flood = Workload.from_arrays(np.zeros(n), drawn.prompt_length, drawn.output_length)
     carried = n / simulate(config, flood).processing_end_time.max()
-    own = config.prompts, config.outputs, b
-    assert carried == pytest.approx(
-        config.step_time.saturation_rate(*own, span), rel=0.012
-    )
+    assert carried == pytest.approx(in_lockstep(config, span), rel=0.012)
     assert may_carry_more(config)
     if span >= 20 and preset == "report":  # beta is dear there
-        assert carried > 1.1 * config.step_time.saturation_rate(*own)
+        assert carried > 1.1 * config.max_stable_rate
+
+
+def in_lockstep(config, span):
+    """Requests a second where one step of ``span`` admits all who will ever come in."""
+    b, law, output = config.batch_size, config.step_time, config.outputs.expectation()
+    ends = span / output  # a sequence's chance in such a step
+    beta = law.beta * (1.0 - (1.0 - ends) ** b) / span
+    gamma = law.gamma * (1.0 - ends**b / span)
+    contexts = (config.prompts.expectation() - 1.0) * (output - 1.0)
+    contexts += config.outputs.pairs()
+    own = law.alpha * config.prompts.expectation() + law.delta * (output - 1.0)
+    freed = b / output
+    return freed / (beta + gamma + freed * (own + law.kappa * contexts))

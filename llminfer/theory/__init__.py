@@ -10,7 +10,6 @@ from llminfer.theory.known import bulk_queue as bulk_queue
 from llminfer.theory.known import conserved_work as conserved_work
 from llminfer.theory.known import continuous as continuous
 from llminfer.theory.known import inoue_latency as inoue_latency
-from llminfer.theory.known import largest_rate as largest_rate
 from llminfer.theory.known import latency_curve as latency_curve
 from llminfer.theory.known import long_enough as long_enough
 from llminfer.theory.known import mean_latency as mean_latency

@@ -22,6 +22,7 @@ from llminfer.config import SimulationConfig
 from llminfer.laws.lengths import Geometric
 from llminfer.policies import SJFPolicy
 from llminfer.theory import assumptions, single_server
+from llminfer.theory.assumptions import listed
 from llminfer.theory.bulk import BulkQueue, GammaQueue
 from llminfer.theory.continuous_chain import ContinuousChain, ProductForm
 from llminfer.theory.service_time import BatchTime
@@ -69,11 +70,7 @@ def bulk_queue(config: SimulationConfig) -> BulkQueue:
     1.168
     """
     least = assumptions.least_batch(config)
-    parts = (
-        config.step_time,
-        assumptions.listed(config, "prompt"),
-        assumptions.listed(config, "output"),
-    )
+    parts = (config.step_time, listed(config, "prompt"), listed(config, "output"))
     return _solved(config.arrival_rate, *parts, config.batch_size, least)
 
 
@@ -167,12 +164,7 @@ def continuous(config: SimulationConfig) -> ContinuousChain:
         raise fail("kappa", config.kappa, "0: the chain forgets contexts")
     if config.batch_size > 64:
         raise fail("batch_size", config.batch_size, "at most 64 for the chain")
-    parts = (
-        config.step_time,
-        assumptions.listed(config, "prompt"),
-        outputs,
-        config.batch_size,
-    )
+    parts = (config.step_time, listed(config, "prompt"), outputs, config.batch_size)
     assumptions.unlimited(config)
     check_load(config.arrival_rate, config.max_stable_rate)
     return _chained(config.arrival_rate, *parts)
@@ -198,9 +190,8 @@ def mean_latency(config: SimulationConfig) -> float | None:
         if config.server == "continuous":
             return continuous(config).mean_latency
         if config.batch_size == 1:
-            return (mg1 if assumptions.is_first_come(config) else _by_prompt)(
-                config
-            ).mean_latency
+            law = mg1 if assumptions.is_first_come(config) else _by_prompt
+            return law(config).mean_latency
         least = assumptions.least_batch(config)
         parts = (config.step_time, config.prompts, config.outputs, config.batch_size)
         return GammaQueue(config.arrival_rate, *parts, least).mean_latency
@@ -260,7 +251,7 @@ def priority(config: SimulationConfig) -> PriorityWaits:
     assumptions.single(config)
     check_load(config.arrival_rate, config.max_stable_rate)
     for which in ("prompt", "output"):
-        assumptions.listed(config, which)
+        listed(config, which)
     waits = single_server.policy_waits(config)
     if not math.isclose(waits.mean_work, conserved_work(config), rel_tol=1e-6):
         must = "a law whose table keeps E[S W], which no policy changes"
@@ -301,22 +292,6 @@ def assembly_bound(config: SimulationConfig) -> float:
     if config.batch_timeout is not None:
         raise fail("batch_timeout", config.batch_timeout, "None: batches wait to fill")
     return (config.batch_size - 1) / (2.0 * config.arrival_rate)
-
-
-def largest_rate(config: SimulationConfig) -> float:
-    """1 / (alpha E[P]) a server, requests a second: what no batch size can exceed.
-
-    Raises:
-        ConfigError: ``delta`` or ``kappa`` is above 0, or ``alpha`` is 0.
-
-    >>> round(largest_rate(SimulationConfig()), 2)
-    5.96
-    """
-    for name in ("delta", "kappa"):
-        if getattr(config, name) > 0.0:
-            raise fail(name, getattr(config, name), "0 for this limit")
-    number("alpha", config.alpha, above=0.0)
-    return config.replicas / (config.alpha * config.prompts.expectation())
 
 
 def stability(
@@ -436,9 +411,7 @@ def product_form(config: SimulationConfig) -> ProductForm:
 
 
 def _alone(config: SimulationConfig) -> BatchTime:
-    return BatchTime(
-        config.step_time, config.prompts, assumptions.listed(config, "output"), 1
-    )
+    return BatchTime(config.step_time, config.prompts, listed(config, "output"), 1)
 
 
 def _by_prompt(config: SimulationConfig) -> PriorityWaits:
