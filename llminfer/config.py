@@ -48,12 +48,6 @@ _CHECKS: Mapping[str, Callable[[str, Any], Any]] = {
     ),
     "random_seed": functools.partial(whole, least=0),
 }
-_SWITCHES = (
-    "chunked_prefill",
-    "reserve_full_prompt",
-    "prefix_caching",
-    "async_scheduling",
-)
 _MAY_BE_NONE = ("batch_timeout", "kv_blocks", "random_seed")
 
 
@@ -181,7 +175,7 @@ class SimulationConfig:
         choice("server", self.server, SERVERS)
         choice("step_law", self.step_law, STEP_LAWS)
         choice("router", self.router, ROUTERS)
-        for name in _SWITCHES:
+        for name in (f.name for f in fields(self) if f.type == "bool"):
             if not isinstance(value := getattr(self, name), bool):
                 raise fail(name, value, "True or False")
         if self.server == "static":

@@ -194,12 +194,8 @@ class Batch:
         total = self._readmit(now, budget) if self.preempted else 0
         if self.preempted:
             return total
-        queue, running, limit, control = (
-            self.queue,
-            self.running,
-            self.limit,
-            self.control,
-        )
+        queue, running = self.queue, self.running
+        limit, control = self.limit, self.control
         can_overtake = queue.can_overtake
         while waiting and total < budget and len(running) < limit:
             i = queue.peek(now) if can_overtake else self.admitted

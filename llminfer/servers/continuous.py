@@ -151,12 +151,11 @@ class _Stretch(simpy.Event):
         self._ok, self._value = True, None
 
 
-class _Arrival(simpy.Event):
+class _Arrival(_Stretch):
     """An event at a time still to come, seconds, before all others of that instant."""
 
     def __init__(self, env: simpy.Environment, time: float) -> None:
         super().__init__(env)
-        self._ok, self._value = True, None
         env.schedule(self, simpy.events.URGENT, max(time - env.now, 0.0))
 
 

@@ -35,8 +35,8 @@ from bisect import bisect_right
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from llminfer.laws.engines import COEFFICIENTS
 from llminfer.servers.batch import Batch
+from llminfer.timing import StepTime
 
 
 @dataclass(slots=True, eq=False)
@@ -47,14 +47,7 @@ class Scheduler(Batch):
     sequences that decode from Agrawal et al. (2024).
     """
 
-    alpha: float = field(init=False)
-    beta: float = field(init=False)
-    gamma: float = field(init=False)
-    delta: float = field(init=False)
-    kappa: float = field(init=False)
-    epsilon: float = field(init=False)
-    launch: float = field(init=False)
-    roofline: bool = field(init=False)
+    law: StepTime = field(init=False)
     pack: Callable[..., bytes] = field(init=False)
     note: Callable[[bytes], None] = field(init=False)
     # The stretch in progress
@@ -71,10 +64,7 @@ class Scheduler(Batch):
 
     def __post_init__(self) -> None:
         Batch.__post_init__(self)
-        config = self.config
-        for name in COEFFICIENTS:
-            setattr(self, name, getattr(config, name))
-        self.roofline = config.step_time.roofline
+        self.law = self.config.step_time
         self.pack, self.note = self.log.pack, self.log.rows.extend
 
     def begin(self, now: float, arrived: int, arrival: float) -> float:
@@ -116,9 +106,8 @@ class Scheduler(Batch):
             self.open = room or bool(self.leaving)
         else:
             steps = self._steps_alike(waiting)
-        self.steps, self.growth = steps, self.kappa * self.decodes
-        if self.partial >= 0:
-            self.growth += self.epsilon * self.tokens * self.tokens
+        chunk = self.tokens if self.partial >= 0 else 0
+        self.steps, self.growth = steps, self.law.growth(self.decodes, chunk)
         self.end = self.end_after(steps)
         self.due = due = self.end_after(steps - 1) if self.ahead else self.end
         if self.control is not None:
@@ -127,16 +116,16 @@ class Scheduler(Batch):
 
     def _first_step(self) -> float:
         """Seconds of a step with the batch as it is."""
-        decodes, tokens = self.decodes, self.tokens
-        step = self.beta + self.epsilon * self.pairs if tokens else 0.0
-        if self.roofline:
+        decodes, tokens, law = self.decodes, self.tokens, self.law
+        step = law.beta + law.epsilon * self.pairs if tokens else 0.0
+        if law.step_law == "roofline":
             many = tokens + decodes
-            large = self.launch if many > self.config.graph_tokens else 0.0
-            step += max(self.gamma, self.alpha * many, large)
+            large = law.launch if many > law.graph_tokens else 0.0
+            step += max(law.gamma, law.alpha * many, large)
         else:
-            step += self.alpha * tokens + (self.gamma if decodes else 0.0)
+            step += law.alpha * tokens + (law.gamma if decodes else 0.0)
         if decodes:
-            step += self.delta * decodes + self.kappa * self.kv_tokens
+            step += law.delta * decodes + law.kappa * self.kv_tokens
         return step
 
     def _nobody(self) -> float:
