@@ -166,11 +166,10 @@ def text_lines(path: Path, longest: int = _LONGEST_LINE) -> Iterator[str]:
             number = 0
             while line := file.readline(longest):
                 number += 1
-                if len(line) == longest:
-                    what = f"longer than {longest} bytes: no row of a trace"
-                    raise TraceError(f"{path.name}, row {number}: {what}")
-                if b"\0" in line:
-                    raise TraceError(f"{path.name}, row {number}: binary: must be text")
+                if len(line) == longest or b"\0" in line:
+                    what = "binary" if b"\0" in line else f"longer than {longest} bytes"
+                    must = "must be text, in lines"
+                    raise TraceError(f"{path.name}, row {number}: {what}: {must}")
                 yield line.decode("utf-8-sig" if number == 1 else "utf-8")
     except UnicodeDecodeError:
         raise TraceError(f"{path.name}, row {number}: must be UTF-8 text") from None
