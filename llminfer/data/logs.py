@@ -84,9 +84,10 @@ class ServedLog:
         (2000, 800)
         """
         workload = Workload(*(getattr(record, each.name) for each in fields(Workload)))
-        ends = record.first_token_time, record.processing_end_time
-        begun = record.processing_start_time
-        return cls(workload, record.queue_entry_time, *ends, begun)
+        start, end = record.processing_start_time, record.processing_end_time
+        return cls(
+            workload, record.queue_entry_time, record.first_token_time, end, start
+        )
 
     def __len__(self) -> int:
         return len(self.workload)
@@ -188,9 +189,7 @@ def _on_one_clock(cells: pd.DataFrame, failed: int) -> ServedLog:
     ]
     table = pd.concat([arrival - begin, *asked, *times, *found], axis=1)
     table = table.iloc[np.argsort(arrival, kind="stable")]
-    columns: list[Any] = [
-        None if column.hasnans else column.to_numpy() for _, column in table.items()
-    ]
+    columns: Any = [None if c.hasnans else c.to_numpy() for _, c in table.items()]
     workload = Workload.from_arrays(*columns[:3])
     return ServedLog(workload, *columns[3:], failed=failed, origin=float(origin))
 
@@ -239,8 +238,7 @@ def read_steps(path: str | Path) -> pd.DataFrame:
     before = np.maximum(table["done"].shift(fill_value=0.0), table["scheduled"])
     table["seconds"] = table["done"] - before
     if "pairs" not in table:
-        kv = table["prefill_kv"]
-        table["pairs"] = prompt * (kv + prompt / 2) / np.maximum(chunks, 1)
+        table["pairs"] = prompt * (table["prefill_kv"] + prompt / 2) / chunks.clip(1)
     refuse(cells["done"], table["seconds"] <= 0.0, "after that of the step before")
     bad = (chunks > prompt) | ((chunks == 0) & (prompt > 0))
     refuse(cells["prefill_seqs"], bad, "1 to prefill_tokens, or 0 with it")
@@ -271,15 +269,13 @@ def read_bench(path: str | Path) -> ServedLog:
     cells = _bench_requests(Path(path))
     failed = cells["errors"].astype(bool) | (cells["output_lens"] == 0)
     if failed.all():
-        name = Path(path).name
-        raise TraceError(f"{name}: no request succeeded: must have at least one")
+        raise TraceError(f"{Path(path).name}: no request succeeded: must have one")
     cells = cells[~failed]
     sent = seconds(cells["start_times"])
     first = sent + seconds(cells["ttfts"])
     gaps = cells["itls"]
     refuse(gaps, ~gaps.map(type).isin([list]), "a list of seconds")
-    rows = gaps.index.repeat(gaps.map(len))
-    seconds(pd.Series([gap for each in gaps for gap in each], rows, object, "itls"))
+    seconds(gaps[gaps.map(len) > 0].explode())
     last = first + gaps.map(lambda each: sum(map(float, each)))
     lengths = [tokens(cells[name]) for name in _BENCH[3:]]
     order = np.argsort(sent, kind="stable")
@@ -320,12 +316,11 @@ def read_settings(path: str | Path) -> dict[str, Any]:
     said = _said(_document(file))
 
     said = {"max_num_seqs": None, "max_num_batched_tokens": None, **said}
+    cells = pd.DataFrame([said], [""], dtype=object).rename_axis(file.name)
 
     def get(read: Callable[[pd.Series], pd.Series], usual: Any, *names: str) -> Any:
-        if not (there := [name for name in names if name in said]):
-            return usual
-        index = pd.Index([""], name=file.name)
-        return read(pd.Series([said[there[0]]], index, object, there[0])).item()
+        there = [name for name in names if name in cells]
+        return read(cells[there[0]]).item() if there else usual
 
     replicas = get(tokens, 1, "data_parallel_size")
     if replicas == 1:
@@ -352,16 +347,14 @@ def _said(meta: Any) -> dict[str, Any]:
     """The settings that a ``meta.json`` has in one place or another."""
     top = _section(meta)
     resolved = _section(top.get("resolved_config"))
-    sections = [top.get(key) for key in ("engine_kwargs", "engine", "kv_cache")]
-    sections += [resolved, *map(resolved.get, _CONFIGS), top]
-    parts = map(_section, sections)
-    return {k: v for part in parts for k, v in part.items() if v is not None}
+    parts = [top.get(key) for key in ("engine_kwargs", "engine", "kv_cache")]
+    parts += [resolved, *map(resolved.get, _CONFIGS), top]
+    return {k: v for part in parts for k, v in _section(part).items() if v is not None}
 
 
 def _recent(said: Mapping[str, Any]) -> bool:
     """Whether this vLLM, the newest if not said, schedules asynchronously unasked."""
-    version = str(said.get("vllm_version", said.get("vllm")))
-    known = re.match(r"v?(\d+)\.(\d+)", version)
+    known = re.match(r"v?(\d+)\.(\d+)", str(said.get("vllm_version", said.get("vllm"))))
     return not known or tuple(map(int, known.groups())) >= _ASYNCHRONOUS
 
 
@@ -425,7 +418,7 @@ def _bench_requests(file: Path) -> pd.DataFrame:
         columns["errors"] = errors
     for name, column in columns.items():
         if not isinstance(column, list):
-            must = "a list, as of `vllm bench serve --save-result --save-detailed`"
+            must = "a list, saved by `vllm bench serve --save-result --save-detailed`"
             raise TraceError(f"{file.name}, {name}: missing: must be {must}")
     if len(sizes := {len(column) for column in columns.values()}) > 1:
         raise TraceError(f"{file.name}: columns of unlike length: {sizes}")
