@@ -131,7 +131,17 @@ def seconds(cells: pd.Series, least: float | pd.Series = 0.0) -> pd.Series:
 
 
 def refuse(cells: pd.Series, bad: pd.Series, must: str) -> None:
-    """Raise for the first cell that is bad, by its row in the file and its column."""
+    """Raise for the first cell that is bad, by its row in the file and its column.
+
+    >>> rows = pd.Index([2, 3, 5], name="a.csv, row ")
+    >>> steps = pd.Series([5, -1, -2], rows, name="x")
+    >>> refuse(steps, steps < 0, "at least 0")
+    Traceback (most recent call last):
+    llminfer.base.errors.TraceError: a.csv, row 3, x=-1: must be at least 0
+
+    Raises:
+        TraceError: One is.
+    """
     for row, cell in cells[bad][:1].items():
         where = f"{cells.index.name}{row}, {cells.name}"
         raise TraceError(f"{where}={cell!r:.40}: must be {must}")

@@ -84,10 +84,9 @@ class ServedLog:
         (2000, 800)
         """
         workload = Workload(*(getattr(record, each.name) for each in fields(Workload)))
-        start, end = record.processing_start_time, record.processing_end_time
-        return cls(
-            workload, record.queue_entry_time, record.first_token_time, end, start
-        )
+        ends = record.first_token_time, record.processing_end_time
+        begun = record.processing_start_time
+        return cls(workload, record.queue_entry_time, *ends, begun)
 
     def __len__(self) -> int:
         return len(self.workload)
@@ -168,10 +167,15 @@ def _failed(entry: Mapping[str, Any]) -> bool:
 
 
 def _on_one_clock(cells: pd.DataFrame, failed: int) -> ServedLog:
-    """The log of answered requests in order of arrival; the first arrives at 0."""
+    """The log of answered requests in order of arrival; the first arrives at 0.
+
+    Pandas aligns the columns by row, so that one that some rows lack has NaN there.
+    """
+    given = {name: _given(cells[name]) for name in _OPTIONAL}
     arrival = seconds(cells["arrival_time"])
-    queued = seconds(_given(cells["queued_ts"])).combine_first(arrival)
-    scheduled = seconds(_given(cells["scheduled_ts"]), queued)
+    # a client does not know when the engine queued its request
+    queued = seconds(given["queued_ts"]).combine_first(arrival)
+    scheduled = seconds(given["scheduled_ts"], queued)
     first = seconds(cells["first_token_ts"], scheduled.combine_first(queued))
     last = seconds(cells["last_token_ts"], first)
     begin = arrival.min()
@@ -183,10 +187,7 @@ def _on_one_clock(cells: pd.DataFrame, failed: int) -> ServedLog:
         origin = begin
     asked = [tokens(cells[name]) for name in ("input_toks", "output_toks")]
     times = [each - origin for each in (queued, first, last, scheduled)]
-    found = [
-        tokens(_given(cells["cached_toks"]), 0),
-        tokens(_given(cells["prefix"]), -1),
-    ]
+    found = [tokens(given["cached_toks"], 0), tokens(given["prefix"], -1)]
     table = pd.concat([arrival - begin, *asked, *times, *found], axis=1)
     table = table.iloc[np.argsort(arrival, kind="stable")]
     columns: Any = [None if c.hasnans else c.to_numpy() for _, c in table.items()]
