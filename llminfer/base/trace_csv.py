@@ -131,7 +131,17 @@ def seconds(cells: pd.Series, least: float | pd.Series = 0.0) -> pd.Series:
 
 
 def refuse(cells: pd.Series, bad: pd.Series, must: str) -> None:
-    """Raise for the first cell that is bad, by its row in the file and its column."""
+    """Raise for the first cell that is bad, by its row in the file and its column.
+
+    >>> rows = pd.Index([2, 3, 5], name="a.csv, row ")
+    >>> steps = pd.Series([5, -1, -2], rows, name="x")
+    >>> refuse(steps, steps < 0, "at least 0")
+    Traceback (most recent call last):
+    llminfer.base.errors.TraceError: a.csv, row 3, x=-1: must be at least 0
+
+    Raises:
+        TraceError: One is.
+    """
     for row, cell in cells[bad][:1].items():
         where = f"{cells.index.name}{row}, {cells.name}"
         raise TraceError(f"{where}={cell!r:.40}: must be {must}")
@@ -166,11 +176,10 @@ def text_lines(path: Path, longest: int = _LONGEST_LINE) -> Iterator[str]:
             number = 0
             while line := file.readline(longest):
                 number += 1
-                if len(line) == longest:
-                    what = f"longer than {longest} bytes: no row of a trace"
-                    raise TraceError(f"{path.name}, row {number}: {what}")
-                if b"\0" in line:
-                    raise TraceError(f"{path.name}, row {number}: binary: must be text")
+                if len(line) == longest or b"\0" in line:
+                    what = "binary" if b"\0" in line else f"longer than {longest} bytes"
+                    must = "must be text, in lines"
+                    raise TraceError(f"{path.name}, row {number}: {what}: {must}")
                 yield line.decode("utf-8-sig" if number == 1 else "utf-8")
     except UnicodeDecodeError:
         raise TraceError(f"{path.name}, row {number}: must be UTF-8 text") from None

@@ -9,7 +9,7 @@ import json
 import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import KW_ONLY, dataclass, fields
 from pathlib import Path
 from typing import Any, Self
 
@@ -26,10 +26,8 @@ from llminfer.workload import Workload
 _LARGEST = 64 * 2**20  # bytes of one JSON document
 _BENCH = ("start_times", "ttfts", "itls", "input_lens", "output_lens")
 _ANSWER = ("output_toks", "first_token_ts", "last_token_ts")  # null or 0: failed
-_LOG = (  # the columns of a log
-    "request_id arrival_time input_toks output_toks queued_ts scheduled_ts "
-    "first_token_ts last_token_ts cached_toks prefix"
-)
+_OPTIONAL = ("queued_ts", "scheduled_ts", "cached_toks", "prefix")  # or null
+_LOG = ("request_id", "arrival_time", "input_toks", *_ANSWER, *_OPTIONAL)
 _CLOCK = ("begin", "scheduled", "done")
 _PARTS = ("prefill_tokens", "prefill_seqs", "prefill_kv", "decode_seqs", "decode_kv")
 _STEP = (*_PARTS, "running", "waiting", "preempted")
@@ -57,10 +55,10 @@ class ServedLog:
         queued_time: When each entered the engine's queue, seconds, shape (n,).
         first_token_time: When its first token came out, seconds.
         last_token_time: When its last did.
-        failed: Requests that got no whole answer; they are left out.
         scheduled_time: When each was first in a step; None where that is not known.
         cached_tokens: Prompt tokens found in the prefix cache, or None.
         prefix: The number of the prefix it shares with others, -1 for none, or None.
+        failed: Requests that got no whole answer; they are left out.
         origin: What the engine's clock, which its steps are on, showed at time 0.
     """
 
@@ -68,10 +66,11 @@ class ServedLog:
     queued_time: FloatArray
     first_token_time: FloatArray
     last_token_time: FloatArray
-    failed: int = 0
     scheduled_time: FloatArray | None = None
     cached_tokens: IntArray | None = None
     prefix: IntArray | None = None
+    _: KW_ONLY
+    failed: int = 0
     origin: float = 0.0
 
     @classmethod
@@ -87,7 +86,7 @@ class ServedLog:
         workload = Workload(*(getattr(record, each.name) for each in fields(Workload)))
         ends = record.first_token_time, record.processing_end_time
         begun = record.processing_start_time
-        return cls(workload, record.queue_entry_time, *ends, scheduled_time=begun)
+        return cls(workload, record.queue_entry_time, *ends, begun)
 
     def __len__(self) -> int:
         return len(self.workload)
@@ -145,9 +144,7 @@ def read_vllm_log(path: str | Path) -> ServedLog:
     """
     file = _inside(path, "requests.jsonl")
     entries = dict(_objects(file))
-    columns = {
-        name: [entry.get(name) for entry in entries.values()] for name in _LOG.split()
-    }
+    columns = {name: [entry.get(name) for entry in entries.values()] for name in _LOG}
     cells = pd.DataFrame(columns, list(entries), dtype=object)
     cells = cells.rename_axis(f"{file.name}, row ")
     if not (answered := [row for row in entries if not _failed(entries[row])]):
@@ -165,21 +162,22 @@ def read_vllm_log(path: str | Path) -> ServedLog:
 
 def _failed(entry: Mapping[str, Any]) -> bool:
     """Whether a row says that its request got no whole answer."""
-    return (
-        bool(entry.get("error"))
-        or entry.get("finish_reason") in ("abort", "error")
-        or any(entry.get(column, 1) in (None, 0) for column in _ANSWER)
-    )
+    said = entry.get("error") or entry.get("finish_reason") in ("abort", "error")
+    return bool(said) or any(entry.get(column, 1) in (None, 0) for column in _ANSWER)
 
 
 def _on_one_clock(cells: pd.DataFrame, failed: int) -> ServedLog:
-    """The log of answered requests in order of arrival; the first arrives at 0."""
+    """The log of answered requests in order of arrival; the first arrives at 0.
+
+    Pandas aligns the columns by row, so that one that some rows lack has NaN there.
+    """
+    given = {name: _given(cells[name]) for name in _OPTIONAL}
     arrival = seconds(cells["arrival_time"])
-    queued = seconds(_given(cells["queued_ts"])).combine_first(arrival)
-    scheduled = seconds(_given(cells["scheduled_ts"]), queued)
+    # a client does not know when the engine queued its request
+    queued = seconds(given["queued_ts"]).combine_first(arrival)
+    scheduled = seconds(given["scheduled_ts"], queued)
     first = seconds(cells["first_token_ts"], scheduled.combine_first(queued))
     last = seconds(cells["last_token_ts"], first)
-    lengths = [tokens(cells[name]) for name in ("input_toks", "output_toks")]
     begin = arrival.min()
     delay = queued - (arrival - begin)
     origin = delay.min()
@@ -187,24 +185,14 @@ def _on_one_clock(cells: pd.DataFrame, failed: int) -> ServedLog:
     refuse(cells["queued_ts"], delay - origin > _LONGEST_DELAY, must)
     if 0.0 <= origin - begin < _ONE_CLOCK:  # of a single clock
         origin = begin
-    order = arrival.sort_values(kind="stable").index
-
-    def column(found: pd.Series, zero: float = 0) -> Any:
-        """In order of arrival, from ``zero`` on; None where a request has none."""
-        found = (found - zero).reindex(order)
-        return None if found.hasnans else found.to_numpy()
-
-    return ServedLog(
-        Workload.from_arrays(column(arrival, begin), *map(column, lengths)),
-        column(queued, origin),
-        column(first, origin),
-        column(last, origin),
-        failed,
-        column(scheduled, origin),
-        column(tokens(_given(cells["cached_toks"]), 0)),
-        column(tokens(_given(cells["prefix"]), -1)),
-        float(origin),
-    )
+    asked = [tokens(cells[name]) for name in ("input_toks", "output_toks")]
+    times = [each - origin for each in (queued, first, last, scheduled)]
+    found = [tokens(given["cached_toks"], 0), tokens(given["prefix"], -1)]
+    table = pd.concat([arrival - begin, *asked, *times, *found], axis=1)
+    table = table.iloc[np.argsort(arrival, kind="stable")]
+    columns: Any = [None if c.hasnans else c.to_numpy() for _, c in table.items()]
+    workload = Workload.from_arrays(*columns[:3])
+    return ServedLog(workload, *columns[3:], failed=failed, origin=float(origin))
 
 
 def _given(cells: pd.Series) -> pd.Series:
@@ -251,8 +239,7 @@ def read_steps(path: str | Path) -> pd.DataFrame:
     before = np.maximum(table["done"].shift(fill_value=0.0), table["scheduled"])
     table["seconds"] = table["done"] - before
     if "pairs" not in table:
-        kv = table["prefill_kv"]
-        table["pairs"] = prompt * (kv + prompt / 2) / np.maximum(chunks, 1)
+        table["pairs"] = prompt * (table["prefill_kv"] + prompt / 2) / chunks.clip(1)
     refuse(cells["done"], table["seconds"] <= 0.0, "after that of the step before")
     bad = (chunks > prompt) | ((chunks == 0) & (prompt > 0))
     refuse(cells["prefill_seqs"], bad, "1 to prefill_tokens, or 0 with it")
@@ -283,22 +270,19 @@ def read_bench(path: str | Path) -> ServedLog:
     cells = _bench_requests(Path(path))
     failed = cells["errors"].astype(bool) | (cells["output_lens"] == 0)
     if failed.all():
-        name = Path(path).name
-        raise TraceError(f"{name}: no request succeeded: must have at least one")
+        raise TraceError(f"{Path(path).name}: no request succeeded: must have one")
     cells = cells[~failed]
-    sent = seconds(cells["start_times"]).sort_values(kind="stable")
-    cells = cells.loc[sent.index]
+    sent = seconds(cells["start_times"])
     first = sent + seconds(cells["ttfts"])
     gaps = cells["itls"]
     refuse(gaps, ~gaps.map(type).isin([list]), "a list of seconds")
-    rows = gaps.index.repeat(gaps.map(len))
-    seconds(pd.Series([gap for each in gaps for gap in each], rows, object, "itls"))
+    seconds(gaps[gaps.map(len) > 0].explode())
     last = first + gaps.map(lambda each: sum(map(float, each)))
-    times = pd.concat([sent, first, last], axis=1).sub(sent.iloc[0]).to_numpy().T
-    workload = Workload.from_arrays(
-        times[0], *(tokens(cells[name]) for name in _BENCH[3:])
-    )
-    return ServedLog(workload, times[0], times[1], times[2], int(failed.sum()))
+    lengths = [tokens(cells[name]) for name in _BENCH[3:]]
+    order = np.argsort(sent, kind="stable")
+    times = [np.asarray(each - sent.min())[order] for each in (sent, first, last)]
+    workload = Workload.from_arrays(times[0], *(each.iloc[order] for each in lengths))
+    return ServedLog(workload, *times, failed=int(failed.sum()))
 
 
 def read_settings(path: str | Path) -> dict[str, Any]:
@@ -333,12 +317,11 @@ def read_settings(path: str | Path) -> dict[str, Any]:
     said = _said(_document(file))
 
     said = {"max_num_seqs": None, "max_num_batched_tokens": None, **said}
+    cells = pd.DataFrame([said], [""], dtype=object).rename_axis(file.name)
 
     def get(read: Callable[[pd.Series], pd.Series], usual: Any, *names: str) -> Any:
-        if not (there := [name for name in names if name in said]):
-            return usual
-        index = pd.Index([""], name=file.name)
-        return read(pd.Series([said[there[0]]], index, object, there[0])).item()
+        there = [name for name in names if name in cells]
+        return read(cells[there[0]]).item() if there else usual
 
     sequences = get(tokens, None, "max_num_seqs")
     graphs = get(tokens, min(2 * sequences, 512), "max_cudagraph_capture_size")
@@ -368,16 +351,14 @@ def _said(meta: Any) -> dict[str, Any]:
     """The settings that a ``meta.json`` has in one place or another."""
     top = _section(meta)
     resolved = _section(top.get("resolved_config"))
-    sections = [top.get(key) for key in ("engine_kwargs", "engine", "kv_cache")]
-    sections += [resolved, *map(resolved.get, _CONFIGS), top]
-    parts = map(_section, sections)
-    return {k: v for part in parts for k, v in part.items() if v is not None}
+    parts = [top.get(key) for key in ("engine_kwargs", "engine", "kv_cache")]
+    parts += [resolved, *map(resolved.get, _CONFIGS), top]
+    return {k: v for part in parts for k, v in _section(part).items() if v is not None}
 
 
 def _recent(said: Mapping[str, Any]) -> bool:
     """Whether this vLLM, the newest if not said, schedules asynchronously unasked."""
-    version = str(said.get("vllm_version", said.get("vllm")))
-    known = re.match(r"v?(\d+)\.(\d+)", version)
+    known = re.match(r"v?(\d+)\.(\d+)", str(said.get("vllm_version", said.get("vllm"))))
     return not known or tuple(map(int, known.groups())) >= _ASYNCHRONOUS
 
 
@@ -441,7 +422,7 @@ def _bench_requests(file: Path) -> pd.DataFrame:
         columns["errors"] = errors
     for name, column in columns.items():
         if not isinstance(column, list):
-            must = "a list, as of `vllm bench serve --save-result --save-detailed`"
+            must = "a list, saved by `vllm bench serve --save-result --save-detailed`"
             raise TraceError(f"{file.name}, {name}: missing: must be {must}")
     if len(sizes := {len(column) for column in columns.values()}) > 1:
         raise TraceError(f"{file.name}: columns of unlike length: {sizes}")
