@@ -199,6 +199,7 @@ def test_a_packed_log_does_as_well_as_a_plain_one(tmp_path, ending, opened):
         ({"output_toks": 10**30}, "row 2, output_toks=1000"),
         ({"input_toks": None}, "row 2, input_toks=None: must be"),
         ({"arrival_time": math.nan}, "row 2, arrival_time=nan: must be seconds"),
+        ({"arrival_time": True}, "row 2, arrival_time=True: must be seconds"),
         ({"queued_ts": math.inf}, "row 2, queued_ts=inf: must be seconds"),
         ({"queued_ts": 10**400}, "row 2, queued_ts=1000"),
         ({"arrival_time": -5.0}, "row 2, arrival_time=-5.0: must be seconds"),
@@ -291,7 +292,10 @@ def test_pairs_that_the_engine_counted_are_kept(tmp_path):
     ("row", "message"),
     [
         ("1.0,1.5,3.5,0,0,0,2,60,2,0,0", "row 3, done='3.5': must be after that of"),
-        ("1.0,0.9,4.5,0,0,0,2,60,2,0,0", "row 3, scheduled='0.9': must be seconds"),
+        (
+            "1.0,0.9,4.5,0,0,0,2,60,2,0,0",
+            "row 3, scheduled='0.9': must be seconds, a finite number of at least 1",
+        ),
         ("1.0,1.5,nan,0,0,0,2,60,2,0,0", "row 3, done='nan': must be seconds"),
         (
             "1.0,1.5,4.5,-1,0,0,2,60,2,0,0",
