@@ -200,6 +200,8 @@ def test_a_trace_is_read_however_it_is_laid_out(tmp_path, content):
         (DATED + "20231316,5,2\n", "row 2, TIMESTAMP='20231316': must be a date and"),
         (DATED + ",5,2\n", "row 2, TIMESTAMP=''"),
         (DATED + "NaT,5,2\n", "row 2, TIMESTAMP='NaT'"),
+        (DATED + "now,5,2\n", "row 2, TIMESTAMP='now': must be a date and time"),
+        (DATED + "today,5,2\n", "row 2, TIMESTAMP='today': must be a date and time"),
         (DATED + "2023-11-16,5,2\n\n2023-11-15,5,2\n", "row 4, TIMESTAMP='2023-11-15'"),
         (DATED + "2023-11-16 18:15:46.68,5,0\n", "row 2, GeneratedTokens='0'"),
         (PLAIN + "0,\0,2\n", "row 2: binary: must be text"),

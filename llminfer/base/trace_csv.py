@@ -164,7 +164,8 @@ def _time(cell: Any) -> float:
 
 def _since_first(cells: pd.Series) -> pd.Series:
     """Dates and times as seconds since the first."""
-    dates = pd.to_datetime(cells, format="ISO8601", utc=True, errors="coerce")
+    digits = cells.where(cells.str.match(r"\s*\d"))  # and neither now nor today
+    dates = pd.to_datetime(digits, format="ISO8601", utc=True, errors="coerce")
     refuse(cells, dates.isna(), "a date and time such as 2023-11-16 18:15:46.68")
     return (dates - dates.iloc[0]) / pd.Timedelta(1, "s")
 

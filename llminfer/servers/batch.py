@@ -327,9 +327,8 @@ class Batch:
             if control is not None:
                 end = self.finished[i]
                 control.seen.finish(end, [end - self.requests.arrival[i]])
-        blocks = 0
+        blocks = sum(self.leaving.values())
         if pool is not None:
-            blocks = sum(self.leaving.values())
             pool.free += blocks
             pool.released += blocks
         self.leaving.clear()
