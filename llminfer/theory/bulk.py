@@ -33,7 +33,7 @@ class BulkQueue(WaitLaw):
 
     Args:
         arrival_rate: lambda, requests a second, below lambda*(B).
-        step_time: The five coefficients.
+        step_time: The coefficients.
         prompts: Law of prompt tokens, capped.
         outputs: Law of output tokens.
         batch_size: B.

@@ -299,7 +299,7 @@ def stability(
 ) -> pd.DataFrame:
     """A row a batch size: what it carries, and how waits grow beyond that.
 
-    Any arrivals, any policy that does not look at lengths, all five coefficients, all
+    Any arrivals, any policy that does not look at lengths, all coefficients, all
     replicas. With continuous batching the rate is exact for geometric outputs without
     a KV limit. Constant ones, which stay in lockstep and pay beta once a round, carry
     more; under a KV limit it is an upper bound.

@@ -46,7 +46,7 @@ class BatchTime:
     m (gamma + delta b) + kappa b m (m-1)/2, and the law of m is F^b.
 
     Args:
-        step_time: The five coefficients.
+        step_time: The coefficients.
         prompts: Law of prompt tokens.
         outputs: Law of output tokens.
         size: b, requests in the batch.
@@ -83,7 +83,7 @@ def batch_moments(
     """E[T_b] and E[T_b^2] for each b of ``sizes``; not to be written to.
 
     Args:
-        step_time: The five coefficients.
+        step_time: The coefficients.
         prompts: Law of prompt tokens, with or without a cap.
         outputs: Law of output tokens, within a million.
         sizes: b.
@@ -107,7 +107,7 @@ def batch_transforms(
     A mixture over the longest output, exact with delta and kappa too.
 
     Args:
-        step_time: The five coefficients.
+        step_time: The coefficients.
         prompts: Law of prompt tokens, within a million.
         outputs: Law of output tokens, within a million.
         sizes: b, increasing.
