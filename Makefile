@@ -18,8 +18,9 @@ help:
 	@echo 'make lint     check format, style and types'
 	@echo 'make clean    remove the environment and all caches; figures stay'
 
+# From the last to the first: the long ones begin first, the short ones fill the gaps.
 report: $(READY)
-	@$(PY) notebooks/execute.py $(NOTEBOOKS)
+	@$(PY) notebooks/execute.py $$(ls -r $(NOTEBOOKS))
 	@$(PY) notebooks/fill_readme.py
 	@echo 'Done: look at figures/, and at the notebooks with `make lab`.'
 

@@ -40,6 +40,14 @@ def test_two_runs_write_the_same_bytes(
     assert main([str(path)]) == 0
     assert path.read_bytes() == once
     assert capsys.readouterr().out.startswith(f"[1/1] {path} ... ")
+    both = [path, write(tmp_path / "01_same.ipynb", (CHATTY, []), panel)]
+    assert main([str(each) for each in both]) == 0
+    one, other = (nbformat.read(each, as_version=4).cells for each in both)
+    assert [cell.outputs for cell in one] == [cell.outputs for cell in other]
+    said = sorted(capsys.readouterr().out.splitlines())
+    assert [line.split(" ...")[0] for line in said] == [
+        f"[{i}/2] {each}" for i, each in enumerate(both, 1)
+    ]
     chatty, shown = nbformat.read(path, as_version=4).cells
     texts = sorted((out.name, out.text) for out in chatty.outputs)
     assert texts == [("stderr", "UserWarning: take care\n"), ("stdout", "one\ntwo\n")]
@@ -48,8 +56,12 @@ def test_two_runs_write_the_same_bytes(
 
 @pytest.mark.parametrize("source", ["1 / 0", PANEL.format(value=0.0)])
 def test_failure_is_told_and_the_notebook_left_as_it_was(
-    source: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    source: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr("notebooks.execute._AT_ONCE", 1)  # else one more has begun
     bad = write(tmp_path / "01_bad.ipynb", ("x = 1", []), (source, []))
     later = write(tmp_path / "02_later.ipynb", ("x = 1", []))
     before = bad.read_bytes(), later.read_bytes()
