@@ -15,7 +15,6 @@ from functools import cached_property, lru_cache
 from typing import Any
 
 import numpy as np
-from scipy.signal import fftconvolve
 from scipy.special import boxcox, inv_boxcox, ndtr, ndtri
 
 from llminfer.base.arrays import MOST_TOKENS, FloatArray, IntArray
@@ -127,6 +126,8 @@ def mean_shortfall(
     """
     if room > _SUMMED_WHOLE:  # far above all sums there are
         return max(room - places * (enters * law.expectation() + stays), 0.0)
+    from scipy.signal import fftconvolve  # takes longer to import than all else here
+
     few = np.arange(int(room) + 1.0)
     one = enters * -np.diff(law.survival(np.append(-1.0, few)))
     one[:1] += 1.0 - enters - stays
