@@ -106,6 +106,7 @@ def _summed(law: LengthLaw, copies: int, power: int) -> float:
     return total
 
 
+@lru_cache(maxsize=4096)
 def mean_shortfall(
     law: LengthLaw, places: int, room: float, enters: float = 1.0, stays: float = 0.0
 ) -> float:

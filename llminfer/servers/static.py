@@ -124,5 +124,4 @@ class LLMInferenceServer(WorkloadServer):
 
 def _pairs(workload: Workload) -> FloatArray:
     """Pairs of prompt tokens of each request, of which one attends to the other."""
-    prompt: FloatArray = workload.prompt_length.astype(np.float64)
-    return prompt * prompt / 2.0
+    return np.asarray(np.square(workload.prompt_length, dtype=np.float64) / 2.0)
