@@ -17,7 +17,7 @@ from playwright.sync_api import BrowserContext, Locator, Page, TimeoutError
 WIDTHS, HEIGHT = (1280, 900), 1400  # CSS pixels
 PRESSES = 3
 QUIET = 5  # looks at an idle kernel
-RUN_LIMIT, PATIENCE, POLL = 600.0, 2.0, 0.1  # seconds, wall-clock
+RUN_LIMIT, PATIENCE, POLL = 600.0, 3.0, 0.1  # seconds, wall-clock
 _SCRIPT = Path(__file__).with_name("browser.js").read_text()
 _RAISED = re.compile(r"\b[A-Z]\w*(?:Error|Exception): .*")
 
@@ -143,7 +143,7 @@ def _walk(page: Page, stem: str, shots: Path | None) -> Iterator[Fault]:
 
 
 def _try_panel(page: Page, panel: Locator, keys: tuple[str, str]) -> Iterator[str]:
-    start = picture = _next_picture(page, panel, before="")
+    start = picture = _at_rest(page, panel)
     if not picture:
         yield "there is no picture"
     sliders = panel.locator(".widget-slider").all()
@@ -167,7 +167,7 @@ def _try_panel(page: Page, panel: Locator, keys: tuple[str, str]) -> Iterator[st
     if (reset := panel.get_by_role("button", name="Reset")).count() and not any(
         _resets(page, panel, reset, start) for _ in range(2)
     ):
-        yield "after a reset the picture is not that of the start"
+        yield f"after a reset the picture is not that of the start, but {_said(panel)}"
     if said := _RAISED.search(panel.locator(".jp-OutputArea").first.inner_text()):
         yield f"it says {said[0]!r}"
 
@@ -201,22 +201,26 @@ def _press(slider: Locator, keys: tuple[str, str]) -> bool:
 
 
 def _at_rest(page: Page, panel: Locator) -> str:
-    """A digest of the panel's pixels once no press is on its way any more."""
-    idle = 0
+    """A digest of the panel's pixels once no press is on its way any more.
+
+    The kernel is idle then, and the picture the same at every look.
+    """
+    idle, last, now = 0, "", ""
     while idle < QUIET:
         page.wait_for_timeout(POLL * 1000)
-        idle = idle + 1 if _call(page, "idle") else 0
-    return str(panel.evaluate("panel => workbook.pixels(panel)"))
+        last, now = now, str(panel.evaluate("panel => workbook.pixels(panel)"))
+        idle = idle + 1 if _call(page, "idle") and now == last else 0
+    return now
 
 
 def _resets(page: Page, panel: Locator, reset: Locator, start: str) -> bool:
-    """Does a press of reset bring the start back?
+    """Does a press of reset bring the start back, to stay?
 
     Twice pressed at most: a move that was still on its way comes after the first press.
     """
     _at_rest(page, panel)
     reset.click()
-    return _becomes(page, panel, start)
+    return _becomes(page, panel, start) and _at_rest(page, panel) == start
 
 
 def _becomes(page: Page, panel: Locator, picture: str) -> bool:
