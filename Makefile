@@ -42,6 +42,7 @@ test: $(READY)
 		--nbval-cell-timeout 600 $$(ls -r $(NOTEBOOKS)); \
 	$(PY) -m pytest tests/test_latex.py; \
 	wait $$browser || { cat "$$scratch/browser.log"; exit 1; }; \
+	grep 'seen once' "$$scratch/browser.log" || :; \
 	tail -n 3 "$$scratch/browser.log"
 
 lab: $(READY)
