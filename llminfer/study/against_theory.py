@@ -302,8 +302,7 @@ def _limits() -> Named:
         cases = [("throughput", "B / E[T_B]", flood.max_stable_rate, _throughput)]
         yield f"flooded, B = 16, {name}", flood, cases
     flood = _run(1e4, **_CONTINUOUS, **_geometric(50), **short)
-    most = float(theory.stability(flood, [16])["continuous_max_rate"][0])
-    cases = [("throughput", "saturation", most, _throughput)]
+    cases = [("throughput", "saturation", flood.max_stable_rate, _throughput)]
     yield "flooded, continuous, B = 16, report", flood, cases
 
 
@@ -319,6 +318,6 @@ def _without_batch_limit() -> Named:
     config = _LONG.replace(
         arrival_rate=2.5, batch_size=512, **_CONTINUOUS, **_geometric(400), **decode
     )
-    latency = theory.product_form(config).mean_latency
+    latency = theory.product_form_latency(config)
     cases = [("mean latency", "product form", latency, _mean_latency)]
     yield "continuous, no limit, decode only", config, cases

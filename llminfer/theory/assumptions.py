@@ -5,6 +5,8 @@ Each raises a ``ConfigError`` that names the field, its value and what would do.
 
 from __future__ import annotations
 
+from typing import Any
+
 from llminfer.base.errors import ConfigError, fail
 from llminfer.config import SimulationConfig
 from llminfer.laws.lengths import LengthLaw
@@ -12,64 +14,32 @@ from llminfer.policies import FCFSPolicy
 from llminfer.theory.service_time import token_pmf
 from llminfer.theory.single_server import check_load, orders_as
 
-
-def served_by(server: str, config: SimulationConfig) -> None:
-    """The server is the one the law is about, and its steps are the report's."""
-    needs = {"step_law": "sum", "epsilon": 0.0, "async_scheduling": False}
-    for name, must in {"server": server, **needs}.items():
-        if getattr(config, name) != must:
-            raise fail(name, getattr(config, name), f"{must} for this law")
+REPORTS_STEPS = {"step_law": "sum", "epsilon": 0.0, "async_scheduling": False}
+STEADY = {"arrival_pattern": "constant", "batch_control": "static"}
+POISSON = {**REPORTS_STEPS, **STEADY, "arrival_cv": 1.0}
 
 
-def steady(config: SimulationConfig) -> None:
-    """Nothing changes as the run goes on."""
-    for name, must in (("arrival_pattern", "constant"), ("batch_control", "static")):
-        if getattr(config, name) != must:
-            raise fail(name, getattr(config, name), f"{must} for this law")
-
-
-def poisson(config: SimulationConfig) -> None:
-    """Poisson arrivals at a constant rate."""
-    steady(config)
-    if config.arrival_cv != 1.0:
-        raise fail("arrival_cv", config.arrival_cv, "1 (Poisson) for this law")
-
-
-def is_first_come(config: SimulationConfig) -> bool:
-    """Whether the policy is FCFS itself: a subclass may order otherwise."""
-    return orders_as(config.policy(), FCFSPolicy)
-
-
-def one_server(config: SimulationConfig) -> None:
-    """There are no replicas."""
-    if config.replicas > 1:
-        raise fail("replicas", config.replicas, "1 for this law")
-
-
-def without_kv_limit(config: SimulationConfig) -> None:
-    """KV memory never runs out."""
-    if config.kv_blocks is not None:
-        raise fail("kv_blocks", config.kv_blocks, "None for this law")
+def require(config: SimulationConfig, **must: Any) -> None:
+    """Fields have the values that a law takes for granted."""
+    for name, value in must.items():
+        if getattr(config, name) != value:
+            raise fail(name, getattr(config, name), f"{value} for this law")
 
 
 def first_come(config: SimulationConfig) -> None:
-    """FCFS."""
-    if not is_first_come(config):
+    """FCFS itself: a subclass may order otherwise."""
+    if not orders_as(config.policy(), FCFSPolicy):
         raise fail("scheduling_policy", config.policy().name, "FCFS for this law")
 
 
 def single(config: SimulationConfig) -> None:
     """A static server that takes one Poisson request at a time."""
-    served_by("static", config)
-    poisson(config)
-    if config.batch_size != 1:
-        raise fail("batch_size", config.batch_size, "1: requests are served one by one")
+    require(config, server="static", **POISSON, batch_size=1)
 
 
 def least_batch(config: SimulationConfig) -> int:
     """Requests that a static batch waits for, if the bulk queue has an answer."""
-    served_by("static", config)
-    poisson(config)
+    require(config, server="static", **POISSON)
     first_come(config)
     most, timeout = config.batch_size, config.batch_timeout
     if most > 1 and timeout is not None and timeout > 0.0:
@@ -90,12 +60,8 @@ def listed(config: SimulationConfig, which: str) -> LengthLaw:
 
 def unlimited(config: SimulationConfig) -> None:
     """No step of a continuous server is cut short."""
-    without_kv_limit(config)
-    one_server(config)
-    must = "for the chain, which knows no such limit"
-    if not config.chunked_prefill:
-        raise fail("chunked_prefill", False, f"True {must}")
+    require(config, kv_blocks=None, replicas=1, chunked_prefill=True)
     largest = config.batch_size * (len(token_pmf(config.prompts)) - 1)
     if config.max_batched_tokens < largest:
-        limit = config.max_batched_tokens
-        raise fail("max_batched_tokens", limit, f"at least {largest} {must}")
+        must = f"at least {largest} for the chain, which knows no such limit"
+        raise fail("max_batched_tokens", config.max_batched_tokens, must)

@@ -11,14 +11,12 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
-import numpy.typing as npt
 from scipy.special import binom
 
 from llminfer.base.arrays import FloatArray, IntArray
 from llminfer.laws.lengths import Geometric, LengthLaw
 from llminfer.theory import random_walk as walk
 from llminfer.theory.service_time import ComplexArray, exponential_sum, token_pmf
-from llminfer.theory.single_server import check_load
 from llminfer.timing import StepTime
 
 
@@ -228,45 +226,6 @@ class ContinuousChain:
     def utilization(self) -> float:
         """Busy share of the time."""
         return self._in_time("busy")
-
-
-@dataclass(frozen=True)
-class ProductForm:
-    """Requests in a decoder that slows down as they join, whatever the output law.
-
-    With n inside each gets a token every base + extra n seconds, at once. A server in
-    steps adds about half a step an arrival: a curve to draw, not an oracle.
-
-    Args:
-        arrival_rate: lambda, requests a second.
-        mean_output: E[O], tokens.
-        base: c0, seconds a step.
-        extra: c1, seconds a step and request.
-
-    Raises:
-        ConfigError: lambda E[O] c1 is 1 or more.
-
-    Source: processor sharing with a state-dependent rate, Cohen (1979), Kelly (1979).
-    """
-
-    arrival_rate: float
-    mean_output: float
-    base: float
-    extra: float
-
-    def __post_init__(self) -> None:
-        check_load(self.arrival_rate, 1.0 / max(self.mean_output * self.extra, 1e-300))
-
-    def latency(self, output: npt.ArrayLike) -> FloatArray:
-        """E[latency], seconds, of requests of so many tokens, same shape."""
-        slowed = 1.0 - self.arrival_rate * self.mean_output * self.extra
-        tokens = np.asarray(output, dtype=np.float64)
-        return np.asarray(tokens * (self.base + self.extra) / slowed)
-
-    @property
-    def mean_latency(self) -> float:
-        """E[latency], seconds."""
-        return float(self.latency(self.mean_output))
 
 
 def _landings(busy: FloatArray, entry: FloatArray) -> FloatArray:

@@ -14,21 +14,18 @@ from collections.abc import Sequence
 from functools import lru_cache
 
 import numpy as np
-import pandas as pd
 
 from llminfer.base.arrays import FloatArray
-from llminfer.base.errors import ConfigError, fail, number, whole
+from llminfer.base.errors import ConfigError, fail, number
 from llminfer.config import SimulationConfig
 from llminfer.laws.lengths import Geometric
 from llminfer.policies import SJFPolicy
 from llminfer.theory import assumptions, single_server
-from llminfer.theory.assumptions import listed
+from llminfer.theory.assumptions import POISSON, REPORTS_STEPS, STEADY, listed, require
 from llminfer.theory.bulk import BulkQueue, GammaQueue
-from llminfer.theory.continuous_chain import ContinuousChain, ProductForm
+from llminfer.theory.continuous_chain import ContinuousChain
 from llminfer.theory.service_time import BatchTime
 from llminfer.theory.single_server import MG1, PriorityWaits, check_load, orders_as
-
-_DOUBLINGS = (1, 2, 4, 8, 16, 32, 64, 128)
 
 
 def mg1(config: SimulationConfig) -> MG1:
@@ -151,8 +148,7 @@ def continuous(config: SimulationConfig) -> ContinuousChain:
     >>> round(continuous(config).mean_latency, 3)
     0.471
     """
-    assumptions.served_by("continuous", config)
-    assumptions.poisson(config)
+    require(config, server="continuous", **POISSON, kappa=0.0)
     assumptions.first_come(config)
     outputs = config.outputs
     if not isinstance(outputs, Geometric):
@@ -160,8 +156,6 @@ def continuous(config: SimulationConfig) -> ContinuousChain:
     if outputs.max is not None:
         must = "None: the chain forgets how long a request has run"
         raise fail("output_dist_params.max", outputs.max, must)
-    if config.kappa > 0.0:
-        raise fail("kappa", config.kappa, "0: the chain forgets contexts")
     if config.batch_size > 64:
         raise fail("batch_size", config.batch_size, "at most 64 for the chain")
     parts = (config.step_time, listed(config, "prompt"), outputs, config.batch_size)
@@ -190,8 +184,8 @@ def mean_latency(config: SimulationConfig) -> float | None:
         if config.server == "continuous":
             return continuous(config).mean_latency
         if config.batch_size == 1:
-            law = mg1 if assumptions.is_first_come(config) else _by_prompt
-            return law(config).mean_latency
+            by_prompt = orders_as(config.policy(), SJFPolicy)
+            return (priority if by_prompt else mg1)(config).mean_latency
         least = assumptions.least_batch(config)
         parts = (config.step_time, config.prompts, config.outputs, config.batch_size)
         return GammaQueue(config.arrival_rate, *parts, least).mean_latency
@@ -212,7 +206,7 @@ def latency_curve(config: SimulationConfig, loads: Sequence[float]) -> FloatArra
     array([0.85, 5.51,  nan])
     """
     try:
-        assumptions.steady(config)
+        require(config, **STEADY)
         idle = {"num_requests": 1, "warmup_requests": 0, "random_seed": 0}
         return _curve(config.replace(arrival_rate=1.0, **idle), tuple(loads))
     except ConfigError:
@@ -287,58 +281,8 @@ def assembly_bound(config: SimulationConfig) -> float:
     >>> assembly_bound(config)
     1.75
     """
-    assumptions.served_by("static", config)
-    assumptions.steady(config)
-    if config.batch_timeout is not None:
-        raise fail("batch_timeout", config.batch_timeout, "None: batches wait to fill")
+    require(config, server="static", batch_timeout=None, **REPORTS_STEPS, **STEADY)
     return (config.batch_size - 1) / (2.0 * config.arrival_rate)
-
-
-def stability(
-    config: SimulationConfig, batch_sizes: Sequence[int] = _DOUBLINGS
-) -> pd.DataFrame:
-    """A row a batch size: what it carries, and how waits grow beyond that.
-
-    Any arrivals, any policy that does not look at lengths, all coefficients, all
-    replicas. With continuous batching the rate is exact for geometric outputs without
-    a KV limit. Constant ones, which stay in lockstep and pay beta once a round, carry
-    more; under a KV limit it is an upper bound.
-
-    Args:
-        config: Everything but the batch size.
-        batch_sizes: B, whole numbers of at least 1.
-
-    Returns:
-        ``batch_size``; ``batch_time`` E[T_B], seconds; ``max_rate`` lambda*(B) =
-        B / E[T_B] a server; ``load`` lambda / lambda*(B); ``growth`` of the wait,
-        seconds a second (0 when stable); ``continuous_max_rate`` and
-        ``continuous_load``, the same with continuous batching.
-
-    >>> table = stability(SimulationConfig(arrival_rate=4.0), [1, 8])
-    >>> table[["batch_size", "max_rate", "load"]].round(2)
-       batch_size  max_rate  load
-    0           1      3.74  1.07
-    1           8      5.47  0.73
-    """
-    rate, servers = config.arrivals.mean(config.num_requests), config.replicas
-    static = config.replace(server="static", replicas=1)
-    continuous = config.replace(server="continuous")
-    rows = []
-    for size in batch_sizes:
-        b = whole("batch_sizes", size, 1)
-        most, joined = (c.stable_rate(b) * servers for c in (static, continuous))
-        rows.append(
-            {
-                "batch_size": b,
-                "batch_time": servers * b / most,
-                "max_rate": most,
-                "load": rate / most,
-                "growth": max(rate / most - 1.0, 0.0),
-                "continuous_max_rate": joined,
-                "continuous_load": rate / joined,
-            }
-        )
-    return pd.DataFrame(rows)
 
 
 def inoue_latency(config: SimulationConfig, mean_batch: float) -> float:
@@ -363,11 +307,8 @@ def inoue_latency(config: SimulationConfig, mean_batch: float) -> float:
     >>> round(inoue_latency(config, mean_batch=2.0), 3)
     1.396
     """
-    assumptions.served_by("static", config)
-    assumptions.poisson(config)
+    require(config, server="static", batch_timeout=0.0, **POISSON)
     assumptions.first_come(config)
-    if config.batch_timeout != 0.0:
-        raise fail("batch_timeout", config.batch_timeout, "0: all who wait go at once")
     steps, law, rate = (
         config.outputs.expectation(),
         config.step_time,
@@ -387,34 +328,31 @@ def inoue_latency(config: SimulationConfig, mean_batch: float) -> float:
     return slope * ratio + fixed + rate / 2.0 * (slope**2 * ratio + once)
 
 
-def product_form(config: SimulationConfig) -> ProductForm:
-    """Decode without batch limit or prefill: a step of gamma + delta n.
+def product_form_latency(config: SimulationConfig) -> float:
+    """E[latency], seconds, of a decoder that slows down as requests join it.
+
+    No batch limit, no prefill: with n inside each gets a token every gamma + delta n
+    seconds, at once. Latency is proportional to output length, whatever its law. A
+    server in steps adds about half a step an arrival: a curve to draw, not an oracle.
 
     Raises:
         ConfigError: ``alpha``, ``beta`` or ``kappa`` is above 0, or server, arrivals
             or load are outside the form.
 
+    Source: processor sharing with a state-dependent rate, Cohen (1979), Kelly (1979).
+
     >>> config = SimulationConfig(server="continuous")
     >>> config = config.replace(alpha=0.0, beta=0.0, gamma=0.02, delta=0.001)
-    >>> round(product_form(config.replace(arrival_rate=3.0)).mean_latency, 2)
+    >>> round(product_form_latency(config.replace(arrival_rate=3.0)), 2)
     2.98
     """
-    assumptions.served_by("continuous", config)
-    assumptions.poisson(config)
-    assumptions.one_server(config)
-    assumptions.without_kv_limit(config)
-    for name in ("alpha", "beta", "kappa"):
-        if getattr(config, name) > 0.0:
-            raise fail(name, getattr(config, name), "0 for the product form")
-    mean = config.outputs.expectation()
-    return ProductForm(config.arrival_rate, mean, config.gamma, config.delta)
+    require(config, server="continuous", **POISSON)
+    require(config, replicas=1, kv_blocks=None, alpha=0.0, beta=0.0, kappa=0.0)
+    mean, rate = config.outputs.expectation(), config.arrival_rate
+    check_load(rate, 1.0 / max(mean * config.delta, 1e-300))
+    slowed = 1.0 - rate * mean * config.delta
+    return mean * (config.gamma + config.delta) / slowed
 
 
 def _alone(config: SimulationConfig) -> BatchTime:
     return BatchTime(config.step_time, config.prompts, listed(config, "output"), 1)
-
-
-def _by_prompt(config: SimulationConfig) -> PriorityWaits:
-    if not orders_as(config.policy(), SJFPolicy):
-        raise fail("scheduling_policy", config.policy().name, "FCFS or SJF for a curve")
-    return priority(config)

@@ -1,7 +1,7 @@
 """A server that takes one request at a time: M/G/1, FCFS or with priorities.
 
-``MG1`` is the wait first come first served. ``by_key`` and ``ageing`` are mean waits
-under priorities without preemption, and ``policy_waits`` makes them for a policy.
+``MG1`` is the wait first come first served. ``by_key`` has the mean waits under
+priorities without preemption, and ``policy_waits`` makes them for a policy.
 """
 
 from __future__ import annotations
@@ -201,50 +201,6 @@ def by_key(
     ahead = np.concatenate(([0.0], np.cumsum(arrival_rate * merged * mean)))
     wait = arrival_rate * second_moment / 2.0 / ((1.0 - ahead[:-1]) * (1.0 - ahead[1:]))
     return PriorityWaits(keys, merged, mean, wait)
-
-
-def ageing(
-    arrival_rates: npt.ArrayLike,
-    services: npt.ArrayLike,
-    second_moments: npt.ArrayLike,
-    slopes: npt.ArrayLike,
-) -> FloatArray:
-    """Mean waits, seconds, of classes whose priority is slope x wait, highest first.
-
-    One server, one request at a time, no preemption. Slopes that are all alike are
-    FCFS. One slope for all with a level a class is the fixed key arrival - level /
-    slope instead (``Priority``), for which no closed form is known.
-
-    Args:
-        arrival_rates: Requests a second, shape (classes,); so are the others.
-        services: E[S], seconds.
-        second_moments: E[S^2], seconds squared.
-        slopes: Priority gained a second of waiting, above 0.
-
-    Raises:
-        ConfigError: A slope is not above 0, or the load is 1 or more.
-
-    Source: Kleinrock (1964).
-
-    >>> ageing([1, 1], [0.2, 0.6], [0.05, 0.4], slopes=[2, 1]).round(3)
-    array([0.75, 1.25])
-    """
-    rate, mean, square, slope = (
-        np.asarray(column, dtype=np.float64)
-        for column in (arrival_rates, services, second_moments, slopes)
-    )
-    number("slopes", float(slope.min()), above=0.0)
-    load = rate * mean
-    total = float(load.sum())
-    check_load(float(rate.sum()), float(rate.sum()) / max(total, 1e-300))
-    behind_all = float(rate @ square) / 2.0 / (1.0 - total)
-    wait = np.zeros(len(rate))
-    for p in np.argsort(slope, kind="stable"):
-        slower, faster = slope < slope[p], slope > slope[p]
-        spared = load[slower] * wait[slower] @ (1.0 - slope[slower] / slope[p])
-        passed = load[faster] @ (1.0 - slope[p] / slope[faster])
-        wait[p] = (behind_all - spared) / (1.0 - passed)
-    return wait
 
 
 class _Outputs(NamedTuple):
