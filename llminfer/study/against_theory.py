@@ -21,6 +21,7 @@ from llminfer.experiment import run_many
 from llminfer.laws.engines import PRESETS
 from llminfer.record import RunRecord
 from llminfer.stats.intervals import Estimate
+from llminfer.theory.service_time import WaitLaw
 
 Statistic = Callable[[RunRecord, int], float]  # of a run, less so many of warm-up
 _SAID = ("name", "metric", "source", "exact")  # of a comparison, in a table
@@ -131,12 +132,6 @@ def _mean(of: Callable[[RunRecord], Any]) -> Statistic:
     return lambda record, skip: float(of(record)[skip:].mean())
 
 
-_mean_wait = _mean(lambda record: record.wait)
-_square_wait = _mean(lambda record: record.wait**2)
-_mean_ttft = _mean(lambda record: record.ttft)
-_mean_latency = _mean(lambda record: record.latency)
-
-
 def _longer_than(seconds: float) -> Statistic:
     return _mean(lambda record: record.wait > seconds)
 
@@ -144,6 +139,10 @@ def _longer_than(seconds: float) -> Statistic:
 def _waiting_work(record: RunRecord, skip: int) -> float:
     service = record.processing_end_time - record.processing_start_time
     return float((service * record.wait)[skip:].mean())
+
+
+def _short_wait(record: RunRecord, skip: int) -> float:
+    return float(record.wait[skip:][record.prompt_length[skip:] <= 100].mean())
 
 
 def _later_batches(record: RunRecord, skip: int) -> Any:
@@ -166,16 +165,31 @@ def _throughput(record: RunRecord, skip: int) -> float:
     return float(len(record.arrival_time) / record.batch_end.max())
 
 
-def _wait_of_prompts(most: int) -> Statistic:
-    def measure(record: RunRecord, skip: int) -> float:
-        short = record.prompt_length[skip:] <= most
-        return float(record.wait[skip:][short].mean())
-
-    return measure
-
+_mean_wait = _mean(lambda record: record.wait)
+_square_wait = _mean(lambda record: record.wait**2)
+_mean_latency = _mean(lambda record: record.latency)
+_MEANS: dict[str, tuple[str, Statistic]] = {  # by name: theory's word for it
+    "mean wait": ("mean", _mean_wait),
+    "mean TTFT": ("mean_ttft", _mean(lambda record: record.ttft)),
+    "mean latency": ("mean_latency", _mean_latency),
+    "mean batch": ("mean_batch", _mean_batch),
+    "busy share": ("utilization", _busy_share),
+}
 
 Case = tuple[str, str, float, Statistic]  # quantity, law, exact value, estimate
 Named = Iterator[tuple[str, SimulationConfig, list[Case]]]
+
+
+def _means(queue: object, law: str, *names: str) -> list[Case]:
+    """Means that a queue of ``theory`` knows."""
+    its = ((name, *_MEANS[name]) for name in names)
+    return [(name, law, getattr(queue, of), measure) for name, of, measure in its]
+
+
+def _beyond(queue: WaitLaw, name: str, share: float) -> Case:
+    """The share of waits beyond a quantile."""
+    longer = _longer_than(queue.quantile(1.0 - share))
+    return f"share over the {name} wait", "inversion", share, longer
 
 
 def _singles() -> Named:
@@ -185,22 +199,18 @@ def _singles() -> Named:
         "one by one, RTX 4090, load 0.75": _real(_RTX4090, 0.75, batch_size=1),
     }
     for name, config in kinds.items():
-        queue = theory.mg1(config)
-        median, p95 = queue.quantile(0.5), queue.quantile(0.95)
+        queue, law = theory.mg1(config), "M/G/1"
         square = queue.variance + queue.mean**2
-        yield (
-            name,
-            config,
-            [
-                ("mean wait", "Pollaczek, Khinchine", queue.mean, _mean_wait),
-                ("mean squared wait", "Takacs", square, _square_wait),
-                ("share that waits", "M/G/1", queue.load, _longer_than(0.0)),
-                ("share over the median wait", "inversion", 0.5, _longer_than(median)),
-                ("share over the p95 wait", "inversion", 0.05, _longer_than(p95)),
-                ("mean latency", "M/G/1", queue.mean_latency, _mean_latency),
-                ("busy share", "M/G/1", queue.load, _busy_share),
-            ],
-        )
+        cases = [
+            ("mean wait", "Pollaczek, Khinchine", queue.mean, _mean_wait),
+            ("mean squared wait", "Takacs", square, _square_wait),
+            ("share that waits", law, queue.load, _longer_than(0.0)),
+            _beyond(queue, "median", 0.5),
+            _beyond(queue, "p95", 0.05),
+            ("mean latency", law, queue.mean_latency, _mean_latency),
+            ("busy share", law, queue.load, _busy_share),
+        ]
+        yield name, config, cases
 
 
 def _priorities() -> Named:
@@ -211,21 +221,17 @@ def _priorities() -> Named:
     short = known.key <= 100
     wait = float(known.share[short] @ known.wait[short] / known.share[short].sum())
     work = theory.conserved_work(base)
-    yield (
-        "one by one, SJF, load 0.75",
-        sjf,
-        [
-            ("mean wait", "Phipps", known.mean, _mean_wait),
-            ("mean wait of prompts to 100", "Phipps", wait, _wait_of_prompts(100)),
-            ("mean service x wait", "Kleinrock", work, _waiting_work),
-        ],
-    )
+    cases = [
+        ("mean wait", "Phipps", known.mean, _mean_wait),
+        ("mean wait of prompts to 100", "Phipps", wait, _short_wait),
+        ("mean service x wait", "Kleinrock", work, _waiting_work),
+    ]
+    yield "one by one, SJF, load 0.75", sjf, cases
     noisy = _real(_A100, 0.75, batch_size=1, scheduling_policy="Predicted-SJF")
     for sigma in (0.0, 1.0):
         config = noisy.replace(scheduling_policy_params={"prediction_sigma": sigma})
         name = f"one by one, A100, predictions with noise {sigma:g}, load 0.75"
-        mean = theory.priority(config).mean
-        yield name, config, [("mean wait", "Phipps", mean, _mean_wait)]
+        yield name, config, _means(theory.priority(config), "Phipps", "mean wait")
 
 
 def _bulks() -> Named:
@@ -239,21 +245,12 @@ def _bulks() -> Named:
     }
     for name, config in kinds.items():
         queue, law = theory.bulk_queue(config), "Bailey, Neuts"
-        cases: list[Case] = [
-            ("mean wait", law, queue.mean, _mean_wait),
-            ("mean TTFT", law, queue.mean_ttft, _mean_ttft),
-            ("mean latency", law, queue.mean_latency, _mean_latency),
-            (
-                "share over the p90 wait",
-                "inversion",
-                0.1,
-                _longer_than(queue.quantile(0.9)),
-            ),
-        ]
+        cases = _means(queue, law, "mean wait", "mean TTFT", "mean latency")
+        cases.append(_beyond(queue, "p90", 0.1))
         if queue.utilization < 0.99:  # a server that never rests says nothing
-            cases.append(("busy share", law, queue.utilization, _busy_share))
+            cases += _means(queue, law, "busy share")
         if queue.least == 1:
-            cases.append(("mean batch", law, queue.mean_batch, _mean_batch))
+            cases += _means(queue, law, "mean batch")
         yield name, config, cases
 
 
@@ -275,18 +272,8 @@ def _continuous() -> Named:
         "continuous, B = 8, RTX 4090 (κ = 0), load 0.85": real,
     }
     for name, config in kinds.items():
-        chain, law = theory.continuous(config), "chain of steps, Neuts"
-        yield (
-            name,
-            config,
-            [
-                ("mean wait", law, chain.mean, _mean_wait),
-                ("mean TTFT", law, chain.mean_ttft, _mean_ttft),
-                ("mean latency", law, chain.mean_latency, _mean_latency),
-                ("mean batch", law, chain.mean_batch, _mean_batch),
-                ("busy share", law, chain.utilization, _busy_share),
-            ],
-        )
+        chain = theory.continuous(config)
+        yield name, config, _means(chain, "chain of steps, Neuts", *_MEANS)
 
 
 def _limits() -> Named:
