@@ -176,18 +176,13 @@ def blocked_anova(frame: pd.DataFrame, metric: str, over: str) -> pd.DataFrame:
     effect = y.mean(axis=0) - y.mean()
     within = y - y.mean(axis=0)
     residual = within - within.mean(axis=1, keepdims=True)
-    rows = []
-    for design, rest, df_error in (
-        ("blocked", residual, (k - 1) * (n - 1)),
-        ("one-way", within, k * (n - 1)),
-    ):
-        signal = n * float((effect**2).sum()) / (k - 1)
-        f = _over(signal, float((rest**2).sum()) / df_error)
-        p = float(fdtrc(k - 1, df_error, f))
-        rows.append(
-            {"design": design, "F": f, "df": k - 1, "df_error": df_error, "p": p}
-        )
-    return pd.DataFrame(rows)
+    signal = n * float((effect**2).sum()) / (k - 1)
+    noise = [float((rest**2).sum()) for rest in (residual, within)]
+    table = pd.DataFrame({"design": ["blocked", "one-way"]})
+    df_error = np.array([(k - 1) * (n - 1), k * (n - 1)])
+    f = [_over(signal, level) for level in noise / df_error]
+    p = fdtrc(k - 1, df_error, f)
+    return table.assign(F=f, df=k - 1, df_error=df_error, p=p)
 
 
 def cost_of_choice(

@@ -10,11 +10,11 @@ area tell how well a signal separates the two, over all thresholds (``roc_curve`
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import pandas as pd
-from scipy.stats import rankdata
+from scipy.stats import mannwhitneyu
 
 from llminfer.base.arrays import FloatArray, IntArray
 from llminfer.base.errors import number
@@ -103,39 +103,37 @@ def warning_signals(
     most = config.max_stable_rate
     waiting, serving = queue_length(record), running(record)
     busy = StepSeries(serving.times, np.minimum(serving.values, 1.0))
-    waited = waiting.integral(at - WINDOW)
-    queued = waiting.integral(at) - waited
-    earlier = waited - waiting.integral(at - 2.0 * WINDOW)
-    active = busy.integral(at) - busy.integral(at - WINDOW)
-    before, until = _around_window(record.arrival_time, at)
+    arrived = _so_far(record.arrival_time, np.ones_like(record.arrival_time))
+    begun = _so_far(record.batch_start, np.ones_like(record.batch_size))
+    taken = _so_far(record.batch_start, record.batch_size)
+    queued = _over_window(waiting.integral, at)
+    earlier = _over_window(waiting.integral, at - WINDOW)
+    mean_batch = _over_window(taken, at) / np.maximum(_over_window(begun, at), 1)
+    active = _over_window(busy.integral, at)
     found = {
         "time": at,
         "load": config.arrivals(at) / most,
         "queue": waiting(at),
         "mean_queue": queued / WINDOW,
         "queue_growth": (queued - earlier) / WINDOW**2,
-        "rate_ratio": (until - before) / WINDOW / most,
+        "rate_ratio": _over_window(arrived, at) / WINDOW / most,
         "utilization": np.round(active / WINDOW, 9),  # always busy is 1, to the bit
-        "batch_fill": _batch_fill(config, record, at),
+        "batch_fill": mean_batch / config.largest_batch,
         "p99_latency": latency_quantile(record, at, WINDOW),
     }
     return {name: values.tolist() for name, values in found.items()}
 
 
-def _around_window(times: FloatArray, at: FloatArray) -> tuple[IntArray, IntArray]:
-    """How many of ``times``, ascending, are over before and at the end of a window."""
-    before = np.searchsorted(times, at - WINDOW, side="right")
-    return before, np.searchsorted(times, at, side="right")
+def _so_far(times: FloatArray, amount: FloatArray | IntArray) -> StepSeries:
+    """The sum of what came at ``times``, over time."""
+    return StepSeries(times, np.cumsum(amount, dtype=np.float64))
 
 
-def _batch_fill(
-    config: SimulationConfig, record: RunRecord, at: FloatArray
+def _over_window(
+    total: Callable[[FloatArray], FloatArray], at: FloatArray
 ) -> FloatArray:
-    """Mean size of the batches that began in each window, over B."""
-    taken = np.concatenate(([0], np.cumsum(record.batch_size)))
-    before, until = _around_window(record.batch_start, at)
-    mean = (taken[until] - taken[before]) / np.maximum(until - before, 1)
-    return np.asarray(mean / config.largest_batch)
+    """What is added in the window before each look."""
+    return total(at) - total(at - WINDOW)
 
 
 def crossing_time(time: Sequence[float], load: Sequence[float]) -> float:
@@ -393,11 +391,10 @@ def auc(right: Samples, wrong: Samples) -> FloatArray:
 
 
 def _area(right: Samples, wrong: Samples) -> float:
-    """The chance to be higher when right, by the sum of ranks (Mann, Whitney 1947)."""
+    """The chance to be higher when right (Mann, Whitney 1947)."""
     risky, calm = np.concatenate(right), np.concatenate(wrong)
-    ranks = rankdata(np.concatenate((risky, calm)))[: len(risky)]
-    least = len(risky) * (len(risky) + 1.0) / 2.0
-    return float(ranks.sum() - least) / (len(risky) * len(calm))
+    found = mannwhitneyu(risky, calm, method="asymptotic")
+    return float(found.statistic) / (len(risky) * len(calm))
 
 
 def auc_by_signal(runs: pd.DataFrame, horizon: float) -> pd.DataFrame:
