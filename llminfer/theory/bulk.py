@@ -75,9 +75,7 @@ class BulkQueue(WaitLaw):
         served = circle.values(few @ arrivals[size - self.least])
         start = circle.values(few / circle.shrinking(most))
         more = (served - start) / (z**most - circle.values(arrivals[-1]))
-        many = np.fft.irfft(more, circle.points) * circle.shrinking(circle.points)
-        keep = int(np.max(np.flatnonzero(many > 1e-17), initial=0)) + 1
-        law = np.concatenate((few, np.maximum(many[:keep], 0.0)))
+        law = np.concatenate((few, circle.series(more)))
         return np.asarray(law / law.sum())
 
     @property

@@ -56,18 +56,15 @@ class ContinuousChain:
         n, stay = j[:, None], np.maximum(j[:, None] - j, 0)
         return np.asarray(binom(n, j) * (1.0 - end) ** j * end**stay)
 
-    def _arrivals(self, decoding: IntArray, admitted: IntArray) -> walk.Generating:
-        """E[z^arrivals] in steps of shape (n,), as a function to (n, points)."""
+    def _arrivals(
+        self, decoding: IntArray, admitted: IntArray, z: ComplexArray
+    ) -> ComplexArray:
+        """E[z^arrivals] in steps of shape (n,), shape (n, points)."""
+        s = self.arrival_rate * (1.0 - z)
+        each = exponential_sum(token_pmf(self.prompts), self.step_time.alpha * s)
+        powers = each ** np.arange(self.batch_size + 1)[:, None]
         own = self._fixed(decoding, admitted)
-        pmf = token_pmf(self.prompts)
-
-        def generating(z: ComplexArray) -> ComplexArray:
-            s = self.arrival_rate * (1.0 - z)
-            each = exponential_sum(pmf, self.step_time.alpha * s)
-            powers = each ** np.arange(self.batch_size + 1)[:, None]
-            return np.asarray(powers[admitted] * np.exp(-np.outer(own, s)))
-
-        return generating
+        return np.asarray(powers[admitted] * np.exp(-np.outer(own, s)))
 
     def _fixed(self, decoding: IntArray, admitted: IntArray) -> FloatArray:
         """Seconds of a step that do not depend on prompts, same shape."""
@@ -81,95 +78,40 @@ class ContinuousChain:
         The chain is watched where a seat is free and, after a step of a full batch,
         where fewer than B wait: there it has few states, and the walk does the rest.
         """
-        most, going_on = self.batch_size, self._going_on
+        most, binomial = self.batch_size, self._going_on[-1]
         every = np.arange(most + 1)
-        full = self._arrivals(every, most - every)
-        total_of = lambda z: going_on[-1] @ (full(z) * z ** every[:, None])  # noqa: E731
-        circle = walk.circle_for(total_of, most, self.arrival_rate)
-        m, q = np.nonzero(np.add.outer(every, every[:-1]) < most)
+        m, q = np.nonzero(np.add.outer(every, every[:-1]) < most)  # a seat is free
         k = np.where(m + q == 0, 1, q)  # an idle server starts with the next arrival
-        pairs = np.concatenate((m, every)), np.concatenate((k, most - every))
-        scaled, circle = walk.scaled_counts(self._arrivals(*pairs), circle)
-        shrink = circle.shrinking(scaled.shape[1])
+        circle = walk.circle_for(self._stays_and_comes, most, self.arrival_rate)
+        steps = np.concatenate((m, every)), np.concatenate((k, most - every))
+        scaled, circle = walk.scaled_counts(lambda z: self._arrivals(*steps, z), circle)
         few, busy = np.split(scaled, [len(m)])
-        total = np.zeros(scaled.shape[1] + most)
+        terms = scaled.shape[1]
+        shrink = circle.shrinking(terms)
+        total = np.zeros(terms + most)
         for j in every:  # those who go on, and the arrivals of a full step
-            chance = going_on[-1, j] * circle.radius**j
-            total[j : j + scaled.shape[1]] += chance * scaled[len(m) + j]
+            total[j : j + terms] += binomial[j] * circle.radius**j * busy[j]
         entry = walk.first_entry(total, most, circle)
-        reach = _landings(busy * shrink, entry)
-        chain = self._watched(few * shrink, reach, m, q, going_on[m + k])
+        stay = np.vstack((self._going_on[m + k], np.tile(binomial, (most, 1))))
+        come = np.vstack((few * shrink, np.eye(most, terms)))
+        chain = _watched(stay, come, _landings(busy * shrink, entry), m, q)
         visits, queue = np.split(walk.stationary(chain), [len(m)])
-        inflow = (going_on[m + k] * visits[:, None]).T @ few
-        inflow[np.add.outer(every, np.arange(inflow.shape[1])) < most] = 0.0
-        queue = self._queue(inflow, queue, busy, total, circle)
-        state = np.outer(going_on[-1], queue)
-        state[:, : inflow.shape[1]] += inflow * shrink
-        state[np.add.outer(every, np.arange(len(queue))) < most] = 0.0
+        inflow = (self._going_on[m + k] * visits[:, None]).T @ few
+        inflow[m, q] = 0.0
+        start = inflow.copy()
+        start[m, q] = -binomial[m] * (queue / circle.shrinking(most))[q]
+        queue = _queue(start, busy, total, circle)
+        state = np.zeros((most + 1, max(len(queue), terms)))
+        state[:, : len(queue)] = np.outer(binomial, queue)
+        state[:, :terms] += inflow * shrink
         state[m, q] = visits
         return np.asarray(state / state.sum())
 
-    def _watched(
-        self,
-        few: FloatArray,
-        reach: FloatArray,
-        m: IntArray,
-        q: IntArray,
-        going_on: FloatArray,
-    ) -> FloatArray:
-        """The chain between watched states: free seats (m, q), then queues 0 ... B-1.
-
-        Args:
-            few: Arrivals in the step of each (m, q), shape (states, terms).
-            reach: From ``_landings``.
-            m: Decoding, shape (states,).
-            q: Waiting, shape (states,).
-            going_on: P(j go on) after the step of each, shape (states, B + 1).
-        """
-        most, seats = self.batch_size, len(m)
-        chain = np.zeros((seats + most, seats + most))
-        chain[:seats, :seats] = going_on[:, m] * few[:, q]
-        for j in range(most + 1):
-            beyond = few[:, most - j :]
-            landed = beyond @ reach[j, : beyond.shape[1]]
-            chain[:seats, seats:] += going_on[:, j : j + 1] * landed
-        for waiting in range(most):
-            free = q == waiting
-            chain[seats + waiting, :seats][free] = self._going_on[-1, m[free]]
-            for j in range(most - waiting, most + 1):
-                landed = reach[j, waiting + j - most]
-                chain[seats + waiting, seats:] += self._going_on[-1, j] * landed
-        return chain
-
-    def _queue(
-        self,
-        inflow: FloatArray,
-        few: FloatArray,
-        busy: FloatArray,
-        total: FloatArray,
-        circle: walk.Circle,
-    ) -> FloatArray:
-        """How often q wait after a full step, q = 0, 1, ..., as ``few`` has it below B.
-
-        Args:
-            inflow: Scaled visits of full states after a free seat, (B + 1, terms).
-            few: The result for q < B.
-            busy: Scaled arrivals in full steps, shape (B + 1, terms).
-            total: Scaled law of those going on plus arrivals.
-            circle: Of the scaled series.
-        """
-        most, z = self.batch_size, circle.at(circle.points)
-        before = few / circle.shrinking(most)
-        found = np.zeros_like(z)
-        for m in range(most + 1):
-            start = inflow[m].copy()
-            start[: most - m] -= self._going_on[-1, m] * before[: most - m]
-            found += z**m * circle.values(busy[m]) * circle.values(start)
-        found /= z**most - circle.values(total)
-        queue = np.fft.irfft(found, circle.points) * circle.shrinking(circle.points)
-        last = int(np.max(np.flatnonzero(queue > 1e-17), initial=0))
-        keep = max(last + 1, inflow.shape[1])
-        return np.asarray(np.maximum(queue[:keep], 0.0))
+    def _stays_and_comes(self, z: ComplexArray) -> ComplexArray:
+        """E[z^(those who go on after a full step, and its arrivals)], same shape."""
+        every = np.arange(self.batch_size + 1)
+        arrivals = self._arrivals(every, self.batch_size - every, z)
+        return np.asarray(self._going_on[-1] @ (arrivals * z ** every[:, None]))
 
     @cached_property
     def _step(self) -> dict[str, FloatArray]:
@@ -226,6 +168,44 @@ class ContinuousChain:
     def utilization(self) -> float:
         """Busy share of the time."""
         return self._in_time("busy")
+
+
+def _watched(
+    stay: FloatArray, come: FloatArray, reach: FloatArray, m: IntArray, q: IntArray
+) -> FloatArray:
+    """The chain between watched states: free seats (m, q), then queues 0 ... B-1.
+
+    Args:
+        stay: P(j go on) after the step of each, shape (states, B + 1).
+        come: P(so many wait) after it, shape (states, terms).
+        reach: From ``_landings``.
+        m: Decoding, where a seat is free.
+        q: Waiting, there.
+    """
+    most = stay.shape[1] - 1
+    beyond = [come[:, most - j :] for j in range(most + 1)]
+    landed = (its @ reach[j, : its.shape[1]] for j, its in enumerate(beyond))
+    queues = sum(stay[:, j : j + 1] * there for j, there in enumerate(landed))
+    return np.concatenate((stay[:, m] * come[:, q], queues), axis=1)
+
+
+def _queue(
+    start: FloatArray, busy: FloatArray, total: FloatArray, circle: walk.Circle
+) -> FloatArray:
+    """How often q wait after a full step, q = 0, 1, ...
+
+    Args:
+        start: Scaled visits of full states after a free seat, less those of queues
+            below B after a full step, shape (B + 1, terms).
+        busy: Scaled arrivals in full steps, shape (B + 1, terms).
+        total: Scaled law of those going on plus arrivals.
+        circle: Of the scaled series.
+    """
+    z = circle.at(circle.points)
+    found = np.zeros_like(z)
+    for m, (before, arrivals) in enumerate(zip(start, busy, strict=True)):
+        found += z**m * circle.values(arrivals) * circle.values(before)
+    return circle.series(found / (z ** (len(busy) - 1) - circle.values(total)))
 
 
 def _landings(busy: FloatArray, entry: FloatArray) -> FloatArray:

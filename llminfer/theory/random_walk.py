@@ -41,6 +41,12 @@ class Circle(NamedTuple):
         """A series at all the points, from its scaled coefficients."""
         return np.asarray(np.fft.rfft(scaled, self.points))
 
+    def series(self, values: ComplexArray) -> FloatArray:
+        """A series of chances from its values, to the last that is above 1e-17."""
+        found = np.fft.irfft(values, self.points) * self.shrinking(self.points)
+        keep = int(np.max(np.flatnonzero(found > 1e-17), initial=0)) + 1
+        return np.maximum(found[:keep], 0.0)
+
     def shrinking(self, terms: int) -> FloatArray:
         """radius^-k for k = 0, 1, ..., shape (terms,)."""
         return np.asarray(np.exp(-math.log(self.radius) * np.arange(terms)))
