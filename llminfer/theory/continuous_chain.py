@@ -7,7 +7,7 @@ that go on are binomial whatever was before, and the queue is a random walk.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
@@ -43,10 +43,9 @@ class ContinuousChain:
     prompts: LengthLaw
     outputs: Geometric
     batch_size: int
-    state: FloatArray = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "state", self._solve())
+        _ = self.state  # what has no answer is refused at once
 
     @cached_property
     def _going_on(self) -> FloatArray:
@@ -72,7 +71,8 @@ class ContinuousChain:
         decode = np.where(decoding > 0, law.gamma + law.delta * decoding, 0.0)
         return np.asarray(decode + np.where(admitted > 0, law.beta, 0.0))
 
-    def _solve(self) -> FloatArray:
+    @cached_property
+    def state(self) -> FloatArray:
         """P(m decoding, q waiting) at the start of a step, shape (B + 1, ...).
 
         The chain is watched where a seat is free and, after a step of a full batch,
@@ -114,8 +114,8 @@ class ContinuousChain:
         return np.asarray(self._going_on[-1] @ (arrivals * z ** every[:, None]))
 
     @cached_property
-    def _step(self) -> dict[str, FloatArray]:
-        """What a step and the idle time before it bring, by state."""
+    def _step(self) -> dict[str, float]:
+        """What a step and the idle time before it bring, means over steps."""
         m = np.arange(self.batch_size + 1)[:, None]
         q = np.arange(self.state.shape[1])
         inside = np.maximum(m + q, 1)  # an idle server starts with the next arrival
@@ -125,49 +125,41 @@ class ContinuousChain:
         time = self._fixed(m, admitted) + tokens * admitted
         joining = self.arrival_rate * (time**2 + spread * admitted) / 2.0
         idle = (m + q == 0) / self.arrival_rate
-        return {
+        brings = {
             "admitted": admitted,
+            "prefill": admitted * time,
             "running": m + admitted,
             "busy": time,
             "length": time + idle,
             "waiting": (inside - m - admitted) * time + joining,
             "inside": inside * time + joining,
         }
-
-    def _mean(self, values: FloatArray) -> float:
-        """Mean over steps."""
-        return float((self.state * values).sum())
-
-    def _in_time(self, name: str) -> float:
-        """Mean over time."""
-        return self._mean(self._step[name]) / self._mean(self._step["length"])
+        return {name: float((self.state * its).sum()) for name, its in brings.items()}
 
     @property
     def mean(self) -> float:
         """E[W], seconds from arrival to admission."""
-        return self._in_time("waiting") / self.arrival_rate
+        return self._step["waiting"] / self._step["length"] / self.arrival_rate
 
     @property
     def mean_ttft(self) -> float:
         """E[time to first token], seconds."""
-        step = self._step
-        prefill = self._mean(step["admitted"] * step["busy"])
-        return self.mean + prefill / self._mean(step["admitted"])
+        return self.mean + self._step["prefill"] / self._step["admitted"]
 
     @property
     def mean_latency(self) -> float:
         """E[latency], seconds."""
-        return self._in_time("inside") / self.arrival_rate
+        return self._step["inside"] / self._step["length"] / self.arrival_rate
 
     @property
     def mean_batch(self) -> float:
         """Requests in a step, the mean over steps."""
-        return self._mean(self._step["running"])
+        return self._step["running"]
 
     @property
     def utilization(self) -> float:
         """Busy share of the time."""
-        return self._in_time("busy")
+        return self._step["busy"] / self._step["length"]
 
 
 def _watched(

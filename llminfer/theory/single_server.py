@@ -14,18 +14,12 @@ import numpy as np
 import numpy.typing as npt
 from scipy.special import ndtr
 
+from llminfer import policies
 from llminfer.base.arrays import FloatArray, IntArray
 from llminfer.base.errors import fail, number
 from llminfer.config import SimulationConfig
 from llminfer.laws.lengths import LengthLaw
-from llminfer.policies import (
-    FCFSPolicy,
-    KeyedPolicy,
-    PredictedSJFPolicy,
-    SchedulingPolicy,
-    SJFPolicy,
-    Waiting,
-)
+from llminfer.policies import KeyedPolicy, SchedulingPolicy
 from llminfer.theory import service_time
 
 _STEPS = 256  # of the log of a noisy prediction
@@ -45,7 +39,7 @@ def check_load(arrival_rate: float, limit: float) -> None:
 def orders_as(policy: SchedulingPolicy, kind: type[KeyedPolicy]) -> bool:
     """Whether a policy orders requests just as ``kind`` does: a subclass may not.
 
-    >>> orders_as(SJFPolicy(), FCFSPolicy)
+    >>> orders_as(policies.SJFPolicy(), policies.FCFSPolicy)
     False
     """
     own = type(policy)
@@ -221,12 +215,12 @@ def policy_waits(config: SimulationConfig) -> PriorityWaits:
     """
     policy, law, rate = config.policy(), config.step_time, config.arrival_rate
     time = service_time.BatchTime(law, config.prompts, config.outputs)
-    if orders_as(policy, FCFSPolicy):
+    if orders_as(policy, policies.FCFSPolicy):
         return by_key(rate, [0], [1], [time.moment(1)], time.moment(2))
     pmf = service_time.token_pmf(config.prompts)
     prompt = np.flatnonzero(pmf)[:, None]
     outputs = _outputs(config.outputs, policy)
-    if type(policy) is PredictedSJFPolicy:  # its noise is in the cells
+    if type(policy) is policies.PredictedSJFPolicy:  # its noise is in the cells
         policy = replace(policy, prediction_sigma=0.0)
     service = law.prefill(prompt) + law.kappa * outputs.pairs
     own = law.gamma + law.delta + law.kappa * prompt
@@ -241,13 +235,13 @@ def policy_waits(config: SimulationConfig) -> PriorityWaits:
 
 def _outputs(law: LengthLaw, policy: SchedulingPolicy) -> _Outputs:
     """Each length a cell, or fewer where a policy does not see the length itself."""
-    if orders_as(policy, SJFPolicy):
+    if orders_as(policy, policies.SJFPolicy):
         mean, pairs = np.array([law.expectation()]), np.array([law.pairs()])
         return _Outputs(np.ones(1), np.ones(1), mean, pairs)
     pmf = service_time.token_pmf(law)
     tokens = np.flatnonzero(pmf)
     exact = _Outputs(tokens, pmf[tokens], tokens, tokens * (tokens - 1.0) / 2.0)
-    if type(policy) is PredictedSJFPolicy and policy.prediction_sigma:
+    if type(policy) is policies.PredictedSJFPolicy and policy.prediction_sigma:
         return _predicted(exact, policy.prediction_sigma)
     return exact
 
@@ -274,7 +268,7 @@ def _keys(
         raise fail("scheduling_policy", policy.name, "one whose key never changes")
     tokens, longer = (its.ravel() for its in np.broadcast_arrays(prompt, output))
     one, now = np.zeros_like(tokens), np.zeros(len(tokens))
-    waiting = Waiting(one, now, tokens, longer, one + kind)
+    waiting = policies.Waiting(one, now, tokens, longer, one + kind)
     keys = policy.keys(waiting)
     another = waiting._replace(arrival_time=now + 1e6, id=one + 977)
     if (policy.keys(another) != keys).any():
