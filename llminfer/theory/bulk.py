@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-from scipy.special import gammainc
+from scipy.special import gammainc, log1p
 
 from llminfer.base.arrays import FloatArray, IntArray
 from llminfer.laws.lengths import LengthLaw
@@ -197,18 +197,12 @@ class BulkQueue(WaitLaw):
         found[most, ~out] = power_series(least[most + 1 :], z[~out])
         for i in range(most, 0, -1):
             found[i - 1, ~out] = z[~out] * found[i, ~out] + least[i]
-        found[0, out] = (1.0 - self._last_batch(s[out])) / s[out]
+        few, time = self.left[:most].sum(), self._transforms(s[out])[-1]
+        last_batch = time * (few + self._behind(z[out], few * time, time))  # of V
+        found[0, out] = (1.0 - last_batch) / s[out]
         for i in range(1, most + 1):
             found[i, out] = (found[i - 1, out] - least[i]) / z[out]
         return found[1:]
-
-    def _last_batch(self, s: ComplexArray) -> ComplexArray:
-        """E[exp(-s V)] of full batches, where |1 - s/lambda| > 1."""
-        few = self.left[: self.batch_size]
-        up = 1.0 / (1.0 - s / self.arrival_rate)
-        time = self._transforms(s)[-1]
-        short = few.sum() - up * power_series(few[::-1], up)
-        return np.asarray(time * short / (1.0 - up**self.batch_size * time))
 
 
 class GammaQueue(BulkQueue):
@@ -222,9 +216,7 @@ class GammaQueue(BulkQueue):
         mean, square = (each[:, None] for each in self._moments)
         mean = np.maximum(mean, 1e-300)
         scale = np.maximum(square / mean - mean, 1e-9 * mean)  # of the gamma law
-        x, y = (scale * s).real, (scale * s).imag
-        inside = x > -1.0
-        x = np.where(inside, x, 0.0)
-        # numpy's own log1p of complex numbers loses digits near 0
-        log = np.log1p(x * (2.0 + x) + y * y) / 2.0 + 1j * np.arctan2(y, 1.0 + x)
+        at = scale * s
+        inside = at.real > -1.0
+        log = log1p(np.where(inside, at, 0.0))  # numpy's loses digits near 0
         return np.where(inside, np.exp(-mean / scale * log), math.inf)

@@ -94,7 +94,8 @@ class ContinuousChain:
         entry = walk.first_entry(total, most, circle)
         stay = np.vstack((self._going_on[m + k], np.tile(binomial, (most, 1))))
         come = np.vstack((few * shrink, np.eye(most, terms)))
-        chain = _watched(stay, come, _landings(busy * shrink, entry), m, q)
+        reach = walk.higher(walk.folded(busy * shrink, entry), entry, terms)
+        chain = _watched(stay, come, reach, m, q)
         visits, queue = np.split(walk.stationary(chain), [len(m)])
         inflow = (self._going_on[m + k] * visits[:, None]).T @ few
         inflow[m, q] = 0.0
@@ -170,7 +171,8 @@ def _watched(
     Args:
         stay: P(j go on) after the step of each, shape (states, B + 1).
         come: P(so many wait) after it, shape (states, terms).
-        reach: From ``_landings``.
+        reach: Where the queue is first below B, from m decoding and B - m + x waiting,
+            after a full step and all that follow, shape (B + 1, terms, B).
         m: Decoding, where a seat is free.
         q: Waiting, there.
     """
@@ -198,20 +200,3 @@ def _queue(
     for m, (before, arrivals) in enumerate(zip(start, busy, strict=True)):
         found += z**m * circle.values(arrivals) * circle.values(before)
     return circle.series(found / (z ** (len(busy) - 1) - circle.values(total)))
-
-
-def _landings(busy: FloatArray, entry: FloatArray) -> FloatArray:
-    """Where the queue is first below B, shape (B + 1, terms, B).
-
-    From m decoding and B - m + x waiting, after a full step and all that follow.
-
-    Args:
-        busy: Arrivals in the full step with m decoding, shape (B + 1, terms).
-        entry: From ``first_entry``.
-    """
-    found = np.empty((*busy.shape, len(entry)))
-    found[:, 0] = walk.folded(busy, entry)
-    for x in range(1, busy.shape[1]):
-        found[:, x] = found[:, x - 1, -1:] * entry
-        found[:, x, 1:] += found[:, x - 1, :-1]
-    return found
