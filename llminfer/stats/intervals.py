@@ -212,15 +212,9 @@ def summarize(
         numbers = pd.Series(pooling.by_replication(frame, name, groups), frame.index)
         for label, group in frame.groupby(groups, sort=False, dropna=False):
             values = np.asarray(numbers[group.index], np.float64)
-            rows.append(
-                {
-                    **dict(zip(groups, label, strict=True)),
-                    "metric": name,
-                    **Estimate.of_mean(values).row(),
-                    "n": len(values),
-                    **_rests_on(group, name),
-                }
-            )
+            row = {**dict(zip(groups, label, strict=True)), "metric": name}
+            row |= {**Estimate.of_mean(values).row(), "n": len(values)}
+            rows.append(row | _rests_on(group, name))
     return pd.DataFrame(rows)
 
 
@@ -229,12 +223,8 @@ def _rests_on(group: pd.DataFrame, metric: str) -> dict[str, Any]:
     if "memories" not in group:
         return {}
     memories = float(group["memories"].min())
-    quantile = pooling.level_of(metric, group.columns)
-    beyond = (
-        pooling.fewest_beyond(group[quantile[1]], quantile[0]) if quantile else math.inf
-    )
-    sound = memories >= FEWEST_MEMORIES and round(beyond, 6) >= pooling.FEWEST_BEYOND
-    return {"memories": memories, "sound": sound}
+    enough = pooling.enough_beyond(group, metric)
+    return {"memories": memories, "sound": memories >= FEWEST_MEMORIES and enough}
 
 
 def require_columns(frame: pd.DataFrame, names: Sequence[str]) -> None:

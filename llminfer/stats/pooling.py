@@ -148,6 +148,10 @@ def by_replication(frame: pd.DataFrame, metric: str, groups: list[str]) -> Float
     return numbers.to_numpy(dtype=np.float64)
 
 
-def fewest_beyond(quantiles: pd.Series, q: float) -> float:
-    """How many values a run has beyond a quantile, the least of all runs."""
-    return float(min(row[0] for row in quantiles) * min(q, 1.0 - q))
+def enough_beyond(frame: pd.DataFrame, metric: str) -> bool:
+    """Whether each run has enough values beyond a quantile; True of no quantile."""
+    if (found := level_of(metric, frame.columns)) is None:
+        return True
+    q, column = found
+    fewest = min(row[0] for row in frame[column]) * min(q, 1.0 - q)
+    return bool(round(fewest, 6) >= FEWEST_BEYOND)
