@@ -146,33 +146,28 @@ def crossing_time(time: Sequence[float], load: Sequence[float]) -> float:
     >>> crossing_time([0.0, 10.0, 20.0], [0.7, 0.95, 1.2])
     12.000000000000002
     """
-    over = np.asarray(load) >= 1.0
-    at = int(over.argmax())
-    if not over[at]:
+    over = np.flatnonzero(np.asarray(load) >= 1.0)
+    if not len(over):
         return np.inf
-    if at == 0:
-        return float(time[0])
-    return float(np.interp(1.0, load[at - 1 : at + 1], time[at - 1 : at + 1]))
+    around = slice(max(over[0] - 1, 0), over[0] + 1)
+    return float(np.interp(1.0, load[around], time[around]))
 
 
-def first_alarms(
-    runs: pd.DataFrame, signal: str, thresholds: float | FloatArray
-) -> FloatArray:
+def first_alarms(runs: pd.DataFrame, signal: str, thresholds: FloatArray) -> FloatArray:
     """When each run's signal first exceeds each threshold, seconds; else infinity.
 
     Args:
         runs: A row a run, with the lists that ``warning_signals`` gives.
         signal: One of ``SIGNALS``.
-        thresholds: In the signal's unit, one or several.
+        thresholds: In the signal's unit.
 
     Returns:
         Shape (runs, thresholds).
     """
-    limits = np.atleast_1d(np.asarray(thresholds, dtype=np.float64))
     alarms = []
     for time, values in zip(runs["time"], runs[signal], strict=True):
         highest = np.maximum.accumulate(known(values))
-        reached = np.searchsorted(highest, limits, side="right")
+        reached = np.searchsorted(highest, thresholds, side="right")
         alarms.append(np.append(time, np.inf)[reached])
     return np.array(alarms)
 
@@ -206,7 +201,7 @@ def judge(runs: pd.DataFrame, signal: str, threshold: float) -> pd.DataFrame:
     1    inf       inf     0.0
     """
     series = [name for name in runs if isinstance(runs[name].iloc[0], list)]
-    alarm = first_alarms(runs, signal, threshold)[:, 0]
+    alarm = first_alarms(runs, signal, np.array([threshold]))[:, 0]
     crossing = crossings(runs)
     end = np.array([time[-1] for time in runs["time"]])
     return runs.drop(columns=series).assign(
