@@ -84,7 +84,7 @@ def test_a_queues_memory_is_the_decay_of_its_autocorrelation_within_a_factor():
         arrival_rate=0.9 * CONFIG.max_stable_rate, num_requests=6_000
     )
     queue = theory.mg1(config)
-    lag = round(queue.memory)
+    lag = round(theory.memory(config))
 
     def measure(config, waits):
         x = waits[:, 1_000:] - queue.mean

@@ -33,10 +33,7 @@ def quantiles(ordered: FloatArray, levels: FloatArray) -> FloatArray:
     """
     if not (n := len(ordered)):
         return ordered
-    at = levels * (n - 1)
-    low = at.astype(np.int64)
-    high = np.minimum(low + 1, n - 1)
-    return np.asarray(ordered[low] + (at - low) * (ordered[high] - ordered[low]))
+    return np.interp(levels * (n - 1), np.arange(n), ordered)
 
 
 def kept(

@@ -21,7 +21,7 @@ from llminfer.record import RunRecord
 from llminfer.stats.intervals import Estimate, Values, skewed_mean
 from llminfer.stats.paired import BLOCK, best_against_rest
 from llminfer.stats.run_length import averaged_series, mser5, replicate_until
-from llminfer.theory.assumptions import first_come, single
+from llminfer.theory.known import first_come, single
 
 Numbers = dict[str, Any]
 _TIED = "best of 8 equals"

@@ -12,20 +12,24 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 
 from llminfer.base.arrays import FloatArray
 from llminfer.base.errors import ConfigError, fail, number
 from llminfer.config import SimulationConfig
-from llminfer.laws.lengths import Geometric
-from llminfer.policies import SJFPolicy
-from llminfer.theory import assumptions, single_server
-from llminfer.theory.assumptions import POISSON, REPORTS_STEPS, STEADY, listed, require
+from llminfer.laws.lengths import Geometric, LengthLaw
+from llminfer.policies import FCFSPolicy, SJFPolicy
+from llminfer.theory import single_server
 from llminfer.theory.bulk import BulkQueue, GammaQueue
 from llminfer.theory.continuous_chain import ContinuousChain
-from llminfer.theory.service_time import BatchTime
+from llminfer.theory.service_time import BatchTime, batch_moments, token_pmf
 from llminfer.theory.single_server import MG1, PriorityWaits, check_load, orders_as
+
+REPORTS_STEPS = {"step_law": "sum", "epsilon": 0.0, "async_scheduling": False}
+STEADY = {"arrival_pattern": "constant", "batch_control": "static"}
+POISSON = {**REPORTS_STEPS, **STEADY, "arrival_cv": 1.0}
 
 
 def mg1(config: SimulationConfig) -> MG1:
@@ -39,8 +43,8 @@ def mg1(config: SimulationConfig) -> MG1:
     >>> round(mg1(config).mean, 3)  # E[W], seconds
     2.368
     """
-    assumptions.single(config)
-    assumptions.first_come(config)
+    single(config)
+    first_come(config)
     return MG1(config.arrival_rate, _alone(config))
 
 
@@ -66,7 +70,7 @@ def bulk_queue(config: SimulationConfig) -> BulkQueue:
     >>> round(bulk_queue(config).mean_latency, 3)
     1.168
     """
-    least = assumptions.least_batch(config)
+    least = least_batch(config)
     parts = (config.step_time, listed(config, "prompt"), listed(config, "output"))
     return _solved(config.arrival_rate, *parts, config.batch_size, least)
 
@@ -79,7 +83,7 @@ def memory(config: SimulationConfig) -> float:
 
     The relaxation time of the queue in heavy traffic, 2 rho^2 (ca^2 + cs^2) / (1 -
     rho)^2 in requests, where cs^2 is the dispersion of the work that requests bring;
-    exact in that limit, and a guide below it. At batch size 1 it is ``MG1.memory``.
+    exact in that limit, and a guide below it.
 
     Source: reflected Brownian motion, Kingman (1962), Whitt (1989).
 
@@ -149,7 +153,7 @@ def continuous(config: SimulationConfig) -> ContinuousChain:
     0.471
     """
     require(config, server="continuous", **POISSON, kappa=0.0)
-    assumptions.first_come(config)
+    first_come(config)
     outputs = config.outputs
     if not isinstance(outputs, Geometric):
         raise fail("output_length_dist", config.output_length_dist, "geometric here")
@@ -159,7 +163,7 @@ def continuous(config: SimulationConfig) -> ContinuousChain:
     if config.batch_size > 64:
         raise fail("batch_size", config.batch_size, "at most 64 for the chain")
     parts = (config.step_time, listed(config, "prompt"), outputs, config.batch_size)
-    assumptions.unlimited(config)
+    unlimited(config)
     check_load(config.arrival_rate, config.max_stable_rate)
     return _chained(config.arrival_rate, *parts)
 
@@ -186,7 +190,7 @@ def mean_latency(config: SimulationConfig) -> float | None:
         if config.batch_size == 1:
             by_prompt = orders_as(config.policy(), SJFPolicy)
             return (priority if by_prompt else mg1)(config).mean_latency
-        least = assumptions.least_batch(config)
+        least = least_batch(config)
         parts = (config.step_time, config.prompts, config.outputs, config.batch_size)
         return GammaQueue(config.arrival_rate, *parts, least).mean_latency
     except ConfigError:
@@ -242,7 +246,7 @@ def priority(config: SimulationConfig) -> PriorityWaits:
     >>> round(mg1(config).mean, 3)  # first come first served waits longer
     0.172
     """
-    assumptions.single(config)
+    single(config)
     check_load(config.arrival_rate, config.max_stable_rate)
     for which in ("prompt", "output"):
         listed(config, which)
@@ -264,7 +268,7 @@ def conserved_work(config: SimulationConfig) -> float:
     >>> round(conserved_work(SimulationConfig(batch_size=1, arrival_rate=3.0)), 4)
     0.6335
     """
-    assumptions.single(config)
+    single(config)
     queue = MG1(config.arrival_rate, _alone(config))
     return queue.mean * queue.service.moment(1)
 
@@ -308,20 +312,14 @@ def inoue_latency(config: SimulationConfig, mean_batch: float) -> float:
     1.396
     """
     require(config, server="static", batch_timeout=0.0, **POISSON)
-    assumptions.first_come(config)
-    steps, law, rate = (
-        config.outputs.expectation(),
-        config.step_time,
-        config.arrival_rate,
-    )
-    if config.outputs.variance() > 1e-9 * steps:
+    first_come(config)
+    if config.outputs.variance() > 1e-9 * config.outputs.expectation():
         raise fail("output_length_dist", config.output_length_dist, "constant here")
-    each = law.alpha + law.kappa * steps  # seconds a prompt token
-    own = law.delta * steps + law.kappa * steps * (steps - 1.0) / 2.0
-    slope = each * config.prompts.expectation() + own  # a
+    parts = (config.step_time, config.prompts, config.outputs)
+    (one, two), (square, _) = batch_moments(*parts, range(1, 3))
+    slope, rate = float(two - one), config.arrival_rate  # a
     check_load(rate, 1.0 / max(slope, 1e-300))
-    fixed = law.beta + law.gamma * steps  # tau
-    spread = each**2 * config.prompts.variance()  # v
+    fixed, spread = float(one) - slope, float(square - one**2)  # tau, v
     once = 2.0 * slope * fixed + spread
     once += fixed**2 / number("mean_batch", mean_batch, least=1.0)
     ratio = (1.0 + rate**2 * once) / (1.0 - (rate * slope) ** 2)
@@ -356,3 +354,54 @@ def product_form_latency(config: SimulationConfig) -> float:
 
 def _alone(config: SimulationConfig) -> BatchTime:
     return BatchTime(config.step_time, config.prompts, listed(config, "output"), 1)
+
+
+# What the laws take for granted
+
+
+def require(config: SimulationConfig, **must: Any) -> None:
+    """Fields have the values that a law takes for granted."""
+    for name, value in must.items():
+        if getattr(config, name) != value:
+            raise fail(name, getattr(config, name), f"{value} for this law")
+
+
+def first_come(config: SimulationConfig) -> None:
+    """FCFS itself: a subclass may order otherwise."""
+    if not orders_as(config.policy(), FCFSPolicy):
+        raise fail("scheduling_policy", config.policy().name, "FCFS for this law")
+
+
+def single(config: SimulationConfig) -> None:
+    """A static server that takes one Poisson request at a time."""
+    require(config, server="static", **POISSON, batch_size=1)
+
+
+def least_batch(config: SimulationConfig) -> int:
+    """Requests that a static batch waits for, if the bulk queue has an answer."""
+    require(config, server="static", **POISSON)
+    first_come(config)
+    most, timeout = config.batch_size, config.batch_timeout
+    if most > 1 and timeout is not None and timeout > 0.0:
+        raise fail("batch_timeout", timeout, "0 or None for the bulk queue")
+    check_load(config.arrival_rate, config.max_stable_rate)
+    return most if timeout is None else 1
+
+
+def listed(config: SimulationConfig, which: str) -> LengthLaw:
+    """The law of ``which`` lengths, prompt or output, if it can be listed."""
+    law = config.prompts if which == "prompt" else config.outputs
+    try:
+        token_pmf(law)
+    except ConfigError as error:
+        raise ConfigError(f"{which}_dist_params.{error}") from None
+    return law
+
+
+def unlimited(config: SimulationConfig) -> None:
+    """No step of a continuous server is cut short."""
+    require(config, kv_blocks=None, replicas=1, chunked_prefill=True)
+    largest = config.batch_size * (len(token_pmf(config.prompts)) - 1)
+    if config.max_batched_tokens < largest:
+        must = f"at least {largest} for the chain, which knows no such limit"
+        raise fail("max_batched_tokens", config.max_batched_tokens, must)

@@ -92,18 +92,6 @@ class MG1(service_time.WaitLaw):
         return self.arrival_rate * self.service.moment(2) / (2.0 * (1.0 - self.load))
 
     @property
-    def memory(self) -> float:
-        """Requests until a wait says little of later ones, about.
-
-        The relaxation time of the queue in heavy traffic, 2 rho^2 (1 + c^2) /
-        (1 - rho)^2 in requests, where c is the services' coefficient of variation.
-
-        Source: reflected Brownian motion, Kingman (1962), Whitt (1989).
-        """
-        square = self.service.moment(2) / self.service.moment(1) ** 2
-        return 2.0 * self.load**2 * square / (1.0 - self.load) ** 2
-
-    @property
     def mean_latency(self) -> float:
         """E[W + S], seconds."""
         return self.mean + self.service.moment(1)
