@@ -20,6 +20,7 @@ from llminfer.base.arrays import FloatArray, IntArray
 from llminfer.base.errors import number
 from llminfer.config import SimulationConfig
 from llminfer.record import RunRecord
+from llminfer.stats.intervals import without_one
 from llminfer.timeseries import StepSeries, latency_quantile, queue_length, running
 
 Samples = list[FloatArray]
@@ -380,16 +381,15 @@ def auc(right: Samples, wrong: Samples) -> FloatArray:
     0.89
     """
     n = len(right)
-    area = _area(right, wrong)
-    rest = [(right[:i] + right[i + 1 :], wrong[:i] + wrong[i + 1 :]) for i in range(n)]
+    area = _area(np.concatenate(right), np.concatenate(wrong))
+    rest = zip(without_one(right), without_one(wrong), strict=True)
     return n * area - (n - 1) * np.array([_area(*samples) for samples in rest])
 
 
-def _area(right: Samples, wrong: Samples) -> float:
+def _area(right: FloatArray, wrong: FloatArray) -> float:
     """The chance to be higher when right (Mann, Whitney 1947)."""
-    risky, calm = np.concatenate(right), np.concatenate(wrong)
-    found = mannwhitneyu(risky, calm, method="asymptotic")
-    return float(found.statistic) / (len(risky) * len(calm))
+    found = mannwhitneyu(right, wrong, method="asymptotic")
+    return float(found.statistic) / (len(right) * len(wrong))
 
 
 def auc_by_signal(runs: pd.DataFrame, horizon: float) -> pd.DataFrame:

@@ -16,7 +16,7 @@ from llminfer.config import SimulationConfig
 from llminfer.experiment import Row, simulate
 from llminfer.laws.lengths import LengthLaw, LogNormal
 from llminfer.record import RunRecord
-from llminfer.stats.intervals import Estimate, jackknife
+from llminfer.stats.intervals import Estimate, jackknife, without_one
 from llminfer.workload import Workload
 
 Numbers = FloatArray | IntArray
@@ -202,8 +202,5 @@ def by_blocks(statistic: Callable[[Any], float], values: npt.NDArray[Any]) -> Es
     if len(values) < 2 * _BLOCKS:
         raise fail("values", len(values), f"at least {2 * _BLOCKS}, two a block")
     parts = np.array_split(values, _BLOCKS)
-    left_out = [
-        float(statistic(np.concatenate(parts[:i] + parts[i + 1 :])))
-        for i in range(_BLOCKS)
-    ]
+    left_out = [float(statistic(rest)) for rest in without_one(parts)]
     return jackknife(float(statistic(values)), left_out)
