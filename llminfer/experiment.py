@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import itertools
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import pandas as pd
@@ -39,6 +41,7 @@ _SERVERS: Mapping[str, type[LLMInferenceServer] | type[ContinuousBatchingServer]
 }
 
 
+@dataclass(eq=False)
 class SimulationRunner:
     """One run of one configuration.
 
@@ -53,12 +56,9 @@ class SimulationRunner:
     0.46
     """
 
-    def __init__(
-        self, config: SimulationConfig, workload: Workload | None = None
-    ) -> None:
-        self.config = config
-        self.workload = workload
-        self._record: RunRecord | None = None
+    config: SimulationConfig
+    workload: Workload | None = None
+    _record: RunRecord | None = field(default=None, init=False, repr=False)
 
     def run(self) -> Metrics:
         """Simulate, and return the metrics by name; times in seconds.
@@ -146,18 +146,15 @@ def poolable_metrics(config: SimulationConfig, record: RunRecord) -> Row:
 
 
 def _run_quietly(
-    measure: Measure, config: SimulationConfig, workload: Workload | None = None
+    measure: Measure,
+    config: SimulationConfig,
+    workload: Workload | None = None,
+    policy: type[SchedulingPolicy] | None = None,
 ) -> Row:
-    return measure(config, _simulated(config, workload))
-
-
-def _run_elsewhere(
-    measure: Measure, policy: type[SchedulingPolicy] | None, *job: Any
-) -> Row:
-    """The same in a process that has not heard of the user's own policy."""
+    """One run's numbers; ``policy`` is the user's own, made known to this process."""
     if policy is not None:
         register_policy(policy)
-    return _run_quietly(measure, *job)
+    return measure(config, _simulated(config, workload))
 
 
 def run_many(
@@ -180,11 +177,10 @@ def run_many(
     """
     distinct = {config.replace(random_seed=None): config for config in configs}
     overload.warn_ahead(list(distinct.values()))
-    store = RunStore()
-    try:
-        found = ((i, store.get(run_key(c, measure))) for i, c in enumerate(configs))
-        done = {i: known for i, known in found if known is not None}
-        open_runs = [i for i in range(len(configs)) if i not in done]
+    keys = [run_key(config, measure) for config in configs]
+    with contextlib.closing(RunStore()) as store:
+        done = [store.get(key) for key in keys]
+        open_runs = [i for i, known in enumerate(done) if known is None]
         fresh = in_parallel([(configs[i],) for i in open_runs], n_jobs, measure)
         # tqdm's bar for notebooks does not heed its own variable
         quiet = not open_runs or bool(os.environ.get("TQDM_DISABLE"))
@@ -193,11 +189,9 @@ def run_many(
         )
         for i, metrics in zip(open_runs, progress, strict=True):
             # at once, so that an interrupted sweep resumes
-            store.put(run_key(configs[i], measure), metrics)
+            store.put(keys[i], metrics)
             done[i] = metrics
-    finally:
-        store.close()
-    return [done[i] for i in range(len(configs))]
+    return [metrics for metrics in done if metrics is not None]
 
 
 def run_key(config: SimulationConfig, measure: Measure) -> str | None:
@@ -228,10 +222,10 @@ def in_parallel(
     workers = (os.cpu_count() or 1) if n_jobs is None else whole("n_jobs", n_jobs, 1)
     if workers == 1 or len(jobs) < 2:
         return (_run_quietly(measure, *job) for job in jobs)
-    policies = [registered_policy(job[0].scheduling_policy) for job in jobs]
     parallel = Parallel(n_jobs=workers, return_as="generator")
-    runs = zip(policies, jobs, strict=True)
-    return iter(parallel(delayed(_run_elsewhere)(measure, its, *j) for its, j in runs))
+    policies = [registered_policy(job[0].scheduling_policy) for job in jobs]
+    runs = zip(jobs, policies, strict=True)
+    return iter(parallel(delayed(_run_quietly)(measure, *j, policy=p) for j, p in runs))
 
 
 def replicated(

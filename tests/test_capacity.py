@@ -15,12 +15,12 @@ from llminfer import (
     capacity,
     fewest_replicas,
     simulate,
-    stats,
     sweep,
     theory,
 )
 from llminfer.capacity import largest_rates
 from llminfer.servers.overload import described
+from llminfer.stats.intervals import compute_confidence_interval, jackknife
 
 SINGLE = SimulationConfig(
     batch_size=1,
@@ -322,6 +322,6 @@ def test_largest_rates_are_those_of_all_runs_with_the_jackknifes_interval():
         float(np.log(largest([np.delete(rows, i, axis=0).mean(axis=0)])[0]))
         for i in range(3)
     ]
-    direct = stats.jackknife(logs.mean(), left_out)
-    found = stats.compute_confidence_interval(logs)
+    direct = jackknife(logs.mean(), left_out)
+    found = compute_confidence_interval(logs)
     assert found["ci_upper"] == pytest.approx(direct.upper)

@@ -51,9 +51,9 @@ def runs(monkeypatch):
     simulated = []
     run = llminfer.experiment._run_quietly
 
-    def counted(measure, config):
+    def counted(measure, config, **policy):
         simulated.append(config)
-        return run(measure, config)
+        return run(measure, config, **policy)
 
     monkeypatch.setattr(llminfer.experiment, "_run_quietly", counted)
     return simulated

@@ -156,7 +156,7 @@ def test_theory_is_of_the_reports_steps_alone_and_says_so(field, value):
     """What is known of any law of steps, lambda*, is in ``test_continuous_theory``."""
     must = {"step_law": "sum", "epsilon": 0.0, "async_scheduling": False}[field]
     static = [theory.mg1, theory.priority, theory.conserved_work, theory.bulk_queue]
-    laws = [theory.continuous, theory.product_form]
+    laws = [theory.continuous, theory.product_form_latency]
     for law in laws if field == "async_scheduling" else static + laws:
         server = "static" if law in static else "continuous"
         config = REPORT.replace(server=server, batch_size=1, arrival_rate=1.0)

@@ -204,21 +204,15 @@ def test_inoues_identity_holds():
         assert identity == pytest.approx(queue.mean_latency, rel=1e-9)
 
 
-def test_the_table_of_stability_has_the_numbers_of_each_configuration():
-    table = theory.stability(REPORT, [1, 32, 4096]).set_index("batch_size")
-    fixed = REPORT.replace(batch_size=32)
-    assert table.max_rate[32] == fixed.max_stable_rate
-    assert table.load[32] == fixed.offered_load
-    assert table.growth[32] == pytest.approx(fixed.offered_load - 1.0)
-    assert table.batch_time[32] == pytest.approx(32 / fixed.max_stable_rate)
+def test_the_greatest_rate_is_a_batch_over_its_time_and_tends_to_that_of_prefill():
+    for size in (1, 32, 4096):
+        config = REPORT.replace(batch_size=size)
+        assert config.max_stable_rate == config.stable_rate(size)
+        assert config.offered_load == pytest.approx(10 / config.stable_rate(size))
     most = 1.0 / (REPORT.alpha * REPORT.prompts.expectation())
-    assert most * (1.0 - 1e-3) < table.max_rate[4096] < most
-    assert theory.stability(REPORT.replace(arrival_rate=1.0)).growth.max() == 0.0
-    joined = chain_rate(fixed)
-    assert table.continuous_max_rate[32] == joined
-    assert table.continuous_load[32] == pytest.approx(10 / joined)
-    with pytest.raises(ConfigError, match="batch_sizes=0"):
-        theory.stability(REPORT, [0])
+    assert most * (1.0 - 1e-3) < config.max_stable_rate < most
+    fixed = REPORT.replace(server="continuous", batch_size=32)
+    assert fixed.max_stable_rate == chain_rate(fixed)
 
 
 # Continuous batching
@@ -450,15 +444,15 @@ DECODER = SimulationConfig(
 @pytest.mark.parametrize("delta", [0.0, 0.06])
 def test_the_product_form_has_as_many_inside_as_the_product_says(delta):
     """P(n) ~ the product over k <= n of lambda E[O] (c0 + c1 k) / k, and Little."""
-    form = theory.product_form(DECODER.replace(delta=delta))
+    latency = theory.product_form_latency(DECODER.replace(delta=delta))
     k = np.arange(1, 2_001)
     flow = 0.5 * Empirical((2, 30), (2, 1)).expectation()
     log = np.cumsum(np.log(flow * (0.05 / k + delta)))
     chance = np.exp(np.concatenate(([0.0], log)))
     inside = chance[1:] @ k / chance.sum()
-    assert 0.5 * form.mean_latency == pytest.approx(inside, rel=1e-9)
+    assert 0.5 * latency == pytest.approx(inside, rel=1e-9)
     with pytest.raises(ConfigError, match=r"the load is 1\.13"):
-        theory.product_form(DECODER.replace(arrival_rate=1.0, delta=0.1))
+        theory.product_form_latency(DECODER.replace(arrival_rate=1.0, delta=0.1))
 
 
 def share_a_decoder(config, requests, seed):
@@ -486,13 +480,12 @@ def share_a_decoder(config, requests, seed):
 
 
 def test_a_shared_decoder_has_the_product_forms_latencies():
-    form = theory.product_form(DECODER)
+    mean = theory.product_form_latency(DECODER)
+    short = mean * 2 / DECODER.outputs.expectation()
     runs = []
     for seed in range(12):
         latency, output = share_a_decoder(DECODER, 4_000, seed)
         latency, output = latency[400:], output[400:]
         runs.append([latency.mean(), latency[output == 2].mean()])
-    for values, expected in zip(
-        np.transpose(runs), (form.mean_latency, form.latency(2)), strict=True
-    ):
+    for values, expected in zip(np.transpose(runs), (mean, short), strict=True):
         assert abs(z_score(values, expected)) < 4.0

@@ -102,6 +102,22 @@ def test_classes_of_fixed_priority_wait_as_cobham_says():
     assert np.abs(z_scores_by_class(config, exact.wait)).max() < 4.0
 
 
+def ageing(rate, mean, square, slope):
+    """Mean waits of classes whose priority is slope x wait, highest first.
+
+    Source: Kleinrock (1964).
+    """
+    load = rate * mean
+    behind_all = rate @ square / 2.0 / (1.0 - load.sum())
+    wait = np.zeros(len(rate))
+    for p in np.argsort(slope):
+        slower, faster = slope < slope[p], slope > slope[p]
+        spared = load[slower] * wait[slower] @ (1.0 - slope[slower] / slope[p])
+        passed = load[faster] @ (1.0 - slope[p] / slope[faster])
+        wait[p] = (behind_all - spared) / (1.0 - passed)
+    return wait
+
+
 class Ageing(SchedulingPolicy):
     """Priority is the wait times a slope that differs by class."""
 
@@ -120,8 +136,24 @@ def test_classes_that_age_at_their_own_pace_wait_as_kleinrock_says():
     time = theory.mg1(CLASSES).service
     rates = CLASSES.arrival_rate * np.array([0.25, 0.5, 0.25])
     alike = np.ones(3)
-    exact = theory.ageing(
-        rates, time.moment(1) * alike, time.moment(2) * alike, Ageing.slopes
+    exact = ageing(
+        rates, time.moment(1) * alike, time.moment(2) * alike, np.array(Ageing.slopes)
     )
     config = CLASSES.replace(scheduling_policy=Ageing())
     assert np.abs(z_scores_by_class(config, exact)).max() < 4.0
+
+
+def test_ageing_lies_between_fcfs_and_strict_priority():
+    rates, mean = np.array([0.2, 0.3, 0.1]), np.array([1.0, 0.5, 3.0])
+    square = np.array([2.0, 0.4, 12.0])
+    fcfs = np.dot(rates, square) / 2 / (1 - np.dot(rates, mean))
+    alike = ageing(rates, mean, square, np.array([2.0, 2.0, 2.0]))
+    np.testing.assert_allclose(alike, fcfs, rtol=1e-12)
+    steep = ageing(rates, mean, square, np.array([1e-9, 1e9, 1.0]))
+    share = np.array(rates) / 0.6
+    strict = theory.by_key(0.6, [2, 0, 1], share, mean, share @ square)
+    np.testing.assert_allclose(steep, strict.wait[[2, 0, 1]], rtol=1e-6)
+    mixed = ageing(rates, mean, square, np.array([1.0, 4.0, 2.0]))
+    assert mixed[1] < mixed[2] < mixed[0]
+    load = np.multiply(rates, mean)
+    assert load @ mixed == pytest.approx(load.sum() * fcfs, rel=1e-12)

@@ -13,7 +13,6 @@ from llminfer.laws.lengths import LogNormal
 from llminfer.stats.intervals import compute_confidence_interval
 from llminfer.study.traffic import (
     by_blocks,
-    consecutive,
     counts,
     dispersion,
     distance,
@@ -127,22 +126,8 @@ def test_blocks_cover_the_mean_of_a_path_whose_neighbours_are_alike():
 def test_what_cannot_be_cut_is_refused():
     with pytest.raises(ConfigError, match=r"^values=19: must be at least 20"):
         by_blocks(np.mean, np.arange(19.0))
-    with pytest.raises(ConfigError, match=r"^parts=11: must be at most 10"):
-        consecutive(made(requests=10), 11)
     with pytest.raises(ConfigError, match=r"^arrival_time"):
         mean_rate(np.array([1.0, 1.0]))
-
-
-def test_parts_hold_every_request_once_and_keep_its_gaps():
-    trace = made(requests=1001)
-    parts = consecutive(trace, 4)
-    assert [len(part) for part in parts] == [251, 250, 250, 250]
-    prompts = np.concatenate([part.prompt_length for part in parts])
-    np.testing.assert_array_equal(prompts, trace.prompt_length)
-    for part in parts:
-        assert part.arrival_time[0] == 0.0
-    gaps = np.diff(trace.arrival_time)[251:500]
-    np.testing.assert_allclose(np.diff(parts[1].arrival_time), gaps, atol=1e-9)
 
 
 @pytest.mark.parametrize(

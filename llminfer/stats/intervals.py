@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -212,15 +212,9 @@ def summarize(
         numbers = pd.Series(pooling.by_replication(frame, name, groups), frame.index)
         for label, group in frame.groupby(groups, sort=False, dropna=False):
             values = np.asarray(numbers[group.index], np.float64)
-            rows.append(
-                {
-                    **dict(zip(groups, label, strict=True)),
-                    "metric": name,
-                    **Estimate.of_mean(values).row(),
-                    "n": len(values),
-                    **_rests_on(group, name),
-                }
-            )
+            row = {**dict(zip(groups, label, strict=True)), "metric": name}
+            row |= {**Estimate.of_mean(values).row(), "n": len(values)}
+            rows.append(row | _rests_on(group, name))
     return pd.DataFrame(rows)
 
 
@@ -229,12 +223,8 @@ def _rests_on(group: pd.DataFrame, metric: str) -> dict[str, Any]:
     if "memories" not in group:
         return {}
     memories = float(group["memories"].min())
-    quantile = pooling.level_of(metric, group.columns)
-    beyond = (
-        pooling.fewest_beyond(group[quantile[1]], quantile[0]) if quantile else math.inf
-    )
-    sound = memories >= FEWEST_MEMORIES and round(beyond, 6) >= pooling.FEWEST_BEYOND
-    return {"memories": memories, "sound": sound}
+    enough = pooling.enough_beyond(group, metric)
+    return {"memories": memories, "sound": memories >= FEWEST_MEMORIES and enough}
 
 
 def require_columns(frame: pd.DataFrame, names: Sequence[str]) -> None:
@@ -273,18 +263,25 @@ def pooled_quantile(samples: Sequence[Values], q: float) -> Estimate:
     if not 0.0 < number("q", q) < 1.0:
         raise fail("q", q, "a probability between 0 and 1, such as 0.99")
     groups = [np.asarray(sample, dtype=np.float64) for sample in samples]
-    n = len(groups)
-    if n < 2:
+    if (n := len(groups)) < 2:
         raise ConfigError(f"samples: {n} replications: must be at least 2")
     needed = math.ceil(round(pooling.FEWEST_BEYOND / min(q, 1.0 - q), 6))
     for i, group in enumerate(groups):
         if len(group) < needed:
             must = f"at least {needed}, or too few lie beyond the quantile q={q:g}"
             raise ConfigError(f"samples[{i}]: {len(group)} values: must be {must}")
-    pooled = np.concatenate(groups)
-    owner = np.repeat(np.arange(n), [len(group) for group in groups])
-    left_out = [float(np.quantile(pooled[owner != i], q)) for i in range(n)]
-    return jackknife(float(np.quantile(pooled, q)), left_out)
+    left_out = [float(np.quantile(rest, q)) for rest in without_one(groups)]
+    return jackknife(float(np.quantile(np.concatenate(groups), q)), left_out)
+
+
+def without_one(groups: Sequence[FloatArray]) -> Iterator[FloatArray]:
+    """The values of all groups but the first, but the second, ...
+
+    >>> [rest.tolist() for rest in without_one([np.zeros(1), np.ones(1)])]
+    [[1.0], [0.0]]
+    """
+    for i in range(len(groups)):
+        yield np.concatenate([*groups[:i], *groups[i + 1 :]])
 
 
 def summarize_series(
@@ -311,18 +308,13 @@ def summarize_series(
     1      1   2.0
     """
     require_columns(frame, [by, *series])
-    rows: list[pd.DataFrame] = []
-    for name in series:
-        for label, group in frame.groupby(by, sort=False):
-            paths = np.array(group[name].tolist(), dtype=np.float64)
-            there = np.isfinite(paths).sum(axis=0)
-            mean = np.nanmean(paths, axis=0)
-            error = np.nanstd(paths, axis=0, ddof=1) / np.sqrt(there)
-            half = error * stdtrit(there - 1, 0.975)
-            columns = {"mean": mean, "ci_lower": mean - half, "ci_upper": mean + half}
-            head = {by: label, "metric": name, "point": np.arange(len(mean))}
-            rows.append(pd.DataFrame({**head, **columns}))
-    return pd.concat(rows, ignore_index=True)
+    paths = frame.melt([by], [*series], "metric", "value")
+    paths["point"] = [range(len(path)) for path in paths["value"]]
+    points = paths.explode(["value", "point"]).astype({"value": float, "point": int})
+    groups = points.groupby([by, "metric", "point"], sort=False)["value"]
+    found = groups.agg(["mean", "sem", "count"]).reset_index()
+    half = found.pop("sem") * stdtrit(found.pop("count") - 1, 0.975)
+    return found.assign(ci_lower=found["mean"] - half, ci_upper=found["mean"] + half)
 
 
 def skewed_mean(values: Values) -> Estimate:

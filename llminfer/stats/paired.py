@@ -176,27 +176,17 @@ def blocked_anova(frame: pd.DataFrame, metric: str, over: str) -> pd.DataFrame:
     effect = y.mean(axis=0) - y.mean()
     within = y - y.mean(axis=0)
     residual = within - within.mean(axis=1, keepdims=True)
-    rows = []
-    for design, rest, df_error in (
-        ("blocked", residual, (k - 1) * (n - 1)),
-        ("one-way", within, k * (n - 1)),
-    ):
-        signal = n * float((effect**2).sum()) / (k - 1)
-        f = _over(signal, float((rest**2).sum()) / df_error)
-        p = float(fdtrc(k - 1, df_error, f))
-        rows.append(
-            {"design": design, "F": f, "df": k - 1, "df_error": df_error, "p": p}
-        )
-    return pd.DataFrame(rows)
+    signal = n * float((effect**2).sum()) / (k - 1)
+    noise = [float((rest**2).sum()) for rest in (residual, within)]
+    table = pd.DataFrame({"design": ["blocked", "one-way"]})
+    df_error = np.array([(k - 1) * (n - 1), k * (n - 1)])
+    f = [_over(signal, level) for level in noise / df_error]
+    p = fdtrc(k - 1, df_error, f)
+    return table.assign(F=f, df=k - 1, df_error=df_error, p=p)
 
 
 def cost_of_choice(
-    frame: pd.DataFrame,
-    metric: str,
-    over: str,
-    choice: Any,
-    *,
-    confidence: float = 0.95,
+    frame: pd.DataFrame, metric: str, over: str, choice: Any, confidence: float = 0.95
 ) -> dict[str, Any]:
     """What an alternative costs against the best one, which it may be itself.
 
@@ -258,27 +248,16 @@ def _by_block(
     counts = np.zeros((len(blocks), len(labels)), dtype=np.int64)
     values = by_replication(frame, metric, [over])
     np.add.at(counts, (rows, codes), np.isfinite(values))
-    if (counts != 1).any():
-        raise ConfigError(_unpaired(over, labels, blocks.tolist(), counts))
+    for at, row in np.argwhere(counts.T != 1)[:1]:
+        fault = f"{'repeats' if counts[row, at] else 'lacks'} {BLOCK} {blocks[row]}"
+        must = f"must have each {BLOCK} exactly once"
+        raise ConfigError(f"{over}={labels[at]!r} {fault}: {must}")
     for name, found in ((over, labels), (BLOCK, blocks.tolist())):
         if len(found) < 2:
             raise fail(name, found, "at least two different values in the table")
     results = np.empty(counts.shape)
     results[rows, codes] = values
     return labels, results
-
-
-def _unpaired(
-    over: str, labels: Sequence[Any], blocks: Sequence[Any], counts: Any
-) -> str:
-    """Which alternatives lack a block or have it several times, in one line."""
-    faults = [
-        f"{over}={labels[at]!r} {'repeats' if counts[row, at] else 'lacks'} "
-        f"{BLOCK} {blocks[row]}"
-        for at, row in np.argwhere(counts.T != 1)
-    ]
-    more = f"; and {len(faults) - 5} more" if len(faults) > 5 else ""
-    return f"{'; '.join(faults[:5])}{more}: must have each {BLOCK} exactly once"
 
 
 def best_against_rest(
@@ -332,11 +311,8 @@ def best_against_rest(
     mine, rest = np.flatnonzero(inside), np.flatnonzero(~inside)
     means = results.mean(axis=0)
     best = [labels[some[means[some].argmin()]] for some in (mine, rest)]
-    found: dict[str, Any] = {
-        "baseline": best[0],
-        "alternative": best[1],
-        "n": len(results),
-    }
+    found: dict[str, Any] = {"baseline": best[0], "alternative": best[1]}
+    found["n"] = len(results)
     missed = 1.0 - intervals.confidence_level(confidence)
     for ends, many in ((("", "_lower"), len(mine)), (("_upper",), len(rest))):
         pairs = [

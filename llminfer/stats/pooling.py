@@ -33,10 +33,7 @@ def quantiles(ordered: FloatArray, levels: FloatArray) -> FloatArray:
     """
     if not (n := len(ordered)):
         return ordered
-    at = levels * (n - 1)
-    low = at.astype(np.int64)
-    high = np.minimum(low + 1, n - 1)
-    return np.asarray(ordered[low] + (at - low) * (ordered[high] - ordered[low]))
+    return np.interp(levels * (n - 1), np.arange(n), ordered)
 
 
 def kept(
@@ -148,6 +145,10 @@ def by_replication(frame: pd.DataFrame, metric: str, groups: list[str]) -> Float
     return numbers.to_numpy(dtype=np.float64)
 
 
-def fewest_beyond(quantiles: pd.Series, q: float) -> float:
-    """How many values a run has beyond a quantile, the least of all runs."""
-    return float(min(row[0] for row in quantiles) * min(q, 1.0 - q))
+def enough_beyond(frame: pd.DataFrame, metric: str) -> bool:
+    """Whether each run has enough values beyond a quantile; True of no quantile."""
+    if (found := level_of(metric, frame.columns)) is None:
+        return True
+    q, column = found
+    fewest = min(row[0] for row in frame[column]) * min(q, 1.0 - q)
+    return bool(round(fewest, 6) >= FEWEST_BEYOND)

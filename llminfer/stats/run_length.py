@@ -32,7 +32,6 @@ class Replications:
 def replicate_until(
     run: Callable[[int], float],
     target: float,
-    least: int = _FEWEST_REPLICATIONS,
     most: int = 1000,
 ) -> Replications:
     """Replicate until the 95% interval's half-width is within ``target`` of the truth.
@@ -46,7 +45,6 @@ def replicate_until(
         target: Greatest relative error, such as 0.05. The half-width must come down
             to target/(1 + target) of the estimated mean, which makes it at most
             ``target`` of the true one wherever the interval covers.
-        least: Replications before the rule is first asked, at least 20.
         most: Replications after which it gives up; ``reached`` is then false.
 
     Raises:
@@ -59,12 +57,12 @@ def replicate_until(
     (30, True)
     """
     number("target", target, above=0.0)
-    whole("most", most, whole("least", least, _FEWEST_REPLICATIONS))
+    whole("most", most, _FEWEST_REPLICATIONS)
     values: list[float] = []
     believed = 0  # replications before an interval is believed, once one will do
     while True:
         values.append(number(f"run({len(values)})", run(len(values))))
-        if len(values) < max(least, believed):
+        if len(values) < max(_FEWEST_REPLICATIONS, believed):
             continue
         found = skewed_mean(values)
         half = max(found.upper - found.value, found.value - found.lower)

@@ -21,6 +21,7 @@ from llminfer.experiment import run_many
 from llminfer.laws.engines import PRESETS
 from llminfer.record import RunRecord
 from llminfer.stats.intervals import Estimate
+from llminfer.theory.service_time import WaitLaw
 
 Statistic = Callable[[RunRecord, int], float]  # of a run, less so many of warm-up
 _SAID = ("name", "metric", "source", "exact")  # of a comparison, in a table
@@ -56,10 +57,10 @@ def comparisons() -> tuple[Comparison, ...]:
     """All cases, those of one configuration next to each other."""
     parts = (_singles, _priorities, _bulks, _continuous, _limits, _without_batch_limit)
     return tuple(
-        Comparison(name, metric, source, config, exact, measure)
+        Comparison(name, metric, source, config, exact, *(own or [_MEASURES[metric]]))
         for part in parts
         for name, config, cases in part()
-        for metric, source, exact, measure in cases
+        for metric, (source, exact, *own) in cases.items()
     )
 
 
@@ -131,19 +132,16 @@ def _mean(of: Callable[[RunRecord], Any]) -> Statistic:
     return lambda record, skip: float(of(record)[skip:].mean())
 
 
-_mean_wait = _mean(lambda record: record.wait)
-_square_wait = _mean(lambda record: record.wait**2)
-_mean_ttft = _mean(lambda record: record.ttft)
-_mean_latency = _mean(lambda record: record.latency)
-
-
 def _longer_than(seconds: float) -> Statistic:
     return _mean(lambda record: record.wait > seconds)
 
 
-def _waiting_work(record: RunRecord, skip: int) -> float:
-    service = record.processing_end_time - record.processing_start_time
-    return float((service * record.wait)[skip:].mean())
+def _work_waiting(record: RunRecord) -> Any:
+    return (record.processing_end_time - record.processing_start_time) * record.wait
+
+
+def _short_wait(record: RunRecord, skip: int) -> float:
+    return float(record.wait[skip:][record.prompt_length[skip:] <= 100].mean())
 
 
 def _later_batches(record: RunRecord, skip: int) -> Any:
@@ -166,16 +164,38 @@ def _throughput(record: RunRecord, skip: int) -> float:
     return float(len(record.arrival_time) / record.batch_end.max())
 
 
-def _wait_of_prompts(most: int) -> Statistic:
-    def measure(record: RunRecord, skip: int) -> float:
-        short = record.prompt_length[skip:] <= most
-        return float(record.wait[skip:][short].mean())
+_MEASURES: dict[str, Statistic] = {
+    "mean wait": _mean(lambda record: record.wait),
+    "mean squared wait": _mean(lambda record: record.wait**2),
+    "mean TTFT": _mean(lambda record: record.ttft),
+    "mean latency": _mean(lambda record: record.latency),
+    "mean wait of prompts to 100": _short_wait,
+    "mean service x wait": _mean(_work_waiting),
+    "share that waits": _longer_than(0.0),
+    "mean batch": _mean_batch,
+    "busy share": _busy_share,
+    "throughput": _throughput,
+}
+_THEORYS = {  # names of what queues of ``theory`` know
+    "mean wait": "mean",
+    "mean TTFT": "mean_ttft",
+    "mean latency": "mean_latency",
+    "mean batch": "mean_batch",
+    "busy share": "utilization",
+}
+Cases = dict[str, Any]  # by metric: law, exact value, and a measure of its own
+Named = Iterator[tuple[str, SimulationConfig, Cases]]
 
-    return measure
+
+def _means(queue: object, law: str, *metrics: str) -> Cases:
+    """What a queue of ``theory`` knows."""
+    return {metric: (law, getattr(queue, _THEORYS[metric])) for metric in metrics}
 
 
-Case = tuple[str, str, float, Statistic]  # quantity, law, exact value, estimate
-Named = Iterator[tuple[str, SimulationConfig, list[Case]]]
+def _beyond(queue: WaitLaw, name: str, share: float) -> Cases:
+    """The share of waits beyond a quantile."""
+    longer = _longer_than(queue.quantile(1.0 - share))
+    return {f"share over the {name} wait": ("inversion", share, longer)}
 
 
 def _singles() -> Named:
@@ -185,22 +205,13 @@ def _singles() -> Named:
         "one by one, RTX 4090, load 0.75": _real(_RTX4090, 0.75, batch_size=1),
     }
     for name, config in kinds.items():
-        queue = theory.mg1(config)
-        median, p95 = queue.quantile(0.5), queue.quantile(0.95)
-        square = queue.variance + queue.mean**2
-        yield (
-            name,
-            config,
-            [
-                ("mean wait", "Pollaczek, Khinchine", queue.mean, _mean_wait),
-                ("mean squared wait", "Takacs", square, _square_wait),
-                ("share that waits", "M/G/1", queue.load, _longer_than(0.0)),
-                ("share over the median wait", "inversion", 0.5, _longer_than(median)),
-                ("share over the p95 wait", "inversion", 0.05, _longer_than(p95)),
-                ("mean latency", "M/G/1", queue.mean_latency, _mean_latency),
-                ("busy share", "M/G/1", queue.load, _busy_share),
-            ],
-        )
+        queue, law = theory.mg1(config), "M/G/1"
+        cases = _means(queue, "Pollaczek, Khinchine", "mean wait")
+        cases["mean squared wait"] = "Takacs", queue.variance + queue.mean**2
+        cases["share that waits"] = law, queue.load
+        cases |= _beyond(queue, "median", 0.5) | _beyond(queue, "p95", 0.05)
+        cases |= _means(queue, law, "mean latency")
+        yield name, config, cases | {"busy share": (law, queue.load)}
 
 
 def _priorities() -> Named:
@@ -210,22 +221,15 @@ def _priorities() -> Named:
     known = theory.priority(sjf)
     short = known.key <= 100
     wait = float(known.share[short] @ known.wait[short] / known.share[short].sum())
-    work = theory.conserved_work(base)
-    yield (
-        "one by one, SJF, load 0.75",
-        sjf,
-        [
-            ("mean wait", "Phipps", known.mean, _mean_wait),
-            ("mean wait of prompts to 100", "Phipps", wait, _wait_of_prompts(100)),
-            ("mean service x wait", "Kleinrock", work, _waiting_work),
-        ],
-    )
+    cases = _means(known, "Phipps", "mean wait")
+    cases["mean wait of prompts to 100"] = "Phipps", wait
+    cases["mean service x wait"] = "Kleinrock", theory.conserved_work(base)
+    yield "one by one, SJF, load 0.75", sjf, cases
     noisy = _real(_A100, 0.75, batch_size=1, scheduling_policy="Predicted-SJF")
     for sigma in (0.0, 1.0):
         config = noisy.replace(scheduling_policy_params={"prediction_sigma": sigma})
         name = f"one by one, A100, predictions with noise {sigma:g}, load 0.75"
-        mean = theory.priority(config).mean
-        yield name, config, [("mean wait", "Phipps", mean, _mean_wait)]
+        yield name, config, _means(theory.priority(config), "Phipps", "mean wait")
 
 
 def _bulks() -> Named:
@@ -239,21 +243,12 @@ def _bulks() -> Named:
     }
     for name, config in kinds.items():
         queue, law = theory.bulk_queue(config), "Bailey, Neuts"
-        cases: list[Case] = [
-            ("mean wait", law, queue.mean, _mean_wait),
-            ("mean TTFT", law, queue.mean_ttft, _mean_ttft),
-            ("mean latency", law, queue.mean_latency, _mean_latency),
-            (
-                "share over the p90 wait",
-                "inversion",
-                0.1,
-                _longer_than(queue.quantile(0.9)),
-            ),
-        ]
+        cases = _means(queue, law, "mean wait", "mean TTFT", "mean latency")
+        cases |= _beyond(queue, "p90", 0.1)
         if queue.utilization < 0.99:  # a server that never rests says nothing
-            cases.append(("busy share", law, queue.utilization, _busy_share))
+            cases |= _means(queue, law, "busy share")
         if queue.least == 1:
-            cases.append(("mean batch", law, queue.mean_batch, _mean_batch))
+            cases |= _means(queue, law, "mean batch")
         yield name, config, cases
 
 
@@ -275,18 +270,8 @@ def _continuous() -> Named:
         "continuous, B = 8, RTX 4090 (κ = 0), load 0.85": real,
     }
     for name, config in kinds.items():
-        chain, law = theory.continuous(config), "chain of steps, Neuts"
-        yield (
-            name,
-            config,
-            [
-                ("mean wait", law, chain.mean, _mean_wait),
-                ("mean TTFT", law, chain.mean_ttft, _mean_ttft),
-                ("mean latency", law, chain.mean_latency, _mean_latency),
-                ("mean batch", law, chain.mean_batch, _mean_batch),
-                ("busy share", law, chain.utilization, _busy_share),
-            ],
-        )
+        chain = theory.continuous(config)
+        yield name, config, _means(chain, "chain of steps, Neuts", *_THEORYS)
 
 
 def _limits() -> Named:
@@ -294,16 +279,14 @@ def _limits() -> Named:
     idle = _run(0.5, batch_size=6)
     idle = idle.replace(arrival_rate=4.0, alpha=0.0, beta=0.0, gamma=0.0)
     least = theory.assembly_bound(idle)
-    cases: list[Case] = [("mean wait", "assembly", least, _mean_wait)]
-    yield "full, B = 6, no service time", idle, cases
+    yield "full, B = 6, no service time", idle, {"mean wait": ("assembly", least)}
     short = {"batch_size": 16, "num_requests": 8_000, "warmup_requests": 0}
     for name in ("report", _A100):
         flood = _real(name, 1e4, **short)
-        cases = [("throughput", "B / E[T_B]", flood.max_stable_rate, _throughput)]
+        cases = {"throughput": ("B / E[T_B]", flood.max_stable_rate)}
         yield f"flooded, B = 16, {name}", flood, cases
     flood = _run(1e4, **_CONTINUOUS, **_geometric(50), **short)
-    most = float(theory.stability(flood, [16])["continuous_max_rate"][0])
-    cases = [("throughput", "saturation", most, _throughput)]
+    cases = {"throughput": ("saturation", flood.max_stable_rate)}
     yield "flooded, continuous, B = 16, report", flood, cases
 
 
@@ -312,13 +295,11 @@ def _without_batch_limit() -> Named:
     alike = {"output_length_dist": "constant", "output_dist_params": {"value": 100}}
     config = _run(0.4, batch_size=64, batch_timeout=0, **alike)
     size = theory.bulk_queue(config).mean_batch  # the limit is hardly ever reached
-    latency = theory.inoue_latency(config, size)
-    cases: list[Case] = [("mean latency", "Inoue", latency, _mean_latency)]
+    cases = {"mean latency": ("Inoue", theory.inoue_latency(config, size))}
     yield "greedy, no limit, constant outputs, load 0.4", config, cases
     decode = {"alpha": 0.0, "beta": 0.0, "gamma": 0.02, "delta": 0.0005}
     config = _LONG.replace(
         arrival_rate=2.5, batch_size=512, **_CONTINUOUS, **_geometric(400), **decode
     )
-    latency = theory.product_form(config).mean_latency
-    cases = [("mean latency", "product form", latency, _mean_latency)]
+    cases = {"mean latency": ("product form", theory.product_form_latency(config))}
     yield "continuous, no limit, decode only", config, cases

@@ -21,10 +21,11 @@ from llminfer.record import RunRecord
 from llminfer.stats.intervals import Estimate, Values, skewed_mean
 from llminfer.stats.paired import BLOCK, best_against_rest
 from llminfer.stats.run_length import averaged_series, mser5, replicate_until
-from llminfer.theory.assumptions import first_come, single
+from llminfer.theory.known import first_come, single
 
 Numbers = dict[str, Any]
 _TIED = "best of 8 equals"
+_SEED = 42
 
 
 def waits(gaps: FloatArray, service: FloatArray) -> FloatArray:
@@ -50,10 +51,10 @@ def experiments(
     loads: Sequence[float],
     number: int = 1000,
     replications: int = 30,
-    *,
-    seed: int = 42,
 ) -> pd.DataFrame:
     """One experiment many times over, with requests of its own each time.
+
+    The requests are the same whatever the coefficients.
 
     Args:
         config: Batch size 1, FCFS, Poisson arrivals at a constant rate; the rate
@@ -63,7 +64,6 @@ def experiments(
         loads: lambda / lambda*; all of them face the same requests.
         number: Experiments at each load.
         replications: Replications an experiment.
-        seed: Of them all. Other coefficients face the same requests under it.
 
     Returns:
         A row an experiment and load: ``load``, ``experiment``, then the numbers.
@@ -78,7 +78,7 @@ def experiments(
     shape = whole("replications", replications, 1), config.num_requests
     rows = []
     for experiment in range(whole("number", number, 1)):
-        generator = np.random.default_rng([seed, experiment])
+        generator = np.random.default_rng([_SEED, experiment])
         gaps = generator.standard_exponential(shape)
         prompt = config.prompts.tokens(generator.random(shape)).astype(float)
         output = config.outputs.tokens(generator.random(shape)).astype(float)
@@ -116,16 +116,13 @@ def share(hits: Sequence[bool] | pd.Series) -> Numbers:
     return Estimate(k / n, float(bounds.low), float(bounds.high)).row()
 
 
-def trust(
-    means: FloatArray, exact: float, number: int = 1000, *, seed: int = 42
-) -> pd.DataFrame:
+def trust(means: FloatArray, exact: float, number: int = 1000) -> pd.DataFrame:
     """Every kind of interval this package gives of runs, tried many times over.
 
     Args:
         means: Of many independent runs; an experiment draws its own from among them.
         exact: What they estimate.
         number: Experiments.
-        seed: Of the drawing.
 
     Returns:
         A row a kind: ``interval``, in words; ``mean``, the share that holds the truth,
@@ -137,7 +134,7 @@ def trust(
     >>> found["interval"].tolist()[-2:]
     ['until ±10%', 'best of 8 equals']
     """
-    generator = np.random.default_rng(seed)
+    generator = np.random.default_rng(_SEED)
     block, rule = np.indices((10, 8)).reshape(2, -1)
     kinds = {"Student": Estimate.of_mean, "skewed": skewed_mean}
     tried: list[dict[str, Estimate]] = []

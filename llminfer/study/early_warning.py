@@ -10,16 +10,17 @@ area tell how well a signal separates the two, over all thresholds (``roc_curve`
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import pandas as pd
-from scipy.stats import rankdata
+from scipy.stats import mannwhitneyu
 
 from llminfer.base.arrays import FloatArray, IntArray
 from llminfer.base.errors import number
 from llminfer.config import SimulationConfig
 from llminfer.record import RunRecord
+from llminfer.stats.intervals import without_one
 from llminfer.timeseries import StepSeries, latency_quantile, queue_length, running
 
 Samples = list[FloatArray]
@@ -103,39 +104,37 @@ def warning_signals(
     most = config.max_stable_rate
     waiting, serving = queue_length(record), running(record)
     busy = StepSeries(serving.times, np.minimum(serving.values, 1.0))
-    waited = waiting.integral(at - WINDOW)
-    queued = waiting.integral(at) - waited
-    earlier = waited - waiting.integral(at - 2.0 * WINDOW)
-    active = busy.integral(at) - busy.integral(at - WINDOW)
-    before, until = _around_window(record.arrival_time, at)
+    arrived = _so_far(record.arrival_time, np.ones_like(record.arrival_time))
+    begun = _so_far(record.batch_start, np.ones_like(record.batch_size))
+    taken = _so_far(record.batch_start, record.batch_size)
+    queued = _over_window(waiting.integral, at)
+    earlier = _over_window(waiting.integral, at - WINDOW)
+    mean_batch = _over_window(taken, at) / np.maximum(_over_window(begun, at), 1)
+    active = _over_window(busy.integral, at)
     found = {
         "time": at,
         "load": config.arrivals(at) / most,
         "queue": waiting(at),
         "mean_queue": queued / WINDOW,
         "queue_growth": (queued - earlier) / WINDOW**2,
-        "rate_ratio": (until - before) / WINDOW / most,
+        "rate_ratio": _over_window(arrived, at) / WINDOW / most,
         "utilization": np.round(active / WINDOW, 9),  # always busy is 1, to the bit
-        "batch_fill": _batch_fill(config, record, at),
+        "batch_fill": mean_batch / config.largest_batch,
         "p99_latency": latency_quantile(record, at, WINDOW),
     }
     return {name: values.tolist() for name, values in found.items()}
 
 
-def _around_window(times: FloatArray, at: FloatArray) -> tuple[IntArray, IntArray]:
-    """How many of ``times``, ascending, are over before and at the end of a window."""
-    before = np.searchsorted(times, at - WINDOW, side="right")
-    return before, np.searchsorted(times, at, side="right")
+def _so_far(times: FloatArray, amount: FloatArray | IntArray) -> StepSeries:
+    """The sum of what came at ``times``, over time."""
+    return StepSeries(times, np.cumsum(amount, dtype=np.float64))
 
 
-def _batch_fill(
-    config: SimulationConfig, record: RunRecord, at: FloatArray
+def _over_window(
+    total: Callable[[FloatArray], FloatArray], at: FloatArray
 ) -> FloatArray:
-    """Mean size of the batches that began in each window, over B."""
-    taken = np.concatenate(([0], np.cumsum(record.batch_size)))
-    before, until = _around_window(record.batch_start, at)
-    mean = (taken[until] - taken[before]) / np.maximum(until - before, 1)
-    return np.asarray(mean / config.largest_batch)
+    """What is added in the window before each look."""
+    return total(at) - total(at - WINDOW)
 
 
 def crossing_time(time: Sequence[float], load: Sequence[float]) -> float:
@@ -148,33 +147,28 @@ def crossing_time(time: Sequence[float], load: Sequence[float]) -> float:
     >>> crossing_time([0.0, 10.0, 20.0], [0.7, 0.95, 1.2])
     12.000000000000002
     """
-    over = np.asarray(load) >= 1.0
-    at = int(over.argmax())
-    if not over[at]:
+    over = np.flatnonzero(np.asarray(load) >= 1.0)
+    if not len(over):
         return np.inf
-    if at == 0:
-        return float(time[0])
-    return float(np.interp(1.0, load[at - 1 : at + 1], time[at - 1 : at + 1]))
+    around = slice(max(over[0] - 1, 0), over[0] + 1)
+    return float(np.interp(1.0, load[around], time[around]))
 
 
-def first_alarms(
-    runs: pd.DataFrame, signal: str, thresholds: float | FloatArray
-) -> FloatArray:
+def first_alarms(runs: pd.DataFrame, signal: str, thresholds: FloatArray) -> FloatArray:
     """When each run's signal first exceeds each threshold, seconds; else infinity.
 
     Args:
         runs: A row a run, with the lists that ``warning_signals`` gives.
         signal: One of ``SIGNALS``.
-        thresholds: In the signal's unit, one or several.
+        thresholds: In the signal's unit.
 
     Returns:
         Shape (runs, thresholds).
     """
-    limits = np.atleast_1d(np.asarray(thresholds, dtype=np.float64))
     alarms = []
     for time, values in zip(runs["time"], runs[signal], strict=True):
         highest = np.maximum.accumulate(known(values))
-        reached = np.searchsorted(highest, limits, side="right")
+        reached = np.searchsorted(highest, thresholds, side="right")
         alarms.append(np.append(time, np.inf)[reached])
     return np.array(alarms)
 
@@ -208,7 +202,7 @@ def judge(runs: pd.DataFrame, signal: str, threshold: float) -> pd.DataFrame:
     1    inf       inf     0.0
     """
     series = [name for name in runs if isinstance(runs[name].iloc[0], list)]
-    alarm = first_alarms(runs, signal, threshold)[:, 0]
+    alarm = first_alarms(runs, signal, np.array([threshold]))[:, 0]
     crossing = crossings(runs)
     end = np.array([time[-1] for time in runs["time"]])
     return runs.drop(columns=series).assign(
@@ -387,17 +381,15 @@ def auc(right: Samples, wrong: Samples) -> FloatArray:
     0.89
     """
     n = len(right)
-    area = _area(right, wrong)
-    rest = [(right[:i] + right[i + 1 :], wrong[:i] + wrong[i + 1 :]) for i in range(n)]
+    area = _area(np.concatenate(right), np.concatenate(wrong))
+    rest = zip(without_one(right), without_one(wrong), strict=True)
     return n * area - (n - 1) * np.array([_area(*samples) for samples in rest])
 
 
-def _area(right: Samples, wrong: Samples) -> float:
-    """The chance to be higher when right, by the sum of ranks (Mann, Whitney 1947)."""
-    risky, calm = np.concatenate(right), np.concatenate(wrong)
-    ranks = rankdata(np.concatenate((risky, calm)))[: len(risky)]
-    least = len(risky) * (len(risky) + 1.0) / 2.0
-    return float(ranks.sum() - least) / (len(risky) * len(calm))
+def _area(right: FloatArray, wrong: FloatArray) -> float:
+    """The chance to be higher when right (Mann, Whitney 1947)."""
+    found = mannwhitneyu(right, wrong, method="asymptotic")
+    return float(found.statistic) / (len(right) * len(wrong))
 
 
 def auc_by_signal(runs: pd.DataFrame, horizon: float) -> pd.DataFrame:

@@ -224,14 +224,10 @@ def beside_long_runs(
         found, degrees = Estimate.of(row), int(row["n"]) - 1
         spread = math.sqrt(1.0 + row["n"] / (longer * replications))
         held = found.lower <= seen[name] <= found.upper
-        rows.append(
-            {
-                **{"setting": name, **found.row("published"), "long runs": seen[name]},
-                "requests": long[name].num_requests,
-                "covered": "yes" if held else "no",
-                "by chance": 2.0 * stdtr(degrees, -t_quantile(0.95, degrees) / spread),
-            }
-        )
+        by_chance = 2.0 * stdtr(degrees, -t_quantile(0.95, degrees) / spread)
+        own = {"long runs": seen[name], "requests": long[name].num_requests}
+        said = {"covered": "yes" if held else "no", "by chance": by_chance}
+        rows.append({"setting": name, **found.row("published"), **own, **said})
     return pd.DataFrame(rows).set_index("setting")
 
 

@@ -16,7 +16,7 @@ from llminfer.config import SimulationConfig
 from llminfer.experiment import Row, simulate
 from llminfer.laws.lengths import LengthLaw, LogNormal
 from llminfer.record import RunRecord
-from llminfer.stats.intervals import Estimate, jackknife
+from llminfer.stats.intervals import Estimate, jackknife, without_one
 from llminfer.workload import Workload
 
 Numbers = FloatArray | IntArray
@@ -202,32 +202,5 @@ def by_blocks(statistic: Callable[[Any], float], values: npt.NDArray[Any]) -> Es
     if len(values) < 2 * _BLOCKS:
         raise fail("values", len(values), f"at least {2 * _BLOCKS}, two a block")
     parts = np.array_split(values, _BLOCKS)
-    left_out = [
-        float(statistic(np.concatenate(parts[:i] + parts[i + 1 :])))
-        for i in range(_BLOCKS)
-    ]
+    left_out = [float(statistic(rest)) for rest in without_one(parts)]
     return jackknife(float(statistic(values)), left_out)
-
-
-def consecutive(trace: Workload, parts: int) -> list[Workload]:
-    """A trace cut into parts of like length, each from its own time 0 on.
-
-    Raises:
-        ConfigError: More parts than requests, or none.
-
-    >>> trace = Workload.from_arrays([0.0, 1.0, 4.0, 9.0], [10] * 4, [5] * 4)
-    >>> [part.arrival_time.tolist() for part in consecutive(trace, 2)]
-    [[0.0, 1.0], [0.0, 5.0]]
-    """
-    if whole("parts", parts, 1) > len(trace):
-        raise fail("parts", parts, f"at most {len(trace)}, a request each")
-    pieces = np.array_split(np.arange(len(trace)), parts)
-    return [
-        Workload(
-            trace.arrival_time[piece] - trace.arrival_time[piece[0]],
-            trace.prompt_length[piece],
-            trace.output_length[piece],
-            trace.request_class[piece],
-        )
-        for piece in pieces
-    ]

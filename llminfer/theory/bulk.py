@@ -3,23 +3,17 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-from scipy.special import gammainc
+from scipy.special import gammainc, log1p
 
 from llminfer.base.arrays import FloatArray, IntArray
 from llminfer.laws.lengths import LengthLaw
 from llminfer.theory import random_walk as walk
-from llminfer.theory.service_time import (
-    ComplexArray,
-    WaitLaw,
-    batch_moments,
-    batch_transforms,
-    invert,
-    power_series,
-)
+from llminfer.theory import service_time
+from llminfer.theory.service_time import ComplexArray, WaitLaw, invert, power_series
 from llminfer.timing import StepTime
 
 
@@ -48,17 +42,27 @@ class BulkQueue(WaitLaw):
     outputs: LengthLaw
     batch_size: int
     least: int
-    left: FloatArray = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "left", self._solve())
+        _ = self.left  # what has no answer is refused at once
+
+    @property
+    def _batches(self) -> tuple[StepTime, LengthLaw, LengthLaw, range]:
+        """What makes the times T_b for b = a ... B."""
+        sizes = range(self.least, self.batch_size + 1)
+        return self.step_time, self.prompts, self.outputs, sizes
+
+    @cached_property
+    def _moments(self) -> tuple[FloatArray, FloatArray]:
+        """E[T_b] and E[T_b^2] for b = a ... B."""
+        return service_time.batch_moments(*self._batches)
 
     def _transforms(self, s: ComplexArray) -> ComplexArray:
         """E[exp(-s T_b)] for b = a ... B, shape (B - a + 1, s)."""
-        sizes = range(self.least, self.batch_size + 1)
-        return batch_transforms(self.step_time, self.prompts, self.outputs, sizes, s)
+        return service_time.batch_transforms(*self._batches, s)
 
-    def _solve(self) -> FloatArray:
+    @cached_property
+    def left(self) -> FloatArray:
         """P(n left at a departure), n = 0, 1, ..."""
         rate, most = self.arrival_rate, self.batch_size
 
@@ -75,79 +79,65 @@ class BulkQueue(WaitLaw):
         served = circle.values(few @ arrivals[size - self.least])
         start = circle.values(few / circle.shrinking(most))
         more = (served - start) / (z**most - circle.values(arrivals[-1]))
-        many = np.fft.irfft(more, circle.points) * circle.shrinking(circle.points)
-        keep = int(np.max(np.flatnonzero(many > 1e-17), initial=0)) + 1
-        law = np.concatenate((few, np.maximum(many[:keep], 0.0)))
+        law = np.concatenate((few, circle.series(more)))
         return np.asarray(law / law.sum())
-
-    @property
-    def _moments(self) -> tuple[FloatArray, FloatArray]:
-        """E[T_b] and E[T_b^2] for b = a ... B."""
-        sizes = range(self.least, self.batch_size + 1)
-        return batch_moments(self.step_time, self.prompts, self.outputs, sizes)
 
     def _sizes(self, left: IntArray) -> IntArray:
         """Requests in the next batch, where so many are left."""
         return np.clip(left, self.least, self.batch_size)
 
     @cached_property
-    def _cycle(self) -> dict[str, FloatArray]:
-        """What a departure and the cycle after it bring, by requests left."""
+    def _cycle(self) -> dict[str, float]:
+        """What a departure and the cycle after it bring, means over departures."""
         left = np.arange(len(self.left))
         size = self._sizes(left)
         mean, square = (each[size - self.least] for each in self._moments)
         missing = np.maximum(self.least - left, 0.0)
         gathering = missing * (self.least + left - 1.0) / 2.0 / self.arrival_rate
         behind = np.maximum(left - size, 0.0)
-        return {
+        brings = {
             "size": size,
+            "squared size": size**2.0,
             "busy": mean,
+            "service": size * mean,
             "length": missing / self.arrival_rate + mean,
             "waiting": gathering + behind * mean + self.arrival_rate * square / 2.0,
         }
-
-    def _mean(self, values: FloatArray) -> float:
-        """Mean over departures."""
-        return float(self.left @ values)
+        return {name: float(self.left @ values) for name, values in brings.items()}
 
     @property
     def mean(self) -> float:
         """E[W], seconds."""
-        cycle = self._cycle
-        length = self._mean(cycle["length"])
-        return self._mean(cycle["waiting"]) / length / self.arrival_rate
+        return self._cycle["waiting"] / self._cycle["length"] / self.arrival_rate
 
     @property
     def mean_ttft(self) -> float:
         """E[time to first token], seconds: the wait and the batch's prefill."""
-        size = self._cycle["size"]
-        others = self._mean(size**2.0) / self._mean(size)
+        others = self._cycle["squared size"] / self._cycle["size"]
         prefill = self.step_time.prefill(others * self.prompts.expectation())
         return self.mean + float(prefill)
 
     @property
     def mean_latency(self) -> float:
         """E[latency], seconds: the wait and the batch's time."""
-        size, busy = self._cycle["size"], self._cycle["busy"]
-        return self.mean + self._mean(size * busy) / self._mean(size)
+        return self.mean + self._cycle["service"] / self._cycle["size"]
 
     @property
     def mean_batch(self) -> float:
         """E[b], requests a batch."""
-        return self._mean(self._cycle["size"])
+        return self._cycle["size"]
 
     @property
     def utilization(self) -> float:
         """Busy share of the time."""
-        return self._mean(self._cycle["busy"]) / self._mean(self._cycle["length"])
+        return self._cycle["busy"] / self._cycle["length"]
 
     @property
     def chance(self) -> float:
         """P(W > 0): a batch is not complete, or the server is not free."""
         if self.least == 1:
-            return 1.0 - float(self.left[0]) / (
-                self.arrival_rate * self._mean(self._cycle["length"])
-            )
+            cycles = self.arrival_rate * self._cycle["length"]
+            return 1.0 - float(self.left[0]) / cycles
         return 1.0 - float(self.left[: self.batch_size].sum()) / self.batch_size
 
     def _exceeds(self, t: FloatArray) -> FloatArray:
@@ -167,8 +157,8 @@ class BulkQueue(WaitLaw):
         served = few @ times[size]  # E[exp(-s T)] of batches that empty the queue
         behind = self._behind(1.0 - s / self.arrival_rate, served, times[-1])
         in_batch = few.sum() - served + behind * (1.0 - times[-1])
-        length = self._mean(self._cycle["length"])
-        wait = (self.left[0] / self.arrival_rate + in_batch / s) / length
+        idle = self.left[0] / self.arrival_rate
+        wait = (idle + in_batch / s) / self._cycle["length"]
         return np.asarray((1.0 - wait) / s)
 
     def _behind(
@@ -207,18 +197,12 @@ class BulkQueue(WaitLaw):
         found[most, ~out] = power_series(least[most + 1 :], z[~out])
         for i in range(most, 0, -1):
             found[i - 1, ~out] = z[~out] * found[i, ~out] + least[i]
-        found[0, out] = (1.0 - self._last_batch(s[out])) / s[out]
+        few, time = self.left[:most].sum(), self._transforms(s[out])[-1]
+        last_batch = time * (few + self._behind(z[out], few * time, time))  # of V
+        found[0, out] = (1.0 - last_batch) / s[out]
         for i in range(1, most + 1):
             found[i, out] = (found[i - 1, out] - least[i]) / z[out]
         return found[1:]
-
-    def _last_batch(self, s: ComplexArray) -> ComplexArray:
-        """E[exp(-s V)] of full batches, where |1 - s/lambda| > 1."""
-        few = self.left[: self.batch_size]
-        up = 1.0 / (1.0 - s / self.arrival_rate)
-        time = self._transforms(s)[-1]
-        short = few.sum() - up * power_series(few[::-1], up)
-        return np.asarray(time * short / (1.0 - up**self.batch_size * time))
 
 
 class GammaQueue(BulkQueue):
@@ -232,9 +216,7 @@ class GammaQueue(BulkQueue):
         mean, square = (each[:, None] for each in self._moments)
         mean = np.maximum(mean, 1e-300)
         scale = np.maximum(square / mean - mean, 1e-9 * mean)  # of the gamma law
-        x, y = (scale * s).real, (scale * s).imag
-        inside = x > -1.0
-        x = np.where(inside, x, 0.0)
-        # numpy's own log1p of complex numbers loses digits near 0
-        log = np.log1p(x * (2.0 + x) + y * y) / 2.0 + 1j * np.arctan2(y, 1.0 + x)
+        at = scale * s
+        inside = at.real > -1.0
+        log = log1p(np.where(inside, at, 0.0))  # numpy's loses digits near 0
         return np.where(inside, np.exp(-mean / scale * log), math.inf)

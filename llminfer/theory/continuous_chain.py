@@ -7,18 +7,16 @@ that go on are binomial whatever was before, and the queue is a random walk.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-import numpy.typing as npt
 from scipy.special import binom
 
 from llminfer.base.arrays import FloatArray, IntArray
 from llminfer.laws.lengths import Geometric, LengthLaw
 from llminfer.theory import random_walk as walk
 from llminfer.theory.service_time import ComplexArray, exponential_sum, token_pmf
-from llminfer.theory.single_server import check_load
 from llminfer.timing import StepTime
 
 
@@ -45,10 +43,9 @@ class ContinuousChain:
     prompts: LengthLaw
     outputs: Geometric
     batch_size: int
-    state: FloatArray = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "state", self._solve())
+        _ = self.state  # what has no answer is refused at once
 
     @cached_property
     def _going_on(self) -> FloatArray:
@@ -58,18 +55,15 @@ class ContinuousChain:
         n, stay = j[:, None], np.maximum(j[:, None] - j, 0)
         return np.asarray(binom(n, j) * (1.0 - end) ** j * end**stay)
 
-    def _arrivals(self, decoding: IntArray, admitted: IntArray) -> walk.Generating:
-        """E[z^arrivals] in steps of shape (n,), as a function to (n, points)."""
+    def _arrivals(
+        self, decoding: IntArray, admitted: IntArray, z: ComplexArray
+    ) -> ComplexArray:
+        """E[z^arrivals] in steps of shape (n,), shape (n, points)."""
+        s = self.arrival_rate * (1.0 - z)
+        each = exponential_sum(token_pmf(self.prompts), self.step_time.alpha * s)
+        powers = each ** np.arange(self.batch_size + 1)[:, None]
         own = self._fixed(decoding, admitted)
-        pmf = token_pmf(self.prompts)
-
-        def generating(z: ComplexArray) -> ComplexArray:
-            s = self.arrival_rate * (1.0 - z)
-            each = exponential_sum(pmf, self.step_time.alpha * s)
-            powers = each ** np.arange(self.batch_size + 1)[:, None]
-            return np.asarray(powers[admitted] * np.exp(-np.outer(own, s)))
-
-        return generating
+        return np.asarray(powers[admitted] * np.exp(-np.outer(own, s)))
 
     def _fixed(self, decoding: IntArray, admitted: IntArray) -> FloatArray:
         """Seconds of a step that do not depend on prompts, same shape."""
@@ -77,105 +71,52 @@ class ContinuousChain:
         decode = np.where(decoding > 0, law.gamma + law.delta * decoding, 0.0)
         return np.asarray(decode + np.where(admitted > 0, law.beta, 0.0))
 
-    def _solve(self) -> FloatArray:
+    @cached_property
+    def state(self) -> FloatArray:
         """P(m decoding, q waiting) at the start of a step, shape (B + 1, ...).
 
         The chain is watched where a seat is free and, after a step of a full batch,
         where fewer than B wait: there it has few states, and the walk does the rest.
         """
-        most, going_on = self.batch_size, self._going_on
+        most, binomial = self.batch_size, self._going_on[-1]
         every = np.arange(most + 1)
-        full = self._arrivals(every, most - every)
-        total_of = lambda z: going_on[-1] @ (full(z) * z ** every[:, None])  # noqa: E731
-        circle = walk.circle_for(total_of, most, self.arrival_rate)
-        m, q = np.nonzero(np.add.outer(every, every[:-1]) < most)
+        m, q = np.nonzero(np.add.outer(every, every[:-1]) < most)  # a seat is free
         k = np.where(m + q == 0, 1, q)  # an idle server starts with the next arrival
-        pairs = np.concatenate((m, every)), np.concatenate((k, most - every))
-        scaled, circle = walk.scaled_counts(self._arrivals(*pairs), circle)
-        shrink = circle.shrinking(scaled.shape[1])
+        circle = walk.circle_for(self._stays_and_comes, most, self.arrival_rate)
+        steps = np.concatenate((m, every)), np.concatenate((k, most - every))
+        scaled, circle = walk.scaled_counts(lambda z: self._arrivals(*steps, z), circle)
         few, busy = np.split(scaled, [len(m)])
-        total = np.zeros(scaled.shape[1] + most)
+        terms = scaled.shape[1]
+        shrink = circle.shrinking(terms)
+        total = np.zeros(terms + most)
         for j in every:  # those who go on, and the arrivals of a full step
-            chance = going_on[-1, j] * circle.radius**j
-            total[j : j + scaled.shape[1]] += chance * scaled[len(m) + j]
+            total[j : j + terms] += binomial[j] * circle.radius**j * busy[j]
         entry = walk.first_entry(total, most, circle)
-        reach = _landings(busy * shrink, entry)
-        chain = self._watched(few * shrink, reach, m, q, going_on[m + k])
+        stay = np.vstack((self._going_on[m + k], np.tile(binomial, (most, 1))))
+        come = np.vstack((few * shrink, np.eye(most, terms)))
+        reach = walk.higher(walk.folded(busy * shrink, entry), entry, terms)
+        chain = _watched(stay, come, reach, m, q)
         visits, queue = np.split(walk.stationary(chain), [len(m)])
-        inflow = (going_on[m + k] * visits[:, None]).T @ few
-        inflow[np.add.outer(every, np.arange(inflow.shape[1])) < most] = 0.0
-        queue = self._queue(inflow, queue, busy, total, circle)
-        state = np.outer(going_on[-1], queue)
-        state[:, : inflow.shape[1]] += inflow * shrink
-        state[np.add.outer(every, np.arange(len(queue))) < most] = 0.0
+        inflow = (self._going_on[m + k] * visits[:, None]).T @ few
+        inflow[m, q] = 0.0
+        start = inflow.copy()
+        start[m, q] = -binomial[m] * (queue / circle.shrinking(most))[q]
+        queue = _queue(start, busy, total, circle)
+        state = np.zeros((most + 1, max(len(queue), terms)))
+        state[:, : len(queue)] = np.outer(binomial, queue)
+        state[:, :terms] += inflow * shrink
         state[m, q] = visits
         return np.asarray(state / state.sum())
 
-    def _watched(
-        self,
-        few: FloatArray,
-        reach: FloatArray,
-        m: IntArray,
-        q: IntArray,
-        going_on: FloatArray,
-    ) -> FloatArray:
-        """The chain between watched states: free seats (m, q), then queues 0 ... B-1.
-
-        Args:
-            few: Arrivals in the step of each (m, q), shape (states, terms).
-            reach: From ``_landings``.
-            m: Decoding, shape (states,).
-            q: Waiting, shape (states,).
-            going_on: P(j go on) after the step of each, shape (states, B + 1).
-        """
-        most, seats = self.batch_size, len(m)
-        chain = np.zeros((seats + most, seats + most))
-        chain[:seats, :seats] = going_on[:, m] * few[:, q]
-        for j in range(most + 1):
-            beyond = few[:, most - j :]
-            landed = beyond @ reach[j, : beyond.shape[1]]
-            chain[:seats, seats:] += going_on[:, j : j + 1] * landed
-        for waiting in range(most):
-            free = q == waiting
-            chain[seats + waiting, :seats][free] = self._going_on[-1, m[free]]
-            for j in range(most - waiting, most + 1):
-                landed = reach[j, waiting + j - most]
-                chain[seats + waiting, seats:] += self._going_on[-1, j] * landed
-        return chain
-
-    def _queue(
-        self,
-        inflow: FloatArray,
-        few: FloatArray,
-        busy: FloatArray,
-        total: FloatArray,
-        circle: walk.Circle,
-    ) -> FloatArray:
-        """How often q wait after a full step, q = 0, 1, ..., as ``few`` has it below B.
-
-        Args:
-            inflow: Scaled visits of full states after a free seat, (B + 1, terms).
-            few: The result for q < B.
-            busy: Scaled arrivals in full steps, shape (B + 1, terms).
-            total: Scaled law of those going on plus arrivals.
-            circle: Of the scaled series.
-        """
-        most, z = self.batch_size, circle.at(circle.points)
-        before = few / circle.shrinking(most)
-        found = np.zeros_like(z)
-        for m in range(most + 1):
-            start = inflow[m].copy()
-            start[: most - m] -= self._going_on[-1, m] * before[: most - m]
-            found += z**m * circle.values(busy[m]) * circle.values(start)
-        found /= z**most - circle.values(total)
-        queue = np.fft.irfft(found, circle.points) * circle.shrinking(circle.points)
-        last = int(np.max(np.flatnonzero(queue > 1e-17), initial=0))
-        keep = max(last + 1, inflow.shape[1])
-        return np.asarray(np.maximum(queue[:keep], 0.0))
+    def _stays_and_comes(self, z: ComplexArray) -> ComplexArray:
+        """E[z^(those who go on after a full step, and its arrivals)], same shape."""
+        every = np.arange(self.batch_size + 1)
+        arrivals = self._arrivals(every, self.batch_size - every, z)
+        return np.asarray(self._going_on[-1] @ (arrivals * z ** every[:, None]))
 
     @cached_property
-    def _step(self) -> dict[str, FloatArray]:
-        """What a step and the idle time before it bring, by state."""
+    def _step(self) -> dict[str, float]:
+        """What a step and the idle time before it bring, means over steps."""
         m = np.arange(self.batch_size + 1)[:, None]
         q = np.arange(self.state.shape[1])
         inside = np.maximum(m + q, 1)  # an idle server starts with the next arrival
@@ -185,102 +126,77 @@ class ContinuousChain:
         time = self._fixed(m, admitted) + tokens * admitted
         joining = self.arrival_rate * (time**2 + spread * admitted) / 2.0
         idle = (m + q == 0) / self.arrival_rate
-        return {
+        brings = {
             "admitted": admitted,
+            "prefill": admitted * time,
             "running": m + admitted,
             "busy": time,
             "length": time + idle,
             "waiting": (inside - m - admitted) * time + joining,
             "inside": inside * time + joining,
         }
-
-    def _mean(self, values: FloatArray) -> float:
-        """Mean over steps."""
-        return float((self.state * values).sum())
-
-    def _in_time(self, name: str) -> float:
-        """Mean over time."""
-        return self._mean(self._step[name]) / self._mean(self._step["length"])
+        return {name: float((self.state * its).sum()) for name, its in brings.items()}
 
     @property
     def mean(self) -> float:
         """E[W], seconds from arrival to admission."""
-        return self._in_time("waiting") / self.arrival_rate
+        return self._step["waiting"] / self._step["length"] / self.arrival_rate
 
     @property
     def mean_ttft(self) -> float:
         """E[time to first token], seconds."""
-        step = self._step
-        prefill = self._mean(step["admitted"] * step["busy"])
-        return self.mean + prefill / self._mean(step["admitted"])
+        return self.mean + self._step["prefill"] / self._step["admitted"]
 
     @property
     def mean_latency(self) -> float:
         """E[latency], seconds."""
-        return self._in_time("inside") / self.arrival_rate
+        return self._step["inside"] / self._step["length"] / self.arrival_rate
 
     @property
     def mean_batch(self) -> float:
         """Requests in a step, the mean over steps."""
-        return self._mean(self._step["running"])
+        return self._step["running"]
 
     @property
     def utilization(self) -> float:
         """Busy share of the time."""
-        return self._in_time("busy")
+        return self._step["busy"] / self._step["length"]
 
 
-@dataclass(frozen=True)
-class ProductForm:
-    """Requests in a decoder that slows down as they join, whatever the output law.
-
-    With n inside each gets a token every base + extra n seconds, at once. A server in
-    steps adds about half a step an arrival: a curve to draw, not an oracle.
+def _watched(
+    stay: FloatArray, come: FloatArray, reach: FloatArray, m: IntArray, q: IntArray
+) -> FloatArray:
+    """The chain between watched states: free seats (m, q), then queues 0 ... B-1.
 
     Args:
-        arrival_rate: lambda, requests a second.
-        mean_output: E[O], tokens.
-        base: c0, seconds a step.
-        extra: c1, seconds a step and request.
-
-    Raises:
-        ConfigError: lambda E[O] c1 is 1 or more.
-
-    Source: processor sharing with a state-dependent rate, Cohen (1979), Kelly (1979).
+        stay: P(j go on) after the step of each, shape (states, B + 1).
+        come: P(so many wait) after it, shape (states, terms).
+        reach: Where the queue is first below B, from m decoding and B - m + x waiting,
+            after a full step and all that follow, shape (B + 1, terms, B).
+        m: Decoding, where a seat is free.
+        q: Waiting, there.
     """
-
-    arrival_rate: float
-    mean_output: float
-    base: float
-    extra: float
-
-    def __post_init__(self) -> None:
-        check_load(self.arrival_rate, 1.0 / max(self.mean_output * self.extra, 1e-300))
-
-    def latency(self, output: npt.ArrayLike) -> FloatArray:
-        """E[latency], seconds, of requests of so many tokens, same shape."""
-        slowed = 1.0 - self.arrival_rate * self.mean_output * self.extra
-        tokens = np.asarray(output, dtype=np.float64)
-        return np.asarray(tokens * (self.base + self.extra) / slowed)
-
-    @property
-    def mean_latency(self) -> float:
-        """E[latency], seconds."""
-        return float(self.latency(self.mean_output))
+    most = stay.shape[1] - 1
+    beyond = [come[:, most - j :] for j in range(most + 1)]
+    landed = (its @ reach[j, : its.shape[1]] for j, its in enumerate(beyond))
+    queues = sum(stay[:, j : j + 1] * there for j, there in enumerate(landed))
+    return np.concatenate((stay[:, m] * come[:, q], queues), axis=1)
 
 
-def _landings(busy: FloatArray, entry: FloatArray) -> FloatArray:
-    """Where the queue is first below B, shape (B + 1, terms, B).
-
-    From m decoding and B - m + x waiting, after a full step and all that follow.
+def _queue(
+    start: FloatArray, busy: FloatArray, total: FloatArray, circle: walk.Circle
+) -> FloatArray:
+    """How often q wait after a full step, q = 0, 1, ...
 
     Args:
-        busy: Arrivals in the full step with m decoding, shape (B + 1, terms).
-        entry: From ``first_entry``.
+        start: Scaled visits of full states after a free seat, less those of queues
+            below B after a full step, shape (B + 1, terms).
+        busy: Scaled arrivals in full steps, shape (B + 1, terms).
+        total: Scaled law of those going on plus arrivals.
+        circle: Of the scaled series.
     """
-    found = np.empty((*busy.shape, len(entry)))
-    found[:, 0] = walk.folded(busy, entry)
-    for x in range(1, busy.shape[1]):
-        found[:, x] = found[:, x - 1, -1:] * entry
-        found[:, x, 1:] += found[:, x - 1, :-1]
-    return found
+    z = circle.at(circle.points)
+    found = np.zeros_like(z)
+    for m, (before, arrivals) in enumerate(zip(start, busy, strict=True)):
+        found += z**m * circle.values(arrivals) * circle.values(before)
+    return circle.series(found / (z ** (len(busy) - 1) - circle.values(total)))

@@ -12,23 +12,24 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
-import pandas as pd
 
 from llminfer.base.arrays import FloatArray
-from llminfer.base.errors import ConfigError, fail, number, whole
+from llminfer.base.errors import ConfigError, fail, number
 from llminfer.config import SimulationConfig
-from llminfer.laws.lengths import Geometric
-from llminfer.policies import SJFPolicy
-from llminfer.theory import assumptions, single_server
-from llminfer.theory.assumptions import listed
+from llminfer.laws.lengths import Geometric, LengthLaw
+from llminfer.policies import FCFSPolicy, SJFPolicy
+from llminfer.theory import single_server
 from llminfer.theory.bulk import BulkQueue, GammaQueue
-from llminfer.theory.continuous_chain import ContinuousChain, ProductForm
-from llminfer.theory.service_time import BatchTime
+from llminfer.theory.continuous_chain import ContinuousChain
+from llminfer.theory.service_time import BatchTime, batch_moments, token_pmf
 from llminfer.theory.single_server import MG1, PriorityWaits, check_load, orders_as
 
-_DOUBLINGS = (1, 2, 4, 8, 16, 32, 64, 128)
+REPORTS_STEPS = {"step_law": "sum", "epsilon": 0.0, "async_scheduling": False}
+STEADY = {"arrival_pattern": "constant", "batch_control": "static"}
+POISSON = {**REPORTS_STEPS, **STEADY, "arrival_cv": 1.0}
 
 
 def mg1(config: SimulationConfig) -> MG1:
@@ -42,8 +43,8 @@ def mg1(config: SimulationConfig) -> MG1:
     >>> round(mg1(config).mean, 3)  # E[W], seconds
     2.368
     """
-    assumptions.single(config)
-    assumptions.first_come(config)
+    single(config)
+    first_come(config)
     return MG1(config.arrival_rate, _alone(config))
 
 
@@ -69,7 +70,7 @@ def bulk_queue(config: SimulationConfig) -> BulkQueue:
     >>> round(bulk_queue(config).mean_latency, 3)
     1.168
     """
-    least = assumptions.least_batch(config)
+    least = least_batch(config)
     parts = (config.step_time, listed(config, "prompt"), listed(config, "output"))
     return _solved(config.arrival_rate, *parts, config.batch_size, least)
 
@@ -82,7 +83,7 @@ def memory(config: SimulationConfig) -> float:
 
     The relaxation time of the queue in heavy traffic, 2 rho^2 (ca^2 + cs^2) / (1 -
     rho)^2 in requests, where cs^2 is the dispersion of the work that requests bring;
-    exact in that limit, and a guide below it. At batch size 1 it is ``MG1.memory``.
+    exact in that limit, and a guide below it.
 
     Source: reflected Brownian motion, Kingman (1962), Whitt (1989).
 
@@ -151,21 +152,18 @@ def continuous(config: SimulationConfig) -> ContinuousChain:
     >>> round(continuous(config).mean_latency, 3)
     0.471
     """
-    assumptions.served_by("continuous", config)
-    assumptions.poisson(config)
-    assumptions.first_come(config)
+    require(config, server="continuous", **POISSON, kappa=0.0)
+    first_come(config)
     outputs = config.outputs
     if not isinstance(outputs, Geometric):
         raise fail("output_length_dist", config.output_length_dist, "geometric here")
     if outputs.max is not None:
         must = "None: the chain forgets how long a request has run"
         raise fail("output_dist_params.max", outputs.max, must)
-    if config.kappa > 0.0:
-        raise fail("kappa", config.kappa, "0: the chain forgets contexts")
     if config.batch_size > 64:
         raise fail("batch_size", config.batch_size, "at most 64 for the chain")
     parts = (config.step_time, listed(config, "prompt"), outputs, config.batch_size)
-    assumptions.unlimited(config)
+    unlimited(config)
     check_load(config.arrival_rate, config.max_stable_rate)
     return _chained(config.arrival_rate, *parts)
 
@@ -190,9 +188,9 @@ def mean_latency(config: SimulationConfig) -> float | None:
         if config.server == "continuous":
             return continuous(config).mean_latency
         if config.batch_size == 1:
-            law = mg1 if assumptions.is_first_come(config) else _by_prompt
-            return law(config).mean_latency
-        least = assumptions.least_batch(config)
+            by_prompt = orders_as(config.policy(), SJFPolicy)
+            return (priority if by_prompt else mg1)(config).mean_latency
+        least = least_batch(config)
         parts = (config.step_time, config.prompts, config.outputs, config.batch_size)
         return GammaQueue(config.arrival_rate, *parts, least).mean_latency
     except ConfigError:
@@ -212,7 +210,7 @@ def latency_curve(config: SimulationConfig, loads: Sequence[float]) -> FloatArra
     array([0.85, 5.51,  nan])
     """
     try:
-        assumptions.steady(config)
+        require(config, **STEADY)
         idle = {"num_requests": 1, "warmup_requests": 0, "random_seed": 0}
         return _curve(config.replace(arrival_rate=1.0, **idle), tuple(loads))
     except ConfigError:
@@ -248,7 +246,7 @@ def priority(config: SimulationConfig) -> PriorityWaits:
     >>> round(mg1(config).mean, 3)  # first come first served waits longer
     0.172
     """
-    assumptions.single(config)
+    single(config)
     check_load(config.arrival_rate, config.max_stable_rate)
     for which in ("prompt", "output"):
         listed(config, which)
@@ -270,7 +268,7 @@ def conserved_work(config: SimulationConfig) -> float:
     >>> round(conserved_work(SimulationConfig(batch_size=1, arrival_rate=3.0)), 4)
     0.6335
     """
-    assumptions.single(config)
+    single(config)
     queue = MG1(config.arrival_rate, _alone(config))
     return queue.mean * queue.service.moment(1)
 
@@ -287,58 +285,8 @@ def assembly_bound(config: SimulationConfig) -> float:
     >>> assembly_bound(config)
     1.75
     """
-    assumptions.served_by("static", config)
-    assumptions.steady(config)
-    if config.batch_timeout is not None:
-        raise fail("batch_timeout", config.batch_timeout, "None: batches wait to fill")
+    require(config, server="static", batch_timeout=None, **REPORTS_STEPS, **STEADY)
     return (config.batch_size - 1) / (2.0 * config.arrival_rate)
-
-
-def stability(
-    config: SimulationConfig, batch_sizes: Sequence[int] = _DOUBLINGS
-) -> pd.DataFrame:
-    """A row a batch size: what it carries, and how waits grow beyond that.
-
-    Any arrivals, any policy that does not look at lengths, all coefficients, all
-    replicas. With continuous batching the rate is exact for geometric outputs without
-    a KV limit. Constant ones, which stay in lockstep and pay beta once a round, carry
-    more; under a KV limit it is an upper bound.
-
-    Args:
-        config: Everything but the batch size.
-        batch_sizes: B, whole numbers of at least 1.
-
-    Returns:
-        ``batch_size``; ``batch_time`` E[T_B], seconds; ``max_rate`` lambda*(B) =
-        B / E[T_B] a server; ``load`` lambda / lambda*(B); ``growth`` of the wait,
-        seconds a second (0 when stable); ``continuous_max_rate`` and
-        ``continuous_load``, the same with continuous batching.
-
-    >>> table = stability(SimulationConfig(arrival_rate=4.0), [1, 8])
-    >>> table[["batch_size", "max_rate", "load"]].round(2)
-       batch_size  max_rate  load
-    0           1      3.74  1.07
-    1           8      5.47  0.73
-    """
-    rate, servers = config.arrivals.mean(config.num_requests), config.replicas
-    static = config.replace(server="static", replicas=1)
-    continuous = config.replace(server="continuous")
-    rows = []
-    for size in batch_sizes:
-        b = whole("batch_sizes", size, 1)
-        most, joined = (c.stable_rate(b) * servers for c in (static, continuous))
-        rows.append(
-            {
-                "batch_size": b,
-                "batch_time": servers * b / most,
-                "max_rate": most,
-                "load": rate / most,
-                "growth": max(rate / most - 1.0, 0.0),
-                "continuous_max_rate": joined,
-                "continuous_load": rate / joined,
-            }
-        )
-    return pd.DataFrame(rows)
 
 
 def inoue_latency(config: SimulationConfig, mean_batch: float) -> float:
@@ -363,58 +311,97 @@ def inoue_latency(config: SimulationConfig, mean_batch: float) -> float:
     >>> round(inoue_latency(config, mean_batch=2.0), 3)
     1.396
     """
-    assumptions.served_by("static", config)
-    assumptions.poisson(config)
-    assumptions.first_come(config)
-    if config.batch_timeout != 0.0:
-        raise fail("batch_timeout", config.batch_timeout, "0: all who wait go at once")
-    steps, law, rate = (
-        config.outputs.expectation(),
-        config.step_time,
-        config.arrival_rate,
-    )
-    if config.outputs.variance() > 1e-9 * steps:
+    require(config, server="static", batch_timeout=0.0, **POISSON)
+    first_come(config)
+    if config.outputs.variance() > 1e-9 * config.outputs.expectation():
         raise fail("output_length_dist", config.output_length_dist, "constant here")
-    each = law.alpha + law.kappa * steps  # seconds a prompt token
-    own = law.delta * steps + law.kappa * steps * (steps - 1.0) / 2.0
-    slope = each * config.prompts.expectation() + own  # a
+    parts = (config.step_time, config.prompts, config.outputs)
+    (one, two), (square, _) = batch_moments(*parts, range(1, 3))
+    slope, rate = float(two - one), config.arrival_rate  # a
     check_load(rate, 1.0 / max(slope, 1e-300))
-    fixed = law.beta + law.gamma * steps  # tau
-    spread = each**2 * config.prompts.variance()  # v
+    fixed, spread = float(one) - slope, float(square - one**2)  # tau, v
     once = 2.0 * slope * fixed + spread
     once += fixed**2 / number("mean_batch", mean_batch, least=1.0)
     ratio = (1.0 + rate**2 * once) / (1.0 - (rate * slope) ** 2)
     return slope * ratio + fixed + rate / 2.0 * (slope**2 * ratio + once)
 
 
-def product_form(config: SimulationConfig) -> ProductForm:
-    """Decode without batch limit or prefill: a step of gamma + delta n.
+def product_form_latency(config: SimulationConfig) -> float:
+    """E[latency], seconds, of a decoder that slows down as requests join it.
+
+    No batch limit, no prefill: with n inside each gets a token every gamma + delta n
+    seconds, at once. Latency is proportional to output length, whatever its law. A
+    server in steps adds about half a step an arrival: a curve to draw, not an oracle.
 
     Raises:
         ConfigError: ``alpha``, ``beta`` or ``kappa`` is above 0, or server, arrivals
             or load are outside the form.
 
+    Source: processor sharing with a state-dependent rate, Cohen (1979), Kelly (1979).
+
     >>> config = SimulationConfig(server="continuous")
     >>> config = config.replace(alpha=0.0, beta=0.0, gamma=0.02, delta=0.001)
-    >>> round(product_form(config.replace(arrival_rate=3.0)).mean_latency, 2)
+    >>> round(product_form_latency(config.replace(arrival_rate=3.0)), 2)
     2.98
     """
-    assumptions.served_by("continuous", config)
-    assumptions.poisson(config)
-    assumptions.one_server(config)
-    assumptions.without_kv_limit(config)
-    for name in ("alpha", "beta", "kappa"):
-        if getattr(config, name) > 0.0:
-            raise fail(name, getattr(config, name), "0 for the product form")
-    mean = config.outputs.expectation()
-    return ProductForm(config.arrival_rate, mean, config.gamma, config.delta)
+    require(config, server="continuous", **POISSON)
+    require(config, replicas=1, kv_blocks=None, alpha=0.0, beta=0.0, kappa=0.0)
+    mean, rate = config.outputs.expectation(), config.arrival_rate
+    check_load(rate, 1.0 / max(mean * config.delta, 1e-300))
+    slowed = 1.0 - rate * mean * config.delta
+    return mean * (config.gamma + config.delta) / slowed
 
 
 def _alone(config: SimulationConfig) -> BatchTime:
     return BatchTime(config.step_time, config.prompts, listed(config, "output"), 1)
 
 
-def _by_prompt(config: SimulationConfig) -> PriorityWaits:
-    if not orders_as(config.policy(), SJFPolicy):
-        raise fail("scheduling_policy", config.policy().name, "FCFS or SJF for a curve")
-    return priority(config)
+# What the laws take for granted
+
+
+def require(config: SimulationConfig, **must: Any) -> None:
+    """Fields have the values that a law takes for granted."""
+    for name, value in must.items():
+        if getattr(config, name) != value:
+            raise fail(name, getattr(config, name), f"{value} for this law")
+
+
+def first_come(config: SimulationConfig) -> None:
+    """FCFS itself: a subclass may order otherwise."""
+    if not orders_as(config.policy(), FCFSPolicy):
+        raise fail("scheduling_policy", config.policy().name, "FCFS for this law")
+
+
+def single(config: SimulationConfig) -> None:
+    """A static server that takes one Poisson request at a time."""
+    require(config, server="static", **POISSON, batch_size=1)
+
+
+def least_batch(config: SimulationConfig) -> int:
+    """Requests that a static batch waits for, if the bulk queue has an answer."""
+    require(config, server="static", **POISSON)
+    first_come(config)
+    most, timeout = config.batch_size, config.batch_timeout
+    if most > 1 and timeout is not None and timeout > 0.0:
+        raise fail("batch_timeout", timeout, "0 or None for the bulk queue")
+    check_load(config.arrival_rate, config.max_stable_rate)
+    return most if timeout is None else 1
+
+
+def listed(config: SimulationConfig, which: str) -> LengthLaw:
+    """The law of ``which`` lengths, prompt or output, if it can be listed."""
+    law = config.prompts if which == "prompt" else config.outputs
+    try:
+        token_pmf(law)
+    except ConfigError as error:
+        raise ConfigError(f"{which}_dist_params.{error}") from None
+    return law
+
+
+def unlimited(config: SimulationConfig) -> None:
+    """No step of a continuous server is cut short."""
+    require(config, kv_blocks=None, replicas=1, chunked_prefill=True)
+    largest = config.batch_size * (len(token_pmf(config.prompts)) - 1)
+    if config.max_batched_tokens < largest:
+        must = f"at least {largest} for the chain, which knows no such limit"
+        raise fail("max_batched_tokens", config.max_batched_tokens, must)

@@ -41,6 +41,12 @@ class Circle(NamedTuple):
         """A series at all the points, from its scaled coefficients."""
         return np.asarray(np.fft.rfft(scaled, self.points))
 
+    def series(self, values: ComplexArray) -> FloatArray:
+        """A series of chances from its values, to the last that is above 1e-17."""
+        found = np.fft.irfft(values, self.points) * self.shrinking(self.points)
+        keep = int(np.max(np.flatnonzero(found > 1e-17), initial=0)) + 1
+        return np.maximum(found[:keep], 0.0)
+
     def shrinking(self, terms: int) -> FloatArray:
         """radius^-k for k = 0, 1, ..., shape (terms,)."""
         return np.asarray(np.exp(-math.log(self.radius) * np.arange(terms)))
@@ -126,12 +132,27 @@ def folded(law: FloatArray, entry: FloatArray) -> FloatArray:
     if law.shape[-1] <= step:
         short = [(0, 0)] * (law.ndim - 1) + [(0, step - law.shape[-1])]
         return np.pad(law, short)
-    reach = np.empty((law.shape[-1] - step, step))  # from B, B + 1, ...
-    reach[0] = entry
-    for start in range(1, len(reach)):
-        reach[start] = reach[start - 1, -1] * entry
-        reach[start, 1:] += reach[start - 1, :-1]
+    reach = higher(entry, entry, law.shape[-1] - step)  # from B, B + 1, ...
     return np.asarray(law[..., :step] + law[..., step:] @ reach)
+
+
+def higher(first: FloatArray, entry: FloatArray, starts: int) -> FloatArray:
+    """The first visit below B from starts that are 0, 1, ... higher than of ``first``.
+
+    Args:
+        first: Its law, shape (..., B).
+        entry: From ``first_entry``, shape (B,).
+        starts: How many, at least 1.
+
+    Returns:
+        Shape (..., starts, B).
+    """
+    found = np.empty((*first.shape[:-1], starts, len(entry)))
+    found[..., 0, :] = first
+    for x in range(1, starts):
+        found[..., x, :] = found[..., x - 1, -1:] * entry
+        found[..., x, 1:] += found[..., x - 1, :-1]
+    return found
 
 
 def stationary(chain: FloatArray) -> FloatArray:

@@ -1,31 +1,25 @@
 """A server that takes one request at a time: M/G/1, FCFS or with priorities.
 
-``MG1`` is the wait first come first served. ``by_key`` and ``ageing`` are mean waits
-under priorities without preemption, and ``policy_waits`` makes them for a policy.
+``MG1`` is the wait first come first served. ``by_key`` has the mean waits under
+priorities without preemption, and ``policy_waits`` makes them for a policy.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 from scipy.special import ndtr
 
+from llminfer import policies
 from llminfer.base.arrays import FloatArray, IntArray
 from llminfer.base.errors import fail, number
 from llminfer.config import SimulationConfig
 from llminfer.laws.lengths import LengthLaw
-from llminfer.policies import (
-    FCFSPolicy,
-    KeyedPolicy,
-    PredictedSJFPolicy,
-    SchedulingPolicy,
-    SJFPolicy,
-    Waiting,
-)
+from llminfer.policies import KeyedPolicy, SchedulingPolicy
 from llminfer.theory import service_time
 
 _STEPS = 256  # of the log of a noisy prediction
@@ -45,7 +39,7 @@ def check_load(arrival_rate: float, limit: float) -> None:
 def orders_as(policy: SchedulingPolicy, kind: type[KeyedPolicy]) -> bool:
     """Whether a policy orders requests just as ``kind`` does: a subclass may not.
 
-    >>> orders_as(SJFPolicy(), FCFSPolicy)
+    >>> orders_as(policies.SJFPolicy(), policies.FCFSPolicy)
     False
     """
     own = type(policy)
@@ -96,18 +90,6 @@ class MG1(service_time.WaitLaw):
     def mean(self) -> float:
         """E[W] = lambda E[S^2] / (2 (1 - rho)), seconds."""
         return self.arrival_rate * self.service.moment(2) / (2.0 * (1.0 - self.load))
-
-    @property
-    def memory(self) -> float:
-        """Requests until a wait says little of later ones, about.
-
-        The relaxation time of the queue in heavy traffic, 2 rho^2 (1 + c^2) /
-        (1 - rho)^2 in requests, where c is the services' coefficient of variation.
-
-        Source: reflected Brownian motion, Kingman (1962), Whitt (1989).
-        """
-        square = self.service.moment(2) / self.service.moment(1) ** 2
-        return 2.0 * self.load**2 * square / (1.0 - self.load) ** 2
 
     @property
     def mean_latency(self) -> float:
@@ -203,88 +185,13 @@ def by_key(
     return PriorityWaits(keys, merged, mean, wait)
 
 
-def ageing(
-    arrival_rates: npt.ArrayLike,
-    services: npt.ArrayLike,
-    second_moments: npt.ArrayLike,
-    slopes: npt.ArrayLike,
-) -> FloatArray:
-    """Mean waits, seconds, of classes whose priority is slope x wait, highest first.
-
-    One server, one request at a time, no preemption. Slopes that are all alike are
-    FCFS. One slope for all with a level a class is the fixed key arrival - level /
-    slope instead (``Priority``), for which no closed form is known.
-
-    Args:
-        arrival_rates: Requests a second, shape (classes,); so are the others.
-        services: E[S], seconds.
-        second_moments: E[S^2], seconds squared.
-        slopes: Priority gained a second of waiting, above 0.
-
-    Raises:
-        ConfigError: A slope is not above 0, or the load is 1 or more.
-
-    Source: Kleinrock (1964).
-
-    >>> ageing([1, 1], [0.2, 0.6], [0.05, 0.4], slopes=[2, 1]).round(3)
-    array([0.75, 1.25])
-    """
-    rate, mean, square, slope = (
-        np.asarray(column, dtype=np.float64)
-        for column in (arrival_rates, services, second_moments, slopes)
-    )
-    number("slopes", float(slope.min()), above=0.0)
-    load = rate * mean
-    total = float(load.sum())
-    check_load(float(rate.sum()), float(rate.sum()) / max(total, 1e-300))
-    behind_all = float(rate @ square) / 2.0 / (1.0 - total)
-    wait = np.zeros(len(rate))
-    for p in np.argsort(slope, kind="stable"):
-        slower, faster = slope < slope[p], slope > slope[p]
-        spared = load[slower] * wait[slower] @ (1.0 - slope[slower] / slope[p])
-        passed = load[faster] @ (1.0 - slope[p] / slope[faster])
-        wait[p] = (behind_all - spared) / (1.0 - passed)
-    return wait
-
-
 class _Outputs(NamedTuple):
     """Outputs as a key sees them, in cells; columns of shape (cells,)."""
 
-    seen: FloatArray  # tokens, as the key takes them
+    seen: FloatArray | IntArray  # tokens, as the key takes them
     chance: FloatArray
-    mean: FloatArray  # E[O | cell]
+    mean: FloatArray | IntArray  # E[O | cell]
     pairs: FloatArray  # E[O (O - 1) / 2 | cell]
-
-    @classmethod
-    def exact(cls, law: LengthLaw) -> _Outputs:
-        """Every length a cell."""
-        pmf = service_time.token_pmf(law)
-        tokens = np.flatnonzero(pmf).astype(np.float64)
-        return cls(tokens, pmf[pmf > 0.0], tokens, tokens * (tokens - 1.0) / 2.0)
-
-    @classmethod
-    def unseen(cls, law: LengthLaw) -> _Outputs:
-        """One cell."""
-        mean, pairs = law.expectation(), law.pairs()
-        return cls(np.ones(1), np.ones(1), np.array([mean]), np.array([pairs]))
-
-    @classmethod
-    def predicted(cls, law: LengthLaw, sigma: float) -> _Outputs:
-        """Seen with log-normal noise: steps of the log of what is seen."""
-        true = cls.exact(law)
-        low, high = math.log(true.seen[0]), math.log(true.seen[-1])
-        edge = np.linspace(low - 6.0 * sigma, high + 6.0 * sigma, _STEPS + 1)
-        below = ndtr((edge[:, None] - np.log(true.seen)) / sigma)
-        joint = true.chance * np.diff(below, axis=0)
-        chance = joint.sum(axis=1)
-        some = np.maximum(chance, 1e-300)
-        seen = np.exp((edge[1:] + edge[:-1]) / 2.0)
-        return cls(
-            seen,
-            chance / chance.sum(),
-            joint @ true.mean / some,
-            joint @ true.pairs / some,
-        )
 
 
 def policy_waits(config: SimulationConfig) -> PriorityWaits:
@@ -296,51 +203,63 @@ def policy_waits(config: SimulationConfig) -> PriorityWaits:
     """
     policy, law, rate = config.policy(), config.step_time, config.arrival_rate
     time = service_time.BatchTime(law, config.prompts, config.outputs)
-    second = time.moment(2)
-    if orders_as(policy, FCFSPolicy):
-        return by_key(rate, [0], [1], [time.moment(1)], second)
+    if orders_as(policy, policies.FCFSPolicy):
+        return by_key(rate, [0], [1], [time.moment(1)], time.moment(2))
     pmf = service_time.token_pmf(config.prompts)
     prompt = np.flatnonzero(pmf)[:, None]
-    outputs, keys = _keys(config, policy, prompt)
+    outputs = _outputs(config.outputs, policy)
+    if type(policy) is policies.PredictedSJFPolicy:  # its noise is in the cells
+        policy = replace(policy, prediction_sigma=0.0)
     service = law.prefill(prompt) + law.kappa * outputs.pairs
     own = law.gamma + law.delta + law.kappa * prompt
     service = (service + outputs.mean * own).ravel()
     joint = (pmf[prompt] * outputs.chance).ravel()
-    shares = _shares(config)[: len(keys)]
+    shares = [its.share for its in config.classes] or [1.0]
     of_class = np.concatenate([joint * (part / sum(shares)) for part in shares])
-    service = np.tile(service, len(keys))
-    return by_key(rate, np.concatenate(keys), of_class, service, second)
+    keys = [_keys(policy, prompt, outputs.seen, kind) for kind in range(len(shares))]
+    services = np.tile(service, len(shares))
+    return by_key(rate, np.concatenate(keys), of_class, services, time.moment(2))
 
 
-def _shares(config: SimulationConfig) -> list[float]:
-    """Of the classes, relative, by their numbers."""
-    return [its.share for its in config.classes] or [1.0]
+def _outputs(law: LengthLaw, policy: SchedulingPolicy) -> _Outputs:
+    """Each length a cell, or fewer where a policy does not see the length itself."""
+    if orders_as(policy, policies.SJFPolicy):
+        mean, pairs = np.array([law.expectation()]), np.array([law.pairs()])
+        return _Outputs(np.ones(1), np.ones(1), mean, pairs)
+    pmf = service_time.token_pmf(law)
+    tokens = np.flatnonzero(pmf)
+    exact = _Outputs(tokens, pmf[tokens], tokens, tokens * (tokens - 1.0) / 2.0)
+    if type(policy) is policies.PredictedSJFPolicy and policy.prediction_sigma:
+        return _predicted(exact, policy.prediction_sigma)
+    return exact
+
+
+def _predicted(true: _Outputs, sigma: float) -> _Outputs:
+    """Outputs seen with log-normal noise: steps of the log of what is seen."""
+    low, high = math.log(true.seen[0]), math.log(true.seen[-1])
+    edge = np.linspace(low - 6.0 * sigma, high + 6.0 * sigma, _STEPS + 1)
+    below = ndtr((edge[:, None] - np.log(true.seen)) / sigma)
+    joint = true.chance * np.diff(below, axis=0)
+    chance = joint.sum(axis=1)
+    some = np.maximum(chance, 1e-300)
+    means = (joint @ of / some for of in (true.mean, true.pairs))
+    seen = np.exp((edge[1:] + edge[:-1]) / 2.0)
+    return _Outputs(seen, chance / chance.sum(), *means)
 
 
 def _keys(
-    config: SimulationConfig, policy: SchedulingPolicy, prompt: IntArray
-) -> tuple[_Outputs, list[FloatArray]]:
-    """Cells of outputs, and a key for each prompt and cell, a column a class."""
-    if orders_as(policy, SJFPolicy):
-        return _Outputs.unseen(config.outputs), [prompt.ravel().astype(np.float64)]
-    noisy = type(policy) is PredictedSJFPolicy  # a subclass may guess otherwise
-    if isinstance(policy, PredictedSJFPolicy) and noisy and policy.prediction_sigma:
-        outputs = _Outputs.predicted(config.outputs, policy.prediction_sigma)
-        return outputs, [policy.estimated_time(prompt, outputs.seen).ravel()]
+    policy: SchedulingPolicy, prompt: IntArray, output: FloatArray | IntArray, kind: int
+) -> FloatArray:
+    """The key of each prompt and output of a class, shape (prompts x outputs,)."""
     sorts = type(policy).sort_requests is KeyedPolicy.sort_requests
     if not isinstance(policy, KeyedPolicy) or not sorts:
         raise fail("scheduling_policy", policy.name, "one whose key never changes")
-    outputs = _Outputs.exact(config.outputs)
-    shape = len(prompt), len(outputs.seen)
-    tokens = np.broadcast_to(prompt, shape).ravel()
-    longer = np.broadcast_to(outputs.seen.astype(np.int64), shape).ravel()
-    number, now = np.zeros_like(tokens), np.zeros(tokens.shape)
-    keys = []
-    for kind in range(len(_shares(config))):
-        waiting = Waiting(number, now, tokens, longer, number + kind)
-        keys.append(policy.keys(waiting))
-        another = waiting._replace(arrival_time=now + 1e6, id=number + 977)
-        if (policy.keys(another) != keys[-1]).any():
-            must = "one whose key looks at nothing but lengths and class"
-            raise fail("scheduling_policy", policy.name, must)
-    return outputs, keys
+    tokens, longer = (its.ravel() for its in np.broadcast_arrays(prompt, output))
+    one, now = np.zeros_like(tokens), np.zeros(len(tokens))
+    waiting = policies.Waiting(one, now, tokens, longer, one + kind)
+    keys = policy.keys(waiting)
+    another = waiting._replace(arrival_time=now + 1e6, id=one + 977)
+    if (policy.keys(another) != keys).any():
+        must = "one whose key looks at nothing but lengths and class"
+        raise fail("scheduling_policy", policy.name, must)
+    return keys
