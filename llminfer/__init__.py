@@ -9,6 +9,7 @@ import importlib
 from typing import Any
 
 from llminfer import theory
+from llminfer.base import cache
 from llminfer.base.errors import ConfigError, OverloadWarning, TraceError
 from llminfer.capacity import SLO, capacity
 from llminfer.config import SimulationConfig
@@ -41,6 +42,7 @@ __all__ = [
     "SimulationRunner",
     "TraceError",
     "Workload",
+    "cache",
     "capacity",
     "fetch",
     "fewest_replicas",

@@ -16,7 +16,7 @@ import simpy
 from joblib import Parallel, delayed
 from tqdm.auto import tqdm
 
-from llminfer.base.cache import RunStore, source_digest
+from llminfer.base.cache import SOURCE, RunStore, code_of
 from llminfer.base.errors import ConfigError, fail, whole
 from llminfer.config import SimulationConfig
 from llminfer.metrics import MetricsCollector, metrics_and_times
@@ -199,12 +199,13 @@ def run_key(config: SimulationConfig, measure: Measure) -> str | None:
     by_object = isinstance(config.scheduling_policy, SchedulingPolicy)
     if config.random_seed is None or by_object:
         return None
-    code = (type(config.policy()), measure)
-    if not all(part.__module__.startswith("llminfer.") for part in code):
+    code = [code_of(part) for part in (type(config.policy()), measure)]
+    if None in code:
         return None
     name = f"{measure.__module__}.{measure.__qualname__}"
-    text = json.dumps(config.to_dict())  # in order: it numbers the request classes
-    return hashlib.sha256((source_digest() + name + text).encode()).hexdigest()
+    # in order, since it numbers the request classes
+    text = json.dumps([SOURCE, name, code, config.to_dict()])
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def in_parallel(

@@ -1,61 +1,127 @@
 """Finished runs on disk, so that nothing is simulated twice.
 
-A run's key is its configuration, its seed and the source of everything that can
-change its numbers: an edit to the model is never answered from an old result.
+A run's key is its configuration, its seed and the code that made its numbers: an edit
+to the model is never answered from an old result. Each row carries a checksum, and
+whatever is wrong with the file costs its contents, never a number.
 """
 
 from __future__ import annotations
 
-import functools
+import contextlib
 import hashlib
+import inspect
 import json
 import os
 import sqlite3
+import warnings
+from collections.abc import Callable
 from pathlib import Path
+from types import CodeType, FunctionType
 from typing import Any
 
 import numpy as np
 import scipy
+import simpy
 
+_HOME = Path(__file__).parents[1]
 _DRAW = ("panels", "report")  # folders of the package that change no number
+_LARGEST = 2**30  # bytes of the file; over it the oldest rows go
+_DAMAGE = {
+    sqlite3.SQLITE_ERROR,  # not our table
+    sqlite3.SQLITE_IOERR,
+    sqlite3.SQLITE_CORRUPT,
+    sqlite3.SQLITE_NOTADB,
+}
+_TABLE = "runs_2 (key TEXT PRIMARY KEY, code TEXT, metrics TEXT, checksum TEXT)"
+
+
+def digest_of_source(home: Path = _HOME) -> str:
+    """Digest of the package's source, without what only draws, and of its versions.
+
+    Args:
+        home: The folder of the package.
+    """
+    versions = f"{np.__version__} {scipy.__version__} {simpy.__version__}"
+    digest = hashlib.sha256(versions.encode())
+    for path in sorted(home.rglob("*.py")):
+        place = path.relative_to(home)
+        if place.parts[0] not in _DRAW:
+            digest.update(place.as_posix().encode() + path.read_bytes())
+    return digest.hexdigest()
+
+
+# Taken on import: an edit after it changes the file, and not the code that runs.
+SOURCE = digest_of_source()
+
+
+def code_of(part: type | Callable[..., Any]) -> str | None:
+    """What a class with its bases, or a function, executes now, as text.
+
+    So that a method replaced in a kernel, or a module loaded again, is other code. None
+    if some of it is no code of this package.
+
+    >>> code_of(RunStore) == code_of(RunStore), code_of(lambda: 0)
+    (True, None)
+    """
+    bases = getattr(part, "__mro__", (part,))
+    own = [its for its in bases if its.__module__ not in ("builtins", "abc")]
+    members = [member for its in own for member in vars(its).values()]
+    methods = [getattr(m, "__func__", getattr(m, "fget", m)) for m in members]
+    functions = [f for f in (*own, *methods) if isinstance(f, FunctionType)]
+    if not all(f.__module__.startswith("llminfer.") for f in (*own, *functions)):
+        return None
+    return " ".join(_text(inspect.unwrap(f).__code__) for f in functions)
+
+
+def _text(constant: Any) -> str:
+    """A constant of a function, or its code, the same in every process."""
+    if isinstance(constant, frozenset):
+        return str(sorted(map(repr, constant)))
+    if not isinstance(constant, CodeType):
+        return repr(constant)
+    inside = " ".join(map(_text, constant.co_consts))
+    return f"{constant.co_code.hex()} {constant.co_names} {inside}"
 
 
 class RunStore:
     """Metrics of finished runs in one SQLite file, shared by notebooks and workers.
 
     The file is ``runs.sqlite`` in the folder that ``LLMINFER_CACHE`` names, or else
-    in ``~/.cache/llminfer``. Where none can be written, nothing is remembered.
+    in ``~/.cache/llminfer``. Where none can be written, nothing is remembered. A
+    damaged one is moved aside, and a new one begun.
     """
 
     def __init__(self, folder: str | Path | None = None) -> None:
-        home = Path.home() / ".cache" / "llminfer"
-        self.folder = Path(folder or os.environ.get("LLMINFER_CACHE") or home)
+        named = folder or os.environ.get("LLMINFER_CACHE") or "~/.cache/llminfer"
+        self.path = Path(os.path.expanduser(named)) / "runs.sqlite"
         self._file: sqlite3.Connection | None = None
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            self._file = sqlite3.connect(self.folder / "runs.sqlite", timeout=60.0)
-            self._file.execute("PRAGMA journal_mode=WAL")
-            self._file.execute("PRAGMA synchronous=OFF")
-            with self._file:
-                table = "runs (key TEXT PRIMARY KEY, metrics TEXT)"
-                self._file.execute(f"CREATE TABLE IF NOT EXISTS {table}")
-        except (OSError, sqlite3.Error):
-            self.close()
+        self._forgivingly(self._open)
 
     def get(self, key: str | None) -> dict[str, Any] | None:
         """The metrics remembered under ``key``, or None."""
-        if key is None or self._file is None:
+        query = "SELECT metrics, checksum FROM runs_2 WHERE key = ?"
+        if key is None or not (row := self._execute(query, key)):
             return None
-        row = self._file.execute("SELECT metrics FROM runs WHERE key = ?", (key,))
-        found = row.fetchone()
-        return dict(json.loads(found[0])) if found else None
+        metrics, checksum = row
+        return dict(json.loads(metrics)) if checksum == _sum(key, metrics) else None
 
     def put(self, key: str | None, metrics: dict[str, Any]) -> None:
         """Remember ``metrics`` under ``key``; nothing under None."""
-        if key is not None and self._file is not None:
-            row = (key, json.dumps(metrics))
-            with self._file:
-                self._file.execute("INSERT OR REPLACE INTO runs VALUES (?, ?)", row)
+        if key is not None:
+            text = json.dumps(metrics)
+            row = key, SOURCE, text, _sum(key, text)
+            self._execute("INSERT OR REPLACE INTO runs_2 VALUES (?, ?, ?, ?)", *row)
+
+    def clear(self) -> None:
+        """Forget all runs."""
+        self._execute("DELETE FROM runs_2")
+        self._execute("VACUUM")
+
+    def info(self) -> dict[str, Any]:
+        """The file, how many runs are in it, and its size in bytes."""
+        runs = (self._execute("SELECT count(*) FROM runs_2") or (0,))[0]
+        size = self.path.stat().st_size if self._file is not None else 0
+        return {"file": str(self.path), "runs": runs, "bytes": size}
 
     def close(self) -> None:
         """Let the file go."""
@@ -63,14 +129,67 @@ class RunStore:
             self._file.close()
             self._file = None
 
+    def _open(self) -> None:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        # each statement is a transaction of its own
+        self._file = sqlite3.connect(self.path, timeout=60.0, isolation_level=None)
+        self._file.execute("PRAGMA journal_mode=WAL")
+        self._file.execute("PRAGMA synchronous=NORMAL")
+        self._file.execute(f"CREATE TABLE IF NOT EXISTS {_TABLE}")
+        self._file.execute("DELETE FROM runs_2 WHERE code != ?", (SOURCE,))
+        if self.path.stat().st_size > _LARGEST:
+            half = "SELECT avg(rowid) FROM runs_2"
+            self._file.execute(f"DELETE FROM runs_2 WHERE rowid <= ({half})")
+            self._file.execute("VACUUM")
 
-@functools.cache
-def source_digest() -> str:
-    """Digest of the package's source, but what only draws, and of numpy and scipy."""
-    home = Path(__file__).parents[1]
-    digest = hashlib.sha256(f"{np.__version__} {scipy.__version__}".encode())
-    for path in sorted(home.rglob("*.py")):
-        place = path.relative_to(home)
-        if place.parts[0] not in _DRAW:
-            digest.update(place.as_posix().encode() + path.read_bytes())
-    return digest.hexdigest()
+    def _execute(self, statement: str, *values: Any) -> Any:
+        """The first row that a statement gives, if any."""
+
+        def first() -> Any:
+            return self._file and self._file.execute(statement, values).fetchone()
+
+        return self._forgivingly(first)
+
+    def _forgivingly(self, action: Callable[[], Any]) -> Any:
+        """What ``action`` gives; None where the file cannot be read or written."""
+        try:
+            return action()
+        except (OSError, ValueError, sqlite3.Error) as error:
+            was_open = self._file is not None
+            self.close()
+            code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR)
+            damaged = not isinstance(error, OSError) and code & 0xFF in _DAMAGE
+            if damaged and self._moved_aside():
+                what = f"damaged ({error}): moved aside, and a new one is begun"
+            else:
+                what = f"{error}: from here on runs are not remembered"
+            if was_open:
+                warnings.warn(f"{self.path}: {what}", stacklevel=5)
+            return None
+
+    def _moved_aside(self) -> bool:
+        """Put a damaged file out of the way and begin another; did that work?"""
+        try:
+            os.replace(self.path, self.path.with_suffix(".damaged"))
+            for end in ("-wal", "-shm"):
+                Path(f"{self.path}{end}").unlink(missing_ok=True)
+            self._open()
+        except (OSError, sqlite3.Error):
+            self.close()
+        return self._file is not None
+
+
+def _sum(key: str, metrics: str) -> str:
+    return hashlib.sha256(f"{key} {metrics}".encode()).hexdigest()
+
+
+def info() -> dict[str, Any]:
+    """What is remembered: the file, how many runs, and its size in bytes."""
+    with contextlib.closing(RunStore()) as store:
+        return store.info()
+
+
+def clear() -> None:
+    """Forget all finished runs."""
+    with contextlib.closing(RunStore()) as store:
+        store.clear()
