@@ -125,11 +125,11 @@ class StepTime:
     def mean_batch_time(self, prompts: LengthLaw, outputs: LengthLaw, b: int) -> float:
         """E[T_b], seconds: a static batch of ``b`` requests (THEORY 7)."""
         prompt_tokens = b * prompts.expectation()
-        steps = outputs.expectation(b)
-        step = float(self._weights(b)) + self.delta * b + self.kappa * prompt_tokens
-        growth = self.kappa * b * outputs.pairs(b) if self.kappa else 0.0
+        decode = outputs.expectation(b) * (float(self._weights(b)) + self.delta * b)
+        if self.kappa:
+            decode += self.kappa * b * (outputs.joint(prompts, b) + outputs.pairs(b))
         pairs = b * self._mean_pairs(prompts) + self._spare(prompts, b)
-        return self.alpha * prompt_tokens + self.beta + steps * step + growth + pairs
+        return self.alpha * prompt_tokens + self.beta + decode + pairs
 
     def alone_stepwise(
         self, prompt: FloatArray, output: FloatArray, budget: float
@@ -210,8 +210,8 @@ class StepTime:
         own = self.alpha * prompt + self.delta * (output - 1.0)
         own += self._mean_pairs(prompts)
         if self.kappa:
-            contexts = (prompt - 1.0) * (output - 1.0) + outputs.pairs()
-            own += self.kappa * contexts
+            contexts = outputs.joint(prompts) - prompt - output + 1.0
+            own += self.kappa * (contexts + outputs.pairs())
         enters, empty = 1.0 / cycle, ahead / cycle
         came = 1.0 - (1.0 - enters) ** b
         still = self.gamma * (1.0 - (enters + empty) ** b)

@@ -31,6 +31,8 @@ def steady(config: SimulationConfig) -> None:
 def poisson(config: SimulationConfig) -> None:
     """Poisson arrivals at a constant rate."""
     steady(config)
+    if config.arrival_gaps is not None:
+        raise fail("arrival_gaps", config.arrival_gaps, "None (Poisson) for this law")
     if config.arrival_cv != 1.0:
         raise fail("arrival_cv", config.arrival_cv, "1 (Poisson) for this law")
 

@@ -97,7 +97,12 @@ def memory(config: SimulationConfig) -> float:
     output = law.gamma / size + law.delta  # seconds an output token
     work = law.alpha**2 * config.prompts.variance()
     work += output**2 * config.outputs.variance()
-    spread = config.arrival_cv**2 + rate**2 * work
+    apart = config.prompts.expectation() * config.outputs.expectation()
+    together = config.outputs.joint(config.prompts) - apart  # their covariance
+    work += 2.0 * law.alpha * output * together
+    gaps = config.arrival_gaps
+    cv = config.arrival_cv if gaps is None else np.std(gaps) / np.mean(gaps)
+    spread = float(cv**2 + rate**2 * work)
     return config.replicas * 2.0 * load**2 * spread / (1.0 - load) ** 2
 
 
