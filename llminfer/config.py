@@ -170,7 +170,7 @@ class SimulationConfig:
         self._freeze_classes()
         if self.arrival_gaps is not None and self.arrival_cv != 1.0:
             raise fail("arrival_cv", self.arrival_cv, "1 beside arrival_gaps")
-        self.arrivals, self.outputs.partner(self.prompts)
+        self.arrivals, self.outputs.partner(self.prompts), self.step_time
         self.policy(), self.controller()
 
     def __hash__(self) -> int:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from llminfer.base.arrays import FloatArray
-from llminfer.base.errors import choice, number
+from llminfer.base.errors import choice, fail, number
 from llminfer.laws.engines import COEFFICIENTS, STEP_LAWS
 from llminfer.laws.lengths import LengthLaw, mean_shortfall
 
@@ -40,7 +40,7 @@ class StepTime:
         kappa: Seconds a KV token in a decode step.
         epsilon: Seconds a pair.
         step_law: sum or roofline.
-        launch: Seconds a large step takes at least, in roofline.
+        launch: Seconds a large step takes at least; 0 in sum.
         graph_tokens: Tokens up to which a step is not large.
 
     >>> law = StepTime(alpha=0.001, beta=0.05, gamma=0.0005)
@@ -66,6 +66,8 @@ class StepTime:
         for name in COEFFICIENTS:
             number(name, getattr(self, name), least=0.0)
         choice("step_law", self.step_law, STEP_LAWS)
+        if self.launch and not self.roofline:
+            raise fail("launch", self.launch, '0 unless step_law="roofline"')
 
     @property
     def roofline(self) -> bool:
@@ -79,10 +81,7 @@ class StepTime:
             prompt_tokens: P.
             pairs: Q; half the squares of whole prompts.
         """
-        tokens = self.alpha * prompt_tokens
-        if self.roofline:
-            tokens = np.maximum(self._floor(prompt_tokens), tokens)
-        return tokens + self.beta + self.epsilon * pairs
+        return self._weights(0, prompt_tokens) + self.beta + self.epsilon * pairs
 
     def decode(
         self, sequences: Quantity, kv_tokens: Quantity, steps: Quantity
@@ -107,11 +106,35 @@ class StepTime:
         """
         return self.kappa * sequences + self.epsilon * chunk * chunk
 
-    def _weights(self, sequences: Quantity) -> Quantity:
-        """What a decode step takes beside delta and kappa, seconds."""
+    def step(
+        self,
+        prompt_tokens: Quantity,
+        sequences: Quantity,
+        kv_tokens: Quantity,
+        pairs: Quantity,
+    ) -> Quantity:
+        """Seconds of a step, or of each of many, in which sequences decode beside P.
+
+        Args:
+            prompt_tokens: P, 0 where nothing is prefilled.
+            sequences: b, 0 where nobody decodes.
+            kv_tokens: K.
+            pairs: Q.
+
+        >>> law = StepTime(alpha=0.25, beta=1.0, gamma=0.5)
+        >>> law.step(np.array([0, 4, 4]), np.array([2, 0, 2]), 0, 0)
+        array([0.5, 2. , 2.5])
+        """
+        own = self._weights(sequences, prompt_tokens) + self.beta * (prompt_tokens > 0)
+        own = own + self.delta * sequences + self.kappa * kv_tokens
+        return own + self.epsilon * pairs
+
+    def _weights(self, sequences: Quantity, prompt_tokens: Quantity = 0) -> Quantity:
+        """What arithmetic and the reading of weights take, seconds."""
         if self.roofline:
-            return np.maximum(self._floor(sequences), self.alpha * sequences)
-        return self.gamma
+            tokens = prompt_tokens + sequences
+            return np.maximum(self._floor(tokens), self.alpha * tokens)
+        return self.alpha * prompt_tokens + self.gamma * (sequences > 0)
 
     def _floor(self, tokens: Quantity) -> Quantity:
         """What a roofline step of so many tokens takes at least, seconds."""
