@@ -58,7 +58,7 @@ _AT_ONCE = 1e9  # requests a second: users who do not wait to be sent
 _QUIET = 2  # steps on both sides of a step without prefill, for a cut there
 _REQUESTS = 2000  # of a run with a log's workload, at least
 _FALSE_ALARM = 1e-3  # chance that Poisson arrivals look like users who wait
-_REGULAR = 0.1  # coefficient of variation of gaps; a clock's are below
+_REGULAR = 0.3  # coefficient of variation of gaps; a clock's are below
 _STATISTICS = {  # a table's columns, and the metrics that they are
     f"{key}_{name}": f"{'avg' if key == 'mean' else key}_{name}"
     for name in ("ttft", "tpot", "itl", "latency")
@@ -361,6 +361,10 @@ def fit_jointly(
     best = _fit_laws(runs, named)
     fits = []
     for run in runs:
+        if most := users(run.log):
+            said = f"look sent by {most} users, each when answered; what-ifs keep their"
+            about = f"log of {len(run.log)} requests: they {said} arrival times"
+            warnings.warn(about, stacklevel=3)
         its = {**vars(best), "settings": {**run.settings, **best.settings}}
         record = simulate(Fitted(**its).config(), run.workload)
         fits.append(Calibration(log=run.log, record=record, fitted=run.part, **its))
@@ -424,7 +428,7 @@ def users(log: ServedLog) -> int:
     if not len(gaps) or gaps.std() <= _REGULAR * gaps.mean():
         return 0
     left = np.sort(log.last_token_time)  # those that never did are last
-    left = left[left < arrival[-1]]
+    left = left[left <= arrival[-1]]
     times = np.concatenate((left, arrival))
     order = np.argsort(times, kind="stable")  # at the same instant one leaves first
     there = np.cumsum(np.where(order < len(left), -1, 1))
@@ -495,18 +499,12 @@ class _Run(_Source):
         self.log, self.settings = log, settings
         self.part = part = log.first_completed(share)
         self.rest = ~part & ~np.isnan(log.last_token_time)
-        self.fastest = float(np.nanquantile(log.tpot[part], 0.1))
         self.workload = computed(log)
-        if most := users(log):
-            warnings.warn(
-                f"log of {len(log)} requests: they look sent by {most} users, each "
-                "when answered, and are read as arrivals: what-ifs keep their times",
-                stacklevel=4,
-            )
         if part.sum() < _LEAST or np.isnan(log.tpot[part]).all():
             what = f"{part.sum()} requests to fit to: must be at least {_LEAST}"
             where = f"log of {len(log)} requests, share={share:g}"
             raise TraceError(f"{where}: {what}, with TPOTs")
+        self.fastest = float(np.nanquantile(log.tpot[part], 0.1))
         self.base = Fitted({}, (), settings).config(num_requests=len(log))
         if steps is not None:
             require_columns(steps, ["done"])
