@@ -29,7 +29,6 @@ from llminfer.experiment import metrics_of, simulate
 from llminfer.laws.engines import COEFFICIENTS, PRESETS, STEP_LAWS
 from llminfer.record import RunRecord
 from llminfer.stats.intervals import Estimate, jackknife, require_columns
-from llminfer.timing import StepTime
 from llminfer.workload import Workload
 
 MEASURES = ("ttft", "tpot", "latency")
@@ -54,11 +53,16 @@ _ROUNDS, _CLOUDS = 7, 2  # of the search; bundles of directions in each round
 _WIDE, _FURTHEST = 0.3, 1.0  # widest cloud and longest step, in logarithms
 _HANDICAP = {"sum": 1.0, "roofline": 0.8}  # of a law's error, where they compete
 _STRETCH = 40  # steps, over which the late clock of single ones averages out
-_AT_ONCE = 1e9  # requests a second: users who do not wait to be sent
 _QUIET = 2  # steps on both sides of a step without prefill, for a cut there
 _REQUESTS = 2000  # of a run with a log's workload, at least
 _FALSE_ALARM = 1e-3  # chance that Poisson arrivals look like users who wait
 _REGULAR = 0.3  # coefficient of variation of gaps; a clock's are below
+_LOADS = {"rate": "arrival_rate", "concurrency": "max_concurrency"}
+_LOADS |= {"requests": "num_requests", "prompt_length": "prompt_dist_params.value"}
+_LOADS |= {"output_length": "output_dist_params.value"}
+_CONSTANT: dict[str, Any] = {"arrival_rate": 1e9}  # at once, unless at a rate
+_CONSTANT |= {"prompt_length_dist": "constant", "prompt_dist_params": {"value": 1}}
+_CONSTANT |= {"output_length_dist": "constant", "output_dist_params": {"value": 1}}
 _STATISTICS = {  # a table's columns, and the metrics that they are
     f"{key}_{name}": f"{'avg' if key == 'mean' else key}_{name}"
     for name in ("ttft", "tpot", "itl", "latency")
@@ -362,9 +366,11 @@ def fit_jointly(
     fits = []
     for run in runs:
         if most := users(run.log):
-            said = f"look sent by {most} users, each when answered; what-ifs keep their"
-            about = f"log of {len(run.log)} requests: they {said} arrival times"
-            warnings.warn(about, stacklevel=3)
+            said = (
+                f"log of {len(run.log)} requests: it looks like {most} users, each of "
+            )
+            said += "whom waits for answers; as arrivals they wait for no slower engine"
+            warnings.warn(said, stacklevel=3)
         its = {**vars(best), "settings": {**run.settings, **best.settings}}
         record = simulate(Fitted(**its).config(), run.workload)
         fits.append(Calibration(log=run.log, record=record, fitted=run.part, **its))
@@ -478,7 +484,7 @@ class _Source:
 
     noise = _NOISE
     rest: Mask = np.zeros(1, dtype=bool)  # which is held back
-    fastest: float  # TPOT or step, seconds
+    fastest = _LAUNCH  # TPOT or step, seconds, if it is known
     stretches: _Stretches | None = None  # which are fitted to instead, if known
 
     def misses(self, logs: FloatArray, law: str, held_back: bool = False) -> FloatArray:
@@ -511,12 +517,8 @@ class _Run(_Source):
             early = steps["done"] - log.origin <= log.last_token_time[part].max()
             self.stretches = _Stretches(steps[early], _STRETCH, self.base.graph_tokens)
 
-    def simulate(self, logs: FloatArray, law: str) -> RunRecord:
-        """The requests under coefficients of these logarithms."""
-        return simulate(_with(self.base.replace(step_law=law), logs), self.workload)
-
     def misses(self, logs: FloatArray, law: str, held_back: bool = False) -> FloatArray:
-        record = self.simulate(logs, law)
+        record = simulate(_with(self.base, logs, step_law=law), self.workload)
         part = self.rest if held_back else self.part
         short = _FLOOR * float(np.nanmedian(self.log.tpot[self.part]))
         found = []
@@ -537,35 +539,18 @@ class _Table(_Source):
         require_columns(table, about + (self.known or ["mean_ttft"]))
         own = {name: _column(table, name) for name in about + self.known}
         self.real = np.column_stack([own[name] for name in self.known])
-        each = [np.nanmin(own[k]) for k in self.known if k.endswith(("tpot", "itl"))]
-        self.fastest = min(map(float, each), default=_LAUNCH)
-        self.base = Fitted({}, (), settings).config(random_seed=0)
-        loads = zip(*(own[name].tolist() for name in about), strict=True)
-        self.loads = [_load(by, *row) for row in loads]
+        counts = dict.fromkeys({*about} - {"rate"}, int)
+        loads: Any = pd.DataFrame(own)[about].round(12).astype(counts)
+        self.loads = loads.rename(columns=_LOADS).to_dict("records")
+        self.base = Fitted({}, (), settings).config(**_CONSTANT, random_seed=0)
 
     def misses(self, logs: FloatArray, law: str, held_back: bool = False) -> FloatArray:
-        base = _with(self.base.replace(step_law=law), logs)
+        base = _with(self.base, logs, step_law=law)
         runs = [base.replace(**load) for load in self.loads]
         every = [metrics_of(run, simulate(run)) for run in runs]
         ours = [[its[_STATISTICS[name]] for name in self.known] for its in every]
         off = np.log(np.array(ours) / self.real)
         return np.asarray(off[~np.isnan(off)])
-
-
-def _load(
-    by: str, load: float, n: float, prompt: float, output: float
-) -> dict[str, Any]:
-    """A row of a table as fields of a configuration."""
-    users = {"arrival_rate": _AT_ONCE, "max_concurrency": round(load)}
-    return {
-        **({"arrival_rate": load} if by == "rate" else users),
-        "prompt_length_dist": "constant",
-        "prompt_dist_params": {"value": round(prompt)},
-        "output_length_dist": "constant",
-        "output_dist_params": {"value": round(output)},
-        "num_requests": round(n),
-        "warmup_requests": 0,
-    }
 
 
 class _Stretches(_Source):
@@ -584,12 +569,13 @@ class _Stretches(_Source):
         if len(cuts) <= len(COEFFICIENTS):
             must = f"must be more than {len(COEFFICIENTS)}"
             raise TraceError(f"{len(seconds)} steps, {len(cuts)} stretches: {must}")
-        self.columns, self.cuts, self.graph = columns, cuts, graph
+        self.columns, self.cuts = columns, cuts
+        self.base = Fitted({}, (), {"graph_tokens": graph}).config()
         self.seconds = np.add.reduceat(seconds, cuts)
         self.fastest = float(np.quantile(seconds, 0.1))
 
     def misses(self, logs: FloatArray, law: str, held_back: bool = False) -> FloatArray:
-        step_time = StepTime(**_named(logs), step_law=law, graph_tokens=self.graph)
+        step_time = _with(self.base, logs, step_law=law).step_time
         own = np.add.reduceat(step_time.step(*self.columns), self.cuts)
         return np.asarray(np.log(own / self.seconds))
 
@@ -613,14 +599,10 @@ def _around(answers: Sequence[float]) -> Estimate:
     return Estimate(answers[0], answers[0] / width, answers[0] * width)
 
 
-def _named(logs: FloatArray) -> dict[str, float]:
-    """The coefficients of these logarithms; the last one may be wanting."""
-    return dict(zip(COEFFICIENTS, np.exp(logs).tolist(), strict=False))
-
-
-def _with(base: SimulationConfig, logs: FloatArray) -> SimulationConfig:
-    """``base`` with coefficients of these logarithms."""
-    return base.replace(**_named(logs))
+def _with(base: SimulationConfig, logs: FloatArray, **law: str) -> SimulationConfig:
+    """``base`` with coefficients of these logarithms; the last one may be wanting."""
+    found = zip(COEFFICIENTS, np.exp(logs).tolist(), strict=False)
+    return base.replace(**law, **dict(found))
 
 
 def _usual(gamma: float) -> FloatArray:
@@ -644,8 +626,8 @@ def _fit_laws(runs: Sequence[_Source], named: Collection[str]) -> Fitted:
     scores = {name: _score(runs, name, found[0]) for name, found in tries.items()}
     law = min(scores, key=lambda name: scores[name] * _HANDICAP[name])
     found, unsure, covariance = _estimates(*tries[law])
-    given: dict[str, Any] = {"covariance": covariance, "laws": scores}
-    return Fitted(found, unsure, {"step_law": law}, **given)
+    settings = {"step_law": law}
+    return Fitted(found, unsure, settings, covariance=covariance, laws=scores)
 
 
 def _fit_law(runs: Sequence[_Source], law: str) -> tuple[FloatArray, FloatArray, float]:

@@ -106,28 +106,21 @@ class StepTime:
         """
         return self.kappa * sequences + self.epsilon * chunk * chunk
 
-    def step(
-        self,
-        prompt_tokens: Quantity,
-        sequences: Quantity,
-        kv_tokens: Quantity,
-        pairs: Quantity,
-    ) -> Quantity:
-        """Seconds of a step, or of each of many, in which sequences decode beside P.
+    def step(self, p: Quantity, b: Quantity, k: Quantity, q: Quantity) -> Quantity:
+        """Seconds of a step, or of each of many.
 
         Args:
-            prompt_tokens: P, 0 where nothing is prefilled.
-            sequences: b, 0 where nobody decodes.
-            kv_tokens: K.
-            pairs: Q.
+            p: P, prompt tokens; 0 where nothing is prefilled.
+            b: Sequences; 0 where nobody decodes.
+            k: K, their KV tokens.
+            q: Q, pairs.
 
         >>> law = StepTime(alpha=0.25, beta=1.0, gamma=0.5)
         >>> law.step(np.array([0, 4, 4]), np.array([2, 0, 2]), 0, 0)
         array([0.5, 2. , 2.5])
         """
-        own = self._weights(sequences, prompt_tokens) + self.beta * (prompt_tokens > 0)
-        own = own + self.delta * sequences + self.kappa * kv_tokens
-        return own + self.epsilon * pairs
+        own = self._weights(b, p) + self.beta * (p > 0) + self.delta * b
+        return own + self.kappa * k + self.epsilon * q
 
     def _weights(self, sequences: Quantity, prompt_tokens: Quantity = 0) -> Quantity:
         """What arithmetic and the reading of weights take, seconds."""

@@ -73,9 +73,6 @@ class ConstantRate(ArrivalRate):
     def inverse(self, count: FloatArray) -> FloatArray:
         return count / self.rate
 
-    def peak(self, horizon: float) -> float:
-        return self.rate
-
     def mean(self, requests: int) -> float:
         return self.rate
 

@@ -31,10 +31,9 @@ def steady(config: SimulationConfig) -> None:
 def poisson(config: SimulationConfig) -> None:
     """Poisson arrivals at a constant rate."""
     steady(config)
-    if config.arrival_gaps is not None:
-        raise fail("arrival_gaps", config.arrival_gaps, "None (Poisson) for this law")
-    if config.arrival_cv != 1.0:
-        raise fail("arrival_cv", config.arrival_cv, "1 (Poisson) for this law")
+    for name, must in (("arrival_cv", 1), ("arrival_gaps", None)):
+        if (value := getattr(config, name)) != must:
+            raise fail(name, value, f"{must} (Poisson) for this law")
 
 
 def is_first_come(config: SimulationConfig) -> bool:

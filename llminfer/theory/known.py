@@ -95,12 +95,10 @@ def memory(config: SimulationConfig) -> float:
         return math.inf
     rate = config.max_stable_rate / config.replicas
     output = law.gamma / size + law.delta  # seconds an output token
-    work = law.alpha**2 * config.prompts.variance()
-    work += output**2 * config.outputs.variance()
-    apart = config.prompts.expectation() * config.outputs.expectation()
-    together = config.outputs.joint(config.prompts) - apart  # their covariance
+    prompts, outputs, gaps = config.prompts, config.outputs, config.arrival_gaps
+    together = outputs.joint(prompts) - prompts.expectation() * outputs.expectation()
+    work = law.alpha**2 * prompts.variance() + output**2 * outputs.variance()
     work += 2.0 * law.alpha * output * together
-    gaps = config.arrival_gaps
     cv = config.arrival_cv if gaps is None else np.std(gaps) / np.mean(gaps)
     spread = float(cv**2 + rate**2 * work)
     return config.replicas * 2.0 * load**2 * spread / (1.0 - load) ** 2
