@@ -626,8 +626,7 @@ def _fit_laws(runs: Sequence[_Source], named: Collection[str]) -> Fitted:
     scores = {name: _score(runs, name, found[0]) for name, found in tries.items()}
     law = min(scores, key=lambda name: scores[name] * _HANDICAP[name])
     found, unsure, covariance = _estimates(*tries[law])
-    settings = {"step_law": law}
-    return Fitted(found, unsure, settings, covariance=covariance, laws=scores)
+    return Fitted(found, unsure, {"step_law": law}, covariance=covariance, laws=scores)
 
 
 def _fit_law(runs: Sequence[_Source], law: str) -> tuple[FloatArray, FloatArray, float]:

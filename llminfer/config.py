@@ -7,6 +7,7 @@ import dataclasses
 import functools
 import inspect
 import json
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -413,12 +414,13 @@ class SimulationConfig:
         return cls(**values)
 
     def __repr__(self) -> str:
-        """The call that makes this configuration, without what is default."""
+        """The call that makes this, without what is default; long lists are cut."""
         default = SimulationConfig()
         names = (f.name for f in fields(self))
         values = ((name, getattr(self, name), getattr(default, name)) for name in names)
         shown = (f"{name}={value!r}" for name, value, usual in values if value != usual)
-        return f"{type(self).__name__}({', '.join(shown)})"
+        cut = re.sub(r"((?:[^(), ]+, ){3})[^()]{400,}\)", r"\1...)", ", ".join(shown))
+        return f"{type(self).__name__}({cut})"
 
 
 def _frozen(params: Mapping[str, Any]) -> Params:

@@ -226,9 +226,8 @@ class Workload:
         >>> set(more.output_length[more.prompt_length == 50].tolist())
         {10}
         """
-        law = self.law(arrivals)
-        config = SimulationConfig(num_requests=n, warmup_requests=0, **law)
-        return self.generate(config.replace(random_seed=seed))
+        its = SimulationConfig(num_requests=n, warmup_requests=0, **self.law(arrivals))
+        return self.generate(its.replace(random_seed=seed))
 
     def to_frame(self) -> pd.DataFrame:
         """One row a request: request_id and the columns."""

@@ -223,6 +223,15 @@ def test_a_run_of_what_is_drawn_has_the_means_of_the_rows_themselves():
     assert means(simulate(plain))[0] < 0.9 * own[0]  # the bursts matter
 
 
+def test_a_long_law_is_printed_short():
+    text = repr(SimulationConfig(**bursty(900).law(), batch_size=7))
+    assert len(text) < 600
+    assert ", ...)" in text
+    assert text.endswith(", batch_size=7)")
+    short = SimulationConfig(**bursty(9).law())
+    assert eval(repr(short)) == short
+
+
 def test_sweeps_and_capacity_take_a_law():
     work = bursty(60)
     config = ENGINE.replace(**work.law(), batch_size=4, num_requests=300)
