@@ -9,8 +9,10 @@ intervals from the coefficients' own uncertainty.
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from collections.abc import Callable, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from typing import Any
@@ -23,7 +25,7 @@ from llminfer.base.arrays import FloatArray
 from llminfer.base.errors import ConfigError, TraceError, choice, whole
 from llminfer.config import SimulationConfig
 from llminfer.data.logs import ServedLog
-from llminfer.experiment import simulate
+from llminfer.experiment import metrics_of, simulate
 from llminfer.laws.engines import COEFFICIENTS, PRESETS, STEP_LAWS
 from llminfer.record import RunRecord
 from llminfer.stats.intervals import Estimate, jackknife, require_columns
@@ -52,6 +54,20 @@ _WIDE, _FURTHEST = 0.3, 1.0  # widest cloud and longest step, in logarithms
 _HANDICAP = {"sum": 1.0, "roofline": 0.8}  # of a law's error, where they compete
 _STRETCH = 40  # steps, over which the late clock of single ones averages out
 _QUIET = 2  # steps on both sides of a step without prefill, for a cut there
+_REQUESTS = 2000  # of a run with a log's workload, at least
+_FALSE_ALARM = 1e-3  # chance that Poisson arrivals look like users who wait
+_REGULAR = 0.3  # coefficient of variation of gaps; a clock's are below
+_LOADS = {"rate": "arrival_rate", "concurrency": "max_concurrency"}
+_LOADS |= {"requests": "num_requests", "prompt_length": "prompt_dist_params.value"}
+_LOADS |= {"output_length": "output_dist_params.value"}
+_CONSTANT: dict[str, Any] = {"arrival_rate": 1e9}  # at once, unless at a rate
+_CONSTANT |= {"prompt_length_dist": "constant", "prompt_dist_params": {"value": 1}}
+_CONSTANT |= {"output_length_dist": "constant", "output_dist_params": {"value": 1}}
+_STATISTICS = {  # a table's columns, and the metrics that they are
+    f"{key}_{name}": f"{'avg' if key == 'mean' else key}_{name}"
+    for name in ("ttft", "tpot", "itl", "latency")
+    for key in ("mean", "p50", "p95", "p99")
+} | {"achieved_rate": "throughput_req_per_sec"}
 
 Residuals = Callable[[FloatArray], FloatArray]
 Mask = npt.NDArray[np.bool_]
@@ -62,19 +78,25 @@ class Fitted:
     """Coefficients with their 95% intervals.
 
     Attributes:
-        coefficients: The seven by name.
+        coefficients: The seven by name; ``sum`` has no launch.
         unidentified: Those that the data cannot tell.
         settings: Fields of a configuration that go with them, the law among them.
-        covariance: Of their logarithms, shape (7, 7).
+        covariance: Of their logarithms, a row and a column each.
+        laws: The error of each law that was tried, relative: root mean square, on what
+            was held back if anything was. The roofline is taken unless the sum is
+            clearly better, by a fifth: one engine at one budget can hardly tell.
     """
 
     coefficients: Mapping[str, Estimate]
     unidentified: tuple[str, ...]
     settings: Mapping[str, Any]
     covariance: FloatArray = field(kw_only=True, default_factory=lambda: np.empty(0))
+    laws: Mapping[str, float] = field(kw_only=True, default_factory=dict)
 
     def config(self, **changes: Any) -> SimulationConfig:
         """A continuous server with these coefficients and settings, to go on with.
+
+        It knows no workload: what it is asked is the package's own, unless changed.
 
         Args:
             **changes: Other fields.
@@ -86,17 +108,21 @@ class Fitted:
         base = SimulationConfig(server="continuous", warmup_requests=0)
         return base.replace(**{**self.settings, **found, **changes})
 
-    def draws(self, n: int = 20, seed: int = 0) -> list[SimulationConfig]:
+    def draws(
+        self, n: int = 20, seed: int = 0, **changes: Any
+    ) -> list[SimulationConfig]:
         """So many configurations whose coefficients the data allow as well.
 
         Args:
             n: How many.
             seed: Of the draws: normal in the logarithms, as the least squares say.
+            **changes: Other fields.
         """
         spread = np.linalg.cholesky(self.covariance)
         noise = np.random.default_rng(seed).normal(size=(n, len(spread)))
         middle = np.log([found.value for found in self.coefficients.values()])
-        return [_with(self.config(), middle + spread @ row) for row in noise]
+        base = self.config(**changes)
+        return [_with(base, middle + spread @ row) for row in noise]
 
     def interval(
         self, answer: Callable[[SimulationConfig], float], n: int = 20, seed: int = 0
@@ -124,8 +150,9 @@ class Fitted:
         Raises:
             ConfigError: A change that cannot be run.
         """
-        configs = [self.config(), *self.draws(n, seed)]
-        runs = [simulate(config.replace(**changes), workload) for config in configs]
+        asked = {"arrival_rate": 1.0, **changes}  # the workload has its own
+        configs = [self.config(**asked), *self.draws(n, seed, **asked)]
+        runs = [simulate(config, workload) for config in configs]
         rows = {}
         for name in MEASURES:
             times = [getattr(run, name) for run in runs]
@@ -149,6 +176,9 @@ class Fitted:
             + (": the data cannot tell it" if name in self.unidentified else "")
             for name, found in self.coefficients.items()
         ]
+        if self.laws:
+            tried = ", ".join(f"{law} {error:.2%}" for law, error in self.laws.items())
+            lines.append(f"step law: {self.settings['step_law']} ({tried})")
         return "\n".join(lines)
 
 
@@ -160,15 +190,32 @@ class Calibration(Fitted):
         log: What was measured.
         record: The same requests simulated, all of them.
         fitted: Which requests were fitted to, shape (n,); the rest was held back.
-        laws: The error of each law that was tried on what was held back, relative:
-            root mean square over requests. The roofline is taken unless the sum is
-            clearly better, by a fifth: one engine at one budget can hardly tell.
     """
 
     log: ServedLog
     record: RunRecord
     fitted: Mask
-    laws: Mapping[str, float] = field(kw_only=True, default_factory=dict)
+
+    def config(self, **changes: Any) -> SimulationConfig:
+        """The engine under the log's own workload: its rows, its rate, its gaps.
+
+        A run is ten times as long as the engine holds requests, 2,000 at least, and
+        the first tenth, in which it fills, is not measured. Prompt tokens that the
+        prefix cache had are no part of the prompts, nor of what KV memory holds.
+
+        Args:
+            **changes: Other fields; ``log.workload.law("poisson")`` has other arrivals.
+
+        Raises:
+            ConfigError: A setting or a change cannot be run, or all requests of the
+                log come at once and no ``arrival_rate`` is given.
+        """
+        asked = {**computed(self.log).law(), "num_requests": _REQUESTS, **changes}
+        config = super().config(**asked)
+        n = max(_REQUESTS, 10 * config.largest_batch * config.replicas)
+        n = changes.get("num_requests", n)
+        warmup = changes.get("warmup_requests", n // 10)
+        return config.replace(num_requests=n, warmup_requests=warmup)
 
     @cached_property
     def simulated(self) -> ServedLog:
@@ -179,10 +226,6 @@ class Calibration(Fitted):
         """Relative errors on the part held back: mean and percentiles by measure."""
         return errors(self.log, self.simulated, ~self.fitted)
 
-    def __str__(self) -> str:
-        tried = ", ".join(f"{law} {error:.2%}" for law, error in self.laws.items())
-        return f"{super().__str__()}\nstep law: {self.settings['step_law']} ({tried})"
-
 
 def errors(measured: ServedLog, simulated: ServedLog, part: Mask) -> pd.DataFrame:
     """Simulated over measured, less 1: a row a measure, ``mean`` and percentiles.
@@ -190,7 +233,8 @@ def errors(measured: ServedLog, simulated: ServedLog, part: Mask) -> pd.DataFram
     Args:
         measured: A log.
         simulated: The same requests, simulated.
-        part: Which of them to compare, shape (n,); NaN where there are none.
+        part: Which of them to compare, shape (n,), without those that never completed;
+            NaN where there are none.
 
     >>> from llminfer import Workload
     >>> work = Workload.from_arrays([0.0, 0.0], [9, 9], [2, 3])
@@ -202,8 +246,9 @@ def errors(measured: ServedLog, simulated: ServedLog, part: Mask) -> pd.DataFram
     """
     rows = {}
     for name in MEASURES:
-        pair = (getattr(log, name)[part] for log in (simulated, measured))
-        ours, real = (pd.Series(values).dropna() for values in pair)
+        pair = [getattr(log, name) for log in (simulated, measured)]
+        use = part & ~np.isnan(pair[1])
+        ours, real = (pd.Series(values[use]) for values in pair)
         ratios = {
             key: ours.quantile(q) / real.quantile(q) for key, q in _QUANTILES.items()
         }
@@ -253,10 +298,12 @@ def fit(
     """The law fitted to the requests of ``log`` that complete first.
 
     Robust least squares on the logarithms of TTFT, TPOT and latency. All requests
-    are simulated; those that complete later do not enter. Where the log cannot tell
-    a coefficient it keeps the ratio to gamma that other engines have, and is named
-    in ``unidentified``. The requests held back choose between the laws, unless the
-    settings name one as ``step_law``.
+    are simulated, those that were given up (NaN times) too; those that complete later
+    do not enter. Where the log cannot tell a coefficient it keeps the ratio to gamma
+    that other engines have, and is named in ``unidentified``. The requests held back
+    choose between the laws, unless the settings name one as ``step_law``. Prompt
+    tokens that were found in the prefix cache are not computed: prompts are simulated
+    without them, and the KV memory that they hold is not counted.
 
     Args:
         log: What was measured.
@@ -270,6 +317,9 @@ def fit(
         ConfigError: A bad setting or share, or a request that can never fit.
         TraceError: Too few requests, or none with two tokens.
 
+    Warns:
+        UserWarning: Its requests came when others were answered (``users``).
+
     An engine whose coefficients are known leaves a log; they are found again, or the
     log cannot tell them:
 
@@ -280,8 +330,8 @@ def fit(
     >>> found = fit(log, {"batch_size": 16, "step_law": "sum"}, share=1.0)
     >>> print(f"{engine.gamma:.3f}, found {found.coefficients['gamma'].value:.3f}")
     0.017, found 0.017
-    >>> found.unidentified[-2:]
-    ('epsilon', 'launch')
+    >>> found.unidentified[-1:]
+    ('epsilon',)
     """
     return fit_jointly([log], [engine_settings], share, [steps])[0]
 
@@ -312,17 +362,85 @@ def fit_jointly(
     rows = zip(logs, engine_settings, steps, strict=True)
     runs = [_Run(*row, share) for row in rows]
     named = {its["step_law"] for its in engine_settings if "step_law" in its}
-    tries = {name: _fit_law(runs, name) for name in sorted(named or STEP_LAWS)}
-    scores = {name: _score(runs, name, found[0]) for name, found in tries.items()}
-    law = min(scores, key=lambda name: scores[name] * _HANDICAP[name])
-    found, unsure, covariance = _estimates(*tries[law])
-    given: dict[str, Any] = {"covariance": covariance, "laws": scores}
+    best = _fit_laws(runs, named)
     fits = []
     for run in runs:
-        settings = {**run.settings, "step_law": law}
-        rest = settings, run.log, run.simulate(tries[law][0], law), run.part
-        fits.append(Calibration(found, unsure, *rest, **given))
+        if most := users(run.log):
+            said = (
+                f"log of {len(run.log)} requests: it looks like {most} users, each of "
+            )
+            said += "whom waits for answers; as arrivals they wait for no slower engine"
+            warnings.warn(said, stacklevel=3)
+        its = {**vars(best), "settings": {**run.settings, **best.settings}}
+        record = simulate(Fitted(**its).config(), run.workload)
+        fits.append(Calibration(log=run.log, record=record, fitted=run.part, **its))
     return fits
+
+
+def fit_table(table: pd.DataFrame, engine_settings: Mapping[str, Any]) -> Fitted:
+    """The law fitted to what a benchmark says of each load it tried.
+
+    Robust least squares on the logarithms of the statistics that are given; each row
+    is a run of the simulator, every prompt and every output as long as the row says.
+
+    Args:
+        table: A row a load: ``rate``, of Poisson arrivals, requests a second, or
+            ``concurrency``, users who each send a request when the last one is
+            answered; ``requests``, how many; ``prompt_length`` and ``output_length``,
+            tokens; and at least one of ``achieved_rate`` and ``mean_``, ``p50_``,
+            ``p95_`` and ``p99_`` of ``ttft``, ``tpot``, ``itl`` and ``latency``,
+            seconds. NaN where a statistic is not known.
+        engine_settings: The engine's limits as fields of a configuration.
+
+    Raises:
+        ConfigError: A column is missing, or a bad setting.
+        TraceError: A value that cannot be, named by row and column.
+
+    >>> table = pd.DataFrame({"rate": [1.0, 8.0], "requests": 100})
+    >>> table = table.assign(prompt_length=500, output_length=50)
+    >>> table = table.assign(mean_ttft=[0.04, 0.05], mean_tpot=[0.01, 0.013])
+    >>> found = fit_table(table, {"batch_size": 64, "step_law": "sum"})
+    >>> 0.007 < found.coefficients["gamma"].value < 0.011
+    True
+    """
+    source = _Table(table, engine_settings)
+    named = {engine_settings["step_law"]} if "step_law" in engine_settings else set()
+    best = _fit_laws([source], named)
+    return dataclasses.replace(best, settings={**engine_settings, **best.settings})
+
+
+def computed(log: ServedLog) -> Workload:
+    """The requests of a log, without prompt tokens that its prefix cache had."""
+    if log.cached_tokens is None:
+        return log.workload
+    own = np.maximum(log.workload.prompt_length - log.cached_tokens, 1)
+    return dataclasses.replace(log.workload, prompt_length=own)
+
+
+def users(log: ServedLog) -> int:
+    """How many users sent a log's requests, each when answered; 0: nobody waited so.
+
+    While the most requests that are ever there at once are there, none comes. Poisson
+    arrivals would come then as at any time: the chance that none does, in so much time
+    at the highest of so many levels, must be below 1 in 1,000. Where gaps are as even
+    as a clock's the test says nothing, and gives 0.
+
+    >>> arrivals = np.arange(40) // 2 * 3.0
+    >>> work = Workload.from_arrays(arrivals, np.full(40, 9), np.full(40, 9))
+    >>> users(ServedLog(work, arrivals, arrivals + 1.0, arrivals + 2.9))
+    2
+    """
+    arrival, gaps = log.workload.arrival_time, np.diff(log.workload.arrival_time)
+    if not len(gaps) or gaps.std() <= _REGULAR * gaps.mean():
+        return 0
+    left = np.sort(log.last_token_time)  # those that never did are last
+    left = left[left <= arrival[-1]]
+    times = np.concatenate((left, arrival))
+    order = np.argsort(times, kind="stable")  # at the same instant one leaves first
+    there = np.cumsum(np.where(order < len(left), -1, 1))
+    most = int(there.max())
+    full = np.diff(times[order])[there[:-1] == most].sum() / gaps.mean()
+    return most if most * math.exp(-full) < _FALSE_ALARM else 0
 
 
 def fit_steps(
@@ -356,15 +474,25 @@ def fit_steps(
     """
     choice("step_law", step_law, STEP_LAWS)
     stretches = _Stretches(steps, whole("stretch", stretch, least=1), graph_tokens)
-    each = steps["seconds"].to_numpy(dtype=np.float64)
-    start = _usual(math.log(_FASTEST * float(np.quantile(each, 0.1))))
-    misses = partial(stretches.misses, law=step_law)
-    found, unidentified, covariance = _estimates(*_least([misses], start, _STEP_NOISE))
-    law = {"step_law": step_law, "graph_tokens": graph_tokens}
-    return Fitted(found, unidentified, law, covariance=covariance)
+    best = _fit_laws([stretches], [step_law])
+    settings = {**best.settings, "graph_tokens": graph_tokens}
+    return dataclasses.replace(best, settings=settings)
 
 
-class _Run:
+class _Source:
+    """What is fitted to."""
+
+    noise = _NOISE
+    rest: Mask = np.zeros(1, dtype=bool)  # which is held back
+    fastest = _LAUNCH  # TPOT or step, seconds, if it is known
+    stretches: _Stretches | None = None  # which are fitted to instead, if known
+
+    def misses(self, logs: FloatArray, law: str, held_back: bool = False) -> FloatArray:
+        """Logarithms of simulated over measured times, of those fitted to, or not."""
+        raise NotImplementedError
+
+
+class _Run(_Source):
     """A log to fit to: which requests, or which steps, under which configuration."""
 
     def __init__(
@@ -374,25 +502,24 @@ class _Run:
         steps: pd.DataFrame | None,
         share: float,
     ) -> None:
-        self.log, self.settings, self.stretches = log, settings, None
+        self.log, self.settings = log, settings
         self.part = part = log.first_completed(share)
+        self.rest = ~part & ~np.isnan(log.last_token_time)
+        self.workload = computed(log)
         if part.sum() < _LEAST or np.isnan(log.tpot[part]).all():
             what = f"{part.sum()} requests to fit to: must be at least {_LEAST}"
             where = f"log of {len(log)} requests, share={share:g}"
             raise TraceError(f"{where}: {what}, with TPOTs")
+        self.fastest = float(np.nanquantile(log.tpot[part], 0.1))
         self.base = Fitted({}, (), settings).config(num_requests=len(log))
         if steps is not None:
             require_columns(steps, ["done"])
             early = steps["done"] - log.origin <= log.last_token_time[part].max()
             self.stretches = _Stretches(steps[early], _STRETCH, self.base.graph_tokens)
 
-    def simulate(self, logs: FloatArray, law: str) -> RunRecord:
-        """The requests under coefficients of these logarithms."""
-        return simulate(_with(self.base.replace(step_law=law), logs), self.log.workload)
-
     def misses(self, logs: FloatArray, law: str, held_back: bool = False) -> FloatArray:
-        """Logarithms of simulated over measured times, of a part of the requests."""
-        record, part = self.simulate(logs, law), self.part ^ held_back
+        record = simulate(_with(self.base, logs, step_law=law), self.workload)
+        part = self.rest if held_back else self.part
         short = _FLOOR * float(np.nanmedian(self.log.tpot[self.part]))
         found = []
         for name in MEASURES:
@@ -402,12 +529,38 @@ class _Run:
         return np.concatenate(found)
 
 
-class _Stretches:
+class _Table(_Source):
+    """Statistics by load: each row is a run of the simulator."""
+
+    def __init__(self, table: pd.DataFrame, settings: Mapping[str, Any]) -> None:
+        by = "concurrency" if "concurrency" in table else "rate"
+        about = [by, "requests", "prompt_length", "output_length"]
+        self.known = [name for name in _STATISTICS if name in table]
+        require_columns(table, about + (self.known or ["mean_ttft"]))
+        own = {name: _column(table, name) for name in about + self.known}
+        self.real = np.column_stack([own[name] for name in self.known])
+        counts = dict.fromkeys({*about} - {"rate"}, int)
+        loads: Any = pd.DataFrame(own)[about].round(12).astype(counts)
+        self.loads = loads.rename(columns=_LOADS).to_dict("records")
+        self.base = Fitted({}, (), settings).config(**_CONSTANT, random_seed=0)
+
+    def misses(self, logs: FloatArray, law: str, held_back: bool = False) -> FloatArray:
+        base = _with(self.base, logs, step_law=law)
+        runs = [base.replace(**load) for load in self.loads]
+        every = [metrics_of(run, simulate(run)) for run in runs]
+        ours = [[its[_STATISTICS[name]] for name in self.known] for its in every]
+        off = np.log(np.array(ours) / self.real)
+        return np.asarray(off[~np.isnan(off)])
+
+
+class _Stretches(_Source):
     """Steps, cut after so many, or sooner where no prefill is near."""
+
+    noise = _STEP_NOISE
 
     def __init__(self, steps: pd.DataFrame, longest: int, graph: int) -> None:
         require_columns(steps, list(STEP_COLUMNS))
-        *columns, seconds = (_steps_column(steps, name) for name in STEP_COLUMNS)
+        *columns, seconds = (_column(steps, name) for name in STEP_COLUMNS)
         busy = np.convolve(columns[0] > 0.0, np.ones(2 * _QUIET + 1), "same") > 0.5
         cuts = [0]
         for step, near in enumerate(busy.tolist()):
@@ -416,30 +569,27 @@ class _Stretches:
         if len(cuts) <= len(COEFFICIENTS):
             must = f"must be more than {len(COEFFICIENTS)}"
             raise TraceError(f"{len(seconds)} steps, {len(cuts)} stretches: {must}")
-        self.columns, self.cuts, self.graph = columns, cuts, graph
+        self.columns, self.cuts = columns, cuts
+        self.base = Fitted({}, (), {"graph_tokens": graph}).config()
         self.seconds = np.add.reduceat(seconds, cuts)
+        self.fastest = float(np.quantile(seconds, 0.1))
 
-    def misses(self, logs: FloatArray, law: str) -> FloatArray:
-        """Logarithms of predicted over measured times, of each stretch."""
-        alpha, beta, gamma, delta, kappa, epsilon, launch = np.exp(logs)
-        p, b, k, q = self.columns
-        own = delta * b + kappa * k + beta * (p > 0.0) + epsilon * q
-        if law == "roofline":
-            large = np.where(p + b > self.graph, launch, 0.0)
-            own += np.maximum(np.maximum(gamma, large), alpha * (p + b))
-        else:
-            own += alpha * p + gamma * (b > 0.0)
-        found: FloatArray = np.log(np.add.reduceat(own, self.cuts) / self.seconds)
-        return found
+    def misses(self, logs: FloatArray, law: str, held_back: bool = False) -> FloatArray:
+        step_time = _with(self.base, logs, step_law=law).step_time
+        own = np.add.reduceat(step_time.step(*self.columns), self.cuts)
+        return np.asarray(np.log(own / self.seconds))
 
 
-def _steps_column(steps: pd.DataFrame, name: str) -> FloatArray:
-    column = pd.to_numeric(steps[name], errors="coerce").to_numpy(dtype=np.float64)
-    least = math.ulp(0.0) if name == "seconds" else 0.0
-    if (bad := ~((column >= least) & (column < math.inf))).any():
-        row = int(np.argmax(bad))
+def _column(table: pd.DataFrame, name: str) -> FloatArray:
+    column = pd.to_numeric(table[name], errors="coerce").to_numpy(dtype=np.float64)
+    least = 0.0 if name in STEP_COLUMNS[:-1] else math.ulp(0.0)
+    fine = (column >= least) & (column < math.inf)
+    if name in _STATISTICS:
+        fine |= table[name].isna()
+    if not fine.all():
+        row = int(np.argmin(fine))
         must = "a finite number " + ("above 0" if least else "of at least 0")
-        raise TraceError(f"{name}[{row}]={steps[name].iloc[row]}: must be {must}")
+        raise TraceError(f"{name}[{row}]={table[name].iloc[row]}: must be {must}")
     return column
 
 
@@ -449,9 +599,10 @@ def _around(answers: Sequence[float]) -> Estimate:
     return Estimate(answers[0], answers[0] / width, answers[0] * width)
 
 
-def _with(base: SimulationConfig, logs: FloatArray) -> SimulationConfig:
-    """``base`` with coefficients of these logarithms."""
-    return base.replace(**dict(zip(COEFFICIENTS, np.exp(logs).tolist(), strict=True)))
+def _with(base: SimulationConfig, logs: FloatArray, **law: str) -> SimulationConfig:
+    """``base`` with coefficients of these logarithms; the last one may be wanting."""
+    found = zip(COEFFICIENTS, np.exp(logs).tolist(), strict=False)
+    return base.replace(**law, **dict(found))
 
 
 def _usual(gamma: float) -> FloatArray:
@@ -469,15 +620,22 @@ def _robust(errors: FloatArray) -> FloatArray:
     return np.asarray(_ROBUST * np.sign(scaled) * root)
 
 
-def _fit_law(runs: Sequence[_Run], law: str) -> tuple[FloatArray, FloatArray, float]:
+def _fit_laws(runs: Sequence[_Source], named: Collection[str]) -> Fitted:
+    """The law of those named, or of all, that fits best what was held back."""
+    tries = {name: _fit_law(runs, name) for name in sorted(named or STEP_LAWS)}
+    scores = {name: _score(runs, name, found[0]) for name, found in tries.items()}
+    law = min(scores, key=lambda name: scores[name] * _HANDICAP[name])
+    found, unsure, covariance = _estimates(*tries[law])
+    return Fitted(found, unsure, {"step_law": law}, covariance=covariance, laws=scores)
+
+
+def _fit_law(runs: Sequence[_Source], law: str) -> tuple[FloatArray, FloatArray, float]:
     """Logarithms of the coefficients, the Jacobian there, and the noise."""
-    parts = [
-        partial(run.misses if run.stretches is None else run.stretches.misses, law=law)
-        for run in runs
-    ]
-    fast = min(float(np.nanquantile(run.log.tpot[run.part], 0.1)) for run in runs)
-    noise = _NOISE if any(run.stretches is None for run in runs) else _STEP_NOISE
-    return _least(parts, _usual(math.log(_FASTEST * fast)), noise)
+    start = _usual(math.log(_FASTEST * min(run.fastest for run in runs)))
+    start = start[: len(start) - (law == "sum")]  # which has no launch
+    sources = [run.stretches or run for run in runs]
+    parts = [partial(source.misses, law=law) for source in sources]
+    return _least(parts, start, max(source.noise for source in sources))
 
 
 def _least(
@@ -493,7 +651,9 @@ def _least(
 
     def residuals(logs: FloatArray) -> FloatArray:
         own = [_robust(part(logs)) for part in parts]
-        return np.concatenate((*own, unsure * np.delete(logs - _usual(logs[2]), 2)))
+        return np.concatenate(
+            (*own, unsure * np.delete(logs - _usual(logs[2])[:size], 2))
+        )
 
     at, spread, best = start, _WIDE * np.eye(size), (math.inf, start, start)
     for last in range(_ROUNDS + 1):
@@ -516,9 +676,9 @@ def _least(
     return best[1], slopes, max(noise, float(np.sqrt(np.mean(own**2))))
 
 
-def _score(runs: Sequence[_Run], law: str, logs: FloatArray) -> float:
+def _score(runs: Sequence[_Source], law: str, logs: FloatArray) -> float:
     """Root mean square of the errors on what was held back, or on all if nothing."""
-    held_back = not all(run.part.all() for run in runs)
+    held_back = any(run.rest.any() for run in runs)
     misses = [run.misses(logs, law, held_back) for run in runs]
     return float(np.sqrt(np.mean(_robust(np.concatenate(misses)) ** 2)))
 
@@ -533,9 +693,9 @@ def _estimates(
     alone = np.linalg.inv(own.T @ own + 1e-9 * np.eye(size)).diagonal()
     width = _NORMAL * np.sqrt(covariance.diagonal())
     bounds = np.exp([logs, logs - width, logs + width]).T
+    names = COEFFICIENTS[:size]
     found = {
-        n: Estimate(*map(float, row))
-        for n, row in zip(COEFFICIENTS, bounds, strict=True)
+        n: Estimate(*map(float, row)) for n, row in zip(names, bounds, strict=True)
     }
-    unsure = zip(COEFFICIENTS, np.sqrt(variance * alone) > _UNSURE, strict=True)
+    unsure = zip(names, np.sqrt(variance * alone) > _UNSURE, strict=True)
     return found, tuple(name for name, bad in unsure if bad), covariance

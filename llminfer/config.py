@@ -7,6 +7,7 @@ import dataclasses
 import functools
 import inspect
 import json
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -19,6 +20,7 @@ from llminfer.base.errors import (
     fail,
     nearest,
     number,
+    numbers,
     whole,
 )
 from llminfer.base.frozen import Classes, Params, plain, thawed
@@ -39,6 +41,7 @@ _not_negative = functools.partial(number, least=0.0)
 _CHECKS: Mapping[str, Callable[[str, Any], Any]] = {
     "arrival_rate": functools.partial(number, above=0.0),
     "arrival_cv": functools.partial(number, least=0.0, most=100.0),
+    "arrival_gaps": lambda name, gaps: numbers(name, plain(gaps), 0.0),
     "batch_timeout": _not_negative,
     **dict.fromkeys(COEFFICIENTS, _not_negative),
     **dict.fromkeys(("batch_size", "max_batched_tokens", "kv_blocks"), _positive),
@@ -48,7 +51,7 @@ _CHECKS: Mapping[str, Callable[[str, Any], Any]] = {
     ),
     "random_seed": functools.partial(whole, least=0),
 }
-_MAY_BE_NONE = ("batch_timeout", "kv_blocks", "random_seed")
+_MAY_BE_NONE = ("arrival_gaps", "batch_timeout", "kv_blocks", "random_seed")
 
 
 def _params(**values: Any) -> Any:
@@ -64,6 +67,8 @@ class SimulationConfig:
         arrival_pattern: How the rate varies: constant, step, sinusoidal or ramp.
         arrival_pattern_params: The pattern's parameters.
         arrival_cv: Coefficient of variation of the gaps; 1 is Poisson.
+        arrival_gaps: Gaps to go round in their order instead, from a place that is
+            drawn, in any unit; ``Workload.law`` gives those of a log.
         prompt_length_dist: Law of prompt lengths.
         prompt_dist_params: Its parameters, tokens.
         output_length_dist: Law of output lengths.
@@ -117,6 +122,7 @@ class SimulationConfig:
     arrival_pattern: str = "constant"
     arrival_pattern_params: Mapping[str, Any] = _params()
     arrival_cv: float = 1.0
+    arrival_gaps: tuple[float, ...] | None = None
     prompt_length_dist: str = "lognormal"
     prompt_dist_params: Mapping[str, Any] = _params(mu=4, sigma=1.5)
     output_length_dist: str = "truncated_normal"
@@ -163,7 +169,10 @@ class SimulationConfig:
             must = f"below num_requests={self.num_requests}, which counts warm-up too"
             raise fail("warmup_requests", self.warmup_requests, must)
         self._freeze_classes()
-        self.arrivals, self.prompts, self.outputs, self.policy(), self.controller()
+        if self.arrival_gaps is not None and self.arrival_cv != 1.0:
+            raise fail("arrival_cv", self.arrival_cv, "1 beside arrival_gaps")
+        self.arrivals, self.outputs.partner(self.prompts), self.step_time
+        self.policy(), self.controller()
 
     def __hash__(self) -> int:
         values = (getattr(self, f.name) for f in fields(self))
@@ -288,7 +297,8 @@ class SimulationConfig:
         prompt, output = self.prompts.expectation(), self.outputs.expectation()
         most = float("inf")
         if self.kv_blocks is not None:
-            held = prompt + self.outputs.pairs() / output  # tokens, mean over its steps
+            held = self.outputs.joint(self.prompts) + self.outputs.pairs()
+            held /= output  # tokens, mean over its steps
             most = self.kv_blocks * self.block_size / held
         if self.chunked_prefill:
             computed = (prompt + output - 1.0) / output  # tokens a step
@@ -404,12 +414,13 @@ class SimulationConfig:
         return cls(**values)
 
     def __repr__(self) -> str:
-        """The call that makes this configuration, without what is default."""
+        """The call that makes this, without what is default; long lists are cut."""
         default = SimulationConfig()
         names = (f.name for f in fields(self))
         values = ((name, getattr(self, name), getattr(default, name)) for name in names)
         shown = (f"{name}={value!r}" for name, value, usual in values if value != usual)
-        return f"{type(self).__name__}({', '.join(shown)})"
+        cut = re.sub(r"((?:[^(), ]+, ){3})[^()]{400,}\)", r"\1...)", ", ".join(shown))
+        return f"{type(self).__name__}({cut})"
 
 
 def _frozen(params: Mapping[str, Any]) -> Params:

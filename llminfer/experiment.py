@@ -117,9 +117,6 @@ def _watched(config: SimulationConfig, workload: Workload | None) -> RunRecord:
 def _simulated(config: SimulationConfig, workload: Workload | None) -> RunRecord:
     env = simpy.Environment()
     requests = Workload.generate(config) if workload is None else workload
-    if config.warmup_requests >= len(requests):
-        must = f"below the workload's {len(requests)} requests"
-        raise fail("warmup_requests", config.warmup_requests, must)
     server = _SERVERS[config.server](env, config, requests)
     env.process(server.run())
     env.run()

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from llminfer.base.arrays import FloatArray
-from llminfer.base.errors import choice, number
+from llminfer.base.errors import choice, fail, number
 from llminfer.laws.engines import COEFFICIENTS, STEP_LAWS
 from llminfer.laws.lengths import LengthLaw, mean_shortfall
 
@@ -40,7 +40,7 @@ class StepTime:
         kappa: Seconds a KV token in a decode step.
         epsilon: Seconds a pair.
         step_law: sum or roofline.
-        launch: Seconds a large step takes at least, in roofline.
+        launch: Seconds a large step takes at least; 0 in sum.
         graph_tokens: Tokens up to which a step is not large.
 
     >>> law = StepTime(alpha=0.001, beta=0.05, gamma=0.0005)
@@ -66,6 +66,8 @@ class StepTime:
         for name in COEFFICIENTS:
             number(name, getattr(self, name), least=0.0)
         choice("step_law", self.step_law, STEP_LAWS)
+        if self.launch and not self.roofline:
+            raise fail("launch", self.launch, '0 unless step_law="roofline"')
 
     @property
     def roofline(self) -> bool:
@@ -79,10 +81,7 @@ class StepTime:
             prompt_tokens: P.
             pairs: Q; half the squares of whole prompts.
         """
-        tokens = self.alpha * prompt_tokens
-        if self.roofline:
-            tokens = np.maximum(self._floor(prompt_tokens), tokens)
-        return tokens + self.beta + self.epsilon * pairs
+        return self._weights(0, prompt_tokens) + self.beta + self.epsilon * pairs
 
     def decode(
         self, sequences: Quantity, kv_tokens: Quantity, steps: Quantity
@@ -107,11 +106,28 @@ class StepTime:
         """
         return self.kappa * sequences + self.epsilon * chunk * chunk
 
-    def _weights(self, sequences: Quantity) -> Quantity:
-        """What a decode step takes beside delta and kappa, seconds."""
+    def step(self, p: Quantity, b: Quantity, k: Quantity, q: Quantity) -> Quantity:
+        """Seconds of a step, or of each of many.
+
+        Args:
+            p: P, prompt tokens; 0 where nothing is prefilled.
+            b: Sequences; 0 where nobody decodes.
+            k: K, their KV tokens.
+            q: Q, pairs.
+
+        >>> law = StepTime(alpha=0.25, beta=1.0, gamma=0.5)
+        >>> law.step(np.array([0, 4, 4]), np.array([2, 0, 2]), 0, 0)
+        array([0.5, 2. , 2.5])
+        """
+        own = self._weights(b, p) + self.beta * (p > 0) + self.delta * b
+        return own + self.kappa * k + self.epsilon * q
+
+    def _weights(self, sequences: Quantity, prompt_tokens: Quantity = 0) -> Quantity:
+        """What arithmetic and the reading of weights take, seconds."""
         if self.roofline:
-            return np.maximum(self._floor(sequences), self.alpha * sequences)
-        return self.gamma
+            tokens = prompt_tokens + sequences
+            return np.maximum(self._floor(tokens), self.alpha * tokens)
+        return self.alpha * prompt_tokens + self.gamma * (sequences > 0)
 
     def _floor(self, tokens: Quantity) -> Quantity:
         """What a roofline step of so many tokens takes at least, seconds."""
@@ -125,11 +141,11 @@ class StepTime:
     def mean_batch_time(self, prompts: LengthLaw, outputs: LengthLaw, b: int) -> float:
         """E[T_b], seconds: a static batch of ``b`` requests (THEORY 7)."""
         prompt_tokens = b * prompts.expectation()
-        steps = outputs.expectation(b)
-        step = float(self._weights(b)) + self.delta * b + self.kappa * prompt_tokens
-        growth = self.kappa * b * outputs.pairs(b) if self.kappa else 0.0
+        decode = outputs.expectation(b) * (float(self._weights(b)) + self.delta * b)
+        if self.kappa:
+            decode += self.kappa * b * (outputs.joint(prompts, b) + outputs.pairs(b))
         pairs = b * self._mean_pairs(prompts) + self._spare(prompts, b)
-        return self.alpha * prompt_tokens + self.beta + steps * step + growth + pairs
+        return self.alpha * prompt_tokens + self.beta + decode + pairs
 
     def alone_stepwise(
         self, prompt: FloatArray, output: FloatArray, budget: float
@@ -210,8 +226,8 @@ class StepTime:
         own = self.alpha * prompt + self.delta * (output - 1.0)
         own += self._mean_pairs(prompts)
         if self.kappa:
-            contexts = (prompt - 1.0) * (output - 1.0) + outputs.pairs()
-            own += self.kappa * contexts
+            contexts = outputs.joint(prompts) - prompt - output + 1.0
+            own += self.kappa * (contexts + outputs.pairs())
         enters, empty = 1.0 / cycle, ahead / cycle
         came = 1.0 - (1.0 - enters) ** b
         still = self.gamma * (1.0 - (enters + empty) ** b)

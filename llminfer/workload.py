@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
 from llminfer.base.arrays import MOST_TOKENS, FloatArray, IntArray
-from llminfer.base.errors import TraceError, number
+from llminfer.base.errors import TraceError, choice, number
 from llminfer.base.streams import stream
 from llminfer.base.trace_csv import read_csv
 from llminfer.config import SimulationConfig
@@ -51,6 +51,7 @@ class Workload:
             prompts=config.prompts,
             outputs=config.outputs,
             arrival_cv=config.arrival_cv,
+            arrival_gaps=config.arrival_gaps,
             class_shares=[its.share for its in config.classes],
         )
 
@@ -64,6 +65,7 @@ class Workload:
         prompts: LengthLaw,
         outputs: LengthLaw,
         arrival_cv: float = 1.0,
+        arrival_gaps: Sequence[float] | None = None,
         class_shares: Sequence[float] = (),
     ) -> Self:
         """The first ``n`` requests of laws; more would begin with the same ones.
@@ -75,15 +77,17 @@ class Workload:
             prompts: Law of prompt lengths.
             outputs: Law of output lengths.
             arrival_cv: Coefficient of variation of the gaps; 1 is Poisson.
+            arrival_gaps: The gaps themselves, in any unit, from a place that is drawn.
             class_shares: Each class's part, relative; empty for one class.
         """
-        unit = unit_arrivals(n, arrival_cv, stream(seed, "arrivals"))
+        unit = unit_arrivals(n, arrival_cv, stream(seed, "arrivals"), arrival_gaps)
         below = np.cumsum(class_shares or (1.0,))
-        classes = stream(seed, "classes").random(n)
+        purposes = ("classes", "prompts", "outputs")
+        classes, prompt, output = (stream(seed, its).random(n) for its in purposes)
         return cls(
             arrivals.inverse(unit),
-            prompts.tokens(stream(seed, "prompts").random(n)),
-            outputs.tokens(stream(seed, "outputs").random(n)),
+            prompts.tokens(prompt),
+            outputs.beside(prompts, prompt, output),
             np.searchsorted(below / below[-1], classes, side="right"),
         )
 
@@ -169,6 +173,61 @@ class Workload:
         """
         factor = number("rate_factor", rate_factor, above=0.0)
         return type(self)(**{**vars(self), "arrival_time": self.arrival_time / factor})
+
+    def law(self, arrivals: str = "gaps") -> dict[str, Any]:
+        """Fields of a configuration whose requests are like these, at the same rate.
+
+        Lengths are drawn from the rows, a prompt and its output together. Classes are
+        left out. Where all requests come at once the rate is infinite, which only a
+        change of it mends.
+
+        Args:
+            arrivals: ``gaps`` are those of the workload, in their order, from a place
+                that is drawn, and round again; ``gamma`` has their coefficient of
+                variation, and ``poisson`` nothing of them but the rate.
+
+        Raises:
+            ConfigError: Other arrivals.
+
+        >>> work = Workload.from_arrays([0.0, 0.5, 4.0], [100, 50, 200], [20, 10, 30])
+        >>> config = SimulationConfig(**work.law("poisson"))
+        >>> config.arrival_rate, round(config.outputs.expectation(), 6)
+        (0.5, 20.0)
+        """
+        choice("arrivals", arrivals, ("gaps", "gamma", "poisson"))
+        gaps = np.diff(self.arrival_time)
+        mean = float(gaps.mean()) if len(gaps) else 0.0
+        unit = gaps / mean if mean > 0.0 else np.ones(1)
+        return {
+            "arrival_rate": 1.0 / mean if mean > 0.0 else float("inf"),
+            "arrival_pattern": "constant",
+            "arrival_pattern_params": {},
+            "arrival_cv": float(unit.std()) if arrivals == "gamma" else 1.0,
+            "arrival_gaps": unit if arrivals == "gaps" and mean > 0.0 else None,
+            "prompt_length_dist": "empirical",
+            "prompt_dist_params": {"values": self.prompt_length},
+            "output_length_dist": "paired",
+            "output_dist_params": {"values": self.output_length},
+        }
+
+    def resample(self, n: int, seed: int | None, arrivals: str = "gaps") -> Self:
+        """So many requests like these: same seed, same ones; more begin with them.
+
+        Args:
+            n: How many.
+            seed: None draws a fresh one.
+            arrivals: gaps, gamma or poisson, as for ``law``.
+
+        Raises:
+            ConfigError: Other arrivals, or all requests come at once.
+
+        >>> work = Workload.from_arrays([0.0, 0.5, 4.0], [100, 50, 200], [20, 10, 30])
+        >>> more = work.resample(2000, seed=1)
+        >>> set(more.output_length[more.prompt_length == 50].tolist())
+        {10}
+        """
+        its = SimulationConfig(num_requests=n, warmup_requests=0, **self.law(arrivals))
+        return self.generate(its.replace(random_seed=seed))
 
     def to_frame(self) -> pd.DataFrame:
         """One row a request: request_id and the columns."""

@@ -72,6 +72,27 @@ def number(
     return result
 
 
+def numbers(
+    name: str, values: Any, least: float, most: float = math.inf
+) -> tuple[float, ...]:
+    """``values`` as a tuple of finite numbers in [least, most], of a sum above 0.
+
+    Raises:
+        ConfigError: They are not.
+    """
+    if isinstance(values, (str, bytes)) or not hasattr(values, "__iter__"):
+        raise fail(name, values, "a list of numbers")
+    if not (found := tuple(values)):
+        raise fail(name, found, "a list of at least one number")
+    plain = {*map(type, found)} <= {int, float}  # then a look at their ends will do
+    plain = plain and least <= min(found) and max(found) <= min(most, 1e300)
+    for value in () if plain and not math.isnan(sum(found)) else found:
+        number(name, value, least=least, most=most)
+    if not sum(found) > 0.0:
+        raise fail(name, found, "of a sum above 0")
+    return found
+
+
 def choice(name: str, value: object, known: Collection[str]) -> str:
     """``value`` if it is one of ``known``.
 

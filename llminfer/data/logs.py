@@ -119,7 +119,8 @@ class ServedLog:
         Raises:
             ConfigError: ``share`` is not above 0 and at most 1.
         """
-        most = int(number("share", share, above=0.0, most=1.0) * len(self))
+        done = np.sum(~np.isnan(self.last_token_time))  # the others sort last
+        most = int(number("share", share, above=0.0, most=1.0) * done)
         order = np.argsort(self.last_token_time, kind="stable")
         return np.argsort(order) < most
 

@@ -18,7 +18,7 @@ import numpy as np
 from scipy.special import boxcox, inv_boxcox, ndtr, ndtri
 
 from llminfer.base.arrays import MOST_TOKENS, FloatArray, IntArray
-from llminfer.base.errors import build, choice, fail, number, whole
+from llminfer.base.errors import build, choice, fail, number, numbers, whole
 
 _SUMMED = 2**15  # an endless law's survival is summed up to here, then integrated
 _SUMMED_WHOLE = 2**20  # a law with a greatest token is summed to that, up to here
@@ -63,6 +63,34 @@ class LengthLaw(ABC):
     def pairs(self, copies: int = 1) -> float:
         """E[M(M-1)/2], tokens squared, with M the greatest of ``copies`` lengths."""
         return _summed(self, copies, 1)
+
+    def partner(self, prompts: LengthLaw) -> LengthLaw:
+        """The law of prompts that these outputs go with.
+
+        Raises:
+            ConfigError: It is another.
+        """
+        return prompts
+
+    def beside(self, prompts: LengthLaw, at: FloatArray, own: FloatArray) -> IntArray:
+        """Outputs of requests, tokens, same shape.
+
+        Args:
+            prompts: Law of their prompts.
+            at: Which of its quantiles these are, in [0, 1).
+            own: Which of the outputs' are theirs, where these do not depend on prompts.
+        """
+        return self.tokens(own)
+
+    def joint(self, prompts: LengthLaw, copies: int = 1) -> float:
+        """E[P M], tokens squared: a prompt, times the greatest of ``copies`` outputs.
+
+        One of those outputs is the prompt's own.
+
+        >>> Constant(4).joint(Constant(5)), Paired((1, 3)).joint(Empirical((1, 3)))
+        (20.0, 5.0)
+        """
+        return prompts.expectation() * self.expectation(copies)
 
     def variance(self) -> float:
         """Var[X], tokens squared."""
@@ -372,47 +400,76 @@ class Empirical(LengthLaw):
     weights: tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
-        for name in ("values", "weights"):
-            if (given := getattr(self, name)) is None and name == "weights":
-                continue
-            if isinstance(given, (str, bytes)) or not hasattr(given, "__iter__"):
-                raise fail(name, given, "a list of numbers")
-            object.__setattr__(self, name, tuple(given))
-        if not self.values:
-            raise fail("values", self.values, "a list of at least one token count")
-        for value in self.values:
-            number("values", value, least=1.0, most=MOST_TOKENS)
-        for weight in self.weights or ():
-            number("weights", weight, least=0.0)
-        if self.weights is not None and len(self.weights) != len(self.values):
-            raise fail(
-                "weights", self.weights, f"as many as values: {len(self.values)}"
-            )
-        if self.weights is not None and not sum(self.weights) > 0.0:
-            raise fail("weights", self.weights, "of a sum above 0")
+        values = numbers("values", self.values, 1.0, MOST_TOKENS)
+        object.__setattr__(self, "values", values)
+        if self.weights is not None:
+            weights = numbers("weights", self.weights, 0.0)
+            object.__setattr__(self, "weights", weights)
+            if len(weights) != len(values):
+                raise fail("weights", weights, f"as many as values: {len(values)}")
 
     @cached_property
-    def _table(self) -> tuple[FloatArray, FloatArray]:
-        """Token counts in order, and P(tokens <= each)."""
+    def _table(self) -> tuple[FloatArray, FloatArray, IntArray]:
+        """Token counts in order, P(tokens <= each), and which of ``values`` each is."""
         weights = self.weights or (1.0,) * len(self.values)
         order = np.argsort(self.values, kind="stable")
         below = np.cumsum(np.asarray(weights, dtype=np.float64)[order])
-        return np.floor(np.asarray(self.values)[order] * 1.0), below / below[-1]
+        return np.floor(np.asarray(self.values)[order] * 1.0), below / below[-1], order
 
     @property
     def support(self) -> tuple[int, float]:
         values = self._table[0]
         return int(values[0]), float(values[-1])
 
+    def rows(self, u: FloatArray) -> IntArray:
+        """Which of ``values`` the quantiles at ``u`` in [0, 1) are, same shape."""
+        _, below, order = self._table
+        return order[
+            np.minimum(np.searchsorted(below, u, side="right"), len(order) - 1)
+        ]
+
     def _quantile(self, u: FloatArray) -> FloatArray:
-        values, below = self._table
-        at = np.searchsorted(below, u, side="right")
-        return values[np.minimum(at, len(values) - 1)]
+        return np.asarray(self.values, dtype=np.float64)[self.rows(u)]
 
     def _exceeds(self, x: FloatArray) -> FloatArray:
-        values, below = self._table
+        values, below, _ = self._table
         fewer = np.searchsorted(values, x, side="left")
         return 1.0 - np.concatenate(([0.0], below))[fewer]
+
+
+@dataclass(frozen=True)
+class Paired(Empirical):
+    """Outputs by row: a request has the output of the row its prompt is drawn from.
+
+    Prompts are empirical, of as many values and the same weights; each law alone is
+    what it is without the other.
+
+    >>> outputs, prompts = Paired((7, 8, 9)), Empirical((30, 10, 20))
+    >>> outputs.beside(prompts, np.array([0.1, 0.9]), np.zeros(2))
+    array([8, 7])
+    >>> prompts.tokens(np.array([0.1, 0.9]))
+    array([10, 30])
+    """
+
+    def partner(self, prompts: LengthLaw) -> Empirical:
+        its = prompts if isinstance(prompts, Empirical) else None
+        n = len(self.values)
+        if its is None or (len(its.values), its.weights) != (n, self.weights):
+            must = f"empirical, of {n} values with the weights of the paired outputs"
+            raise fail("prompt_length_dist", prompts, must)
+        return its
+
+    def beside(self, prompts: LengthLaw, at: FloatArray, own: FloatArray) -> IntArray:
+        rows = self.partner(prompts).rows(at)
+        return np.asarray(self.values)[rows].astype(np.int64)
+
+    def joint(self, prompts: LengthLaw, copies: int = 1) -> float:
+        output, below, row = self._table
+        others = below ** (copies - 1)  # P(no other is longer)
+        longer = np.append(output[1:] * np.diff(others), 0.0)
+        longest = output * others + np.cumsum(longer[::-1])[::-1]
+        prompt = np.floor(self.partner(prompts).values)[row]
+        return float(np.diff(below, prepend=0.0) @ (prompt * longest))
 
 
 LENGTH_LAWS: Mapping[str, type[LengthLaw]] = {
@@ -425,6 +482,7 @@ LENGTH_LAWS: Mapping[str, type[LengthLaw]] = {
     "constant": Constant,
     "empirical": Empirical,
 }
+_OUTPUT_LAWS: Mapping[str, type[LengthLaw]] = {**LENGTH_LAWS, "paired": Paired}
 
 
 def length_law(which: str, name: str, params: Mapping[str, Any]) -> LengthLaw:
@@ -432,7 +490,7 @@ def length_law(which: str, name: str, params: Mapping[str, Any]) -> LengthLaw:
 
     Args:
         which: ``"prompt"`` or ``"output"``, for messages.
-        name: One of ``LENGTH_LAWS``.
+        name: One of ``LENGTH_LAWS``; for outputs also ``paired``.
         params: Its parameters by name.
 
     Raises:
@@ -442,5 +500,6 @@ def length_law(which: str, name: str, params: Mapping[str, Any]) -> LengthLaw:
     >>> law.tokens(np.array([0.0, 0.55, 0.99])).tolist()
     [10, 15, 19]
     """
-    law = LENGTH_LAWS[choice(f"{which}_length_dist", name, LENGTH_LAWS)]
+    laws = _OUTPUT_LAWS if which == "output" else LENGTH_LAWS
+    law = laws[choice(f"{which}_length_dist", name, laws)]
     return build(law, name, params, f"{which}_dist_params")

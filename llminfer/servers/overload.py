@@ -29,18 +29,10 @@ def described(workload: Workload, config: SimulationConfig) -> SimulationConfig:
 
     >>> work = Workload.from_arrays([0.0, 0.5, 1.0], [100, 50, 200], [20, 10, 30])
     >>> round(described(work, SimulationConfig(batch_size=1)).offered_load, 2)
-    0.53
+    0.35
     """
-    own: dict[str, object] = {}
-    for which in ("prompt", "output"):
-        tokens = getattr(workload, f"{which}_length")
-        values, weights = np.unique(tokens, return_counts=True)
-        own[f"{which}_length_dist"] = "empirical"
-        own[f"{which}_dist_params"] = {"values": values, "weights": weights}
-    n, span = len(workload), float(np.ptp(workload.arrival_time))
-    own["arrival_rate"] = n / span if span > 0.0 else float("inf")
-    own |= {"arrival_pattern": "constant", "arrival_pattern_params": {}}
-    return config.replace(num_requests=n, warmup_requests=0, **own)
+    n = len(workload)
+    return config.replace(num_requests=n, warmup_requests=0, **workload.law())
 
 
 def may_carry_more(config: SimulationConfig) -> bool:

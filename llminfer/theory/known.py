@@ -29,7 +29,7 @@ from llminfer.theory.single_server import MG1, PriorityWaits, check_load, orders
 
 REPORTS_STEPS = {"step_law": "sum", "epsilon": 0.0, "async_scheduling": False}
 STEADY = {"arrival_pattern": "constant", "batch_control": "static"}
-POISSON = {**REPORTS_STEPS, **STEADY, "arrival_cv": 1.0}
+POISSON = {**REPORTS_STEPS, **STEADY, "arrival_cv": 1.0, "arrival_gaps": None}
 
 
 def mg1(config: SimulationConfig) -> MG1:
@@ -96,9 +96,12 @@ def memory(config: SimulationConfig) -> float:
         return math.inf
     rate = config.max_stable_rate / config.replicas
     output = law.gamma / size + law.delta  # seconds an output token
-    work = law.alpha**2 * config.prompts.variance()
-    work += output**2 * config.outputs.variance()
-    spread = config.arrival_cv**2 + rate**2 * work
+    prompts, outputs, gaps = config.prompts, config.outputs, config.arrival_gaps
+    together = outputs.joint(prompts) - prompts.expectation() * outputs.expectation()
+    work = law.alpha**2 * prompts.variance() + output**2 * outputs.variance()
+    work += 2.0 * law.alpha * output * together
+    cv = config.arrival_cv if gaps is None else np.std(gaps) / np.mean(gaps)
+    spread = float(cv**2 + rate**2 * work)
     return config.replicas * 2.0 * load**2 * spread / (1.0 - load) ** 2
 
 

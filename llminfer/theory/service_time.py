@@ -19,8 +19,8 @@ import numpy.typing as npt
 from numpy.polynomial.chebyshev import chebpts1, chebvander
 
 from llminfer.base.arrays import FloatArray
-from llminfer.base.errors import number
-from llminfer.laws.lengths import LengthLaw
+from llminfer.base.errors import fail, number
+from llminfer.laws.lengths import LengthLaw, Paired
 from llminfer.timing import StepTime
 
 ComplexArray = npt.NDArray[np.complex128]
@@ -218,7 +218,13 @@ def token_pmf(law: LengthLaw) -> FloatArray:
 
 
 def longest_output(outputs: LengthLaw, sizes: Sequence[int]) -> FloatArray:
-    """P(greatest of b outputs = k) for each b of ``sizes``, shape (sizes, tokens)."""
+    """P(greatest of b outputs = k) for each b of ``sizes``, shape (sizes, tokens).
+
+    Raises:
+        ConfigError: Outputs depend on prompts: then this says too little of a batch.
+    """
+    if isinstance(outputs, Paired):
+        raise fail("output_length_dist", "paired", "independent of prompts for theory")
     below = np.minimum(np.cumsum(token_pmf(outputs)), 1.0)
     return np.diff(below ** np.array(sizes)[:, None], axis=1, prepend=0.0)
 
