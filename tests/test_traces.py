@@ -21,7 +21,7 @@ from llminfer import (
     read_vllm_log,
     simulate,
 )
-from llminfer.data.logs import ServedLog, read_bench, read_steps
+from llminfer.data import ServedLog, read_bench, read_steps
 
 ROW = {
     "request_id": "a",

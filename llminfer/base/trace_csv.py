@@ -7,7 +7,6 @@ import gzip
 import lzma
 import math
 import re
-import textwrap
 import tomllib
 import warnings
 import zlib
@@ -24,7 +23,7 @@ from llminfer.base.errors import TraceError, choice
 _LONGEST_LINE = 64 * 1024  # bytes; a line of a trace has well under a hundred
 _LONGEST_OBJECT = 64 * 2**20  # bytes; the results of a whole run may be on one
 _LATEST = 1e15  # s; the clock of day is at 1.8e9
-_OF_DAY = 1e8  # s; a clock that shows more is the time of day
+_OF_DAY = 1e9  # s; a clock that shows more is the time of day
 _WHOLE = re.compile(r"\s*[0-9]{1,18}(\.0*)?\s*")
 _DATE = re.compile(r"\s*[12]\d{3}-\d\d?-\d")
 _COMMA = re.compile(r"^\s*(-?\d+),(\d+)\s*$")
@@ -85,7 +84,7 @@ def requests(
     silent = found["output_length"].map(_time) == 0.0
     if silent.any() and not silent.all():
         what = f"of {len(table)} requests ({silent.mean():.1%}) have no output tokens"
-        _say(table, f"{silent.sum()} {what}: they failed, and are left out")
+        say(table, f"{silent.sum()} {what}: they failed, and are left out")
         found = {role: cells[~silent] for role, cells in found.items()}
     moment, *lengths = (found[role] for role in TRACE)
     if (dates := _dates(moment)) is not None:
@@ -96,7 +95,7 @@ def requests(
             arrival -= arrival.min()
     if not arrival.is_monotonic_increasing:
         row = arrival.index[arrival < arrival.cummax()][0]
-        _say(table, f"not in order of arrival, from row {row} on: put in order")
+        say(table, f"not in order of arrival, from row {row} on: put in order")
     frame = pd.DataFrame(
         dict(zip(TRACE, [arrival, *map(tokens, lengths)], strict=True))
     )
@@ -143,7 +142,7 @@ def recognised(
             if role in ("prompt_length", "output_length", "error"):
                 found[role] = found[role].where(found[role].notna(), table[other])
     if lacking := [role for role in needed if role not in found]:
-        shown = textwrap.shorten(",".join(map(str, table)).replace(",", ", "), 300)
+        shown = ",".join(map(str, table))[:300]
         call = ", ".join(f"{role!r}: '...'" for role in lacking)
         must = f"must include {','.join(lacking)}: name them, columns={{{call}}}"
         raise TraceError(f"{table.index.name}1: columns {shown}: {must}")
@@ -263,8 +262,9 @@ def moments(
         times = (dates - pd.Timestamp(0, tz="UTC")) / pd.Timedelta(1, "s")
         refuse(cells, times < least, "no earlier than what came before it")
         return times
-    if (size := numbers(cells).median() / _OF_DAY) > 1e3 and unit is None:
-        unit = ("seconds", "ms", "us", "ns")[min(3, int(math.log10(size) / 3))]
+    size = numbers(cells).median() / _OF_DAY
+    if 1e3 <= size < math.inf and unit is None:
+        unit = ("ms", "us", "ns")[min(2, int(math.log10(size) / 3) - 1)]
     return seconds(cells, least, unit)
 
 
@@ -290,10 +290,14 @@ def numbers(cells: pd.Series) -> pd.Series:
     return pd.Series([_time(cell) for cell in cells], cells.index, np.float64)
 
 
-def _say(table: pd.DataFrame, what: str) -> None:
-    """Warn of something in a file."""
-    where = str(table.index.name).rsplit(",", 1)[0]
-    warnings.warn(f"{where}: {what}", stacklevel=4)
+def place(cells: pd.Series | pd.DataFrame) -> str:
+    """The file that cells are of."""
+    return str(cells.index.name).rsplit(",", 1)[0]
+
+
+def say(cells: pd.Series | pd.DataFrame, what: str) -> None:
+    """Warn of something in the file that cells are of."""
+    warnings.warn(f"{place(cells)}: {what}", stacklevel=4)
 
 
 def _count(cell: Any) -> float:

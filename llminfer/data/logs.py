@@ -30,15 +30,6 @@ _PARTS = ("prefill_tokens", "prefill_seqs", "prefill_kv", "decode_seqs", "decode
 _STEP = (*_PARTS, "running", "waiting", "preempted")
 _ASYNCHRONOUS = (0, 14)  # the version of vLLM since which it is the default
 _CONFIGS = ("cache_config", "scheduler_config", "parallel_config")
-_OFF = (None, False, 0)
-_MODELLED: dict[str, tuple[Any, ...]] = {  # settings, and what they may be
-    "policy scheduling_policy": ("fcfs",),
-    "pipeline_parallel_size prefill_context_parallel_size num_scheduler_steps": (1,),
-    "decode_context_parallel_size max_num_partial_prefills": (1,),
-    "speculative_config speculative_model scheduler_cls enable_dbo enable_lora": _OFF,
-    "lora_config sliding_window kv_transfer_config kv_offloading_size": _OFF,
-    "long_prefill_token_threshold enable_expert_parallel": _OFF,
-}
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -301,12 +292,9 @@ def _recent(said: Mapping[str, Any]) -> bool:
 
 def _not_modelled(said: Mapping[str, Any]) -> list[str]:
     """The settings that change a run in a way that no configuration has."""
-    return [
-        f"{name}={said[name]!r:.40}"
-        for names, usual in _MODELLED.items()
-        for name in names.split()
-        if said.get(name, usual[0]) not in usual
-    ]
+    usual = FORMATS["modelled"]
+    odd = (name for name in usual if said.get(name, usual[name][0]) not in usual[name])
+    return [f"{name}={said[name]!r:.40}" for name in odd]
 
 
 def _flag(cells: pd.Series) -> pd.Series:

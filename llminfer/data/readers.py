@@ -20,9 +20,9 @@ import pandas as pd
 
 from llminfer.base import trace_csv as cell
 from llminfer.base.errors import TraceError, whole
-from llminfer.base.trace_csv import TRACE, Names, plain_name, recognised, refuse
+from llminfer.base.trace_csv import TRACE, Names, place, recognised, refuse, say
 from llminfer.data.logs import ServedLog, inside, read_settings
-from llminfer.data.rows import FORMATS, Run, read_runs
+from llminfer.data.rows import FORMATS, read_runs
 from llminfer.workload import Workload
 
 Columns = Mapping[str, pd.Series]
@@ -84,17 +84,17 @@ def read_log(
     if not 1 <= (number := whole("run", run or 1, 1)) <= len(runs) or (
         len(runs) > 1 and run is None
     ):
-        sizes = ", ".join(f"{len(each.cells)} requests" for each in runs)
+        sizes = ", ".join(f"{len(cells)} requests" for _, cells in runs)
         raise TraceError(f"{file.name}: {len(runs)} runs ({sizes}): give one, run=1")
-    one = runs[number - 1]
-    form = _format(one, file)
-    if (table := _aggregates(one.cells)) is not None:
+    about, cells = runs[number - 1]
+    form = _format({*about, *cells}, file)
+    if (table := _aggregates(cells)) is not None:
         table.attrs["source"] = form["name"]
         return table
-    found = _needed(one, columns)
+    found = _needed(about, cells, columns)
     unit = unit or form.get("unit")
     if not _is_served(found):
-        return _workload(one.cells, columns, unit, form)
+        return _workload(cells, columns, unit, form)
     given = _settings(settings, file)
     return _served(found, unit, settings=given, source=form["name"])
 
@@ -142,9 +142,8 @@ def read_bench(path: str | Path) -> ServedLog:
     return read_vllm_log(path)
 
 
-def _format(run: Run, file: Path) -> dict[str, Any]:
+def _format(there: set[str], file: Path) -> dict[str, Any]:
     """The format that a run is in, by what it has."""
-    there = {*run.about, *run.cells}
     known = (form for form in FORMATS["formats"] if there.issuperset(form["has"]))
     return next(known, {"name": "JSON" if ".json" in file.name else "CSV"})
 
@@ -161,12 +160,13 @@ def _settings(given: Mapping[str, Any] | None, file: Path) -> dict[str, Any]:
         return {}
 
 
-def _needed(run: Run, columns: Names) -> dict[str, pd.Series]:
+def _needed(
+    about: dict[str, Any], cells: pd.DataFrame, columns: Names
+) -> dict[str, pd.Series]:
     """The columns of a run by what they hold, without the requests of its warm-up."""
-    about, cells = run
     found = recognised(cells, columns, TRACE[1:])
     if isinstance(asked := about.get("num_prompts"), int) and asked != len(cells):
-        _say(cells, f"num_prompts={asked}, and {len(cells)} are in the file")
+        say(cells, f"num_prompts={asked}, and {len(cells)} are in the file")
     if "arrival_time" not in found:
         load = {k: about[k] for k in ("request_rate", "max_concurrency") if k in about}
         if str(load.get("request_rate")) != "inf" or load.get("max_concurrency"):
@@ -174,12 +174,12 @@ def _needed(run: Run, columns: Names) -> dict[str, pd.Series]:
             what = f"no arrivals: {len(cells)} requests have {has}; {load}"
             how = "columns={'arrival_time': '...'}, or save details with vLLM of 2026"
             how += ", or run with --request-rate inf without --max-concurrency"
-            raise TraceError(f"{_place(cells)}: {what}: {how}")
+            raise TraceError(f"{place(cells)}: {what}: {how}")
         found["arrival_time"] = pd.Series(0.0, cells.index, name="request_rate")
     if "phase" in found:
         early = found["phase"].map(lambda phase: "warm" in str(phase).lower())
         if early.any():
-            _say(cells, f"{_counted(early)} are of the warm-up, and are left out")
+            say(cells, f"{_counted(early)} are of the warm-up, and are left out")
         found = {role: column[~early] for role, column in found.items()}
     return found
 
@@ -192,7 +192,7 @@ def _is_served(found: Columns) -> bool:
     served = bool((first and last) or (pace and (first or last)))
     for role in [] if served else sorted(first | last | pace):
         what = "is not enough to tell when first and last tokens came"
-        _say(found[role], f"{found[role].name} {what}: a workload is read, no log")
+        say(found[role], f"{found[role].name} {what}: a workload is read, no log")
     return served
 
 
@@ -234,14 +234,9 @@ def _served(found: Columns, unit: str | None, **more: Any) -> ServedLog:
     found = {role: column[stay] for role, column in found.items()}
     lengths = _outputs(found, answered[stay])
     rows, origin = _times(found, answered[stay], lengths, unit)
-    pace = ((rows["last"] - rows["first"]) / (lengths - 1).where(lengths > 1)).median()
-    longest = (rows["last"] - rows["sent"]).max() - (
-        rows["first"] - rows["sent"]
-    ).median()
-    guess = 1 + int(longest / pace) if pace > 0.0 else 1
-    _say_failed(answered, stay, f"{lengths.isna().sum()} of them as of {guess} tokens")
+    _say_failed(answered, stay, lengths)
     rows["prompt"] = cell.tokens(found["prompt_length"])
-    rows["output"] = lengths.fillna(guess)
+    rows["output"] = lengths.fillna(lengths.max())
     rows["cached"] = cell.tokens(_given(found, "cached_tokens"), 0)
     rows["prefix"] = cell.tokens(_given(found, "prefix"), -1)
     rows = rows.iloc[np.argsort(rows["sent"], kind="stable")]
@@ -277,7 +272,7 @@ def _answered(found: Columns) -> tuple[pd.Series, pd.Series]:
         failed |= found[role].map(str).isin(_NOTHING[:2])
     if failed.all():
         what = "no requests answered: must have at least one"
-        raise TraceError(f"{_place(failed)}: {what}")
+        raise TraceError(f"{place(failed)}: {what}")
     cut = said.map(_SAYS["ended"].search).notna() | _begun(found)
     cut &= said.map(_SAYS["refused"].search).isna()
     return ~failed, ~failed | (cut & (cell.numbers(found["prompt_length"]) >= 1.0))
@@ -356,9 +351,13 @@ def _decode(
     if count.nunique() == 1 and made.nunique() > 1 and (count < made).any():
         refuse(gaps, count == 0, "gaps between tokens: stream the answers")
         kept = f"only {count.iloc[0]} gaps between tokens are kept of each request"
-        _say(gaps, f"{kept}: the others are taken to be as long as these on average")
+        say(gaps, f"{kept}: the others are taken to be as long as these on average")
         total = total / count * made
     return total
+
+
+def _length(gaps: Any) -> int:
+    return len(gaps) if isinstance(gaps, list) else 0
 
 
 def _outputs(found: Columns, answered: pd.Series) -> pd.Series:
@@ -366,7 +365,7 @@ def _outputs(found: Columns, answered: pd.Series) -> pd.Series:
     cells = found["output_length"]
     seen = cell.numbers(cells).where(~answered)
     if "itls" in found:
-        streamed = found["itls"].map(lambda gaps: len(gaps or ())) + _begun(found)
+        streamed = found["itls"].map(_length) + _begun(found)
         seen = seen.where(seen >= streamed, streamed)
     return seen.where(seen >= 1.0).where(~answered, cell.tokens(cells[answered]))
 
@@ -382,25 +381,18 @@ def _prefixes(rows: pd.DataFrame) -> list[list[tuple[int, int]]] | None:
     return [[pair] for pair in pairs]
 
 
-def _place(cells: pd.Series | pd.DataFrame) -> str:
-    """The file that cells are of."""
-    return str(cells.index.name).rsplit(",", 1)[0]
-
-
-def _say(cells: pd.Series | pd.DataFrame, what: str) -> None:
-    """Warn of something in a file."""
-    warnings.warn(f"{_place(cells)}: {what}", stacklevel=4)
-
-
-def _say_failed(answered: pd.Series, stay: pd.Series, lengths: str) -> None:
+def _say_failed(answered: pd.Series, stay: pd.Series, lengths: pd.Series) -> None:
     """One warning for all that failed."""
-    kinds = (
-        (~stay, "were refused, and are left out"),
-        (stay & ~answered, f"were cut off, and stay in the load, {lengths}"),
-    )
-    what = [f"{_counted(rows)} {how}" for rows, how in kinds if rows.any()]
+    what = []
+    if not stay.all():
+        what.append(f"{_counted(~stay)} were refused, and are left out")
+    if (cut := stay & ~answered).any():
+        what.append(f"{_counted(cut)} were cut off, and stay in the load")
+    if lengths.hasnans:
+        unknown = f"{lengths.isna().sum()} unknown output lengths"
+        what.append(f"{unknown} are taken to be the longest, {lengths.max():g}")
     if what:
-        _say(answered, "; ".join(what))
+        say(answered, "; ".join(what))
 
 
 def _counted(rows: pd.Series) -> str:
@@ -413,7 +405,7 @@ def _aggregates(cells: pd.DataFrame) -> pd.DataFrame | None:
     """A table of means and percentiles, a row a run; None if there are none."""
     statistics = dict[str, pd.Series]()
     for name in cells:
-        words = plain_name(str(name))[0]
+        words = cell.plain_name(str(name))[0]
         kind, of = _STATISTIC.search(words), _MEASURE.search(words)
         if kind and of:
             stat = (None, "mean", "p50", kind[3])[kind.lastindex or 0]

@@ -7,7 +7,7 @@ import tomllib
 from collections.abc import Callable, Iterator
 from itertools import chain
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pandas as pd
 
@@ -16,14 +16,12 @@ from llminfer.base.trace_csv import COLUMNS, csv_table, plain_name, text_lines
 
 _LARGEST = 64 * 2**20  # bytes of one JSON document
 FORMATS = tomllib.loads(Path(__file__).with_name("formats.toml").read_text("utf-8"))
+_NAMES = {name for names in COLUMNS.values() for name in names.split()}
 _INTO = ("requests", "results", "successful", "errored", "incomplete", "benchmarks")
 
 
-class Run(NamedTuple):
-    """What is said of a run, by name, and its requests: a row each, by path."""
-
-    about: dict[str, Any]
-    cells: pd.DataFrame
+# What is said of a run, by name, and its requests: a row each, a column a path
+Run = tuple[dict[str, Any], pd.DataFrame]
 
 
 def read_runs(file: Path) -> list[Run]:
@@ -33,9 +31,9 @@ def read_runs(file: Path) -> list[Run]:
         TraceError: The file cannot be read, or is damaged; names the row.
     """
     if not (entries := _entries(file)):
-        return [Run({}, csv_table(file))]
+        return [({}, csv_table(file))]
     runs = [run for entry in entries.values() for run in _runs(entry, file.name)]
-    return runs or [Run({}, table(entries, f"{file.name}, row "))]
+    return runs or [({}, table(entries, f"{file.name}, row "))]
 
 
 def document(file: Path) -> Any:
@@ -94,15 +92,13 @@ def _runs(entry: dict[str, Any], name: str) -> list[Run]:
     """The runs in one JSON object; none if it is a single request."""
     place = f"{name}, request "
     if isinstance(entry.get("input_lens"), list):  # a list a column
-        columns = {k: v for k, v in entry.items() if isinstance(v, list) and v}
-        columns = {k: v for k, v in columns.items() if _names_a_column(k)}
+        columns = {k: v for k, v in entry.items() if v and isinstance(v, list)}
+        columns = {k: v for k, v in columns.items() if plain_name(k)[0] in _NAMES}
         if len(sizes := {len(column) for column in columns.values()}) > 1:
             raise TraceError(f"{name}: columns of unlike length: {sizes}")
-        return [Run(entry, pd.DataFrame(columns, dtype=object).rename_axis(place))]
+        return [(entry, pd.DataFrame(columns, dtype=object).rename_axis(place))]
     several = entry.get("benchmarks") or [entry][: any(map(_holds(entry), _INTO))]
-    return [
-        Run(entry, table(dict(enumerate(_leaves(part))), place)) for part in several
-    ]
+    return [(entry, table(dict(enumerate(_leaves(each))), place)) for each in several]
 
 
 def _leaves(part: Any, under: str = "") -> Iterator[dict[str, Any]]:
@@ -118,10 +114,6 @@ def _leaves(part: Any, under: str = "") -> Iterator[dict[str, Any]]:
 def _holds(part: Any) -> Callable[[str], bool]:
     """Whether a part of a document has a list or an object of some name."""
     return lambda key: isinstance(part, dict) and isinstance(part.get(key), list | dict)
-
-
-def _names_a_column(key: str) -> bool:
-    return any(plain_name(key)[0] in names.split() for names in COLUMNS.values())
 
 
 def _parsed(text: str, where: str) -> Any:
