@@ -67,7 +67,7 @@ def requests(
     """``arrival_time``, ``prompt_length`` and ``output_length``, by arrival.
 
     Requests without tokens to answer failed: they are left out. The first arrives at
-    0, unless the table's own ``arrival_time`` starts elsewhere.
+    0, but in a table with these very columns, which is our own, as it says.
 
     Args:
         table: Cells, its index named as that of ``csv_table`` is.
@@ -89,10 +89,10 @@ def requests(
     moment, *lengths = (found[role] for role in TRACE)
     if (dates := _dates(moment)) is not None:
         arrival = (dates - dates.min()) / pd.Timedelta(1, "s")
+    elif {*TRACE} <= {*table}:
+        arrival = seconds(moment, unit=unit)
     else:
-        arrival = moments(moment, unit)
-        if moment.name != "arrival_time" or arrival.min() > _OF_DAY:
-            arrival -= arrival.min()
+        arrival = (since := moments(moment, unit)) - since.min()
     if not arrival.is_monotonic_increasing:
         row = arrival.index[arrival < arrival.cummax()][0]
         say(table, f"not in order of arrival, from row {row} on: put in order")

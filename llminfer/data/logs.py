@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import KW_ONLY, dataclass, field, fields
-from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Self
@@ -29,6 +28,7 @@ _CLOCK = ("begin", "scheduled", "done")
 _PARTS = ("prefill_tokens", "prefill_seqs", "prefill_kv", "decode_seqs", "decode_kv")
 _STEP = (*_PARTS, "running", "waiting", "preempted")
 _ASYNCHRONOUS = (0, 14)  # the version of vLLM since which it is the default
+_ON = ("prefix_caching", "chunked_prefill", "reserve_full_prompt")  # unless said
 _CONFIGS = ("cache_config", "scheduler_config", "parallel_config")
 
 
@@ -208,6 +208,7 @@ def read_settings(path: str | Path | Mapping[str, Any]) -> dict[str, Any]:
             ``engine``, ``kv_cache``, ``resolved_config``, or at the top, which counts
             most. Or the settings themselves, by vLLM's flags or the fields' names.
 
+    >>> import json
     >>> from tempfile import mkdtemp
     >>> path = Path(mkdtemp()) / "meta.json"
     >>> limits = {"max_num_seqs": 8, "max_num_batched_tokens": 512}
@@ -227,61 +228,46 @@ def read_settings(path: str | Path | Mapping[str, Any]) -> dict[str, Any]:
     Warns:
         UserWarning: Settings that change a run and are not modelled; names each.
     """
-    if isinstance(path, Mapping):
-        place, said = "settings", _said(_by_flag(path))
-    else:
-        file = inside(path, "meta.json")
-        place, said = file.name, _said(document(file))
+    file = Path("settings") if isinstance(path, Mapping) else inside(path, "meta.json")
+    said = _said(path if isinstance(path, Mapping) else document(file))
     said = {"max_num_seqs": None, "max_num_batched_tokens": None, **said}
-    cells = pd.DataFrame([said], [""], dtype=object).rename_axis(place)
-
-    def get(read: Callable[[pd.Series], pd.Series], usual: Any, *names: str) -> Any:
-        there = [name for name in names if name in cells]
-        return read(cells[there[0]]).item() if there else usual
-
-    sequences = get(tokens, None, "max_num_seqs")
-    graphs = min(2 * sequences, 512)
-    graphs = get(partial(tokens, least=0), graphs, "max_cudagraph_capture_size")
-    replicas = get(tokens, 1, "data_parallel_size")
-    router = "round_robin" if replicas == 1 else "least_loaded"
-    if replicas == 1:
+    cells = pd.DataFrame([said], [""], dtype=object).rename_axis(file.name)
+    usual: dict[str, Any] = {**dict.fromkeys(_ON, True), "block_size": 16, "replicas": 1}
+    usual |= {"enforce_eager": False, "async_scheduling": _recent(said)}
+    settings: dict[str, Any] = {"server": "continuous"}
+    for ours, name in FORMATS["settings"].items():
+        settings[ours] = usual.get(ours)
+        if name in cells and isinstance(settings[ours], bool):
+            settings[ours] = _flag(cells[name]).item()
+        elif name in cells:
+            settings[ours] = tokens(cells[name], int(ours != "graph_tokens")).item()
+    if settings["graph_tokens"] is None:
+        settings["graph_tokens"] = min(2 * settings["batch_size"], 512)
+    if settings.pop("enforce_eager"):
+        settings["graph_tokens"] = 0
+    if settings["replicas"] == 1:
         said.pop("enable_expert_parallel", None)  # with more they would keep step
     if other := _not_modelled(said):
         what = "changes the run and is not modelled"
-        warnings.warn(f"{place}: {', '.join(other)}: {what}", stacklevel=2)
-    return {
-        "server": "continuous",
-        "batch_size": sequences,
-        "max_batched_tokens": get(tokens, None, "max_num_batched_tokens"),
-        "kv_blocks": get(tokens, None, "num_gpu_blocks"),
-        "block_size": get(tokens, 16, "block_size"),
-        "prefix_caching": get(_flag, True, "enable_prefix_caching", "prefix_caching"),
-        "chunked_prefill": get(_flag, True, "enable_chunked_prefill", "chunked"),
-        "reserve_full_prompt": get(_flag, True, "scheduler_reserve_full_isl"),
-        "async_scheduling": get(_flag, _recent(said), "async_scheduling"),
-        "graph_tokens": 0 if get(_flag, False, "enforce_eager") else graphs,
-        "replicas": replicas,
-        "router": said.get("router", router),
-    }
-
-
-def _by_flag(given: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings by vLLM's names, from flags of its command line or our own names."""
-    said = dict[str, Any]()
-    for flag, value in given.items():
-        name = flag.lstrip("-").replace("-", "_").removeprefix("no_")
-        off = flag.lstrip("-").startswith(("no-", "no_"))
-        said[FORMATS["settings"].get(name, name)] = False if off else value
-    return said
+        warnings.warn(f"{file.name}: {', '.join(other)}: {what}", stacklevel=2)
+    router = "round_robin" if settings["replicas"] == 1 else "least_loaded"
+    return {**settings, "router": said.get("router", router)}
 
 
 def _said(meta: Any) -> dict[str, Any]:
-    """The settings that a ``meta.json`` has in one place or another."""
+    """The settings that are in one place or another, by vLLM's names.
+
+    They may be flags of its command line, or go by the names of our own fields.
+    """
     top = _section(meta)
     resolved = _section(top.get("resolved_config"))
     parts = [top.get(key) for key in ("engine_kwargs", "engine", "kv_cache")]
     parts += [resolved, *map(resolved.get, _CONFIGS), top]
-    return {k: v for part in parts for k, v in _section(part).items() if v is not None}
+    said = {k: v for part in parts for k, v in _section(part).items() if v is not None}
+    flags = {k.lstrip("-").replace("-", "_"): v for k, v in said.items()}
+    flags |= {k[3:]: False for k in flags if k.startswith("no_")}
+    vllm = FORMATS["aliases"] | FORMATS["settings"]
+    return {vllm.get(name, name): value for name, value in flags.items()}
 
 
 def _recent(said: Mapping[str, Any]) -> bool:
@@ -311,4 +297,4 @@ def inside(path: str | Path, name: str) -> Path:
 
 def _section(part: Any) -> Mapping[str, Any]:
     """A section of a JSON object, empty if it is none."""
-    return part if isinstance(part, dict) else {}
+    return part if isinstance(part, Mapping) else {}

@@ -9,8 +9,8 @@ if only means and percentiles of whole runs.
 from __future__ import annotations
 
 import re
-import warnings
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ import numpy as np
 import pandas as pd
 
 from llminfer.base import trace_csv as cell
-from llminfer.base.errors import TraceError, whole
+from llminfer.base.errors import TraceError
 from llminfer.base.trace_csv import TRACE, Names, place, recognised, refuse, say
 from llminfer.data.logs import ServedLog, inside, read_settings
 from llminfer.data.rows import FORMATS, read_runs
@@ -81,20 +81,19 @@ def read_log(
     """
     file = inside(path, "requests.jsonl")
     runs = read_runs(file)
-    if not 1 <= (number := whole("run", run or 1, 1)) <= len(runs) or (
-        len(runs) > 1 and run is None
-    ):
+    if not 1 <= (number := run or int(len(runs) == 1)) <= len(runs):
         sizes = ", ".join(f"{len(cells)} requests" for _, cells in runs)
-        raise TraceError(f"{file.name}: {len(runs)} runs ({sizes}): give one, run=1")
+        must = f"must be one of {len(runs)}: {sizes}"
+        raise TraceError(f"{file.name}, run={run}: {must}")
     about, cells = runs[number - 1]
     form = _format({*about, *cells}, file)
-    if (table := _aggregates(cells)) is not None:
+    unit = unit or form.get("unit")
+    if (table := _aggregates(cells, unit)) is not None:
         table.attrs["source"] = form["name"]
         return table
     found = _needed(about, cells, columns)
-    unit = unit or form.get("unit")
     if not _is_served(found):
-        return _workload(cells, columns, unit, form)
+        return _workload(cells.loc[found["prompt_length"].index], columns, unit, form)
     given = _settings(settings, file)
     return _served(found, unit, settings=given, source=form["name"])
 
@@ -153,11 +152,9 @@ def _settings(given: Mapping[str, Any] | None, file: Path) -> dict[str, Any]:
     beside = file.with_name("meta.json")
     if given or not (file.name.startswith("requests.jsonl") and beside.exists()):
         return read_settings(given) if given else {}
-    try:
+    with suppress(TraceError):  # it does not say all that is needed
         return read_settings(beside)
-    except TraceError as error:
-        warnings.warn(f"settings are not known: {error}", stacklevel=3)
-        return {}
+    return {}
 
 
 def _needed(
@@ -201,15 +198,17 @@ def _workload(
 ) -> Workload:
     """What was asked, and when."""
     rows, paths = cell.requests(cells, columns, unit), None
-    work = Workload.from_arrays(*(rows[name] for name in TRACE))
     if size := form.get("block"):
         hashes = cells.loc[rows.index, "hash_ids"]
-        good = hashes.map(lambda ids: {*map(type, ids)} <= {int})
+        good = hashes.map(
+            lambda ids: isinstance(ids, list) and {*map(type, ids)} <= {int}
+        )
         refuse(hashes, ~good, "a list of whole numbers")
+        pairs = zip(hashes, rows["prompt_length"].tolist(), strict=True)
         paths = [
-            [(each, min(size, prompt - size * i)) for i, each in enumerate(ids)]
-            for ids, prompt in zip(hashes, rows["prompt_length"].tolist(), strict=True)
+            [(h, min(size, n - size * i)) for i, h in enumerate(p)] for p, n in pairs
         ]
+    work = Workload.from_arrays(*(rows[name] for name in TRACE))
     return _with(work, form["name"], paths)
 
 
@@ -224,7 +223,7 @@ def _with(work: Workload, source: str, paths: Any) -> Workload:
     segments = paths and tuple(tuple(p for p in path if p[1] > 0) for path in paths)
     more: dict[str, Any] = {"source": source, "segments": segments}
     return replace(
-        work, **{f.name: more[f.name] for f in fields(work) if f.name in more}
+        work, **{f.name: more.get(f.name, getattr(work, f.name)) for f in fields(work)}
     )
 
 
@@ -356,16 +355,12 @@ def _decode(
     return total
 
 
-def _length(gaps: Any) -> int:
-    return len(gaps) if isinstance(gaps, list) else 0
-
-
 def _outputs(found: Columns, answered: pd.Series) -> pd.Series:
     """Tokens that were made: of who was cut off those seen, or NaN."""
     cells = found["output_length"]
     seen = cell.numbers(cells).where(~answered)
     if "itls" in found:
-        streamed = found["itls"].map(_length) + _begun(found)
+        streamed = found["itls"].map(lambda gaps: np.size(gaps or ())) + _begun(found)
         seen = seen.where(seen >= streamed, streamed)
     return seen.where(seen >= 1.0).where(~answered, cell.tokens(cells[answered]))
 
@@ -401,7 +396,7 @@ def _counted(rows: pd.Series) -> str:
     return f"{rows.sum()} of {len(rows)} requests ({rows.mean():.1%}; rows {some})"
 
 
-def _aggregates(cells: pd.DataFrame) -> pd.DataFrame | None:
+def _aggregates(cells: pd.DataFrame, unit: str | None) -> pd.DataFrame | None:
     """A table of means and percentiles, a row a run; None if there are none."""
     statistics = dict[str, pd.Series]()
     for name in cells:
@@ -410,7 +405,7 @@ def _aggregates(cells: pd.DataFrame) -> pd.DataFrame | None:
         if kind and of:
             stat = (None, "mean", "p50", kind[3])[kind.lastindex or 0]
             key = f"{stat}_{_MEASURES[(of.lastindex or 1) - 1]}"
-            statistics.setdefault(key, cell.seconds(cells[name].dropna()))
+            statistics.setdefault(key, cell.seconds(cells[name].dropna(), unit=unit))
     if not statistics or recognised(cells).keys() >= {*TRACE}:
         return None
     found = recognised(cells, known=FORMATS["aggregates"])
