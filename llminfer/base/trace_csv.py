@@ -155,6 +155,7 @@ def plain_name(name: str) -> tuple[str, float | None]:
     >>> plain_name("startTimeUnixNano"), plain_name("n_in")
     (('start_time_unix', 1e-09), ('n_in', None))
     """
+    name = name.replace("/", "_per_")
     words = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name).lower()
     words = re.sub(r"[^a-z0-9]+", "_", words).strip("_")
     stem, _, last = words.rpartition("_")

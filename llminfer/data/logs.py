@@ -232,7 +232,11 @@ def read_settings(path: str | Path | Mapping[str, Any]) -> dict[str, Any]:
     said = _said(path if isinstance(path, Mapping) else document(file))
     said = {"max_num_seqs": None, "max_num_batched_tokens": None, **said}
     cells = pd.DataFrame([said], [""], dtype=object).rename_axis(file.name)
-    usual: dict[str, Any] = {**dict.fromkeys(_ON, True), "block_size": 16, "replicas": 1}
+    usual: dict[str, Any] = {
+        **dict.fromkeys(_ON, True),
+        "block_size": 16,
+        "replicas": 1,
+    }
     usual |= {"enforce_eager": False, "async_scheduling": _recent(said)}
     settings: dict[str, Any] = {"server": "continuous"}
     for ours, name in FORMATS["settings"].items():

@@ -63,7 +63,7 @@ def _flat(part: dict[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
     for key, value in part.items():
         if isinstance(value, dict):
             yield from _flat(value, f"{path}{key}.")
-        else:
+        elif key != "unit":
             yield (path[:-1] if key == "value" else path + key) + unit, value
 
 
