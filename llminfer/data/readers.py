@@ -30,6 +30,7 @@ Columns = Mapping[str, pd.Series]
 _ONE_CLOCK = 1.0  # s; where the least delay of a log is not below, clocks are two
 _LONGEST_DELAY = 3600.0  # s on the way from the client to the engine's queue
 _SAYS = {k: re.compile(v, re.IGNORECASE) for k, v in FORMATS["failures"].items()}
+_ANSWER = {"output_length", "first_token_time", "last_token_time", "ttft", "latency"}
 _NOTHING = ("None", "", "0", "0.0")  # cells that say that there was no answer
 _STATISTIC = re.compile(r"(?:^|_)(?:(mean|avg|average)|(median|p50)|(p9[059]))(?=_|$)")
 _MEASURE = re.compile(
@@ -185,7 +186,7 @@ def _is_served(found: Columns) -> bool:
     """Whether both first and last tokens have a time; says if only one has."""
     pace = {"itls", "tpot"} & found.keys()
     first = {"first_token_time", "ttft"} & found.keys()
-    last = {"last_token_time", "latency", "end_time"} & found.keys()
+    last = {"last_token_time", "latency"} & found.keys()
     served = bool((first and last) or (pace and (first or last)))
     for role in [] if served else sorted(first | last | pace):
         what = "is not enough to tell when first and last tokens came"
@@ -264,11 +265,9 @@ def _answered(found: Columns) -> tuple[pd.Series, pd.Series]:
         if role in found:
             said += found[role].map(lambda cell, role=role: f"{role}={cell};")
     failed = said.map(_SAYS["failed"].search).notna()
-    for role in ("output_length", "first_token_time", "last_token_time"):
-        if role in found:
-            failed |= found[role].map(str).isin(_NOTHING)
-    for role in {"ttft", "latency"} & found.keys():
-        failed |= found[role].map(str).isin(_NOTHING[:2])
+    for role in _ANSWER & found.keys():
+        nothing = _NOTHING[: 2 if role in ("ttft", "latency") else None]
+        failed |= found[role].map(str).isin(nothing)
     if failed.all():
         what = "no requests answered: must have at least one"
         raise TraceError(f"{place(failed)}: {what}")
@@ -304,34 +303,29 @@ def _times(
     queued = cell.moments(_given(found, "queued_time"), unit).combine_first(sent)
     scheduled = cell.moments(_given(found, "scheduled_time"), unit, queued)
 
-    def at(role: str, where: pd.Series, least: float | pd.Series) -> pd.Series:
-        cells = _given(found, role, where)
-        if role in ("ttft", "latency"):
-            return sent + cell.seconds(cells, unit=unit)
-        return cell.moments(cells, unit, least)
-
-    decode = _decode(found, answered, lengths, unit)
-    begin = [role for role in ("first_token_time", "ttft") if role in found]
-    paces = ("itls", "tpot") if begin else ()
-    ends = ("last_token_time", "latency", *paces[:1], "end_time", *paces[1:])
-    end = next(role for role in ends if role in found)
     least = scheduled.combine_first(queued)
-    if begin:
-        first = at(begin[0], answered | _begun(found), least)
-        last = first + decode if end in paces else at(end, answered, first)
-    else:
-        last = at(end, answered, least)
-        first = last - decode
+
+    def at(clock: str, duration: str, where: pd.Series, least: pd.Series) -> Any:
+        if clock in found:
+            return cell.moments(_given(found, clock, where), unit, least)
+        after = cell.seconds(_given(found, duration, where), unit=unit)
+        return sent + after if duration in found else None
+
+    first = at("first_token_time", "ttft", answered | _begun(found), least)
+    last = at("last_token_time", "latency", answered, least if first is None else first)
+    if first is None or last is None:
+        decode = _decode(found, answered, lengths, unit)
+        first = last - decode if first is None else first
+        last = first + decode if last is None else last
     delay = queued - (sent - sent.min())
-    origin, begun = delay.min(), sent.min()
-    if "queued_time" in found:
-        must = f"within {_LONGEST_DELAY:g} s of arrival_time once their clocks agree"
-        refuse(found["queued_time"], delay - origin > _LONGEST_DELAY, must)
-    if 0.0 <= origin - begun < _ONE_CLOCK:  # of a single clock
-        origin = begun
+    must = f"within {_LONGEST_DELAY:g} s of arrival_time once their clocks agree"
+    for column in [found[role] for role in {"queued_time"} & found.keys()]:
+        refuse(column, delay - delay.min() > _LONGEST_DELAY, must)
+    single = 0.0 <= delay.min() - sent.min() < _ONE_CLOCK  # clock for all of them
+    origin = sent.min() if single else delay.min()
     columns = {"queued": queued, "first": first, "last": last[answered]}
     rows = pd.DataFrame({**columns, "scheduled": scheduled}, sent.index) - origin
-    return rows.assign(sent=sent - begun), float(origin)
+    return rows.assign(sent=sent - sent.min()), float(origin)
 
 
 def _decode(
