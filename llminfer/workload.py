@@ -170,7 +170,12 @@ class Workload:
         Raises:
             TraceError: A column is missing, or a cell is bad: names row and column.
         """
-        table = frame.astype(object).rename(columns=str).reset_index(drop=True)
+        table = (
+            pd.DataFrame(frame)
+            .astype(object)
+            .rename(columns=str)
+            .reset_index(drop=True)
+        )
         table = table.rename_axis("frame, row ")
         rows = requests(table, columns, unit)
         return cls.from_arrays(*(rows[name].to_numpy() for name in TRACE))

@@ -141,9 +141,12 @@ def test_a_log_knows_the_settings_beside_it(data):
     assert read_log(sample).settings == {}
 
 
-def test_settings_that_are_no_log_ask_for_columns(data):
-    with pytest.raises(TraceError, match=r"must include prompt_length,output_length"):
+def test_settings_and_steps_name_their_reader(data):
+    with pytest.raises(TraceError, match=r"^vllm_dp2_meta.json, .* read_settings\("):
         read_log(data / "samples" / "vllm_dp2_meta.json")
+    run = data / "vllm-h200" / "256x2048-conv-4"
+    with pytest.raises(TraceError, match=r"^engine_steps.csv, .* read_steps\(path\)"):
+        read_log(run / "engine_steps.csv")
 
 
 # Other public formats
@@ -351,6 +354,13 @@ ERRORS = {  # content, how to read it, what is said
         {},
         "columns metric_name,timestamp,metric_value: must include prompt_length,out",
     ),
+    "spans as they are exported": ({"resourceSpans": []}, {}, "a span a line"),
+    "genai-perf": ({"experiments": []}, {}, "no token counts: export with AIPerf"),
+    "no requests": (
+        {"benchmarks": [{"requests": {"successful": []}}]},
+        {},
+        "no requests: must have at least one",
+    ),
     "unlike lengths": (BENCH | {"ttfts": [1.0]}, {}, "columns of unlike length"),
     "a column that is not there": (
         "a,b,c\n1,2,3\n",
@@ -416,6 +426,14 @@ def test_http_codes_tell_who_was_refused(tmp_path):
     assert len(said) == 1
     assert "rows 3) were refused" in said[0]
     assert "rows 4) were cut off" in said[0]
+
+
+def test_milliseconds_without_a_unit_are_suspected(tmp_path):
+    path = written(tmp_path, "time,isl,osl\n0,9,2\n500,7,3\n1000,8,2\n")
+    with pytest.warns(UserWarning, match=r"time is read as seconds: give unit='ms' if"):
+        assert read_log(path).arrival_time.tolist() == [0.0, 500.0, 1000.0]
+    work, said = quietly(path, unit="ms")
+    assert (work.arrival_time.tolist(), said) == ([0.0, 0.5, 1.0], [])
 
 
 def test_a_packed_file_does_as_well(tmp_path):

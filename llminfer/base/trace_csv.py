@@ -22,6 +22,7 @@ from llminfer.base.errors import TraceError, choice
 
 _LONGEST_LINE = 64 * 1024  # bytes; a line of a trace has well under a hundred
 _LONGEST_OBJECT = 64 * 2**20  # bytes; the results of a whole run may be on one
+_SPARSE = 60.0  # s between requests; milliseconds look like that
 _LATEST = 1e15  # s; the clock of day is at 1.8e9
 _OF_DAY = 1e9  # s; a clock that shows more is the time of day
 _WHOLE = re.compile(r"\s*[0-9]{1,18}(\.0*)?\s*")
@@ -93,6 +94,8 @@ def requests(
         arrival = seconds(moment, unit=unit)
     else:
         arrival = (since := moments(moment, unit)) - since.min()
+        if unit is None and arrival.mean() > _SPARSE * len(arrival):
+            say(table, f"{moment.name} is read as seconds: give unit='ms' if it is not")
     if not arrival.is_monotonic_increasing:
         row = arrival.index[arrival < arrival.cummax()][0]
         say(table, f"not in order of arrival, from row {row} on: put in order")

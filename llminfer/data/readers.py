@@ -88,6 +88,9 @@ def read_log(
         raise TraceError(f"{file.name}, run={run}: {must}")
     about, cells = runs[number - 1]
     form = _format({*about, *cells}, file)
+    if cells.empty or "advice" in form:
+        how = form.get("advice", "no requests: must have at least one")
+        raise TraceError(f"{file.name}, {form['name']}: {how}")
     unit = unit or form.get("unit")
     if (table := _aggregates(cells, unit)) is not None:
         table.attrs["source"] = form["name"]
