@@ -13,7 +13,7 @@ from llminfer.base import cache
 from llminfer.base.errors import ConfigError, OverloadWarning, TraceError
 from llminfer.capacity import SLO, capacity
 from llminfer.config import SimulationConfig
-from llminfer.data.logs import read_settings, read_vllm_log
+from llminfer.data import read_settings, read_vllm_log
 from llminfer.data.public import fetch
 from llminfer.experiment import SimulationRunner, simulate, sweep
 from llminfer.fleet import fewest_replicas

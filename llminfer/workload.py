@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -14,7 +14,7 @@ import pandas as pd
 from llminfer.base.arrays import MOST_TOKENS, FloatArray, IntArray
 from llminfer.base.errors import TraceError, choice, number
 from llminfer.base.streams import stream
-from llminfer.base.trace_csv import read_csv
+from llminfer.base.trace_csv import TRACE, read_csv, requests
 from llminfer.config import SimulationConfig
 from llminfer.laws.arrivals import ArrivalRate, unit_arrivals
 from llminfer.laws.lengths import LengthLaw
@@ -132,13 +132,57 @@ class Workload:
         )
 
     @classmethod
-    def from_csv(cls, path: str | Path) -> Self:
+    def from_csv(
+        cls,
+        path: str | Path,
+        *,
+        columns: Mapping[str, str] | None = None,
+        unit: str | None = None,
+    ) -> Self:
         """A workload from a CSV trace: see ``llminfer.base.trace_csv.read_csv``.
+
+        Args:
+            path: The file, plain or as ``.gz`` or ``.xz``.
+            columns: Names of its columns, where they do not say what they hold.
+            unit: Of times whose column's name does not end in one: s, ms, us or ns.
 
         Raises:
             TraceError: A bad row, named by its number, or no such file.
         """
-        return cls.from_arrays(*read_csv(path))
+        return cls.from_arrays(*read_csv(path, columns, unit))
+
+    @classmethod
+    def from_frame(
+        cls,
+        frame: pd.DataFrame,
+        *,
+        columns: Mapping[str, str] | None = None,
+        unit: str | None = None,
+    ) -> Self:
+        """A workload from a table with a row a request, read as a CSV is.
+
+        Args:
+            frame: Times and lengths in columns whose names say what they hold.
+            columns: Names of its columns, where they do not.
+            unit: Of times whose column's name does not end in one: s, ms, us or ns.
+
+        >>> frame = pd.DataFrame({"when": [0, 250], "n_in": [9, 7], "n_out": [2, 3]})
+        >>> columns = {"arrival_time": "when"}
+        >>> Workload.from_frame(frame, columns=columns, unit="ms").arrival_time.tolist()
+        [0.0, 0.25]
+
+        Raises:
+            TraceError: A column is missing, or a cell is bad: names row and column.
+        """
+        table = (
+            pd.DataFrame(frame)
+            .astype(object)
+            .rename(columns=str)
+            .reset_index(drop=True)
+        )
+        table = table.rename_axis("frame, row ")
+        rows = requests(table, columns, unit)
+        return cls.from_arrays(*(rows[name].to_numpy() for name in TRACE))
 
     def __len__(self) -> int:
         return len(self.arrival_time)

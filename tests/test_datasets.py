@@ -76,7 +76,10 @@ def test_all_of_it_goes_into_the_package_in_less_than_400_kb():
     patterns = settings["tool"]["setuptools"]["package-data"]["llminfer.data"]
     taken = {file for pattern in patterns for file in home.glob(pattern)}
     there = {file for file in (home / "vllm-h200").rglob("*") if file.is_file()}
-    assert taken == there | {home / "public.txt"}
+    assert taken == there | {home / "public.txt", home / "formats.toml"}
+    assert settings["tool"]["setuptools"]["package-data"]["llminfer.base"] == [
+        "columns.toml"
+    ]
     assert sum(file.stat().st_size for file in there) < 400_000
 
 

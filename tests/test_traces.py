@@ -21,7 +21,7 @@ from llminfer import (
     read_vllm_log,
     simulate,
 )
-from llminfer.data.logs import ServedLog, read_bench, read_steps
+from llminfer.data import ServedLog, read_bench, read_steps
 
 ROW = {
     "request_id": "a",
@@ -144,32 +144,56 @@ def test_what_the_engine_found_in_its_cache_is_kept_where_all_rows_have_it(tmp_p
     assert log.prefix is None
 
 
-FAILED = [
-    {"error": "HTTP 500"},
-    {"finish_reason": "abort"},
-    {"output_toks": 0},
+UNSEEN = {"first_token_ts": None, "last_token_ts": None, "output_toks": 0}
+REFUSED = [
+    {"error": "HTTP 500"} | UNSEEN,
+    {"error": "HTTP 503 Service Unavailable"},
+    {"error": "429"},
+    {"output_toks": 0, "first_token_ts": None, "last_token_ts": None},
     {"first_token_ts": 0.0, "last_token_ts": 0.0},
-    {"last_token_ts": None},
+]
+CUT_OFF = [
+    ({"error": "engine died"}, 3),  # tokens had come
+    ({"finish_reason": "abort"}, 3),
+    ({"last_token_ts": None}, 3),
+    ({"output_toks": 0}, 5),  # not known: as long as the longest
+    ({"error": "TimeoutError"} | UNSEEN, 5),
+    ({"error": "CancelledError: cancelled"} | UNSEEN | {"output_toks": 2}, 2),
 ]
 
 
-@pytest.mark.parametrize("failed", FAILED)
-def test_a_request_that_failed_does_not_lose_the_log(tmp_path, failed):
+@pytest.mark.parametrize("failed", REFUSED)
+def test_a_request_that_was_refused_is_left_out_and_counted(tmp_path, failed):
     rows = [ROW, ROW | {"request_id": "b"} | failed, ROW | {"request_id": "c"}]
-    with pytest.warns(
-        UserWarning, match=r"^requests.jsonl: 1 of 3 requests .* rows 2$"
-    ):
+    named = r"^requests.jsonl: 1 of 3 requests \(33.3%; rows 2\) were refused, and are"
+    with pytest.warns(UserWarning, match=named):
         log = read_vllm_log(jsonl(tmp_path, *rows))
-    assert (len(log), log.failed) == (2, 1)
+    assert (len(log), log.refused, log.completed.sum()) == (2, 1, 2)
+    assert "1 refused" in repr(log)
+
+
+@pytest.mark.parametrize(("failed", "made"), CUT_OFF)
+def test_a_request_that_was_cut_off_stays_in_the_load(tmp_path, failed, made):
+    other = ROW | {"request_id": "c", "output_toks": 5, "arrival_time": 1.7e9 + 0.5}
+    other |= {"queued_ts": 50.5, "scheduled_ts": 50.5}
+    rows = [ROW | failed, other]
+    with pytest.warns(UserWarning, match=r"1 of 2 .* rows 1\) were cut off, and stay"):
+        log = read_vllm_log(jsonl(tmp_path, *rows))
+    assert log.workload.output_length.tolist() == [made, 5]
+    assert log.completed.tolist() == [False, True]
+    assert np.isnan([log.ttft[0], log.tpot[0], log.latency[0]]).all()
+    assert log.refused == 0
+    assert log.first_completed(1.0).tolist() == [False, True]
+    assert "1 cut off" in repr(log)
 
 
 def test_many_that_failed_are_not_all_named(tmp_path):
     rows = [{"request_id": i, "error": "timeout"} for i in range(12)]
-    named = r"12 of 13 requests failed and are left out: rows 2, .*, 11, \.\.\.$"
+    named = r"12 of 13 .*; rows 2, .*, 11, \.\.\.\) were refused, and are left out$"
     with pytest.warns(UserWarning, match=named):
-        assert read_vllm_log(jsonl(tmp_path, ROW, *rows)).failed == 12
+        assert read_vllm_log(jsonl(tmp_path, ROW, *rows)).refused == 12
     with pytest.raises(TraceError, match="no requests answered"):
-        read_vllm_log(jsonl(tmp_path, *rows))
+        read_vllm_log(jsonl(tmp_path, *[ROW | row for row in rows]))
 
 
 def test_a_folder_does_as_well_as_its_file(tmp_path):
@@ -212,8 +236,7 @@ def test_a_packed_log_does_as_well_as_a_plain_one(tmp_path, ending, opened):
         ({"prefix": 0.5}, "row 2, prefix=0.5: must be a whole"),
         ({"first_token_ts": 49.0}, "row 2, first_token_ts=49.0: must be"),
         ({"last_token_ts": 50.5}, "row 2, last_token_ts=50.5: must be"),
-        ({"request_id": "a"}, "row 2, request_id='a': must be unlike that of row 1"),
-        ({"request_id": ["a"]}, "row 2, request_id=['a']: must be a name"),
+        ({"request_id": "a"}, "row 2, request_id='a': must be a name of its own"),
     ],
 )
 def test_what_is_bad_in_a_log_is_named_by_row_and_column(tmp_path, changes, message):
@@ -224,13 +247,16 @@ def test_what_is_bad_in_a_log_is_named_by_row_and_column(tmp_path, changes, mess
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("", "requests.jsonl: no requests answered: must have"),
-        ("{", "requests.jsonl, row 1: not JSON"),
-        ("7", "requests.jsonl, row 1: must be a JSON object"),
-        ("[" * 60_000, "requests.jsonl, row 1: not JSON"),
-        ('{"a": ' + "9" * 5000 + "}", "requests.jsonl, row 1: not JSON"),
+        ("", "requests.jsonl: empty: must have"),
+        ("{", "requests.jsonl: not JSON"),
+        ("7", "requests.jsonl: empty: must have a header"),
+        ("[7]", "requests.jsonl, row 0: must be a JSON object"),
+        ('{"a": 1}\n7', "requests.jsonl, row 2: must be a JSON object"),
+        ('{"a": 1}\n{', "requests.jsonl, row 2: not JSON"),
+        ("[" * 60_000, "requests.jsonl: not JSON"),
+        ('{"a": ' + "9" * 5000 + "}", "requests.jsonl: not JSON"),
         ("PK\x03\x04\0\0", "requests.jsonl, row 1: binary"),
-        ("{}", "requests.jsonl, row 1, request_id=None: must be a name"),
+        ("{}", "requests.jsonl, row 1: columns : must include prompt_length,"),
     ],
 )
 def test_what_is_no_log_is_refused(tmp_path, line, message):
@@ -240,7 +266,6 @@ def test_what_is_no_log_is_refused(tmp_path, line, message):
 def test_a_file_that_is_not_there_is_named(tmp_path):
     for reader in (read_vllm_log, read_bench, read_settings):
         assert "cannot be read: No such file" in one_line(reader, tmp_path / "gone")
-    assert "cannot be read: Is a directory" in one_line(read_bench, tmp_path)
 
 
 @pytest.mark.parametrize("reader", [Workload.from_csv, read_vllm_log, read_bench])
@@ -332,28 +357,42 @@ def test_a_benchmark_result_becomes_a_log_in_order_of_sending(tmp_path):
     assert log.ttft.tolist() == [0.25, 0.5, 0.125]
     assert log.latency.tolist() == [0.25, 1.25, 0.25]
     np.testing.assert_array_equal(log.tpot, [math.nan, 0.375, 0.125])
-    assert log.failed == 0
+    assert log.refused == 0
+    assert log.completed.all()
+
+
+@pytest.mark.parametrize("error", ["", "ServerDisconnectedError()", "Not Found"])
+def test_a_request_without_a_token_or_a_timeout_was_refused(tmp_path, error):
+    lost = {
+        "output_lens": [3, 1, 0],
+        "ttfts": [0.5, 0.25, 0.0],
+        "itls": [[0.25, 0.5], [], []],
+    }
+    with pytest.warns(UserWarning, match="rows 2.*refused"):
+        log = read_bench(bench(tmp_path, errors=["", "", error], **lost))
+    assert log.workload.prompt_length.tolist() == [6, 5]
+    assert log.refused == 1
 
 
 @pytest.mark.parametrize(
     "changes", [{"errors": ["", "", "timeout"]}, {"output_lens": [3, 1, 0]}]
 )
-def test_requests_that_failed_are_left_out_and_counted(tmp_path, changes):
-    log = read_bench(bench(tmp_path, **changes))
-    assert log.workload.prompt_length.tolist() == [6, 5]
-    assert log.failed == 1
-    assert "1 failed" in repr(log)
+def test_a_request_that_broke_off_counts_the_tokens_that_came(tmp_path, changes):
+    with pytest.warns(UserWarning, match="rows 2.*cut off"):
+        log = read_bench(bench(tmp_path, **changes))
+    assert log.workload.prompt_length.tolist() == [6, 5, 7]
+    assert log.workload.output_length.tolist() == [1, 3, 2]
+    assert log.completed.tolist() == [True, True, False]
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"start_times": None}, "result.json, start_times: missing: must be a list"),
-        ({"ttfts": 0.5}, "result.json, ttfts: missing: must be a list"),
+        ({"start_times": None}, "result.json: no arrivals: 3 requests have input_"),
+        ({"ttfts": 0.5}, "result.json: no log of requests: must say when requests"),
         ({"ttfts": [0.5]}, "result.json: columns of unlike length"),
         ({"errors": ["", ""]}, "result.json: columns of unlike length"),
-        ({"errors": 5}, "result.json, errors: missing: must be a list"),
-        ({"errors": ["x", "x", "x"]}, "result.json: no request succeeded"),
+        ({"errors": ["x", "x", "x"]}, "result.json: no requests answered"),
         ({"ttfts": [0.5, math.nan, 0.1]}, "result.json, request 1, ttfts=nan: must"),
         ({"ttfts": [0.5, -1.0, 0.1]}, "result.json, request 1, ttfts=-1.0: must"),
         ({"itls": [[], [], [-0.1]]}, "result.json, request 2, itls=-0.1: must"),

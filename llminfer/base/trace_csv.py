@@ -7,38 +7,47 @@ import gzip
 import lzma
 import math
 import re
+import tomllib
+import warnings
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from llminfer.base.arrays import MOST_TOKENS, FloatArray, IntArray
-from llminfer.base.errors import TraceError
+from llminfer.base.arrays import MOST_TOKENS
+from llminfer.base.errors import TraceError, choice
 
 _LONGEST_LINE = 64 * 1024  # bytes; a line of a trace has well under a hundred
+_LONGEST_OBJECT = 64 * 2**20  # bytes; the results of a whole run may be on one
+_SPARSE = 60.0  # s between requests; milliseconds look like that
 _LATEST = 1e15  # s; the clock of day is at 1.8e9
-_DIGITS = re.compile(r"\s*[0-9]{1,18}\s*")
-_LAYOUTS = (
-    ("arrival_time", "prompt_length", "output_length"),
-    ("TIMESTAMP", "ContextTokens", "GeneratedTokens"),
-)
+_OF_DAY = 1e9  # s; a clock that shows more is the time of day
+_WHOLE = re.compile(r"\s*[0-9]{1,18}(\.0*)?\s*")
+_DATE = re.compile(r"\s*[12]\d{3}-\d\d?-\d")
+_COMMA = re.compile(r"^\s*(-?\d+),(\d+)\s*$")
+_SEPARATORS = ",;\t|"
 _OPENERS: dict[str, Callable[..., Any]] = {".gz": gzip.open, ".xz": lzma.open}
+_TABLE = tomllib.loads(Path(__file__).with_name("columns.toml").read_text("utf-8"))
+COLUMNS: Mapping[str, str] = _TABLE["columns"]  # what they hold, and their names
+_UNITS: Mapping[str, float] = _TABLE["units"]
+Names = Mapping[str, str] | None
+TRACE = ("arrival_time", "prompt_length", "output_length")
 
 
-def read_csv(path: str | Path) -> tuple[FloatArray, IntArray, IntArray]:
+def read_csv(
+    path: str | Path, columns: Names = None, unit: str | None = None
+) -> list[np.ndarray[Any, Any]]:
     r"""Arrival times, prompt and output lengths of a CSV trace, each of shape (n,).
 
-    A request of no tokens cannot be served, and a row of one is refused; the Azure
-    traces of 2023 have none.
-
     Args:
-        path: A file with columns ``arrival_time,prompt_length,output_length``
-            (seconds from 0 on, tokens), or with the Azure traces'
-            ``TIMESTAMP,ContextTokens,GeneratedTokens``, whose first request
-            arrives at 0.
+        path: A file with any separator. Its columns may be ``arrival_time``
+            (seconds from 0 on), ``prompt_length`` and ``output_length`` (tokens), those
+            of the Azure traces, or other names that say what they hold.
+        columns: The names of columns by what they hold, where names do not say it.
+        unit: Of times, where the column's name does not end in one: s, ms, us or ns.
 
     >>> from tempfile import mkdtemp
     >>> path = Path(mkdtemp()) / "trace.csv"
@@ -49,37 +58,135 @@ def read_csv(path: str | Path) -> tuple[FloatArray, IntArray, IntArray]:
     Raises:
         TraceError: The file cannot be read as such a trace; names row and column.
     """
-    table = csv_table(Path(path), *_LAYOUTS)
-    plain = set(_LAYOUTS[0]) <= set(table)
-    moment, *lengths = (table[column] for column in _LAYOUTS[not plain])
-    arrival = seconds(moment) if plain else _since_first(moment)
-    refuse(moment, arrival < arrival.cummax(), "no earlier than the one before")
-    prompts, outputs = (tokens(cells).to_numpy(np.int64) for cells in lengths)
-    return arrival.to_numpy(np.float64), prompts, outputs
+    table = csv_table(Path(path))
+    return [each.to_numpy() for _, each in requests(table, columns, unit).items()]
 
 
-def csv_table(path: Path, *layouts: Sequence[str]) -> pd.DataFrame:
+def requests(
+    table: pd.DataFrame, columns: Names = None, unit: str | None = None
+) -> pd.DataFrame:
+    """``arrival_time``, ``prompt_length`` and ``output_length``, by arrival.
+
+    Requests without tokens to answer failed: they are left out. The first arrives at
+    0, but in a table with these very columns, which is our own, as it says.
+
+    Args:
+        table: Cells, its index named as that of ``csv_table`` is.
+        columns: Names of columns by what they hold, where names do not say it.
+        unit: Of times whose column's name does not end in one.
+
+    Raises:
+        TraceError: A column is missing or a cell is bad; names row and column.
+
+    Warns:
+        UserWarning: Requests that are left out, and rows that were not in order.
+    """
+    found = recognised(table, columns, TRACE)
+    silent = found["output_length"].map(_time) == 0.0
+    if silent.any() and not silent.all():
+        what = f"of {len(table)} requests ({silent.mean():.1%}) have no output tokens"
+        say(table, f"{silent.sum()} {what}: they failed, and are left out")
+        found = {role: cells[~silent] for role, cells in found.items()}
+    moment, *lengths = (found[role] for role in TRACE)
+    if (dates := _dates(moment)) is not None:
+        arrival = (dates - dates.min()) / pd.Timedelta(1, "s")
+    elif {*TRACE} <= {*table}:
+        arrival = seconds(moment, unit=unit)
+    else:
+        arrival = (since := moments(moment, unit)) - since.min()
+        if unit is None and arrival.mean() > _SPARSE * len(arrival):
+            say(table, f"{moment.name} is read as seconds: give unit='ms' if it is not")
+    if not arrival.is_monotonic_increasing:
+        row = arrival.index[arrival < arrival.cummax()][0]
+        say(table, f"not in order of arrival, from row {row} on: put in order")
+    frame = pd.DataFrame(
+        dict(zip(TRACE, [arrival, *map(tokens, lengths)], strict=True))
+    )
+    return frame.iloc[np.argsort(arrival, kind="stable")]
+
+
+def recognised(
+    table: pd.DataFrame,
+    columns: Names = None,
+    needed: Sequence[str] = (),
+    known: Mapping[str, str] = COLUMNS,
+) -> dict[str, pd.Series]:
+    """The columns of a table by what they hold.
+
+    >>> table = pd.DataFrame({"TTFT (ms)": [5], "ContextTokens": [7], "hue": [1]})
+    >>> {role: cells.name for role, cells in recognised(table).items()}
+    {'prompt_length': 'ContextTokens', 'ttft': 'TTFT (ms)'}
+
+    Args:
+        table: Cells; a column's name may be a path, as in ``usage.prompt_tokens``.
+        columns: Names of columns by what they hold, where names do not say it.
+        needed: What must be there.
+        known: What there is, and the names that it goes by.
+
+    Raises:
+        ConfigError: ``columns`` names what no column can hold.
+        TraceError: A column that is named or needed is not there.
+    """
+    given, names = dict(columns or {}), dict[str, str]()
+    for role, name in given.items():
+        choice("columns", role, known)
+        if name not in table:
+            needed = [*needed, role]
+    for name in sorted(map(str, table), key=lambda name: name.count(".")):
+        for start in range(name.count(".") + 1):
+            names.setdefault(plain_name(name.split(".", start)[-1])[0], name)
+    found = {}
+    for role, aliases in known.items():
+        here = [names[alias] for alias in aliases.split() if alias in names]
+        here = [given[role]] if role in given else here
+        for name in set(here[:1]).intersection(table):
+            found[role] = table[name]
+        for other in here[1:]:
+            if role in ("prompt_length", "output_length", "error"):
+                found[role] = found[role].where(found[role].notna(), table[other])
+    if lacking := [role for role in needed if role not in found]:
+        shown = ",".join(map(str, table))[:300]
+        call = ", ".join(f"{role!r}: '...'" for role in lacking)
+        must = f"must include {','.join(lacking)}: name them, columns={{{call}}}"
+        raise TraceError(f"{table.index.name}1: columns {shown}: {must}")
+    return found
+
+
+def plain_name(name: str) -> tuple[str, float | None]:
+    """A column's name in plain words, and the unit that it ends in, if any.
+
+    >>> plain_name("startTimeUnixNano"), plain_name("n_in")
+    (('start_time_unix', 1e-09), ('n_in', None))
+    """
+    name = name.replace("/", "_per_")
+    words = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name).lower()
+    words = re.sub(r"[^a-z0-9]+", "_", words).strip("_")
+    stem, _, last = words.rpartition("_")
+    return (stem, _UNITS[last]) if stem and last in _UNITS else (words, None)
+
+
+def csv_table(path: Path, needed: Sequence[str] = ()) -> pd.DataFrame:
     """The cells of a CSV as text; the index is their rows in the file.
 
     Blank rows count, and are left out. The index is named for messages.
 
     Raises:
-        TraceError: The file cannot be read, has no rows or not all columns of one of
-            the layouts, or a row has not as many fields as the first.
+        TraceError: The file cannot be read, has no rows or not all columns that are
+            needed, or a row has not as many fields as the first.
     """
-    number, rows = 0, dict[int, list[str]]()
+    number, rows, lines = 0, dict[int, list[str]](), text_lines(path)
+    first = next((line for line in lines if line.strip()), "")
+    apart = max(_SEPARATORS, key=first.count)
     try:
-        for number, row in enumerate(csv.reader(text_lines(path)), start=1):
+        for number, row in enumerate(csv.reader(text_lines(path), delimiter=apart), 1):
             if row:
                 rows[number] = row
     except csv.Error as error:
         raise TraceError(f"{path.name}, row {number + 1}: {error}") from None
     header = [name.strip() for name in next(iter(rows.values()), [])]
-    lacking = [[name for name in names if name not in header] for names in layouts]
-    if header and all(lacking):
-        must = " or ".join(map(",".join, lacking))
+    if header and (lacking := ",".join(n for n in needed if n not in header)):
         shown = ",".join(header)[:80]
-        raise TraceError(f"{path.name}, row 1: columns {shown}: must include {must}")
+        raise TraceError(f"{path.name}, row 1: columns {shown}: must include {lacking}")
     if len(rows) < 2:
         raise TraceError(f"{path.name}: empty: must have a header and rows")
     for number, row in rows.items():
@@ -87,14 +194,16 @@ def csv_table(path: Path, *layouts: Sequence[str]) -> pd.DataFrame:
             what = f"{len(row)} fields: must have {len(header)}, as the header has"
             raise TraceError(f"{path.name}, row {number}: {what}")
     table = pd.DataFrame([*rows.values()], [*rows], header, dtype=object)[1:]
+    if apart != ",":  # then it may be a decimal point
+        table = table.replace(_COMMA, r"\1.\2", regex=True)
     return table.loc[:, ~table.columns.duplicated()].rename_axis(f"{path.name}, row ")
 
 
 def tokens(cells: pd.Series, least: int = 1) -> pd.Series:
     """Counts of tokens from cells that hold numbers or their digits.
 
-    >>> tokens(pd.Series([" 20", 7], name="prompt_length")).tolist()
-    [20, 7]
+    >>> tokens(pd.Series([" 20", 7, "9.0"], name="prompt_length")).tolist()
+    [20, 7, 9]
 
     Args:
         cells: A column of a table, its index named as that of ``csv_table`` is.
@@ -106,28 +215,61 @@ def tokens(cells: pd.Series, least: int = 1) -> pd.Series:
     counts = pd.Series([_count(cell) for cell in cells], cells.index)
     bad = ~counts.between(least, MOST_TOKENS)
     refuse(cells, bad, f"a whole number of at least {least}")
-    return counts
+    return counts.astype(np.int64)
 
 
-def seconds(cells: pd.Series, least: float | pd.Series = 0.0) -> pd.Series:
+def seconds(
+    cells: pd.Series, least: float | pd.Series = 0.0, unit: str | None = None
+) -> pd.Series:
     """Seconds from cells that hold numbers or their text.
 
     >>> seconds(pd.Series(["2.5", 7], name="arrival_time")).tolist()
     [2.5, 7.0]
+    >>> seconds(pd.Series(["2.5", 7], name="ttft_ms")).tolist()
+    [0.0025, 0.007]
 
     Args:
         cells: A column of a table, its index named as that of ``csv_table`` is.
-        least: The least, of all cells or of each.
+        least: The least, in seconds, of all cells or of each.
+        unit: Of the cells, where the column's name does not end in one.
 
     Raises:
         TraceError: A cell holds none; names the first by row and column.
     """
-    times = pd.Series([_time(cell) for cell in cells], cells.index, np.float64)
+    unit = unit and choice("unit", unit, _UNITS)
+    scale = plain_name(str(cells.name))[1] or _UNITS[unit or "seconds"]
+    times = numbers(cells) * scale
     least = pd.Series(least, cells.index)
     bad = ~times.between(least, _LATEST)
+    name = next(name for name, each in _UNITS.items() if each == scale)
     for bound in least[bad][:1]:
-        refuse(cells, bad, f"seconds, a finite number of at least {bound:.16g}")
+        must = f"{name}, a finite number of at least {bound / scale:.16g}"
+        refuse(cells, bad, must)
     return times
+
+
+def moments(
+    cells: pd.Series, unit: str | None = None, least: float | pd.Series = 0.0
+) -> pd.Series:
+    """Clock times in seconds: numbers, or dates, which count from 1970.
+
+    Args:
+        cells: A column of a table, its index named as that of ``csv_table`` is.
+        unit: Of numbers, where the column's name does not end in one. Without it
+            those of a clock of day are told by their size.
+        least: The least, in seconds, of all cells or of each.
+
+    Raises:
+        TraceError: A cell holds none; names the first by row and column.
+    """
+    if (dates := _dates(cells)) is not None:
+        times = (dates - pd.Timestamp(0, tz="UTC")) / pd.Timedelta(1, "s")
+        refuse(cells, times < least, "no earlier than what came before it")
+        return times
+    size = numbers(cells).median() / _OF_DAY
+    if 1e3 <= size < math.inf and unit is None:
+        unit = ("ms", "us", "ns")[min(2, int(math.log10(size) / 3) - 1)]
+    return seconds(cells, least, unit)
 
 
 def refuse(cells: pd.Series, bad: pd.Series, must: str) -> None:
@@ -147,11 +289,27 @@ def refuse(cells: pd.Series, bad: pd.Series, must: str) -> None:
         raise TraceError(f"{where}={cell!r:.40}: must be {must}")
 
 
+def numbers(cells: pd.Series) -> pd.Series:
+    """The numbers that cells hold, NaN where they hold none."""
+    return pd.Series([_time(cell) for cell in cells], cells.index, np.float64)
+
+
+def place(cells: pd.Series | pd.DataFrame) -> str:
+    """The file that cells are of."""
+    return str(cells.index.name).rsplit(",", 1)[0]
+
+
+def say(cells: pd.Series | pd.DataFrame, what: str) -> None:
+    """Warn of something in the file that cells are of."""
+    warnings.warn(f"{place(cells)}: {what}", stacklevel=4)
+
+
 def _count(cell: Any) -> float:
     """The whole number that a cell holds, or NaN."""
-    if isinstance(cell, str) and _DIGITS.fullmatch(cell):
-        return int(cell)
-    return cell if isinstance(cell, int) and not isinstance(cell, bool) else math.nan
+    if isinstance(cell, str) and _WHOLE.fullmatch(cell):
+        return int(cell.split(".")[0])
+    whole = isinstance(cell, int) or (isinstance(cell, float) and cell % 1.0 == 0.0)
+    return cell if whole and not isinstance(cell, bool) else math.nan
 
 
 def _time(cell: Any) -> float:
@@ -162,12 +320,15 @@ def _time(cell: Any) -> float:
         return math.nan
 
 
-def _since_first(cells: pd.Series) -> pd.Series:
-    """Dates and times as seconds since the first."""
-    digits = cells.where(cells.str.match(r"\s*\d"))  # and neither now nor today
-    dates = pd.to_datetime(digits, format="ISO8601", utc=True, errors="coerce")
+def _dates(cells: pd.Series) -> pd.Series | None:
+    """Dates and times, or None where cells hold numbers."""
+    like = cells.map(lambda cell: bool(_DATE.match(str(cell))))
+    if not like.any():
+        return None
+    like = cells.where(like)
+    dates = pd.to_datetime(like, format="ISO8601", utc=True, errors="coerce")
     refuse(cells, dates.isna(), "a date and time such as 2023-11-16 18:15:46.68")
-    return (dates - dates.iloc[0]) / pd.Timedelta(1, "s")
+    return dates
 
 
 def text_lines(path: Path, longest: int = _LONGEST_LINE) -> Iterator[str]:
@@ -177,7 +338,9 @@ def text_lines(path: Path, longest: int = _LONGEST_LINE) -> Iterator[str]:
             number = 0
             while line := file.readline(longest):
                 number += 1
-                if len(line) == longest or b"\0" in line:
+                if line[:1] in b"{[" and line[-1:] != b"\n" and b"\0" not in line:
+                    line += file.readline(_LONGEST_OBJECT)
+                if len(line) in (longest, longest + _LONGEST_OBJECT) or b"\0" in line:
                     what = "binary" if b"\0" in line else f"longer than {longest} bytes"
                     must = "must be text, in lines"
                     raise TraceError(f"{path.name}, row {number}: {what}: {must}")

@@ -1,15 +1,12 @@
-"""What real engines left behind: logs and benchmark results, read as data.
-
-A plain CSV and the Azure traces are workloads: ``Workload.from_csv`` reads them.
-"""
+"""What a server saw of its requests, the engine's own steps, and its settings."""
 
 from __future__ import annotations
 
-import json
 import re
 import warnings
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import KW_ONLY, dataclass, fields
+from collections.abc import Mapping
+from dataclasses import KW_ONLY, dataclass, field, fields
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Self
 
@@ -19,31 +16,20 @@ import pandas as pd
 
 from llminfer.base.arrays import FloatArray, IntArray
 from llminfer.base.errors import TraceError, number
-from llminfer.base.trace_csv import csv_table, refuse, seconds, text_lines, tokens
+from llminfer.base.trace_csv import csv_table, refuse, seconds, tokens
+from llminfer.data.rows import FORMATS, document
 from llminfer.record import RunRecord
 from llminfer.workload import Workload
 
-_LARGEST = 64 * 2**20  # bytes of one JSON document
-_BENCH = ("start_times", "ttfts", "itls", "input_lens", "output_lens")
-_ANSWER = ("output_toks", "first_token_ts", "last_token_ts")  # null or 0: failed
-_OPTIONAL = ("queued_ts", "scheduled_ts", "cached_toks", "prefix")  # or null
-_LOG = ("request_id", "arrival_time", "input_toks", *_ANSWER, *_OPTIONAL)
+_ORDER = ("arrival_time", "queued_time", "first_token_time", "last_token_time")
+_CLOCK_ERROR = 1e-6  # s; the clock of day has so many digits in a float
+_SLOWEST = 4.0  # s a token; who is slower than that gave milliseconds
 _CLOCK = ("begin", "scheduled", "done")
 _PARTS = ("prefill_tokens", "prefill_seqs", "prefill_kv", "decode_seqs", "decode_kv")
 _STEP = (*_PARTS, "running", "waiting", "preempted")
-_ONE_CLOCK = 1.0  # s; where the least delay of a log is not below, clocks are two
-_LONGEST_DELAY = 3600.0  # s on the way from the client to the engine's queue
 _ASYNCHRONOUS = (0, 14)  # the version of vLLM since which it is the default
+_ON = ("prefix_caching", "chunked_prefill", "reserve_full_prompt")  # unless said
 _CONFIGS = ("cache_config", "scheduler_config", "parallel_config")
-_OFF = (None, False, 0)
-_MODELLED: dict[str, tuple[Any, ...]] = {  # settings, and what they may be
-    "policy scheduling_policy": ("fcfs",),
-    "pipeline_parallel_size prefill_context_parallel_size num_scheduler_steps": (1,),
-    "decode_context_parallel_size max_num_partial_prefills": (1,),
-    "speculative_config speculative_model scheduler_cls enable_dbo enable_lora": _OFF,
-    "lora_config sliding_window kv_transfer_config kv_offloading_size": _OFF,
-    "long_prefill_token_threshold enable_expert_parallel": _OFF,
-}
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -53,13 +39,20 @@ class ServedLog:
     Attributes:
         workload: What was asked, and when; in order of arrival, as all columns are.
         queued_time: When each entered the engine's queue, seconds, shape (n,).
-        first_token_time: When its first token came out, seconds.
-        last_token_time: When its last did.
+        first_token_time: When its first token came out, seconds; NaN where not known.
+        last_token_time: When its last did; NaN if it was cut off: by a timeout, say.
         scheduled_time: When each was first in a step; None where that is not known.
         cached_tokens: Prompt tokens found in the prefix cache, or None.
         prefix: The number of the prefix it shares with others, -1 for none, or None.
-        failed: Requests that got no whole answer; they are left out.
+        refused: Requests left out, as they put no load on the engine or nothing is
+            known of them. Those that were cut off worked it, and stay.
         origin: What the engine's clock, which its steps are on, showed at time 0.
+        settings: Of the engine, as fields of a configuration; empty if not known.
+        source: The format it was read from.
+
+    Raises:
+        TraceError: Columns of unlike length, times that are out of order, or not in
+            seconds, or no clock times, NaN where a request was completed.
     """
 
     workload: Workload
@@ -70,8 +63,32 @@ class ServedLog:
     cached_tokens: IntArray | None = None
     prefix: IntArray | None = None
     _: KW_ONLY
-    failed: int = 0
+    refused: int = 0
     origin: float = 0.0
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    source: str = "arrays"
+
+    def __post_init__(self) -> None:
+        for each in fields(self)[1:7]:
+            shape = np.shape(column := getattr(self, each.name))
+            if column is not None and shape != (len(self),):
+                must = f"must be ({len(self)},), a value a request"
+                raise TraceError(f"{each.name}: of shape {shape}: {must}")
+        before, there = self.workload.arrival_time, np.ones(len(self), dtype=bool)
+        for earlier, name in pairwise(_ORDER):
+            times = np.asarray(getattr(self, name), dtype=np.float64)
+            bad = ~(times >= before - _CLOCK_ERROR) | np.isinf(times)
+            bad &= there | ~np.isnan(times + before)
+            if bad.any():
+                row = int(np.argmax(bad))
+                what = f"no earlier than {earlier}, {before[row]:.6g}"
+                must = f"must be seconds on the clock of arrivals, {what}"
+                how = "add the arrival to a duration; NaN is for who was cut off"
+                raise TraceError(f"{name}[{row}]={times[row]:.6g}: {must}: {how}")
+            before, there = times, self.completed
+        if (pace := pd.Series(self.tpot).median()) > _SLOWEST:
+            what = f"half of the requests take over {pace:.3g} s a token"
+            raise TraceError(f"last_token_time: {what}: must be seconds, not ms")
 
     @classmethod
     def from_record(cls, record: RunRecord) -> Self:
@@ -92,113 +109,45 @@ class ServedLog:
         return len(self.workload)
 
     def __repr__(self) -> str:
-        lasted = self.last_token_time.max()
-        failed = f", {self.failed} failed" if self.failed else ""
-        return f"ServedLog({len(self):,} requests in {lasted:,.1f} s{failed})"
+        lasted = self.workload.arrival_time + np.nan_to_num(self.latency)
+        cut = len(self) - int(self.completed.sum())
+        more = f", {cut} cut off" * bool(cut) + f", from {self.source}"
+        more = f", {self.refused} refused" * bool(self.refused) + more
+        return f"ServedLog({len(self):,} requests in {lasted.max():,.1f} s{more})"
+
+    @property
+    def completed(self) -> npt.NDArray[np.bool_]:
+        """Which requests got their whole answer, shape (n,)."""
+        return ~np.isnan(self.last_token_time)
 
     @property
     def ttft(self) -> FloatArray:
-        """Seconds from arrival to the first token."""
-        return self.first_token_time - self.workload.arrival_time
+        """Seconds from arrival to the first token; NaN if it was cut off."""
+        since = self.first_token_time - self.workload.arrival_time
+        return np.where(self.completed, since, np.nan)
 
     @property
     def tpot(self) -> FloatArray:
-        """Seconds an output token after the first; NaN for a single token."""
+        """Seconds an output token after the first; NaN for one token, or if cut off."""
         more = self.workload.output_length - 1.0
         decode = self.last_token_time - self.first_token_time
         return decode / np.where(more > 0.0, more, np.nan)
 
     @property
     def latency(self) -> FloatArray:
-        """Seconds from arrival to the last token."""
+        """Seconds from arrival to the last token; NaN if it was cut off."""
         return self.last_token_time - self.workload.arrival_time
 
     def first_completed(self, share: float) -> npt.NDArray[np.bool_]:
-        """Which requests are among the first ``share`` to complete, shape (n,).
+        """Which of those completed are among the first ``share``, shape (n,).
 
         Raises:
             ConfigError: ``share`` is not above 0 and at most 1.
         """
-        done = np.sum(~np.isnan(self.last_token_time))  # the others sort last
-        most = int(number("share", share, above=0.0, most=1.0) * done)
+        share = number("share", share, above=0.0, most=1.0)
+        most = int(share * self.completed.sum())
         order = np.argsort(self.last_token_time, kind="stable")
         return np.argsort(order) < most
-
-
-def read_vllm_log(path: str | Path) -> ServedLog:
-    """The log of a vLLM engine, a JSON object a line, put in order of arrival.
-
-    A request arrives when its client sent it. Where the client's clock is another
-    than the engine's, the smallest ``queued_ts - arrival_time`` lines them up.
-    Requests that failed or were aborted (an ``error``, a ``finish_reason`` that says
-    so, no last token) are left out, counted, and named in a warning.
-
-    Args:
-        path: A ``requests.jsonl``, plain or as ``.gz`` or ``.xz``, or its folder. Its
-            rows have ``request_id``, ``input_toks``, ``output_toks``,
-            ``arrival_time``, ``first_token_ts`` and ``last_token_ts``; they may have
-            ``queued_ts`` (else the arrival), ``scheduled_ts``, ``cached_toks`` and
-            ``prefix``.
-
-    Raises:
-        TraceError: The file cannot be read as such a log; names row and column.
-    """
-    file = _inside(path, "requests.jsonl")
-    entries = dict(_objects(file))
-    columns = {name: [entry.get(name) for entry in entries.values()] for name in _LOG}
-    cells = pd.DataFrame(columns, list(entries), dtype=object)
-    cells = cells.rename_axis(f"{file.name}, row ")
-    if not (answered := [row for row in entries if not _failed(entries[row])]):
-        raise TraceError(f"{file.name}: no requests answered: must have at least one")
-    name = cells["request_id"]
-    refuse(name, ~name.map(type).isin([str, int, bool]), "a name")
-    first = name.isin(name[again := name.duplicated()][:1]).idxmax()
-    refuse(name, again, f"unlike that of row {first}")
-    if failed := list(cells.index.difference(answered)):
-        some = ", ".join(map(str, failed[:10])) + ", ..." * (len(failed) > 10)
-        what = f"of {len(cells)} requests failed and are left out: rows {some}"
-        warnings.warn(f"{file.name}: {len(failed)} {what}", stacklevel=2)
-    return _on_one_clock(cells.loc[answered], len(failed))
-
-
-def _failed(entry: Mapping[str, Any]) -> bool:
-    """Whether a row says that its request got no whole answer."""
-    said = entry.get("error") or entry.get("finish_reason") in ("abort", "error")
-    return bool(said) or any(entry.get(column, 1) in (None, 0) for column in _ANSWER)
-
-
-def _on_one_clock(cells: pd.DataFrame, failed: int) -> ServedLog:
-    """The log of answered requests in order of arrival; the first arrives at 0.
-
-    Pandas aligns the columns by row, so that one that some rows lack has NaN there.
-    """
-    given = {name: _given(cells[name]) for name in _OPTIONAL}
-    arrival = seconds(cells["arrival_time"])
-    # a client does not know when the engine queued its request
-    queued = seconds(given["queued_ts"]).combine_first(arrival)
-    scheduled = seconds(given["scheduled_ts"], queued)
-    first = seconds(cells["first_token_ts"], scheduled.combine_first(queued))
-    last = seconds(cells["last_token_ts"], first)
-    begin = arrival.min()
-    delay = queued - (arrival - begin)
-    origin = delay.min()
-    must = f"within {_LONGEST_DELAY:g} s of arrival_time once their clocks agree"
-    refuse(cells["queued_ts"], delay - origin > _LONGEST_DELAY, must)
-    if 0.0 <= origin - begin < _ONE_CLOCK:  # of a single clock
-        origin = begin
-    asked = [tokens(cells[name]) for name in ("input_toks", "output_toks")]
-    times = [each - origin for each in (queued, first, last, scheduled)]
-    found = [tokens(given["cached_toks"], 0), tokens(given["prefix"], -1)]
-    table = pd.concat([arrival - begin, *asked, *times, *found], axis=1)
-    table = table.iloc[np.argsort(arrival, kind="stable")]
-    columns: Any = [None if c.hasnans else c.to_numpy() for _, c in table.items()]
-    workload = Workload.from_arrays(*columns[:3])
-    return ServedLog(workload, *columns[3:], failed=failed, origin=float(origin))
-
-
-def _given(cells: pd.Series) -> pd.Series:
-    """The cells of those rows that have one."""
-    return cells[[cell is not None for cell in cells]]
 
 
 def read_steps(path: str | Path) -> pd.DataFrame:
@@ -228,7 +177,7 @@ def read_steps(path: str | Path) -> pd.DataFrame:
     Raises:
         TraceError: The file cannot be read as such; names row and column.
     """
-    file = _inside(path, "engine_steps.csv")
+    file = inside(path, "engine_steps.csv")
     cells = csv_table(file, [*_CLOCK, *_STEP])
     table = pd.DataFrame(index=cells.index)
     least: float | pd.Series = 0.0
@@ -247,57 +196,19 @@ def read_steps(path: str | Path) -> pd.DataFrame:
     return table.reset_index(drop=True)
 
 
-def read_bench(path: str | Path) -> ServedLog:
-    """What ``vllm bench serve --save-result --save-detailed`` saved.
-
-    Its times are the client's: a request arrives when it is sent. Requests that
-    failed are left out and counted.
-
-    Args:
-        path: The JSON file.
-
-    >>> from tempfile import mkdtemp
-    >>> path = Path(mkdtemp()) / "result.json"
-    >>> columns = {"start_times": [7.0, 8.5], "input_lens": [5, 6]}
-    >>> columns |= {"output_lens": [2, 1], "ttfts": [0.5, 0.25], "itls": [[0.125], []]}
-    >>> _ = path.write_text(json.dumps(columns))
-    >>> log = read_bench(path)
-    >>> log.ttft.tolist(), log.latency.tolist()
-    ([0.5, 0.25], [0.625, 0.25])
-
-    Raises:
-        TraceError: The file cannot be read as such a result; names row and column.
-    """
-    cells = _bench_requests(Path(path))
-    failed = cells["errors"].astype(bool) | (cells["output_lens"] == 0)
-    if failed.all():
-        raise TraceError(f"{Path(path).name}: no request succeeded: must have one")
-    cells = cells[~failed]
-    sent = seconds(cells["start_times"])
-    first = sent + seconds(cells["ttfts"])
-    gaps = cells["itls"]
-    refuse(gaps, ~gaps.map(type).isin([list]), "a list of seconds")
-    seconds(gaps[gaps.map(len) > 0].explode())
-    last = first + gaps.map(lambda each: sum(map(float, each)))
-    lengths = [tokens(cells[name]) for name in _BENCH[3:]]
-    order = np.argsort(sent, kind="stable")
-    times = [np.asarray(each - sent.min())[order] for each in (sent, first, last)]
-    workload = Workload.from_arrays(times[0], *(each.iloc[order] for each in lengths))
-    return ServedLog(workload, *times, failed=int(failed.sum()))
-
-
-def read_settings(path: str | Path) -> dict[str, Any]:
+def read_settings(path: str | Path | Mapping[str, Any]) -> dict[str, Any]:
     """Settings of the engine that left a vLLM log, as fields of a configuration.
 
-    What the file does not say is vLLM's own default: prefix caching and chunked
+    What is not said is vLLM's own default: prefix caching and chunked
     prefill are on, and asynchronous scheduling is since version 0.14. Engines in data
     parallel are replicas, whose router sends to the least loaded.
 
     Args:
         path: A ``meta.json``, or its folder. A setting may stand in ``engine_kwargs``,
             ``engine``, ``kv_cache``, ``resolved_config``, or at the top, which counts
-            most.
+            most. Or the settings themselves, by vLLM's flags or the fields' names.
 
+    >>> import json
     >>> from tempfile import mkdtemp
     >>> path = Path(mkdtemp()) / "meta.json"
     >>> limits = {"max_num_seqs": 8, "max_num_batched_tokens": 512}
@@ -306,6 +217,9 @@ def read_settings(path: str | Path) -> dict[str, Any]:
     >>> settings = read_settings(path)
     >>> settings["batch_size"], settings["async_scheduling"]
     (8, False)
+    >>> flags = {"--max-num-seqs": 8, "--max-num-batched-tokens": 512}
+    >>> read_settings(flags)["max_batched_tokens"]
+    512
 
     Raises:
         TraceError: The file cannot be read, has no limits of the batch, or a setting
@@ -314,47 +228,50 @@ def read_settings(path: str | Path) -> dict[str, Any]:
     Warns:
         UserWarning: Settings that change a run and are not modelled; names each.
     """
-    file = _inside(path, "meta.json")
-    said = _said(_document(file))
-
+    file = Path("settings") if isinstance(path, Mapping) else inside(path, "meta.json")
+    said = _said(path if isinstance(path, Mapping) else document(file))
     said = {"max_num_seqs": None, "max_num_batched_tokens": None, **said}
     cells = pd.DataFrame([said], [""], dtype=object).rename_axis(file.name)
-
-    def get(read: Callable[[pd.Series], pd.Series], usual: Any, *names: str) -> Any:
-        there = [name for name in names if name in cells]
-        return read(cells[there[0]]).item() if there else usual
-
-    sequences = get(tokens, None, "max_num_seqs")
-    graphs = get(tokens, min(2 * sequences, 512), "max_cudagraph_capture_size")
-    replicas = get(tokens, 1, "data_parallel_size")
-    if replicas == 1:
+    usual: dict[str, Any] = {
+        **dict.fromkeys(_ON, True),
+        "block_size": 16,
+        "replicas": 1,
+    }
+    usual |= {"enforce_eager": False, "async_scheduling": _recent(said)}
+    settings: dict[str, Any] = {"server": "continuous"}
+    for ours, name in FORMATS["settings"].items():
+        settings[ours] = usual.get(ours)
+        if name in cells and isinstance(settings[ours], bool):
+            settings[ours] = _flag(cells[name]).item()
+        elif name in cells:
+            settings[ours] = tokens(cells[name], int(ours != "graph_tokens")).item()
+    if settings["graph_tokens"] is None:
+        settings["graph_tokens"] = min(2 * settings["batch_size"], 512)
+    if settings.pop("enforce_eager"):
+        settings["graph_tokens"] = 0
+    if settings["replicas"] == 1:
         said.pop("enable_expert_parallel", None)  # with more they would keep step
     if other := _not_modelled(said):
         what = "changes the run and is not modelled"
         warnings.warn(f"{file.name}: {', '.join(other)}: {what}", stacklevel=2)
-    return {
-        "server": "continuous",
-        "batch_size": sequences,
-        "max_batched_tokens": get(tokens, None, "max_num_batched_tokens"),
-        "kv_blocks": get(tokens, None, "num_gpu_blocks"),
-        "block_size": get(tokens, 16, "block_size"),
-        "prefix_caching": get(_flag, True, "enable_prefix_caching", "prefix_caching"),
-        "chunked_prefill": get(_flag, True, "enable_chunked_prefill", "chunked"),
-        "reserve_full_prompt": get(_flag, True, "scheduler_reserve_full_isl"),
-        "async_scheduling": get(_flag, _recent(said), "async_scheduling"),
-        "graph_tokens": 0 if get(_flag, False, "enforce_eager") else graphs,
-        "replicas": replicas,
-        "router": "round_robin" if replicas == 1 else "least_loaded",
-    }
+    router = "round_robin" if settings["replicas"] == 1 else "least_loaded"
+    return {**settings, "router": said.get("router", router)}
 
 
 def _said(meta: Any) -> dict[str, Any]:
-    """The settings that a ``meta.json`` has in one place or another."""
+    """The settings that are in one place or another, by vLLM's names.
+
+    They may be flags of its command line, or go by the names of our own fields.
+    """
     top = _section(meta)
     resolved = _section(top.get("resolved_config"))
     parts = [top.get(key) for key in ("engine_kwargs", "engine", "kv_cache")]
     parts += [resolved, *map(resolved.get, _CONFIGS), top]
-    return {k: v for part in parts for k, v in _section(part).items() if v is not None}
+    said = {k: v for part in parts for k, v in _section(part).items() if v is not None}
+    flags = {k.lstrip("-").replace("-", "_"): v for k, v in said.items()}
+    flags |= {k[3:]: False for k in flags if k.startswith("no_")}
+    vllm = FORMATS["aliases"] | FORMATS["settings"]
+    return {vllm.get(name, name): value for name, value in flags.items()}
 
 
 def _recent(said: Mapping[str, Any]) -> bool:
@@ -365,12 +282,9 @@ def _recent(said: Mapping[str, Any]) -> bool:
 
 def _not_modelled(said: Mapping[str, Any]) -> list[str]:
     """The settings that change a run in a way that no configuration has."""
-    return [
-        f"{name}={said[name]!r:.40}"
-        for names, usual in _MODELLED.items()
-        for name in names.split()
-        if said.get(name, usual[0]) not in usual
-    ]
+    usual = FORMATS["modelled"]
+    odd = (name for name in usual if said.get(name, usual[name][0]) not in usual[name])
+    return [f"{name}={said[name]!r:.40}" for name in odd]
 
 
 def _flag(cells: pd.Series) -> pd.Series:
@@ -378,7 +292,7 @@ def _flag(cells: pd.Series) -> pd.Series:
     return cells
 
 
-def _inside(path: str | Path, name: str) -> Path:
+def inside(path: str | Path, name: str) -> Path:
     """The file of this name in a folder, or the one of this path, packed or not."""
     file = Path(path) / name if Path(path).is_dir() else Path(path)
     packed = (file.with_name(f"{file.name}{end}") for end in ("", ".xz", ".gz"))
@@ -387,45 +301,4 @@ def _inside(path: str | Path, name: str) -> Path:
 
 def _section(part: Any) -> Mapping[str, Any]:
     """A section of a JSON object, empty if it is none."""
-    return part if isinstance(part, dict) else {}
-
-
-def _objects(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """The JSON objects of a file by row, in bounded memory."""
-    for row, line in enumerate(text_lines(file), start=1):
-        if line.strip():
-            entry = _parsed(line, f"{file.name}, row {row}")
-            if not isinstance(entry, dict):
-                raise TraceError(f"{file.name}, row {row}: must be a JSON object")
-            yield row, entry
-
-
-def _document(file: Path) -> Any:
-    """The one JSON value in a file of bounded size."""
-    if file.exists() and file.stat().st_size > _LARGEST:
-        raise TraceError(f"{file.name}: over {_LARGEST // 2**20} MiB: save less")
-    return _parsed("".join(text_lines(file, _LARGEST)), file.name)
-
-
-def _parsed(text: str, where: str) -> Any:
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:
-        what = str(error).splitlines()[0]
-        raise TraceError(f"{where}: not JSON: {what:.80}") from None
-
-
-def _bench_requests(file: Path) -> pd.DataFrame:
-    """The requests of a benchmark's result, a row each."""
-    result = _section(_document(file))
-    columns: dict[str, Any] = {name: result.get(name) for name in _BENCH}
-    if errors := result.get("errors"):
-        columns["errors"] = errors
-    for name, column in columns.items():
-        if not isinstance(column, list):
-            must = "a list, saved by `vllm bench serve --save-result --save-detailed`"
-            raise TraceError(f"{file.name}, {name}: missing: must be {must}")
-    if len(sizes := {len(column) for column in columns.values()}) > 1:
-        raise TraceError(f"{file.name}: columns of unlike length: {sizes}")
-    table = pd.DataFrame(columns, dtype=object).rename_axis(f"{file.name}, request ")
-    return table.reindex(columns=[*_BENCH, "errors"], fill_value="")
+    return part if isinstance(part, Mapping) else {}

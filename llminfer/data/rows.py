@@ -1,0 +1,124 @@
+"""Files as tables of requests, whatever they are: CSV, JSON, or JSON in lines."""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from collections.abc import Callable, Iterator
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from llminfer.base.errors import TraceError
+from llminfer.base.trace_csv import COLUMNS, csv_table, plain_name, text_lines
+
+_LARGEST = 64 * 2**20  # bytes of one JSON document
+FORMATS = tomllib.loads(Path(__file__).with_name("formats.toml").read_text("utf-8"))
+_NAMES = {name for names in COLUMNS.values() for name in names.split()}
+_INTO = ("requests", "results", "successful", "errored", "incomplete", "benchmarks")
+
+
+# What is said of a run, by name, and its requests: a row each, a column a path
+Run = tuple[dict[str, Any], pd.DataFrame]
+
+
+def read_runs(file: Path) -> list[Run]:
+    """The runs in a file: one in a CSV or a log, several in some results.
+
+    Raises:
+        TraceError: The file cannot be read, or is damaged; names the row.
+    """
+    if not (entries := _entries(file)):
+        return [({}, csv_table(file))]
+    runs = [run for entry in entries.values() for run in _runs(entry, file.name)]
+    return runs or [({}, table(entries, f"{file.name}, row "))]
+
+
+def document(file: Path) -> Any:
+    """The one JSON value in a file of bounded size."""
+    if file.exists() and file.stat().st_size > _LARGEST:
+        raise TraceError(f"{file.name}: over {_LARGEST // 2**20} MiB: save less")
+    return _parsed("".join(text_lines(file, _LARGEST)), file.name)
+
+
+def table(entries: dict[int, dict[str, Any]], place: str) -> pd.DataFrame:
+    """JSON objects as rows, and paths into them as columns.
+
+    >>> entry = {"usage": {"tokens": 5}, "ttft": {"value": 7.0, "unit": "ms"}}
+    >>> table({1: entry}, "a.json, row ").columns.to_list()
+    ['usage.tokens', 'ttft_ms']
+    """
+    rows = [dict(_flat(entry)) for entry in entries.values()]
+    names = dict.fromkeys(chain.from_iterable(rows))
+    columns = {name: [row.get(name) for row in rows] for name in names}
+    return pd.DataFrame(columns, [*entries], dtype=object).rename_axis(place)
+
+
+def _flat(part: dict[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
+    """The values in a JSON object by their paths, which end in the unit if any."""
+    unit = f"_{part.get('unit')}"
+    unit = unit if plain_name(f"in{unit}")[1] else ""
+    for key, value in part.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{path}{key}.")
+        elif key != "unit":
+            yield (path[:-1] if key == "value" else path + key) + unit, value
+
+
+def _entries(file: Path) -> dict[int, dict[str, Any]]:
+    """The JSON objects of a file, or the one that it is, by row; none in a CSV."""
+    start = next((line for line in text_lines(file) if line.strip()), "")
+    if start.lstrip()[:1] not in ("{", "["):
+        return {}
+    try:
+        in_lines = isinstance(json.loads(start), dict)
+    except (ValueError, RecursionError):
+        in_lines = False
+    if in_lines:
+        lines = enumerate(text_lines(file), 1)
+        parts = {n: _parsed(t, f"{file.name}, row {n}") for n, t in lines if t.strip()}
+    else:
+        whole = document(file)
+        parts = dict(enumerate(whole if isinstance(whole, list) else [whole]))
+    for n, part in parts.items():
+        if not isinstance(part, dict):
+            raise TraceError(f"{file.name}, row {n}: must be a JSON object")
+    return parts
+
+
+def _runs(entry: dict[str, Any], name: str) -> list[Run]:
+    """The runs in one JSON object; none if it is a single request."""
+    place = f"{name}, request "
+    if isinstance(entry.get("input_lens"), list):  # a list a column
+        columns = {k: v for k, v in entry.items() if v and isinstance(v, list)}
+        columns = {k: v for k, v in columns.items() if plain_name(k)[0] in _NAMES}
+        if len(sizes := {len(column) for column in columns.values()}) > 1:
+            raise TraceError(f"{name}: columns of unlike length: {sizes}")
+        return [(entry, pd.DataFrame(columns, dtype=object).rename_axis(place))]
+    several = entry.get("benchmarks") or [entry][: any(map(_holds(entry), _INTO))]
+    return [(entry, table(dict(enumerate(_leaves(each))), place)) for each in several]
+
+
+def _leaves(part: Any, under: str = "") -> Iterator[dict[str, Any]]:
+    """The requests in a part of a document, however deep; where each lay is said."""
+    for each in part if isinstance(part, list) else [part]:
+        if into := list(filter(_holds(each), _INTO)):
+            for key in into:
+                yield from _leaves(each[key], key)
+        elif isinstance(each, dict):
+            yield {"outcome": under, **each}
+
+
+def _holds(part: Any) -> Callable[[str], bool]:
+    """Whether a part of a document has a list or an object of some name."""
+    return lambda key: isinstance(part, dict) and isinstance(part.get(key), list | dict)
+
+
+def _parsed(text: str, where: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        what = str(error).splitlines()[0]
+        raise TraceError(f"{where}: not JSON: {what:.80}") from None

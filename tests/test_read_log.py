@@ -1,0 +1,545 @@
+"""One reader for all files of requests: what it recognises, and what it refuses."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import warnings
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from llminfer import ConfigError, TraceError, Workload, read_settings
+from llminfer.data import ServedLog, read_log
+
+CLEAN = {  # samples that load without a word
+    "azure2024_conv_sorted.csv": (Workload, 5),
+    "mooncake_conversation.jsonl": (Workload, 50),
+    "own_closed_loop_table.csv": (pd.DataFrame, 4),
+    "own_log_other_names_ms.csv": (ServedLog, 40),
+    "vidur_splitwise_conv.csv": (Workload, 50),
+    "vllm_bench_detailed_before_2026_shape.json": (ServedLog, 40),
+    "vllm_bench_summary_shape.json": (pd.DataFrame, 1),
+    "vllm_dp2_requests.jsonl": (ServedLog, 50),
+}
+
+
+def written(tmp_path, content, name="file"):
+    """A file of text, of one JSON value, or of several, a line each."""
+    path = tmp_path / name
+    if isinstance(content, list):
+        content = "\n".join(map(json.dumps, content))
+    path.write_text(content if isinstance(content, str) else json.dumps(content))
+    return path
+
+
+def quietly(path, **how):
+    """What is read, and what was said."""
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        return read_log(path, **how), [str(each.message) for each in said]
+
+
+# The samples
+
+
+@pytest.mark.parametrize("name", CLEAN)
+def test_a_sample_loads(data, name):
+    read, said = quietly(data / "samples" / name)
+    assert (type(read), len(read)) == CLEAN[name]
+    assert not said
+
+
+def test_a_log_is_recognised_by_its_columns(data):
+    folder = data / "samples"
+    for name, source in {
+        "aiperf_profile_export_shape.jsonl": "AIPerf profile export",
+        "guidellm_shape.json": "GuideLLM",
+        "own_log_other_names_ms.csv": "CSV",
+        "vllm_bench_detailed_before_2026_shape.json": "vLLM bench serve",
+        "vllm_dp2_requests.jsonl": "vLLM engine log",
+    }.items():
+        log, _ = quietly(folder / name)
+        assert log.source == source
+        assert f"from {source}" in repr(log)
+    table = read_log(folder / "vllm_bench_summary_shape.json")
+    assert table.attrs["source"] == "vLLM bench serve summary"
+
+
+def test_four_formats_of_one_run_hold_the_same_times(data):
+    """Twin: the made-up samples are one and the same run, told by four tools."""
+    folder = data / "samples"
+    names = ["aiperf_profile_export_shape.jsonl", "guidellm_shape.json"]
+    own, *others = (
+        quietly(folder / name)[0] for name in ("own_log_other_names_ms.csv", *names)
+    )
+    for log in others:
+        assert log.completed.tolist() == [True] * 39 + [False]
+        np.testing.assert_array_equal(
+            log.workload.prompt_length, own.workload.prompt_length
+        )
+        arrival = log.workload.arrival_time, own.workload.arrival_time
+        np.testing.assert_allclose(*arrival, atol=2e-3)
+        np.testing.assert_allclose(log.ttft[:39], own.ttft[:39], atol=2e-3)
+        np.testing.assert_allclose(log.latency[:39], own.latency[:39], atol=4e-3)
+    bench = read_log(folder / "vllm_bench_detailed_before_2026_shape.json")
+    assert set(bench.workload.arrival_time) == {0.0}  # --request-rate inf
+    np.testing.assert_allclose(bench.ttft, own.ttft, atol=1e-4)
+    np.testing.assert_allclose(bench.latency, own.latency, atol=1e-4)
+
+
+def test_results_without_arrivals_say_what_they_have_and_what_would_do(data):
+    with pytest.raises(TraceError, match="no arrivals: 40 requests have") as caught:
+        read_log(data / "samples" / "sglang_bench_shape.jsonl")
+    message = str(caught.value)
+    for word in ("ttfts", "input_lens", "'max_concurrency': 8", "request-rate inf"):
+        assert word in message
+
+
+def test_timeouts_stay_in_the_load_and_all_that_is_odd_is_said(data):
+    path = data / "samples" / "vllm_bench_with_timeouts_constructed.json"
+    log, said = quietly(path)
+    assert (len(log), log.completed.sum(), log.refused) == (60, 43, 0)
+    assert np.isnan(log.first_token_time[~log.completed]).all()
+    assert set(log.workload.output_length[~log.completed]) == {489}  # the longest seen
+    assert [words for words in said if "num_prompts=600, and 60 are" in words]
+    assert [words for words in said if "only 3 gaps between tokens" in words]
+    assert [words for words in said if "17 of 60 requests (28.3%" in words]
+    # the gaps that are there, as many as there were tokens
+    result = json.loads(path.read_text())
+    pace = [np.mean(gaps) for gaps in result["itls"] if gaps]
+    np.testing.assert_allclose(log.tpot[log.completed], pace)
+
+
+def test_failures_of_a_public_trace_are_left_out_with_their_share(data):
+    work, said = quietly(data / "samples" / "burstgpt_v11.csv")
+    assert work.arrival_time.tolist() == [0.0, 40.0, 113.0]
+    (words,) = said
+    assert "1 of 4 requests (25.0%) have no output tokens" in words
+
+
+def test_a_table_of_runs_is_tidy_and_in_seconds(data):
+    table = read_log(data / "samples" / "own_closed_loop_table.csv")
+    columns = ["concurrency", "requests", "achieved_rate", "prompt_length"]
+    columns += ["output_length", "p50_ttft", "p95_ttft", "p50_tpot", "p95_tpot"]
+    assert list(table) == columns
+    assert table["p95_ttft"].tolist() == [0.034, 0.081, 0.16, 0.41]
+    row = read_log(data / "samples" / "vllm_bench_summary_shape.json").iloc[0]
+    assert row[["rate", "requests", "prompt_length"]].tolist() == [4.0, 40.0, 750.0]
+    assert row["mean_ttft"] == pytest.approx(0.061)
+    assert row["achieved_rate"] == pytest.approx(40 / 11.2)
+
+
+def test_a_log_knows_the_settings_beside_it(data):
+    log = read_log(data / "vllm-logs" / "rtx4090_llama-3.1-8b")
+    assert log.settings["kv_blocks"] == 2588
+    assert log.settings == read_settings(data / "vllm-logs" / "rtx4090_llama-3.1-8b")
+    sample = data / "samples" / "own_log_other_names_ms.csv"
+    assert read_log(sample).settings == {}
+
+
+def test_settings_and_steps_name_their_reader(data):
+    with pytest.raises(TraceError, match=r"^vllm_dp2_meta.json, .* read_settings\("):
+        read_log(data / "samples" / "vllm_dp2_meta.json")
+    run = data / "vllm-h200" / "256x2048-conv-4"
+    with pytest.raises(TraceError, match=r"^engine_steps.csv, .* read_steps\(path\)"):
+        read_log(run / "engine_steps.csv")
+
+
+# Other public formats
+
+BENCH = {"input_lens": [5, 6], "output_lens": [3, 1], "ttfts": [0.5, 0.25]}
+BENCH |= {"itls": [[0.25, 0.5], []], "errors": []}
+SGLANG = {"backend": "sglang", "dataset_name": "random", "request_rate": float("inf")}
+GUIDELLM = {"prompt_tokens": 9, "output_tokens": 3, "start_time": 1.77e9}
+GUIDELLM |= {"first_token_time": 1.77e9 + 0.5, "last_token_time": 1.77e9 + 1.5}
+AIPERF = {
+    "metadata": {"request_start_ns": 1759813207532900363, "was_cancelled": False},
+    "metrics": {
+        "input_sequence_length": {"value": 550, "unit": "tokens"},
+        "time_to_first_token": {"value": 255.5, "unit": "ms"},
+        "request_latency": {"value": 297.5, "unit": "ms"},
+        "output_sequence_length": {"value": 9, "unit": "tokens"},
+        "inter_chunk_latency": {"value": [4.8, 5.3], "unit": "ms"},
+    },
+    "error": None,
+}
+CANCELLED = {
+    "metadata": {"request_start_ns": 1759813208532900363, "was_cancelled": True},
+    "metrics": {"error_isl": {"value": 70, "unit": "tokens"}},
+    "error": {
+        "code": 499,
+        "type": "RequestCancellationError",
+        "message": "Request was",
+    },
+}
+WARM_UP = {"metadata": AIPERF["metadata"] | {"benchmark_phase": "warmup"}}
+WARM_UP |= {"metrics": AIPERF["metrics"]}
+LLMPERF = {"error_code": None, "error_msg": "", "ttft_s": 0.2, "number_input_tokens": 5}
+LLMPERF |= {"number_output_tokens": 7, "end_to_end_latency_s": 1.4}
+OPENAI = {"created": 1, "sent_at": "2026-01-01T00:00:00+01:00", "latency_ms": 1500}
+OPENAI |= {"usage": {"prompt_tokens": 9, "completion_tokens": 4}}
+
+WORKLOADS = {  # text, how to read it, arrivals, prompts
+    "Azure 2024, other zones and unsorted": (
+        "TIMESTAMP,ContextTokens,GeneratedTokens\n2024-05-12 00:00:01+00:00,5,3\n"
+        "2024-05-12 01:00:00+01:00,7,3\n2024-05-12 00:00:02.5Z,9,1\n",
+        {},
+        ([0.0, 1.0, 2.5], [7, 5, 9]),
+    ),
+    "BurstGPT v2": (
+        "Timestamp,Session ID,Elapsed time,Model,Request tokens,Response tokens,"
+        "Total tokens,Log Type\n19440110.0,1722ac82,43,GPT-4,906,446,1352,Log\n"
+        "19440161.0,d5983bf9,2,ChatGPT,36,29,65,Log\n",
+        {},
+        ([0.0, 51.0], [906, 36]),
+    ),
+    "Splitwise": (
+        "request_id,request_type,application_id,arrival_timestamp,batch_size,"
+        "prompt_size,token_size\n0,2,0,0.0,1,374,44\n1,2,0,4.5,1,396,109\n",
+        {},
+        ([0.0, 4.5], [374, 396]),
+    ),
+    "nanoseconds by name": (
+        "input_toks\toutput_toks\tarrival_time_ns\n9\t2\t0\n7\t3\t2500000000\n",
+        {},
+        ([0.0, 2.5], [9, 7]),
+    ),
+    "decimal commas, whole floats": (
+        "gesendet;ContextTokens;generated_tokens\n0,5;9,0;2\n1,75;7.0;3\n",
+        {"columns": {"arrival_time": "gesendet"}},
+        ([0.0, 1.25], [9, 7]),
+    ),
+    "the clock of day in milliseconds": (
+        "ts|prompt_tokens|completion_tokens\n1770000000250|9|2\n1770000001500|7|3\n",
+        {},
+        ([0.0, 1.25], [9, 7]),
+    ),
+    "a unit that is given": (
+        "time,isl,osl\n100,9,2\n350,7,3\n",
+        {"unit": "ms"},
+        ([0.0, 0.25], [9, 7]),
+    ),
+    "ServeGen": (
+        [
+            {"request_id": i, "timestamp": t, "data": {"input_tokens": n} | OUT}
+            for i, t, n, OUT in ((0, 3.5, 9, {"output_tokens": 2}),)
+        ],
+        {},
+        ([0.0], [9]),
+    ),
+    "Bailian": (
+        [{"chat_id": 1, "parent_chat_id": -1, "timestamp": 61.1, "input_length": 20}
+         | {"output_length": 5, "type": "text", "turn": 1, "hash_ids": [3, 4]}],
+        {},
+        ([0.0], [20]),
+    ),
+    "a latency alone": ([OPENAI], {}, ([0.0], [9])),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", WORKLOADS)
+def test_a_trace_of_another_format_is_a_workload(tmp_path, name):
+    content, how, (arrivals, prompts) = WORKLOADS[name]
+    work, _ = quietly(written(tmp_path, content), **how)
+    assert isinstance(work, Workload)
+    assert work.arrival_time.tolist() == arrivals
+    assert work.prompt_length.tolist() == prompts
+
+
+LOGS = {  # content, how to read it, source, TTFTs, latencies
+    "vLLM bench at rate inf": (
+        BENCH | {"request_rate": "inf", "max_concurrency": None, "num_prompts": 2},
+        {},
+        ("vLLM bench serve", [0.5, 0.25], [1.25, 0.25]),
+    ),
+    "the second run of SGLang": (
+        [SGLANG | BENCH, SGLANG | BENCH | {"ttfts": [0.125, 0.25]}],
+        {"run": 2},
+        ("SGLang bench_serving", [0.125, 0.25], [0.875, 0.25]),
+    ),
+    "GuideLLM 0.3, its only benchmark": (
+        {"benchmarks": [{"requests": {"successful": [GUIDELLM], "errored": []}}]},
+        {},
+        ("GuideLLM", [0.5], [1.5]),
+    ),
+    "AIPerf": ([AIPERF], {}, ("AIPerf profile export", [0.2555], [0.2975])),
+    "own JSON with paces": (
+        [{"t": 0.5, "n_in": 9, "n_out": 5, "ttft_ms": 250, "tpot_ms": 125}],
+        {"columns": {"arrival_time": "t"}},
+        ("JSON", [0.25], [0.75]),
+    ),
+    "own CSV with dates": (
+        "start_time,end_time,prompt_tokens,output_tokens,ttft\n"
+        "2026-01-01 10:00:00.5,2026-01-01 10:00:02,9,3,0.25\n",
+        {},
+        ("CSV", [0.25], [1.5]),
+    ),
+    "microseconds": (
+        "sent_us,isl,osl,ttft_us,e2e_us\n5,9,3,250000,1500000\n",
+        {},
+        ("CSV", [0.25], [1.5]),
+    ),
+    "an end and a pace, no first token": (
+        "sent,isl,osl,tpot,e2e\n0,9,3,0.25,1.5\n",
+        {},
+        ("CSV", [1.0], [1.5]),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", LOGS)
+def test_a_result_of_another_format_is_a_log(tmp_path, name):
+    content, how, (source, ttfts, latencies) = LOGS[name]
+    name = "result.csv" if source == "CSV" else "result.json"
+    path = written(tmp_path, content, name)
+    log, said = quietly(path, **how)
+    assert isinstance(log, ServedLog)
+    assert (log.source, said) == (source, [])
+    np.testing.assert_allclose(log.ttft, ttfts, atol=1e-6)
+    np.testing.assert_allclose(log.latency, latencies, atol=1e-6)
+
+
+TABLES = {
+    "SGLang, a line a run": (
+        [
+            {"dataset_name": "random", "request_rate": rate, "completed": 40}
+            | {"mean_ttft_ms": 60.0 * rate, "median_e2e_latency_ms": 900.0}
+            for rate in (1.0, 2.0)
+        ],
+        {"rate": [1.0, 2.0], "mean_ttft": [0.06, 0.12], "p50_latency": [0.9, 0.9]},
+    ),
+    "genai-perf and AIPerf": (
+        {"time_to_first_token": {"unit": "ms", "avg": 50.0, "p99": 80.0, "std": 3.0}}
+        | {"inter_token_latency": {"unit": "ms", "p50": 11.0}},
+        {"mean_ttft": [0.05], "p99_ttft": [0.08], "p50_itl": [0.011]},
+    ),
+    "LLMPerf": (
+        {"results_ttft_s_quantiles_p50": 0.2, "results_ttft_s_mean": 0.25}
+        | {"results_end_to_end_latency_s_quantiles_p95": 2.5}
+        | {"num_concurrent_requests": 4, "results_num_completed_requests": 100},
+        {"concurrency": [4], "requests": [100], "mean_ttft": [0.25]}
+        | {"p50_ttft": [0.2], "p95_latency": [2.5]},
+    ),
+    "Locust": (
+        "Type,Name,Request Count,Median Response Time,Requests/s\nPOST,/v1,90,250,3\n",
+        {"requests": [90], "achieved_rate": [3.0], "p50_latency": [0.25]},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_a_summary_of_another_tool_is_a_table(tmp_path, name):
+    content, columns = TABLES[name]
+    table = read_log(written(tmp_path, content))
+    pd.testing.assert_frame_equal(
+        table[list(columns)], pd.DataFrame(columns), check_dtype=False
+    )
+
+
+ERRORS = {  # content, how to read it, what is said
+    "several runs": ([SGLANG | BENCH] * 2, {}, "run=None: must be one of 2: 2 req"),
+    "a run too many": ([SGLANG | BENCH] * 2, {"run": 3}, "run=3: must be one of 2"),
+    "LLMPerf": (json.dumps([LLMPERF]), {}, "no arrivals: 1 requests have number_in"),
+    "a closed loop": (
+        BENCH | {"request_rate": "inf", "max_concurrency": 8},
+        {},
+        "no arrivals: 2 requests have input_lens",
+    ),
+    "k6": (
+        "metric_name,timestamp,metric_value\nhttp_reqs,1,1\n",
+        {},
+        "columns metric_name,timestamp,metric_value: must include prompt_length,out",
+    ),
+    "spans as they are exported": ({"resourceSpans": []}, {}, "a span a line"),
+    "genai-perf": ({"experiments": []}, {}, "no token counts: export with AIPerf"),
+    "no requests": (
+        {"benchmarks": [{"requests": {"successful": []}}]},
+        {},
+        "no requests: must have at least one",
+    ),
+    "unlike lengths": (BENCH | {"ttfts": [1.0]}, {}, "columns of unlike length"),
+    "a column that is not there": (
+        "a,b,c\n1,2,3\n",
+        {"columns": {"prompt_length": "z"}},
+        "columns a,b,c: must include prompt_length,output_length",
+    ),
+    "not streamed": (
+        BENCH | {"request_rate": "inf", "itls": [[], []], "start_times": [0, 1]},
+        {},
+        r"request 0, itls=\[\]: must be gaps between tokens: stream",
+    ),
+    "a bad length": (
+        "sent,isl,osl,ttft,e2e\n0,9.5,3,0.25,1.5\n",
+        {},
+        "row 2, isl='9.5': must be a whole number",
+    ),
+    "an end before its first token": (
+        "sent,isl,osl,ttft,e2e\n0,9,3,2.5,1.5\n",
+        {},
+        "last_token_time.0.=1.5: must be seconds",
+    ),
+    "milliseconds that no name tells": (
+        "sent,isl,osl,ttft,e2e\n0,9,30,50,2500\n",
+        {},
+        "half of the requests take over 84.5 s a token: must be seconds, not ms",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ERRORS)
+def test_what_cannot_be_read_says_what_would_do(tmp_path, name):
+    content, how, message = ERRORS[name]
+    with pytest.raises(TraceError, match=message) as caught:
+        quietly(written(tmp_path, content), **how)
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 500
+
+
+def test_what_a_column_can_hold_is_named(tmp_path):
+    path = written(tmp_path, "a,b\n1,2\n")
+    with pytest.raises(ConfigError, match="did you mean prompt_length"):
+        read_log(path, columns={"prompts": "a"})
+    with pytest.raises(ConfigError, match=r"^unit='hours': must be one of"):
+        read_log(written(tmp_path, "time,isl,osl\n1,2,3\n"), unit="hours")
+
+
+def test_warm_up_is_left_out_and_what_was_cancelled_stays(tmp_path):
+    log, said = quietly(written(tmp_path, [WARM_UP, AIPERF, CANCELLED]))
+    assert log.workload.prompt_length.tolist() == [550, 70]
+    assert log.workload.output_length.tolist() == [9, 9]  # as long as the longest
+    assert log.completed.tolist() == [True, False]
+    assert "1 of 3 requests (33.3%; rows 1) are of the warm-up" in said[0]
+    assert "cut off" in said[1]
+
+
+def test_http_codes_tell_who_was_refused(tmp_path):
+    rows = ["0,9,3,0.5,1.5,200", "1,8,0,,,429", "2,7,2,0.5,,504", "3,6,4,0.5,2,200"]
+    text = "\n".join(["sent,isl,osl,ttft,e2e,status_code", *rows])
+    log, said = quietly(written(tmp_path, text))
+    assert log.workload.prompt_length.tolist() == [9, 7, 6]
+    assert log.completed.tolist() == [True, False, True]
+    assert log.refused == 1
+    assert len(said) == 1
+    assert "rows 3) were refused" in said[0]
+    assert "rows 4) were cut off" in said[0]
+
+
+def test_milliseconds_without_a_unit_are_suspected(tmp_path):
+    path = written(tmp_path, "time,isl,osl\n0,9,2\n500,7,3\n1000,8,2\n")
+    with pytest.warns(UserWarning, match=r"time is read as seconds: give unit='ms' if"):
+        assert read_log(path).arrival_time.tolist() == [0.0, 500.0, 1000.0]
+    work, said = quietly(path, unit="ms")
+    assert (work.arrival_time.tolist(), said) == ([0.0, 0.5, 1.0], [])
+
+
+def test_a_packed_file_does_as_well(tmp_path):
+    path = tmp_path / "trace.csv.gz"
+    with gzip.open(path, "wt") as file:
+        file.write("arrived_at,num_prefill_tokens,num_decode_tokens\n2.5,9,2\n4,7,3\n")
+    assert read_log(path).arrival_time.tolist() == [0.0, 1.5]
+
+
+# A table in memory, and the log itself
+
+NAMES = st.sampled_from(["arrived_at", "sent", "timestamp", "start"])
+UNITS = {"s": 1.0, "ms": 1e3, "us": 1e6, "ns": 1e9}
+
+
+@given(
+    times=st.lists(st.integers(0, 10**6), min_size=1, max_size=20),
+    name=NAMES,
+    unit=st.sampled_from([*UNITS]),
+    by_name=st.booleans(),
+    shuffled=st.randoms(use_true_random=False),
+)
+def test_units_and_order_do_not_matter(times, name, unit, by_name, shuffled):
+    """Whatever the unit, wherever it is said, in any order: the same workload."""
+    rows = [(time, 5 + i, 1 + i) for i, time in enumerate(sorted(set(times)))]
+    shuffled.shuffle(rows)
+    frame = pd.DataFrame(rows, columns=[name, "n_in", "n_out"])
+    frame[name] = frame[name] * UNITS[unit]
+    if by_name:
+        frame = frame.rename(columns={name: f"{name}_{unit}"})
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        work = Workload.from_frame(frame, unit=None if by_name else unit)
+    want = np.array(sorted(set(times))) - min(times)
+    np.testing.assert_allclose(work.arrival_time, want, rtol=1e-9, atol=1e-9)
+    assert work.prompt_length.tolist() == list(range(5, 5 + len(rows)))
+
+
+def test_a_frame_is_put_in_order_aloud():
+    frame = pd.DataFrame({"when": [3.0, 1.0], "n_in": [9, 7], "n_out": [2, 3]})
+    with pytest.warns(UserWarning, match="^frame: not in order of arrival, from row 1"):
+        work = Workload.from_frame(frame, columns={"arrival_time": "when"})
+    assert work.arrival_time.tolist() == [0.0, 2.0]
+    assert work.prompt_length.tolist() == [7, 9]
+
+
+WORK = Workload.from_arrays([0.0, 1.0, 2.0], [5, 5, 5], [3, 3, 3])
+TIMES = {"queued_time": [0.0, 1.0, 2.0], "first_token_time": [0.5, 1.5, 2.5]}
+TIMES |= {"last_token_time": [1.0, 2.0, 3.0]}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"first_token_time": [0.5, 1.5]}, r"first_token_time: of shape \(2,\): must"),
+        (
+            {"first_token_time": [0.5, 0.5, 0.5]},
+            r"first_token_time\[1\]=0.5: .*add the",
+        ),
+        (
+            {"last_token_time": [0.5, 0.5, 0.5]},
+            r"last_token_time\[1\]=0.5: .*no earlier",
+        ),
+        ({"queued_time": [0.0, 0.0, 0.0]}, r"queued_time\[1\]=0: .*arrival_time, 1"),
+        ({"queued_time": [0.0, np.nan, 2.0]}, r"queued_time\[1\]=nan"),
+        ({"first_token_time": [0.5, np.nan, 2.5]}, r"first_token_time\[1\]=nan: .*cut"),
+        ({"last_token_time": [1.0, np.inf, 3.0]}, r"last_token_time\[1\]=inf"),
+        ({"last_token_time": [999.0, 999.0, 999.0]}, "over 499 s a token: .* not ms"),
+        ({"prefix": np.array([0, 1])}, r"prefix: of shape \(2,\)"),
+    ],
+)
+def test_a_log_checks_what_it_is_given(changes, message):
+    columns = {k: np.asarray(v) for k, v in (TIMES | changes).items()}
+    with pytest.raises(TraceError, match=message):
+        ServedLog(WORK, **columns)
+
+
+def test_a_request_that_was_cut_off_may_lack_its_times():
+    nan = np.nan
+    first, last = np.array([0.5, nan, 2.5]), np.array([1.0, nan, nan])
+    log = ServedLog(WORK, WORK.arrival_time, first, last)
+    assert log.completed.tolist() == [True, False, False]
+    assert log.latency[0] == 1.0
+    assert np.isnan(log.ttft[1:]).all()
+    assert "2 cut off" in repr(log)
+
+
+# Settings by hand
+
+
+def test_settings_take_flags_names_and_what_was_read():
+    flags = {"--max-num-seqs": "64", "--max-num-batched-tokens": 2048}
+    flags |= {"--no-enable-prefix-caching": "", "--data-parallel-size": 2}
+    settings = read_settings(flags)
+    assert settings["batch_size"] == 64
+    assert settings["prefix_caching"] is False
+    assert (settings["replicas"], settings["router"]) == (2, "least_loaded")
+    ours = {"batch_size": 64, "max_batched_tokens": 2048, "prefix_caching": False}
+    assert read_settings(ours | {"replicas": 2}) == settings
+    assert read_settings(settings | {"graph_tokens": 0})["graph_tokens"] == 0
+    assert read_settings(settings) == settings
+    with pytest.raises(TraceError, match=r"^settings, max_num_batched_tokens=None"):
+        read_settings({"max_num_seqs": 8})
+
+
+def test_settings_given_go_with_the_log(data):
+    path = data / "samples" / "own_log_other_names_ms.csv"
+    limits = {"max_num_seqs": 8, "max_num_batched_tokens": 512}
+    assert read_log(path, settings=limits).settings["batch_size"] == 8
