@@ -10,12 +10,11 @@ from typing import Any
 
 from llminfer import theory
 from llminfer.base.errors import ConfigError, OverloadWarning, TraceError
-from llminfer.capacity import SLO, capacity
+from llminfer.capacity import SLO, capacity, fewest_replicas
 from llminfer.config import SimulationConfig
 from llminfer.data.logs import read_settings, read_vllm_log
 from llminfer.data.public import fetch
 from llminfer.experiment import SimulationRunner, simulate, sweep
-from llminfer.fleet import fewest_replicas
 from llminfer.laws.engines import PRESETS
 from llminfer.metrics import goodput
 from llminfer.policies import SchedulingPolicy, register_policy

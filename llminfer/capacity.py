@@ -1,104 +1,219 @@
-"""Capacity: the largest arrival rate that a server carries within its SLO."""
+"""Capacity: the largest arrival rate that a server carries within its SLO.
+
+And what follows from it: the table of capacities by setting, and the fewest replicas
+that carry a rate, with their cost.
+"""
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 
-from llminfer.base.errors import ConfigError, fail, number, whole
+from llminfer import calibrate
+from llminfer.base.arrays import FloatArray, IntArray
+from llminfer.base.errors import ConfigError, choice, fail, number, whole
 from llminfer.config import SimulationConfig
-from llminfer.experiment import Metrics, Row, in_parallel, replicated
+from llminfer.data.logs import ServedLog
+from llminfer.experiment import Metrics, Row, replicated, run_many
 from llminfer.laws.lengths import Geometric
 from llminfer.record import RunRecord
 from llminfer.servers.overload import described
-from llminfer.stats.intervals import jackknife
-from llminfer.stats.pooling import by_replication
+from llminfer.servers.token_gaps import token_gaps
+from llminfer.stats.intervals import Estimate, t_quantile
+from llminfer.stats.pooling import by_replication, kept
 from llminfer.workload import Workload
 
-_TIMES = ("ttft", "tpot", "latency")
+Bound = float | Mapping[str, float] | None
+What = SimulationConfig | calibrate.Calibration | ServedLog
+
+_TIMES = ("ttft", "tpot", "latency")  # of each request; itl is of each token
+_STATISTIC = re.compile(r"p\d\d\d?|mean")
 _FEWEST = 2000  # requests measured in all replications: 20 beyond the p99
 _BATCHES = 3  # a run has so many times the requests that the servers hold
 _NEAR, _LONGER = 0.95, 3  # from this share of lambda* on so much longer runs decide
+_BLOCKS = 10  # of a trace, for its interval
+_DRAWS, _REPLAYS = 8, 4  # of the coefficients; replications for each
+_FINEST = 1e-4  # tolerance
+_GAPS = 2**14  # between tokens that stand for those of a run
+_SCALES = {  # powers of the rate that the parameters of a pattern go with
+    **dict.fromkeys(("step_time", "period", "duration"), -1),
+    **dict.fromkeys(("step_rate", "amplitude", "end_rate"), 1),
+}
+
+
+class Limit(NamedTuple):
+    """One limit of an SLO.
+
+    Attributes:
+        time: ttft, tpot, itl or latency; within for a goodput.
+        statistic: p50, p99 and so on, or mean; nothing for a goodput.
+        bound: Seconds; of a goodput the share.
+        of: The class of requests it is of; nothing for all.
+    """
+
+    time: str
+    statistic: str
+    bound: float
+    of: str = ""
+
+    @property
+    def metric(self) -> str:
+        """Its name among the metrics.
+
+        >>> Limit("ttft", "p50", 0.3, of="chat").metric
+        'p50_ttft[chat]'
+        """
+        first = {"mean": "avg_", "": ""}.get(self.statistic, f"{self.statistic}_")
+        return first + self.time + f"[{self.of}]" * bool(self.of)
+
+    def excess(self, value: float) -> float:
+        """By how much ``value`` breaks it, in logs; 0 or less if not.
+
+        Of a goodput as if the time of every request grew by the share that is missing.
+        """
+        if self.time == "within":
+            return self.bound - value
+        return (
+            -math.inf if math.isnan(value) else math.log((value or 1e-9) / self.bound)
+        )
+
+    def __str__(self) -> str:
+        of = f" of {self.of}" * bool(self.of)
+        if self.time == "within":
+            return f"goodput{of} >= {self.bound:.4g}"
+        name = self.time if self.time == "latency" else self.time.upper()
+        return f"{self.statistic} {name}{of} <= {self.bound:g} s"
+
+    def said(self, value: float) -> str:
+        """What was found of it.
+
+        >>> Limit("ttft", "p99", 1.0).said(2.0)
+        'ttft=1: the p99 is 2 s'
+        >>> Limit("within", "", 0.9).said(0.8)
+        'goodput=0.9: 80.0% are within the limits'
+        """
+        of = f" of {self.of}" * bool(self.of)
+        if self.time == "within":
+            return f"goodput={self.bound:g}{of}: {value:.1%} are within the limits"
+        return f"{self.time}={self.bound:g}{of}: the {self.statistic} is {value:.3g} s"
 
 
 @dataclass(frozen=True)
 class SLO:
     """What users are promised: at least one limit, in seconds.
 
-    Each limit is on the p99 of its time. With ``goodput`` it is on each request
-    instead, and that share of the requests must be within all limits at once.
+    A plain number is a limit on the p99 of its time; a dict limits any quantile, or
+    the mean. With ``goodput`` the limits are on each request instead, and that share
+    of the requests must be within all of them at once; a request of one token has no
+    TPOT to miss.
 
     Args:
         ttft: Of the time to the first token.
         tpot: Of the time an output token after the first.
         latency: Of the time to the last token.
-        goodput: Share of requests, such as 0.9; None looks at each p99.
+        goodput: Share of requests, such as 0.9.
+        itl: Of the gap between two tokens, all gaps of all requests together.
+        classes: More limits for the requests of a class, an SLO by its name among
+            the configuration's ``request_classes`` or by its number.
 
     Raises:
         ConfigError: No limit, one that is not above 0, or no share.
 
-    >>> SLO(ttft=1.0, tpot=0.05).limits
-    {'ttft': 1.0, 'tpot': 0.05}
+    >>> for limit in SLO(ttft={"p50": 0.3, "p99": 1.0}, tpot=0.05).limits:
+    ...     print(limit)
+    p50 TTFT <= 0.3 s
+    p99 TTFT <= 1 s
+    p99 TPOT <= 0.05 s
     """
 
-    ttft: float | None = None
-    tpot: float | None = None
-    latency: float | None = None
+    ttft: Bound = None
+    tpot: Bound = None
+    latency: Bound = None
     goodput: float | None = None
+    itl: Bound = field(default=None, kw_only=True)
+    classes: Mapping[str | int, SLO] = field(default_factory=dict, kw_only=True)
 
     def __post_init__(self) -> None:
-        if not self.limits:
-            raise ConfigError("slo: no limit given: must be of ttft, tpot or latency")
-        for name, limit in self.limits.items():
-            number(name, limit, above=0.0)
+        for name, its in self.classes.items():
+            if not isinstance(its, SLO) or its.classes or its.itl is not None:
+                must = "an SLO of ttft, tpot, latency or goodput"
+                raise fail(f"classes[{name!r}]", its, must)
+        if not self.bounds and (self.goodput is not None or not self.classes):
+            must = "must be of ttft, tpot, itl or latency"
+            raise ConfigError(f"slo: no limit given: {must}")
+        for time, bounds in self.bounds.items():
+            if not all(_STATISTIC.fullmatch(str(name)) for name in bounds):
+                must = 'seconds, or a dict such as {"p50": 0.3, "p99": 1, "mean": 0.4}'
+                raise fail(time, dict(bounds), must)
+            for bound in bounds.values():
+                number(time, bound, above=0.0)
         if self.goodput is not None:
             number("goodput", self.goodput, above=0.0, most=1.0)
+            if self.itl or any(list(its) != ["p99"] for its in self.bounds.values()):
+                must = "None, or the limits those of a request: ttft, tpot, latency"
+                raise fail("goodput", self.goodput, f"{must}, each a plain number")
 
     @property
-    def limits(self) -> dict[str, float]:
-        """The limits that are given, by name."""
-        given = {name: getattr(self, name) for name in _TIMES}
-        return {name: limit for name, limit in given.items() if limit is not None}
+    def bounds(self) -> dict[str, Mapping[str, float]]:
+        """The limits of all requests: by time, then by statistic."""
+        given = {
+            name: getattr(self, name) for name in ("ttft", "tpot", "itl", "latency")
+        }
+        return {
+            name: its if isinstance(its, Mapping) else {"p99": its}
+            for name, its in given.items()
+            if its is not None
+        }
 
-    def broken(self, metrics: Metrics) -> list[str]:
-        """What ``metrics`` of ``Capacity`` do not keep, in words.
-
-        >>> SLO(ttft=1.0).broken({"p99_ttft": 2.0})
-        ['ttft=1: the p99 is 2 s']
-        >>> SLO(ttft=1.0, goodput=0.9).broken({"within": 0.8})
-        ['goodput=0.9: 80.0% are within the limits']
-        """
+    @property
+    def limits(self) -> list[Limit]:
+        """All limits, those of classes last."""
+        own = [
+            Limit(time, *one)
+            for time, its in self.bounds.items()
+            for one in its.items()
+        ]
         if self.goodput is not None:
-            share = metrics["within"]
-            said = f"goodput={self.goodput:g}: {share:.1%} are within the limits"
-            return [said] if share < self.goodput else []
-        return [
-            f"{name}={limit:g}: the p99 is {metrics[f'p99_{name}']:.3g} s"
-            for name, limit in self.limits.items()
-            if metrics[f"p99_{name}"] > limit
+            own = [Limit("within", "", self.goodput)]
+        return own + [
+            limit._replace(of=str(name))
+            for name, its in self.classes.items()
+            for limit in its.limits
         ]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Capacity:
-    """The largest rate within limits, requests a second.
+    """The largest rate within limits, requests a second; print it.
 
     Attributes:
         rate: The largest that was seen to keep them.
         bracket: That rate, and the next that was seen to break them.
-        interval: Where the largest rate lies with 95% confidence, by the jackknife over
-            replications; NaN for a trace. Often wider than the bracket: more
-            replications or longer ones narrow it, a smaller tolerance does not.
+        interval: Where the largest rate lies with 95% confidence; NaN for a single
+            replication. Often wider than the bracket: more replications or longer
+            ones narrow it, a smaller tolerance does not.
         metrics: At ``rate``, of the pooled requests: ``p99_`` and ``avg_`` of ``ttft``,
-            ``tpot`` and ``latency``, seconds; ``within``, the share within all limits;
+            ``tpot`` and ``latency``, seconds, and those that are limited, as
+            ``p50_ttft[chat]``; ``within``, the share within all limits of a request;
             ``goodput``, so many a second; ``avg_output_length``, tokens; ``waiting``,
             how many waited when the last one came, mean over replications; near lambda*
             of the longer run, over the root of 3.
         evaluated: A row a rate, ascending: ``rate``, the metrics, and ``meets``.
+        binds: What is broken first above ``rate``: a limit, or the queue.
+        slack: By limit how far below it ``rate`` stays, relative; of a goodput how
+            far above, as a share.
+        basis: What the interval comes from, in words.
+        logs: The rate's logarithm, a number a replication or block of the trace: the
+            jackknife's pseudo-values.
+        draws: The rate's logarithm under each draw of the coefficients.
     """
 
     rate: float
@@ -106,25 +221,64 @@ class Capacity:
     interval: tuple[float, float]
     metrics: Metrics
     evaluated: pd.DataFrame
+    binds: str
+    slack: dict[str, float]
+    basis: str
+    logs: FloatArray
+    draws: FloatArray
+
+    def __repr__(self) -> str:
+        low, high = self.interval
+        known = f" ({low:.3g} to {high:.3g})" if low <= high else ""
+        rest = [f"{its:.0%} of {name}" for name, its in self.slack.items()]
+        return (
+            f"{self.rate:.3g} requests/s{known}, bound by {self.binds}\n"
+            f"95% interval: {self.basis}\n"
+            f"slack there: {', '.join(rest)}"
+        )
+
+    def against(self, base: Capacity) -> Estimate:
+        """How much more than ``base`` this is, relative, with a 95% interval.
+
+        Both shared their seeds and draws, so the interval is that of their paired
+        difference, in logarithms.
+        """
+        its = _spread(self.logs - base.logs, self.draws - base.draws)
+        return Estimate(*(math.expm1(x) for x in (its.value, its.lower, its.upper)))
+
+    def row(self) -> dict[str, Any]:
+        """A row of the table of capacities."""
+        tokens = self.rate * self.metrics["avg_output_length"]
+        return {
+            **Estimate(self.rate, *self.interval).row("rate"),
+            "binds": self.binds,
+            "throughput": tokens,
+            "user_speed": 1.0 / self.metrics["avg_tpot"],
+        }
+
+
+class _KeptNowhere(ConfigError):
+    """Limits that no rate keeps."""
 
 
 def capacity(
-    config: SimulationConfig,
+    what: What,
     slo: SLO,
     workload: Workload | None = None,
     *,
+    over: Mapping[str, Sequence[Any]] | None = None,
     replications: int = 10,
     tolerance: float = 0.02,
     n_jobs: int | None = None,
     random_seed_start: int = 42,
-) -> Capacity:
+) -> Any:
     """The largest mean arrival rate that keeps ``slo``.
 
     Every rate faces the same requests, arriving closer together or further apart (a
     rate that varies keeps its shape; its periods shrink as it grows). The search goes
     from lambda* up or down until it has crossed the limits, then halves that interval
     in log rate. Where limits are kept in several stretches of rates, the answer is the
-    upper end of one of them.
+    upper end of one of them. Finished runs are remembered.
 
     A finite run above lambda* may keep limits that a longer one breaks, and TPOT never
     feels the queue. So a rate counts only below lambda* of the requests where theory
@@ -135,29 +289,113 @@ def capacity(
     grows so, a queue past lambda* faster). The
     configuration's ``num_requests`` is the length of a replication, warm-up included.
 
+    The interval is the jackknife's, over replications; of a trace over ten blocks of
+    its requests, as if these were independent: it should be many times as long as its
+    busy periods. A calibration adds how unsure its coefficients are: the rate is found
+    again under 8 draws of them, with the same seeds, and the two standard errors of
+    the rate's logarithm are added in squares.
+
     Args:
-        config: Everything but the rate.
+        what: Everything but the rate: a configuration; a calibration, which is asked
+            for requests like those of its log; or a log that knows the settings of
+            its engine, to which the engine is fitted first.
         slo: The limits.
         workload: A trace to replay at scaled rates instead, once.
+        over: Values by field: the answer is a table, a row a combination.
         replications: Runs a rate; their requests are judged together.
         tolerance: Greatest ratio of the bracket's ends, less 1.
         n_jobs: Processes; None takes one a core. The answer does not depend on it.
         random_seed_start: First seed.
+
+    Returns:
+        The capacity; with ``over`` a table of them, which share their seeds: the
+        fields, ``rate`` with ``rate_lower`` and ``rate_upper`` (0 where no rate keeps
+        the limits), ``binds``, ``throughput`` (output tokens a second),
+        ``throughput_per_gpu`` (a replica counts as one), ``user_speed`` (1 / mean
+        TPOT, tokens a second). ``report.figures.draw_capacity`` draws it.
 
     Raises:
         ConfigError: Limits that no rate keeps, or too few requests to tell.
 
     >>> config = SimulationConfig(batch_size=4, num_requests=2500, batch_timeout=0.0)
     >>> slo = SLO(latency=5.0)
-    >>> found = capacity(config, slo, replications=1, tolerance=0.2, n_jobs=1)
-    >>> round(found.rate, 1)
-    1.1
+    >>> found = capacity(config, slo, replications=2, tolerance=0.2, n_jobs=1)
+    >>> print(found)  # doctest: +ELLIPSIS
+    1.1 requests/s (...), bound by p99 latency <= 5 s
+    ...
     """
-    plan = Plan(workload, replications, n_jobs, random_seed_start)
-    trials = Trials(config, slo, plan, number("tolerance", tolerance, above=0.0))
-    low, high = trials.search()
-    interval, evaluated = trials.interval(low), tried("rate", trials.rows)
-    return Capacity(low, (low, high), interval, trials.metrics(low), evaluated)
+    base, draws = _resolved(what)
+    trials = Trials(
+        base, slo, workload, replications, n_jobs, random_seed_start, tolerance
+    )
+    return trials.found(draws) if over is None else _table(trials, draws, over)
+
+
+def _resolved(what: What) -> tuple[SimulationConfig, list[SimulationConfig]]:
+    """A configuration, and others that its coefficients could as well be."""
+    if isinstance(what, SimulationConfig):
+        return what, []
+    if isinstance(what, ServedLog):
+        what = calibrate.fit(what, settings_of(what))
+    if not isinstance(what, calibrate.Calibration):
+        raise fail("what", what, "a SimulationConfig, a Calibration or a ServedLog")
+    base, *draws = (
+        loaded(config, what.log) for config in (what.config(), *what.draws(_DRAWS))
+    )
+    return base, draws
+
+
+def settings_of(log: ServedLog) -> Mapping[str, Any]:
+    """The settings of the engine that left a log.
+
+    Raises:
+        ConfigError: The log does not know them.
+    """
+    if settings := getattr(log, "settings", None):
+        return dict(settings)
+    must = "with settings, or their fit: calibrate.fit(log, {'batch_size': 256, ...})"
+    raise fail("log", log, must)
+
+
+def loaded(config: SimulationConfig, log: ServedLog) -> SimulationConfig:
+    """``config`` asked for requests like those of a log, as many as an answer needs."""
+    config = described(log.workload, config)
+    n = max(_FEWEST, (_BATCHES + 1) * config.largest_batch * config.replicas)
+    return config.replace(num_requests=n + n // 10, warmup_requests=n // 10)
+
+
+def _table(
+    trials: Trials,
+    draws: Sequence[SimulationConfig],
+    over: Mapping[str, Sequence[Any]],
+) -> pd.DataFrame:
+    """A row a combination of settings, as ``capacity`` says."""
+    for name, values in over.items():
+        if isinstance(values, str) or not len(values):
+            raise fail(name, values, "a list of at least one value")
+    rows = []
+    for combination in itertools.product(*over.values()):
+        changes = dict(zip(over, combination, strict=True))
+        config = changed(trials.config, changes)
+        try:
+            its = replace(trials, config=config)
+            row = its.found([changed(other, changes) for other in draws]).row()
+        except _KeptNowhere as error:
+            row = {**Estimate(0.0, 0.0, 0.0).row("rate"), "binds": str(error)}
+        per_gpu = row.get("throughput", math.nan) / config.replicas
+        rows.append({**changes, **row, "throughput_per_gpu": per_gpu})
+    return pd.DataFrame(rows)
+
+
+def changed(config: SimulationConfig, changes: Mapping[str, Any]) -> SimulationConfig:
+    """``config`` with other settings; of more replicas each still serves as many."""
+    new = config.replace(**changes)
+    more = new.replicas / config.replicas
+    run = {
+        name: max(round(more * getattr(config, name)), 1 - i)
+        for i, name in enumerate(("num_requests", "warmup_requests"))
+    }
+    return config.replace(**{**run, **changes})
 
 
 def largest_rates(runs: pd.DataFrame, metric: str, limit: float) -> pd.Series:
@@ -186,54 +424,41 @@ def largest_rates(runs: pd.DataFrame, metric: str, limit: float) -> pd.Series:
     table = runs.assign(number=numbers).pivot(
         index="replication", columns="arrival_rate", values="number"
     )
-    logs, n = np.log(table.columns.to_numpy(dtype=np.float64)), len(table)
-    pooled = table.to_numpy().mean(axis=0)
-    without = pooled - (table.to_numpy() - pooled) / max(n - 1, 1)
-    found, *left_out = (
-        np.interp(np.log(limit), np.maximum.accumulate(np.log(row)), logs)
-        for row in [pooled, *without]
+    excess = np.log(_left_out(table.to_numpy()) / limit)
+    logs = _pseudo_logs(excess, table.columns.to_numpy(dtype=np.float64))
+    return pd.Series(np.exp(logs), table.index, name="arrival_rate")
+
+
+def _left_out(numbers: FloatArray) -> FloatArray:
+    """The mean of pseudo-values, then without each in turn, shape (1 + n, ...)."""
+    pooled = np.nanmean(numbers, axis=0)
+    off = (np.where(np.isnan(numbers), pooled, numbers) - pooled) / max(
+        len(numbers) - 1, 1
     )
-    pseudo = found + (n - 1) * (np.mean(left_out) - np.array(left_out))
-    return pd.Series(np.exp(pseudo), table.index, name="arrival_rate")
+    return np.concatenate((pooled[None], pooled - off))
 
 
-@dataclass(frozen=True)
-class Plan:
-    """What is replayed how often, and by how many processes."""
+def _pseudo_logs(excess: FloatArray, rates: FloatArray) -> FloatArray:
+    """The log rate at which limits begin to break, a pseudo-value a replication.
 
-    workload: Workload | None
-    replications: int
-    n_jobs: int | None
-    first_seed: int
+    Args:
+        excess: Of all, and without each replication, shape (1 + n, rates).
+        rates: Ascending.
+    """
+    logs = np.log(rates)
+    found, *left_out = (
+        np.interp(0.0, np.maximum.accumulate(row), logs) for row in excess
+    )
+    return found + (len(left_out) - 1) * (np.mean(left_out) - np.array(left_out))
 
-    def configs(self, config: SimulationConfig) -> list[SimulationConfig]:
-        """A configuration a replication, with its seed; one for a trace."""
-        whole("replications", self.replications, 1)
-        runs = self.replications if self.workload is None else 1
-        return replicated(config, runs, self.first_seed)
 
-    def requests(self, config: SimulationConfig) -> Workload:
-        """The requests of one replication, at a mean rate of 1 a second."""
-        if self.workload is None:
-            mean = config.arrivals.mean(config.num_requests)
-            return Workload.generate(config).scaled(1.0 / mean)
-        arrival = self.workload.arrival_time
-        span = float(arrival[-1] - arrival[0])
-        if not span > 0.0:
-            must = "several requests that come at different times"
-            raise fail("workload", self.workload, must)
-        return self.workload.scaled(span / len(arrival))
-
-    def longer(self, config: SimulationConfig) -> Workload:
-        """The same of a run that is ``_LONGER`` times as long; a trace goes round."""
-        if self.workload is None:
-            n = _LONGER * config.num_requests
-            return self.requests(config.replace(num_requests=n))
-        its = self.requests(config)
-        rounds = np.repeat(np.arange(_LONGER), len(its)) * float(len(its))
-        columns = {name: np.tile(its, _LONGER) for name, its in vars(its).items()}
-        columns["arrival_time"] = columns["arrival_time"] + rounds
-        return Workload(**columns)
+def _spread(logs: FloatArray, draws: FloatArray) -> Estimate:
+    """The mean of pseudo-values, with how unsure runs and draws make it."""
+    its = Estimate.of_mean(logs)
+    half = its.upper - its.value
+    if len(draws):
+        half = math.hypot(half, t_quantile(0.95, len(draws) - 1) * draws.std(ddof=1))
+    return Estimate(its.value, its.value - half, its.value + half)
 
 
 @dataclass
@@ -242,28 +467,48 @@ class Trials:
 
     config: SimulationConfig
     slo: SLO
-    plan: Plan
+    workload: Workload | None
+    replications: int
+    n_jobs: int | None
+    first_seed: int
     tolerance: float = 0.02
-    rows: dict[float, Row] = field(default_factory=dict)
-    _runs: dict[float, list[Row]] = field(default_factory=dict)  # a rate's, by seed
+    rows: dict[float, Row] = field(default_factory=dict, init=False)
+    numbers: dict[float, pd.DataFrame] = field(default_factory=dict, init=False)
 
     def __post_init__(self) -> None:
-        self._configs = self.plan.configs(self.config)
-        self._requests = [self.plan.requests(config) for config in self._configs]
-        n = len(self._requests[0])
+        if not isinstance(self.slo, SLO):
+            must = "an SLO such as SLO(ttft=1.0): the order is what, slo, rate"
+            raise fail("slo", self.slo, must)
+        if number("tolerance", self.tolerance) < _FINEST:
+            must = f"at least {_FINEST:g}; replications make an answer surer, not this"
+            raise fail("tolerance", self.tolerance, must)
+        whole("replications", self.replications, 1)
+        runs, trace = self.replications, self.workload
+        if trace is not None:
+            runs = 1
+            if not np.ptp(trace.arrival_time) > 0.0:
+                must = "several requests that come at different times"
+                raise fail("workload", trace, must)
+        self._configs = replicated(self.config, runs, self.first_seed)
+        self._measure = partial(
+            _measured, slo=self.slo, blocks=1 if trace is None else _BLOCKS
+        )
+        names = [f"{first}_{time}" for time in _TIMES for first in ("p99", "avg")]
+        names += ["waiting", "within", "avg_output_length"]
+        names += [limit.metric for limit in self.slo.limits]
+        self._metrics = list(dict.fromkeys(names))
+        n = self.config.num_requests if trace is None else len(trace)
         holds = self.config.largest_batch * self.config.replicas
-        runs = len(self._configs)
         skipped = self.config.warmup_requests
         least = max(_BATCHES * holds, skipped + math.ceil(_FEWEST / runs))
         if n < least:
-            name = "num_requests" if self.plan.workload is None else "workload"
+            name = "num_requests" if trace is None else "workload"
             must = (
                 f"at least {least} requests: {_FEWEST} measured ones in all have 20 "
                 f"beyond the p99, and the {holds} in service must be few of a run's"
             )
             raise fail(name, n, must)
         self._queue = max(self.tolerance * n, holds)
-        trace = self.plan.workload
         served = self.config if trace is None else described(trace, self.config)
         self._most, self._exact = served.max_stable_rate, _has_exact_rate(served)
         self._near = math.inf if self._exact else _NEAR * self._most
@@ -271,72 +516,105 @@ class Trials:
     def meets(self, rate: float) -> bool:
         """Are the limits kept at ``rate``, and does the queue not grow?"""
         if rate not in self.rows:
-            runs = self._run([its.scaled(rate) for its in self._requests])
-            found = self._pooled(runs)
-            if self._excess(found, rate) <= 0.0 and rate > self._near:
-                longer = self._run(
-                    [self.plan.longer(its).scaled(rate) for its in self._configs]
-                )
-                for run, its in zip(runs, longer, strict=True):
-                    run["waiting"] = its["waiting"] / math.sqrt(_LONGER)
-                found["waiting"] = self._pooled(runs)["waiting"]
+            runs = self._run(rate)
+            numbers = pd.DataFrame(
+                {name: by_replication(runs, name, ["rate"]) for name in self._metrics}
+            )
+            if self._worst(numbers, rate)[0] <= 0.0 and rate > self._near:
+                longer = self._run(rate, _LONGER)["waiting"]
+                numbers["waiting"] = longer / math.sqrt(_LONGER)
+            found: Row = {name: float(numbers[name].mean()) for name in self._metrics}
             found["goodput"] = rate * found["within"]
-            self._runs[rate] = runs
-            self.rows[rate] = found | {"meets": self._excess(found, rate) <= 0.0}
+            kept = self._worst(numbers, rate)[0] <= 0.0
+            self.numbers[rate], self.rows[rate] = numbers, found | {"meets": bool(kept)}
         return bool(self.rows[rate]["meets"])
 
-    def _excess(self, found: Row, rate: float) -> float:
-        """By how much the worst limit is broken (in logs); 0 or less if none is."""
+    def excess(self, found: Mapping[str, float], rate: float) -> list[float]:
+        """By how much each limit is broken, and the queue's (in logs); 0 or less: not.
+
+        Args:
+            found: The metrics at ``rate``.
+            rate: Requests a second.
+        """
         if self._exact:
             queue = math.log(rate / self._most) + 1e-9
         else:
             queue = math.log(max(found["waiting"], 1e-9) / self._queue)
-        if self.slo.goodput is not None:
-            return max(queue, self.slo.goodput - float(found["within"]))
-        limits = self.slo.limits.items()
-        ratios = [found[f"p99_{name}"] / limit for name, limit in limits]
-        return max(queue, *[math.log(ratio) for ratio in ratios if ratio > 0.0])
+        return [its.excess(found[its.metric]) for its in self.slo.limits] + [queue]
 
-    def interval(self, rate: float) -> tuple[float, float]:
-        """Of the largest rate, by leaving out one replication at a time.
+    def _worst(self, numbers: pd.DataFrame, rate: float) -> list[float]:
+        """The greatest excess of all replications, then without each in turn."""
+        rows = _left_out(numbers.to_numpy(dtype=np.float64))
+        return [
+            max(self.excess(dict(zip(self._metrics, row, strict=True)), rate))
+            for row in rows
+        ]
+
+    def found(self, draws: Sequence[SimulationConfig] = ()) -> Capacity:
+        """The largest rate, and how unsure it is under other coefficients too."""
+        low, high = self.search()
+        logs = self.logs(low)
+        few = min(self.replications, _REPLAYS)
+        drawn = np.array(
+            [replace(self, config=c, replications=few).log_rate(low) for c in draws]
+        )
+        its = _spread(logs, drawn)
+        upper = max(math.exp(its.upper), high)
+        upper = min(upper, self._most) if self._exact and not draws else upper
+        metrics = {k: v for k, v in self.rows[low].items() if k != "meets"}
+        names = [*map(str, self.slo.limits), "the queue"]
+        binds = names[int(np.argmax(self.excess(self.rows[high], high)))]
+        free = [-math.expm1(x) for x in self.excess(metrics, low)]
+        part = "replications" if self.workload is None else "blocks of the trace"
+        basis = f"{len(logs)} {part}"
+        if len(drawn):
+            basis += f" and {len(drawn)} draws of the coefficients"
+        return Capacity(
+            rate=low,
+            bracket=(low, high),
+            interval=(min(math.exp(its.lower), low), upper),
+            metrics=metrics,
+            evaluated=tried("rate", self.rows),
+            binds=binds,
+            slack=dict(zip(names, free, strict=True)),
+            basis=basis,
+            logs=logs,
+            draws=drawn,
+        )
+
+    def log_rate(self, near: float) -> float:
+        """The logarithm of the largest rate, from a few rates around one."""
+        try:
+            low, _ = self._bracket(near)
+        except _KeptNowhere:
+            return math.log(min(self.rows))
+        return float(self.logs(low).mean())
+
+    def logs(self, rate: float) -> FloatArray:
+        """The logarithm of the largest rate, a pseudo-value a replication or block.
 
         Args:
             rate: The largest that was seen to keep the limits.
         """
-        n = len(self._configs)
-        if n < 2:
-            return math.nan, math.nan
         # below the stretch of rates that ends here another one may begin
         broken = [r for r, row in self.rows.items() if r < rate and not row["meets"]]
-        rates = sorted(r for r in self._runs if r > max(broken, default=0.0))
-        every = list(range(n))
-        logs = [self._crossing(rates, every[:i] + every[i + 1 :]) for i in every]
-        found = jackknife(self._crossing(rates, every), logs)
-        lower, upper = math.exp(found.lower), max(math.exp(found.upper), rate)
-        return min(lower, rate), min(upper, self._most) if self._exact else upper
-
-    def _crossing(self, rates: list[float], chosen: list[int]) -> float:
-        """The log of the rate at which chosen replications begin to break limits."""
-        runs = [[self._runs[rate][i] for i in chosen] for rate in rates]
-        pooled = [self._pooled(its) for its in runs]
-        excess = list(map(self._excess, pooled, rates))
-        return float(np.interp(0.0, np.maximum.accumulate(excess), np.log(rates)))
-
-    def metrics(self, rate: float) -> Metrics:
-        """What was found at ``rate``."""
-        return {k: v for k, v in self.rows[rate].items() if k != "meets"}
+        rates = sorted(r for r in self.rows if r > max(broken, default=0.0))
+        worst = [self._worst(self.numbers[rate], rate) for rate in rates]
+        return _pseudo_logs(np.array(worst).T, np.array(rates))
 
     def search(self) -> tuple[float, float]:
         """The largest rate that keeps the limits, and the next, which breaks them."""
-        low, high = self._bracket()
+        if not math.isfinite(self._most):
+            must = "above 0: this server takes no time"
+            raise fail("gamma", self.config.gamma, must)
+        low, high = self._bracket(self._most)
         while high / low - 1.0 > self.tolerance:
             middle = math.sqrt(low * high)
             low, high = (middle, high) if self.meets(middle) else (low, middle)
         return low, high
 
-    def _bracket(self) -> tuple[float, float]:
+    def _bracket(self, rate: float) -> tuple[float, float]:
         """A rate that keeps the limits, and a higher one that breaks them."""
-        rate = self._carried()
         if self.meets(rate):
             while self.meets(1.1 * rate):
                 rate *= 1.1
@@ -346,59 +624,115 @@ class Trials:
         while not self.meets(rate / step):
             rate /= step
             if rate < least:
-                raise self._met_nowhere()
+                raise self._kept_nowhere()
         return rate / step, rate
 
     def _fills(self) -> bool:
         """Do batches wait until they are full?"""
         return self.config.server == "static" and self.config.batch_timeout is None
 
-    def _met_nowhere(self) -> ConfigError:
+    def _kept_nowhere(self) -> ConfigError:
         best = min(self.rows, key=lambda rate: self.rows[rate]["p99_latency"])
-        said = "; ".join(self.slo.broken(self.rows[best]))
-        fills = "batches wait to be full (batch_timeout=None)"
-        why = fills if self._fills() else "at the least, requests come one at a time"
-        return ConfigError(
+        row, limits = self.rows[best], self.slo.limits
+        said = [its.said(row[its.metric]) for its in limits]
+        broken = [its.excess(row[its.metric]) > 0.0 for its in limits]
+        said = list(itertools.compress(said, broken))
+        why = "at the least, requests come one at a time"
+        if self._fills():
+            why = "batches wait to be full (batch_timeout=None)"
+        elif (
+            self.workload is not None and not np.diff(self.workload.arrival_time).all()
+        ):
+            why = "requests that the trace has at one time come so at every rate"
+        return _KeptNowhere(
             f"slo: kept at no rate from {min(self.rows):.3g} to {max(self.rows):.3g} "
-            f"requests/s; {why}, and at {best:.3g}, the best, {said}"
+            f"requests/s; {why}, and at {best:.3g}, the best, {'; '.join(said)}"
         )
 
-    def _carried(self) -> float:
-        """lambda* of these requests, where the search starts."""
-        if not math.isfinite(self._most):
-            must = "above 0: this server takes no time"
-            raise fail("gamma", self.config.gamma, must)
-        return self._most
+    def _run(self, rate: float, times: int = 1) -> pd.DataFrame:
+        """A row a replication, or block of a trace, at ``rate``.
 
-    def _run(self, requests: list[Workload]) -> list[Row]:
-        """What came of the requests of each replication."""
-        jobs = list(zip(self._configs, requests, strict=True))
-        return list(in_parallel(jobs, self.plan.n_jobs, _times))
-
-    def _pooled(self, runs: list[Row]) -> Row:
-        """What came of the requests of several replications together."""
-        pooled = {name: np.concatenate([run[name] for run in runs]) for name in runs[0]}
-        found: Row = {"waiting": float(pooled["waiting"].mean())}
-        for name in _TIMES:
-            known = pooled[name][~np.isnan(pooled[name])]
-            some = len(known) > 0
-            found[f"p99_{name}"] = float(np.quantile(known, 0.99)) if some else math.nan
-            found[f"avg_{name}"] = float(known.mean()) if some else math.nan
-        late = [pooled[name] > limit for name, limit in self.slo.limits.items()]
-        found["within"] = 1.0 - float(np.any(late, axis=0).mean())
-        found["avg_output_length"] = float(pooled["output"].mean())
-        return found
+        Args:
+            rate: Requests a second.
+            times: How often as long; a trace goes round.
+        """
+        trace, configs = self.workload, self._configs
+        if trace is None:
+            configs = [
+                _at_rate(its.replace(num_requests=times * its.num_requests), rate)
+                for its in configs
+            ]
+        else:
+            trace = _round(trace, times, rate)
+        said = f"{rate:.3g} requests/s"
+        runs = run_many(configs, self.n_jobs, said, self._measure, trace)
+        rows = [row for run in runs for row in run["rows"]]
+        return pd.DataFrame(rows).assign(rate=rate)
 
 
-def _times(config: SimulationConfig, record: RunRecord) -> Row:
-    """Columns of the measured requests, and how many waited when the last one came."""
+def _at_rate(config: SimulationConfig, rate: float) -> SimulationConfig:
+    """``config`` with another mean rate, all of its pattern faster or slower."""
+    factor = rate / config.arrivals.mean(config.num_requests)
+    params = {
+        f"arrival_pattern_params.{name}": value * factor ** _SCALES.get(name, 0)
+        for name, value in config.arrival_pattern_params.items()
+    }
+    return config.replace(arrival_rate=factor * config.arrival_rate, **params)
+
+
+def _round(trace: Workload, times: int, rate: float) -> Workload:
+    """A trace, so many times in turn, at a mean rate."""
+    arrival, n = trace.arrival_time, len(trace)
+    span = float(arrival[-1] - arrival[0])
+    columns = {name: np.tile(its, times) for name, its in vars(trace).items()}
+    rounds = np.repeat(np.arange(times), n) * float(n)
+    columns["arrival_time"] = np.tile(arrival * n / span, times) + rounds
+    return Workload(**columns).scaled(rate)
+
+
+def _measured(
+    config: SimulationConfig, record: RunRecord, *, slo: SLO, blocks: int
+) -> Row:
+    """Numbers of each block of the measured requests, in order of arrival."""
     skip = config.warmup_requests
     waiting = np.sum(record.processing_start_time > record.arrival_time[-1])
-    return {
-        **{name: getattr(record, name)[skip:] for name in _TIMES},
-        "output": record.output_length[skip:],
-        "waiting": np.array([float(waiting)]),
-    }
+    shared: Row = {"waiting": float(waiting)}
+    if "itl" in slo.bounds:
+        gaps = token_gaps(record, config.step_time, skip)
+        some = gaps.sample(_GAPS) if gaps.number() else np.empty(0)
+        shared |= {"avg_itl": gaps.mean(), **kept("itl", some, gaps.number())}
+    rows = []
+    for part in np.array_split(np.arange(skip, len(record.arrival_time)), blocks):
+        row = shared | _times(record, part, slo)
+        for name, its in slo.classes.items():
+            of = _class_number(config, name)
+            mine = part[record.request_class[part] == of]
+            own = _times(record, mine, its).items()
+            row |= {f"{key}[{name}]": value for key, value in own}
+        rows.append(row)
+    return {"rows": rows}
+
+
+def _class_number(config: SimulationConfig, name: str | int) -> int:
+    """The number of a class of requests."""
+    if isinstance(name, str):
+        names = list(config.request_classes)
+        return names.index(choice("classes", name, names))
+    return whole("classes", name, 0)
+
+
+def _times(record: RunRecord, part: IntArray, slo: SLO) -> Row:
+    """Times of some requests, and the share that is within all limits of a request."""
+    found: Row = {"avg_output_length": float(np.mean(record.output_length[part]))}
+    late = np.zeros(len(part), dtype=np.bool_)
+    for name in _TIMES:
+        times = getattr(record, name)[part]
+        known = np.sort(times[~np.isnan(times)])
+        found |= kept(name, known)
+        found[f"avg_{name}"] = float(known.mean()) if len(known) else math.nan
+        late |= times > max(slo.bounds.get(name, {}).values(), default=math.inf)
+    found["within"] = 1.0 - float(late.mean()) if len(part) else math.nan
+    return found
 
 
 def _has_exact_rate(config: SimulationConfig) -> bool:
@@ -411,3 +745,115 @@ def _has_exact_rate(config: SimulationConfig) -> bool:
 def tried(name: str, rows: Mapping[float, Row]) -> pd.DataFrame:
     """A row a value of ``name``, ascending."""
     return pd.DataFrame([{name: key, **rows[key]} for key in sorted(rows)])
+
+
+@dataclass(frozen=True, eq=False)
+class Fleet:
+    """The fewest replicas that serve a rate within limits.
+
+    Attributes:
+        replicas: How many.
+        gpus: In all of them.
+        metrics: As those of ``Capacity``, with so many.
+        evaluated: A row a number of ``replicas``: that, the metrics, and ``meets``.
+        cost_per_hour: In the currency of the price; None without one.
+        cost_per_million_tokens: Of output; None without a price.
+        kilowatts: Of all GPUs; None without a wattage.
+        kwh_per_million_tokens: Of output; None without a wattage.
+    """
+
+    replicas: int
+    gpus: int
+    metrics: Metrics
+    evaluated: pd.DataFrame
+    cost_per_hour: float | None
+    cost_per_million_tokens: float | None
+    kilowatts: float | None
+    kwh_per_million_tokens: float | None
+
+
+def fewest_replicas(
+    what: What,
+    slo: SLO,
+    rate: float,
+    workload: Workload | None = None,
+    *,
+    gpus_per_replica: int = 1,
+    price_per_gpu_hour: float | None = None,
+    watts_per_gpu: float | None = None,
+    replications: int = 10,
+    n_jobs: int | None = None,
+    random_seed_start: int = 42,
+) -> Fleet:
+    """The fewest replicas that keep ``slo`` at a rate; one fewer does not.
+
+    The search starts from the capacity of one. A run of n replicas has n times the
+    requests of the configuration (a trace has its own), so that each serves as many
+    as one alone does. GPUs cost and draw the same, busy or idle.
+
+    Args:
+        what: One replica, and the router, as of ``capacity``; a configuration needs
+            ``server="continuous"`` to have several.
+        slo: The limits.
+        rate: Mean arrival rate of all together, requests a second.
+        workload: A trace to replay at this rate instead, once.
+        gpus_per_replica: GPUs that make one replica.
+        price_per_gpu_hour: In any currency.
+        watts_per_gpu: What a GPU draws, with its part of the machine around it.
+        replications: Runs a number of replicas; their requests are judged together.
+        n_jobs: Processes; None takes one a core. The answer does not depend on it.
+        random_seed_start: First seed.
+
+    Raises:
+        ConfigError: As ``capacity``; or a rate, price or wattage that is not above 0.
+
+    >>> server = SimulationConfig(server="continuous", batch_size=4, num_requests=2500)
+    >>> few = {"replications": 1, "n_jobs": 1, "price_per_gpu_hour": 2.0}
+    >>> fleet = fewest_replicas(server, SLO(ttft=3.0), 4.0, **few)
+    >>> fleet.replicas, fleet.cost_per_hour
+    (6, 12.0)
+    """
+    base = _resolved(what)[0].replace(replicas=1)
+    one = Trials(base, slo, workload, replications, n_jobs, random_seed_start)
+    number("rate", rate, above=0.0)
+    whole("gpus_per_replica", gpus_per_replica, 1)
+    for name, value in (
+        ("price_per_gpu_hour", price_per_gpu_hour),
+        ("watts_per_gpu", watts_per_gpu),
+    ):
+        if value is not None:
+            number(name, value, above=0.0)
+    n, rows = _search(one, rate)
+    metrics = {name: value for name, value in rows[n].items() if name != "meets"}
+    gpus = n * gpus_per_replica
+    million = rate * metrics["avg_output_length"] * 3600.0 / 1e6  # tokens an hour
+    cost = None if price_per_gpu_hour is None else gpus * price_per_gpu_hour
+    power = None if watts_per_gpu is None else gpus * watts_per_gpu / 1000.0
+    each_cost, energy = (None if x is None else x / million for x in (cost, power))
+    evaluated = tried("replicas", rows)
+    return Fleet(n, gpus, metrics, evaluated, cost, each_cost, power, energy)
+
+
+def _search(one: Trials, rate: float) -> tuple[int, dict[float, Row]]:
+    """The fewest replicas, and what came of each number that was tried."""
+    rows: dict[float, Row] = {}
+
+    def meets(n: int) -> bool:
+        several = {"replicas": n}
+        config = (
+            changed(one.config, several)
+            if one.workload is None
+            else one.config.replace(**several)
+        )
+        trials = replace(one, config=config)
+        kept = trials.meets(rate)
+        rows[n] = trials.rows[rate]
+        return kept
+
+    alone, _ = one.search()
+    n = math.ceil(rate / alone)
+    while not meets(n):
+        n += 1
+    while n > 1 and n - 1 not in rows and meets(n - 1):
+        n -= 1
+    return n, rows

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import itertools
 import json
@@ -165,6 +166,7 @@ def run_many(
     n_jobs: int | None = None,
     description: str = "runs",
     measure: Measure = metrics_of,
+    workload: Workload | None = None,
 ) -> list[Row]:
     """The numbers of every configuration, in order; finished runs are remembered.
 
@@ -174,18 +176,22 @@ def run_many(
         description: What the progress bar says.
         measure: Makes a run's numbers from its record. One of the package's own is
             remembered with them; one from elsewhere runs anew each time.
+        workload: What all serve instead of their own requests.
 
     Warns:
         OverloadWarning: Once, if any offered load is 1 or more.
     """
     distinct = {config.replace(random_seed=None): config for config in configs}
-    overload.warn_ahead(list(distinct.values()))
+    overload.warn_ahead(list(distinct.values()), workload)
+    work = () if workload is None else (workload,)
+    keys = [run_key(config, measure, *work) for config in configs]
     store = RunStore()
     try:
-        found = ((i, store.get(run_key(c, measure))) for i, c in enumerate(configs))
+        found = ((i, store.get(key)) for i, key in enumerate(keys))
         done = {i: known for i, known in found if known is not None}
         open_runs = [i for i in range(len(configs)) if i not in done]
-        fresh = in_parallel([(configs[i],) for i in open_runs], n_jobs, measure)
+        jobs = [(configs[i], *work) for i in open_runs]
+        fresh = in_parallel(jobs, n_jobs, measure)
         # tqdm's bar for notebooks does not heed its own variable
         quiet = not open_runs or bool(os.environ.get("TQDM_DISABLE"))
         progress = tqdm(
@@ -193,24 +199,31 @@ def run_many(
         )
         for i, metrics in zip(open_runs, progress, strict=True):
             # at once, so that an interrupted sweep resumes
-            store.put(run_key(configs[i], measure), metrics)
+            store.put(keys[i], metrics)
             done[i] = metrics
     finally:
         store.close()
     return [done[i] for i in range(len(configs))]
 
 
-def run_key(config: SimulationConfig, measure: Measure) -> str | None:
+def run_key(
+    config: SimulationConfig, measure: Measure, workload: Workload | None = None
+) -> str | None:
     """The key of a run; None if it has no seed or runs code from elsewhere."""
     by_object = isinstance(config.scheduling_policy, SchedulingPolicy)
     if config.random_seed is None or by_object:
         return None
+    given = measure.keywords if isinstance(measure, functools.partial) else {}
+    measure = measure.func if isinstance(measure, functools.partial) else measure
     code = (type(config.policy()), measure)
     if not all(part.__module__.startswith("llminfer.") for part in code):
         return None
-    name = f"{measure.__module__}.{measure.__qualname__}"
+    name = f"{measure.__module__}.{measure.__qualname__}{given}"
     text = json.dumps(config.to_dict())  # in order: it numbers the request classes
-    return hashlib.sha256((source_digest() + name + text).encode()).hexdigest()
+    digest = hashlib.sha256((source_digest() + name + text).encode())
+    for column in () if workload is None else vars(workload).values():
+        digest.update(column.tobytes())
+    return digest.hexdigest()
 
 
 def in_parallel(
