@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import itertools
 import math
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -35,7 +34,9 @@ Bound = float | Mapping[str, float] | None
 What = SimulationConfig | calibrate.Calibration | ServedLog
 
 _TIMES = ("ttft", "tpot", "latency")  # of each request; itl is of each token
-_STATISTIC = re.compile(r"p\d\d\d?|mean")
+_METRICS = [f"{first}_{time}" for time in _TIMES for first in ("p99", "avg")]
+_METRICS += ["waiting", "within", "avg_output_length"]
+_STATISTICS = ("mean", "p50", "p75", "p90", "p95", "p99", "p999")
 _FEWEST = 2000  # requests measured in all replications: 20 beyond the p99
 _BATCHES = 3  # a run has so many times the requests that the servers hold
 _NEAR, _LONGER = 0.95, 3  # from this share of lambda* on so much longer runs decide
@@ -75,35 +76,16 @@ class Limit(NamedTuple):
         return first + self.time + f"[{self.of}]" * bool(self.of)
 
     def excess(self, value: float) -> float:
-        """By how much ``value`` breaks it, in logs; 0 or less if not.
-
-        Of a goodput as if the time of every request grew by the share that is missing.
-        """
+        """By how much ``value`` breaks it, in logs, or as a share; 0 or less if not."""
         if self.time == "within":
             return self.bound - value
-        return (
-            -math.inf if math.isnan(value) else math.log((value or 1e-9) / self.bound)
-        )
+        return math.log(max(value, 1e-9) / self.bound) if value >= 0.0 else -math.inf
 
     def __str__(self) -> str:
-        of = f" of {self.of}" * bool(self.of)
-        if self.time == "within":
-            return f"goodput{of} >= {self.bound:.4g}"
-        name = self.time if self.time == "latency" else self.time.upper()
-        return f"{self.statistic} {name}{of} <= {self.bound:g} s"
-
-    def said(self, value: float) -> str:
-        """What was found of it.
-
-        >>> Limit("ttft", "p99", 1.0).said(2.0)
-        'ttft=1: the p99 is 2 s'
-        >>> Limit("within", "", 0.9).said(0.8)
-        'goodput=0.9: 80.0% are within the limits'
-        """
-        of = f" of {self.of}" * bool(self.of)
-        if self.time == "within":
-            return f"goodput={self.bound:g}{of}: {value:.1%} are within the limits"
-        return f"{self.time}={self.bound:g}{of}: the {self.statistic} is {value:.3g} s"
+        time = self.time if self.time == "latency" else self.time.upper()
+        words = f"{self.statistic} {time} <= {self.bound:g} s"
+        words = words if self.statistic else f"goodput >= {self.bound:g}"
+        return words + f" of {self.of}" * bool(self.of)
 
 
 @dataclass(frozen=True)
@@ -146,31 +128,29 @@ class SLO:
             if not isinstance(its, SLO) or its.classes or its.itl is not None:
                 must = "an SLO of ttft, tpot, latency or goodput"
                 raise fail(f"classes[{name!r}]", its, must)
-        if not self.bounds and (self.goodput is not None or not self.classes):
+        bounds = [
+            (time, *one) for time, its in self.bounds.items() for one in its.items()
+        ]
+        if not bounds and (self.goodput is not None or not self.classes):
             must = "must be of ttft, tpot, itl or latency"
             raise ConfigError(f"slo: no limit given: {must}")
-        for time, bounds in self.bounds.items():
-            if not all(_STATISTIC.fullmatch(str(name)) for name in bounds):
-                must = 'seconds, or a dict such as {"p50": 0.3, "p99": 1, "mean": 0.4}'
-                raise fail(time, dict(bounds), must)
-            for bound in bounds.values():
-                number(time, bound, above=0.0)
+        for time, statistic, bound in bounds:
+            choice(time, statistic, _STATISTICS)
+            number(time, bound, above=0.0)
         if self.goodput is not None:
             number("goodput", self.goodput, above=0.0, most=1.0)
-            if self.itl or any(list(its) != ["p99"] for its in self.bounds.values()):
-                must = "None, or the limits those of a request: ttft, tpot, latency"
-                raise fail("goodput", self.goodput, f"{must}, each a plain number")
+            if self.itl or any(statistic != "p99" for _, statistic, _ in bounds):
+                must = "None beside itl or limits that are no plain numbers: it is of"
+                raise fail("goodput", self.goodput, f"{must} requests within all")
 
     @property
     def bounds(self) -> dict[str, Mapping[str, float]]:
-        """The limits of all requests: by time, then by statistic."""
-        given = {
-            name: getattr(self, name) for name in ("ttft", "tpot", "itl", "latency")
-        }
+        """The limits on all requests: by time, then by statistic."""
+        given = [(name, getattr(self, name)) for name in ("itl", *_TIMES)]
+        plain = [(name, its) for name, its in given if its is not None]
         return {
             name: its if isinstance(its, Mapping) else {"p99": its}
-            for name, its in given.items()
-            if its is not None
+            for name, its in plain
         }
 
     @property
@@ -183,11 +163,9 @@ class SLO:
         ]
         if self.goodput is not None:
             own = [Limit("within", "", self.goodput)]
-        return own + [
-            limit._replace(of=str(name))
-            for name, its in self.classes.items()
-            for limit in its.limits
-        ]
+        for name, its in self.classes.items():
+            own += [limit._replace(of=str(name)) for limit in its.limits]
+        return own
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -211,6 +189,7 @@ class Capacity:
         slack: By limit how far below it ``rate`` stays, relative; of a goodput how
             far above, as a share.
         basis: What the interval comes from, in words.
+        replicas: That carry it together.
         logs: The rate's logarithm, a number a replication or block of the trace: the
             jackknife's pseudo-values.
         draws: The rate's logarithm under each draw of the coefficients.
@@ -224,17 +203,17 @@ class Capacity:
     binds: str
     slack: dict[str, float]
     basis: str
+    replicas: int
     logs: FloatArray
     draws: FloatArray
 
     def __repr__(self) -> str:
         low, high = self.interval
         known = f" ({low:.3g} to {high:.3g})" if low <= high else ""
-        rest = [f"{its:.0%} of {name}" for name, its in self.slack.items()]
+        slack = "; ".join(f"{name}, {its:.0%}" for name, its in self.slack.items())
         return (
             f"{self.rate:.3g} requests/s{known}, bound by {self.binds}\n"
-            f"95% interval: {self.basis}\n"
-            f"slack there: {', '.join(rest)}"
+            f"room left there: {slack}\n95% interval: {self.basis}"
         )
 
     def against(self, base: Capacity) -> Estimate:
@@ -253,6 +232,7 @@ class Capacity:
             **Estimate(self.rate, *self.interval).row("rate"),
             "binds": self.binds,
             "throughput": tokens,
+            "throughput_per_gpu": tokens / self.replicas,
             "user_speed": 1.0 / self.metrics["avg_tpot"],
         }
 
@@ -353,8 +333,7 @@ def settings_of(log: ServedLog) -> Mapping[str, Any]:
     """
     if settings := getattr(log, "settings", None):
         return dict(settings)
-    must = "with settings, or their fit: calibrate.fit(log, {'batch_size': 256, ...})"
-    raise fail("log", log, must)
+    raise fail("log", log, "with its engine's settings: see calibrate.fit")
 
 
 def loaded(config: SimulationConfig, log: ServedLog) -> SimulationConfig:
@@ -365,37 +344,21 @@ def loaded(config: SimulationConfig, log: ServedLog) -> SimulationConfig:
 
 
 def _table(
-    trials: Trials,
-    draws: Sequence[SimulationConfig],
-    over: Mapping[str, Sequence[Any]],
+    trials: Trials, draws: Sequence[SimulationConfig], over: Mapping[str, Sequence[Any]]
 ) -> pd.DataFrame:
     """A row a combination of settings, as ``capacity`` says."""
-    for name, values in over.items():
-        if isinstance(values, str) or not len(values):
-            raise fail(name, values, "a list of at least one value")
     rows = []
     for combination in itertools.product(*over.values()):
         changes = dict(zip(over, combination, strict=True))
-        config = changed(trials.config, changes)
         try:
-            its = replace(trials, config=config)
-            row = its.found([changed(other, changes) for other in draws]).row()
+            base, *others = (
+                trials.changed(c, changes) for c in (trials.config, *draws)
+            )
+            row = replace(trials, config=base).found(others).row()
         except _KeptNowhere as error:
             row = {**Estimate(0.0, 0.0, 0.0).row("rate"), "binds": str(error)}
-        per_gpu = row.get("throughput", math.nan) / config.replicas
-        rows.append({**changes, **row, "throughput_per_gpu": per_gpu})
+        rows.append({**changes, **row})
     return pd.DataFrame(rows)
-
-
-def changed(config: SimulationConfig, changes: Mapping[str, Any]) -> SimulationConfig:
-    """``config`` with other settings; of more replicas each still serves as many."""
-    new = config.replace(**changes)
-    more = new.replicas / config.replicas
-    run = {
-        name: max(round(more * getattr(config, name)), 1 - i)
-        for i, name in enumerate(("num_requests", "warmup_requests"))
-    }
-    return config.replace(**{**run, **changes})
 
 
 def largest_rates(runs: pd.DataFrame, metric: str, limit: float) -> pd.Series:
@@ -432,9 +395,7 @@ def largest_rates(runs: pd.DataFrame, metric: str, limit: float) -> pd.Series:
 def _left_out(numbers: FloatArray) -> FloatArray:
     """The mean of pseudo-values, then without each in turn, shape (1 + n, ...)."""
     pooled = np.nanmean(numbers, axis=0)
-    off = (np.where(np.isnan(numbers), pooled, numbers) - pooled) / max(
-        len(numbers) - 1, 1
-    )
+    off = np.nan_to_num(numbers - pooled) / max(len(numbers) - 1, 1)
     return np.concatenate((pooled[None], pooled - off))
 
 
@@ -476,42 +437,47 @@ class Trials:
     numbers: dict[float, pd.DataFrame] = field(default_factory=dict, init=False)
 
     def __post_init__(self) -> None:
+        config, trace = self.config, self.workload
         if not isinstance(self.slo, SLO):
             must = "an SLO such as SLO(ttft=1.0): the order is what, slo, rate"
             raise fail("slo", self.slo, must)
-        if number("tolerance", self.tolerance) < _FINEST:
-            must = f"at least {_FINEST:g}; replications make an answer surer, not this"
-            raise fail("tolerance", self.tolerance, must)
-        whole("replications", self.replications, 1)
-        runs, trace = self.replications, self.workload
-        if trace is not None:
-            runs = 1
-            if not np.ptp(trace.arrival_time) > 0.0:
-                must = "several requests that come at different times"
-                raise fail("workload", trace, must)
-        self._configs = replicated(self.config, runs, self.first_seed)
-        self._measure = partial(
-            _measured, slo=self.slo, blocks=1 if trace is None else _BLOCKS
-        )
-        names = [f"{first}_{time}" for time in _TIMES for first in ("p99", "avg")]
-        names += ["waiting", "within", "avg_output_length"]
-        names += [limit.metric for limit in self.slo.limits]
-        self._metrics = list(dict.fromkeys(names))
-        n = self.config.num_requests if trace is None else len(trace)
-        holds = self.config.largest_batch * self.config.replicas
-        skipped = self.config.warmup_requests
+        number("tolerance", self.tolerance, least=_FINEST)
+        runs = whole("replications", self.replications, 1) if trace is None else 1
+        self._configs = replicated(config, runs, self.first_seed)
+        n = config.num_requests if trace is None else len(trace)
+        if trace is not None and not np.ptp(trace.arrival_time) > 0.0:
+            must = "several requests that come at different times"
+            raise fail("workload", trace, must)
+        holds = config.largest_batch * config.replicas
+        skipped = config.warmup_requests
         least = max(_BATCHES * holds, skipped + math.ceil(_FEWEST / runs))
         if n < least:
-            name = "num_requests" if trace is None else "workload"
             must = (
                 f"at least {least} requests: {_FEWEST} measured ones in all have 20 "
                 f"beyond the p99, and the {holds} in service must be few of a run's"
             )
-            raise fail(name, n, must)
+            raise fail("num_requests" if trace is None else "workload", n, must)
         self._queue = max(self.tolerance * n, holds)
-        served = self.config if trace is None else described(trace, self.config)
+        served = config if trace is None else described(trace, config)
         self._most, self._exact = served.max_stable_rate, _has_exact_rate(served)
         self._near = math.inf if self._exact else _NEAR * self._most
+        limited = [limit.metric for limit in self.slo.limits]
+        self._metrics = list(dict.fromkeys([*_METRICS, *limited]))
+
+    def changed(
+        self, config: SimulationConfig, changes: Mapping[str, Any]
+    ) -> SimulationConfig:
+        """``config`` with other settings; more replicas serve as many requests each."""
+        more = changes.get("replicas", config.replicas) / config.replicas
+        run = (
+            {}
+            if self.workload is not None
+            else {
+                name: round(more * getattr(config, name))
+                for name in ("num_requests", "warmup_requests")
+            }
+        )
+        return config.replace(**{**run, **changes})
 
     def meets(self, rate: float) -> bool:
         """Are the limits kept at ``rate``, and does the queue not grow?"""
@@ -553,34 +519,24 @@ class Trials:
     def found(self, draws: Sequence[SimulationConfig] = ()) -> Capacity:
         """The largest rate, and how unsure it is under other coefficients too."""
         low, high = self.search()
-        logs = self.logs(low)
-        few = min(self.replications, _REPLAYS)
-        drawn = np.array(
-            [replace(self, config=c, replications=few).log_rate(low) for c in draws]
-        )
-        its = _spread(logs, drawn)
-        upper = max(math.exp(its.upper), high)
+        logs, few = self.logs(low), min(self.replications, _REPLAYS)
+        others = [replace(self, config=its, replications=few) for its in draws]
+        drawn = np.array([its.log_rate(low) for its in others])
+        spread = _spread(logs, drawn)
+        upper = max(math.exp(spread.upper), high)
         upper = min(upper, self._most) if self._exact and not draws else upper
+        interval = min(math.exp(spread.lower), low), upper
         metrics = {k: v for k, v in self.rows[low].items() if k != "meets"}
         names = [*map(str, self.slo.limits), "the queue"]
         binds = names[int(np.argmax(self.excess(self.rows[high], high)))]
-        free = [-math.expm1(x) for x in self.excess(metrics, low)]
+        room = [-math.expm1(x) for x in self.excess(metrics, low)]
         part = "replications" if self.workload is None else "blocks of the trace"
         basis = f"{len(logs)} {part}"
-        if len(drawn):
-            basis += f" and {len(drawn)} draws of the coefficients"
-        return Capacity(
-            rate=low,
-            bracket=(low, high),
-            interval=(min(math.exp(its.lower), low), upper),
-            metrics=metrics,
-            evaluated=tried("rate", self.rows),
-            binds=binds,
-            slack=dict(zip(names, free, strict=True)),
-            basis=basis,
-            logs=logs,
-            draws=drawn,
-        )
+        basis += f", {len(drawn)} draws of the coefficients" * bool(draws)
+        tried, slack = _by("rate", self.rows), dict(zip(names, room, strict=True))
+        many = self.config.replicas
+        answer = low, (low, high), interval, metrics, tried, binds, slack, basis, many
+        return Capacity(*answer, logs, drawn)
 
     def log_rate(self, near: float) -> float:
         """The logarithm of the largest rate, from a few rates around one."""
@@ -633,20 +589,16 @@ class Trials:
 
     def _kept_nowhere(self) -> ConfigError:
         best = min(self.rows, key=lambda rate: self.rows[rate]["p99_latency"])
-        row, limits = self.rows[best], self.slo.limits
-        said = [its.said(row[its.metric]) for its in limits]
-        broken = [its.excess(row[its.metric]) > 0.0 for its in limits]
-        said = list(itertools.compress(said, broken))
-        why = "at the least, requests come one at a time"
+        found = [(its, self.rows[best][its.metric]) for its in self.slo.limits]
+        said = "; ".join(f"{its}: {x:.3g}" for its, x in found if its.excess(x) > 0.0)
+        trace, why = self.workload, "at the least, requests come one at a time"
         if self._fills():
             why = "batches wait to be full (batch_timeout=None)"
-        elif (
-            self.workload is not None and not np.diff(self.workload.arrival_time).all()
-        ):
+        elif trace is not None and not np.diff(trace.arrival_time).all():
             why = "requests that the trace has at one time come so at every rate"
         return _KeptNowhere(
             f"slo: kept at no rate from {min(self.rows):.3g} to {max(self.rows):.3g} "
-            f"requests/s; {why}, and at {best:.3g}, the best, {'; '.join(said)}"
+            f"requests/s; {why}, and at {best:.3g}, the best, {said}"
         )
 
     def _run(self, rate: float, times: int = 1) -> pd.DataFrame:
@@ -656,21 +608,19 @@ class Trials:
             rate: Requests a second.
             times: How often as long; a trace goes round.
         """
-        trace, configs = self.workload, self._configs
-        if trace is None:
-            configs = [
-                _at_rate(its.replace(num_requests=times * its.num_requests), rate)
-                for its in configs
-            ]
+        if (trace := self.workload) is None:
+            n = times * self.config.num_requests
+            configs = [_at(its.replace(num_requests=n), rate) for its in self._configs]
         else:
-            trace = _round(trace, times, rate)
+            configs, trace = self._configs, _round(trace, times, rate)
+        blocks = 1 if trace is None else _BLOCKS
+        measure = partial(_measured, slo=self.slo, blocks=blocks)
         said = f"{rate:.3g} requests/s"
-        runs = run_many(configs, self.n_jobs, said, self._measure, trace)
-        rows = [row for run in runs for row in run["rows"]]
-        return pd.DataFrame(rows).assign(rate=rate)
+        runs = run_many(configs, self.n_jobs, said, measure, trace)
+        return pd.DataFrame([row for run in runs for row in run["rows"]]).assign(rate=0)
 
 
-def _at_rate(config: SimulationConfig, rate: float) -> SimulationConfig:
+def _at(config: SimulationConfig, rate: float) -> SimulationConfig:
     """``config`` with another mean rate, all of its pattern faster or slower."""
     factor = rate / config.arrivals.mean(config.num_requests)
     params = {
@@ -705,10 +655,9 @@ def _measured(
     for part in np.array_split(np.arange(skip, len(record.arrival_time)), blocks):
         row = shared | _times(record, part, slo)
         for name, its in slo.classes.items():
-            of = _class_number(config, name)
-            mine = part[record.request_class[part] == of]
-            own = _times(record, mine, its).items()
-            row |= {f"{key}[{name}]": value for key, value in own}
+            of = record.request_class[part] == _class_number(config, name)
+            own = _times(record, part[of], its)
+            row |= {f"{key}[{name}]": value for key, value in own.items()}
         rows.append(row)
     return {"rows": rows}
 
@@ -742,7 +691,7 @@ def _has_exact_rate(config: SimulationConfig) -> bool:
     return by_theory and free and config.scheduling_policy == "FCFS"
 
 
-def tried(name: str, rows: Mapping[float, Row]) -> pd.DataFrame:
+def _by(name: str, rows: Mapping[float, Row]) -> pd.DataFrame:
     """A row a value of ``name``, ascending."""
     return pd.DataFrame([{name: key, **rows[key]} for key in sorted(rows)])
 
@@ -813,25 +762,22 @@ def fewest_replicas(
     >>> fleet.replicas, fleet.cost_per_hour
     (6, 12.0)
     """
-    base = _resolved(what)[0].replace(replicas=1)
-    one = Trials(base, slo, workload, replications, n_jobs, random_seed_start)
+    one = Trials(
+        _resolved(what)[0].replace(replicas=1),
+        *(slo, workload, replications, n_jobs, random_seed_start),
+    )
     number("rate", rate, above=0.0)
     whole("gpus_per_replica", gpus_per_replica, 1)
-    for name, value in (
-        ("price_per_gpu_hour", price_per_gpu_hour),
-        ("watts_per_gpu", watts_per_gpu),
-    ):
-        if value is not None:
-            number(name, value, above=0.0)
     n, rows = _search(one, rate)
     metrics = {name: value for name, value in rows[n].items() if name != "meets"}
     gpus = n * gpus_per_replica
     million = rate * metrics["avg_output_length"] * 3600.0 / 1e6  # tokens an hour
-    cost = None if price_per_gpu_hour is None else gpus * price_per_gpu_hour
-    power = None if watts_per_gpu is None else gpus * watts_per_gpu / 1000.0
-    each_cost, energy = (None if x is None else x / million for x in (cost, power))
-    evaluated = tried("replicas", rows)
-    return Fleet(n, gpus, metrics, evaluated, cost, each_cost, power, energy)
+    prices = {"price_per_gpu_hour": price_per_gpu_hour, "watts_per_gpu": watts_per_gpu}
+    bill: list[float | None] = []
+    for (name, value), unit in zip(prices.items(), (1.0, 1000.0), strict=True):
+        each = None if value is None else gpus * number(name, value, above=0.0) / unit
+        bill += [each, None if each is None else each / million]
+    return Fleet(n, gpus, metrics, _by("replicas", rows), *bill)
 
 
 def _search(one: Trials, rate: float) -> tuple[int, dict[float, Row]]:
@@ -839,15 +785,8 @@ def _search(one: Trials, rate: float) -> tuple[int, dict[float, Row]]:
     rows: dict[float, Row] = {}
 
     def meets(n: int) -> bool:
-        several = {"replicas": n}
-        config = (
-            changed(one.config, several)
-            if one.workload is None
-            else one.config.replace(**several)
-        )
-        trials = replace(one, config=config)
-        kept = trials.meets(rate)
-        rows[n] = trials.rows[rate]
+        trials = replace(one, config=one.changed(one.config, {"replicas": n}))
+        kept, rows[n] = trials.meets(rate), trials.rows[rate]
         return kept
 
     alone, _ = one.search()
