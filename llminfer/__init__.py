@@ -17,6 +17,7 @@ from llminfer.data.public import fetch
 from llminfer.experiment import SimulationRunner, simulate, sweep
 from llminfer.laws.engines import PRESETS
 from llminfer.metrics import goodput
+from llminfer.plan import plan
 from llminfer.policies import SchedulingPolicy, register_policy
 from llminfer.record import RunRecord
 from llminfer.request import Request
@@ -44,6 +45,7 @@ __all__ = [
     "fetch",
     "fewest_replicas",
     "goodput",
+    "plan",
     "read_settings",
     "read_vllm_log",
     "register_policy",

@@ -237,7 +237,7 @@ class Capacity:
         }
 
 
-class _KeptNowhere(ConfigError):
+class KeptNowhere(ConfigError):
     """Limits that no rate keeps."""
 
 
@@ -304,15 +304,19 @@ def capacity(
     1.1 requests/s (...), bound by p99 latency <= 5 s
     ...
     """
-    base, draws = _resolved(what)
+    base, draws = resolved(what)
     trials = Trials(
         base, slo, workload, replications, n_jobs, random_seed_start, tolerance
     )
     return trials.found(draws) if over is None else _table(trials, draws, over)
 
 
-def _resolved(what: What) -> tuple[SimulationConfig, list[SimulationConfig]]:
-    """A configuration, and others that its coefficients could as well be."""
+def resolved(what: What) -> tuple[SimulationConfig, list[SimulationConfig]]:
+    """A configuration of ``what``, and others that its coefficients could as well be.
+
+    Raises:
+        ConfigError: A log without settings, or something else.
+    """
     if isinstance(what, SimulationConfig):
         return what, []
     if isinstance(what, ServedLog):
@@ -355,7 +359,7 @@ def _table(
                 trials.changed(c, changes) for c in (trials.config, *draws)
             )
             row = replace(trials, config=base).found(others).row()
-        except _KeptNowhere as error:
+        except KeptNowhere as error:
             row = {**Estimate(0.0, 0.0, 0.0).row("rate"), "binds": str(error)}
         rows.append({**changes, **row})
     return pd.DataFrame(rows)
@@ -541,8 +545,8 @@ class Trials:
     def log_rate(self, near: float) -> float:
         """The logarithm of the largest rate, from a few rates around one."""
         try:
-            low, _ = self._bracket(near)
-        except _KeptNowhere:
+            low, _ = self._bracket(near, 1.15)
+        except KeptNowhere:
             return math.log(min(self.rows))
         return float(self.logs(low).mean())
 
@@ -569,14 +573,15 @@ class Trials:
             low, high = (middle, high) if self.meets(middle) else (low, middle)
         return low, high
 
-    def _bracket(self, rate: float) -> tuple[float, float]:
+    def _bracket(self, rate: float, step: float = 2.0) -> tuple[float, float]:
         """A rate that keeps the limits, and a higher one that breaks them."""
         if self.meets(rate):
             while self.meets(1.1 * rate):
                 rate *= 1.1
             return rate, 1.1 * rate
         # waiting for full batches breaks limits at low rates too: smaller steps
-        step, least = (1.2, 1e-3 * rate) if self._fills() else (2.0, 1e-6 * rate)
+        step = min(step, 1.2) if self._fills() else step
+        least = rate * (1e-6 if step > 1.2 else 1e-3)
         while not self.meets(rate / step):
             rate /= step
             if rate < least:
@@ -596,9 +601,9 @@ class Trials:
             why = "batches wait to be full (batch_timeout=None)"
         elif trace is not None and not np.diff(trace.arrival_time).all():
             why = "requests that the trace has at one time come so at every rate"
-        return _KeptNowhere(
+        return KeptNowhere(
             f"slo: kept at no rate from {min(self.rows):.3g} to {max(self.rows):.3g} "
-            f"requests/s; {why}, and at {best:.3g}, the best, {said}"
+            f"requests/s; {why}, and at {best:.3g}, the best, {said or 'the queue grows'}"
         )
 
     def _run(self, rate: float, times: int = 1) -> pd.DataFrame:
@@ -609,8 +614,7 @@ class Trials:
             times: How often as long; a trace goes round.
         """
         if (trace := self.workload) is None:
-            n = times * self.config.num_requests
-            configs = [_at(its.replace(num_requests=n), rate) for its in self._configs]
+            configs = [_at(its, rate, times) for its in self._configs]
         else:
             configs, trace = self._configs, _round(trace, times, rate)
         blocks = 1 if trace is None else _BLOCKS
@@ -620,14 +624,16 @@ class Trials:
         return pd.DataFrame([row for run in runs for row in run["rows"]]).assign(rate=0)
 
 
-def _at(config: SimulationConfig, rate: float) -> SimulationConfig:
-    """``config`` with another mean rate, all of its pattern faster or slower."""
-    factor = rate / config.arrivals.mean(config.num_requests)
+def _at(config: SimulationConfig, rate: float, times: int) -> SimulationConfig:
+    """So many times the requests, at a mean rate: all of a pattern faster or slower."""
+    n = times * config.num_requests
+    factor = rate / config.arrivals.mean(n)
     params = {
         f"arrival_pattern_params.{name}": value * factor ** _SCALES.get(name, 0)
         for name, value in config.arrival_pattern_params.items()
     }
-    return config.replace(arrival_rate=factor * config.arrival_rate, **params)
+    faster = factor * config.arrival_rate
+    return config.replace(num_requests=n, arrival_rate=faster, **params)
 
 
 def _round(trace: Workload, times: int, rate: float) -> Workload:
@@ -763,7 +769,7 @@ def fewest_replicas(
     (6, 12.0)
     """
     one = Trials(
-        _resolved(what)[0].replace(replicas=1),
+        resolved(what)[0].replace(replicas=1),
         *(slo, workload, replications, n_jobs, random_seed_start),
     )
     number("rate", rate, above=0.0)
