@@ -304,47 +304,41 @@ def capacity(
     1.1 requests/s (...), bound by p99 latency <= 5 s
     ...
     """
-    base, draws = resolved(what)
+    base, *draws = loads(what)
     trials = Trials(
         base, slo, workload, replications, n_jobs, random_seed_start, tolerance
     )
     return trials.found(draws) if over is None else _table(trials, draws, over)
 
 
-def resolved(what: What) -> tuple[SimulationConfig, list[SimulationConfig]]:
-    """A configuration of ``what``, and others that its coefficients could as well be.
+def fitted_to(what: ServedLog | calibrate.Calibration) -> calibrate.Calibration:
+    """The engine that left a log, unless it is fitted already.
 
     Raises:
         ConfigError: A log without settings, or something else.
     """
-    if isinstance(what, SimulationConfig):
-        return what, []
     if isinstance(what, ServedLog):
-        what = calibrate.fit(what, settings_of(what))
+        if settings := getattr(what, "settings", None):
+            return calibrate.fit(what, settings)
+        raise fail("log", what, "with its engine's settings: see calibrate.fit")
     if not isinstance(what, calibrate.Calibration):
         raise fail("what", what, "a SimulationConfig, a Calibration or a ServedLog")
-    base, *draws = (
-        loaded(config, what.log) for config in (what.config(), *what.draws(_DRAWS))
-    )
-    return base, draws
+    return what
 
 
-def settings_of(log: ServedLog) -> Mapping[str, Any]:
-    """The settings of the engine that left a log.
+def loads(what: What) -> list[SimulationConfig]:
+    """A configuration of ``what``, and others that its coefficients could as well be.
 
-    Raises:
-        ConfigError: The log does not know them.
+    A calibration is asked for requests like those of its log, as many as it takes.
     """
-    if settings := getattr(log, "settings", None):
-        return dict(settings)
-    raise fail("log", log, "with its engine's settings: see calibrate.fit")
-
-
-def loaded(config: SimulationConfig, log: ServedLog) -> SimulationConfig:
-    """``config`` asked for requests like those of a log, as many as an answer needs."""
-    config = described(log.workload, config)
-    n = max(_FEWEST, (_BATCHES + 1) * config.largest_batch * config.replicas)
-    return config.replace(num_requests=n + n // 10, warmup_requests=n // 10)
+    if isinstance(what, SimulationConfig):
+        return [what]
+    its, found = fitted_to(what), []
+    for config in (its.config(), *its.draws(_DRAWS)):
+        n = max(_FEWEST, (_BATCHES + 1) * config.largest_batch * config.replicas)
+        like = described(its.log.workload, config)
+        found.append(like.replace(num_requests=n + n // 10, warmup_requests=n // 10))
+    return found
 
 
 def _table(
@@ -595,7 +589,8 @@ class Trials:
     def _kept_nowhere(self) -> ConfigError:
         best = min(self.rows, key=lambda rate: self.rows[rate]["p99_latency"])
         found = [(its, self.rows[best][its.metric]) for its in self.slo.limits]
-        said = "; ".join(f"{its}: {x:.3g}" for its, x in found if its.excess(x) > 0.0)
+        broken = [f"{its}: {x:.3g}" for its, x in found if its.excess(x) > 0.0]
+        said = "; ".join(broken or ["the queue grows"])
         trace, why = self.workload, "at the least, requests come one at a time"
         if self._fills():
             why = "batches wait to be full (batch_timeout=None)"
@@ -603,7 +598,7 @@ class Trials:
             why = "requests that the trace has at one time come so at every rate"
         return KeptNowhere(
             f"slo: kept at no rate from {min(self.rows):.3g} to {max(self.rows):.3g} "
-            f"requests/s; {why}, and at {best:.3g}, the best, {said or 'the queue grows'}"
+            f"requests/s; {why}, and at {best:.3g}, the best, {said}"
         )
 
     def _run(self, rate: float, times: int = 1) -> pd.DataFrame:
@@ -769,7 +764,7 @@ def fewest_replicas(
     (6, 12.0)
     """
     one = Trials(
-        resolved(what)[0].replace(replicas=1),
+        loads(what)[0].replace(replicas=1),
         *(slo, workload, replications, n_jobs, random_seed_start),
     )
     number("rate", rate, above=0.0)

@@ -14,34 +14,27 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from llminfer import calibrate
 from llminfer.base.errors import TraceError
 from llminfer.calibrate import Calibration
-from llminfer.capacity import (
-    SLO,
-    Capacity,
-    KeptNowhere,
-    Trials,
-    resolved,
-    settings_of,
-)
+from llminfer.capacity import SLO, Capacity, KeptNowhere, Trials, fitted_to, loads
 from llminfer.config import SimulationConfig
 from llminfer.data.logs import ServedLog
 from llminfer.experiment import metrics_of
+from llminfer.report.latex import shown_with_bounds
 from llminfer.stats.intervals import Estimate
 
 _LEAST = 100  # requests
 _WORST = 0.15  # error of a mean on the requests held back, relative
 _AT_ONCE = 0.05  # of the mean gap: who is sent so soon after an answer waited for it
-_STYLE = (
-    "font:16px/1.5 system-ui,sans-serif;max-width:46em;margin:2em auto;padding:0 1em;"
-    "color:#222"
+_PAGE = (
+    '<!doctype html><html lang="en"><meta charset="utf-8"><title>Plan</title><style>'
+    "body{font:16px/1.5 system-ui,sans-serif;max-width:46em;margin:2em auto;"
+    "padding:0 1em}td,th{padding:.2em 1em .2em 0}svg{max-width:100%;height:auto}"
+    "</style>"
 )
-
 _RESTS = (
-    "Changes are paired differences: the same requests and the same draws of the "
-    "coefficients with and without. Other hardware behind a replica, another model or "
-    "other requests are not in this."
+    "Changes are paired: the same requests and the same draws of the coefficients with "
+    "and without. Another model, other hardware or other requests are not in this."
 )
 
 Part = str | pd.DataFrame
@@ -56,10 +49,9 @@ class Report:
         sections: What it rests on: by title paragraphs and tables.
         fitted: The engine, fitted to the first part of its log.
         capacity: What it carries.
-        what_ifs: A row a change of the engine: ``setting``, ``rate`` with its bounds,
-            ``binds``, and ``difference``, relative to the engine as it is, with those
-            of the paired difference.
-        slo: The limits.
+        what_ifs: A row a change: ``setting``, the columns of a table of capacities, and
+            ``difference``, relative to the engine as it is, with the bounds of the
+            paired difference.
     """
 
     sentence: str
@@ -67,10 +59,9 @@ class Report:
     fitted: Calibration
     capacity: Capacity
     what_ifs: pd.DataFrame
-    slo: SLO
 
     def __repr__(self) -> str:
-        blocks = [self.sentence]
+        blocks: list[Part] = [self.sentence]
         for title, parts in self.sections.items():
             blocks += [title.upper(), *parts]
         return "\n\n".join(
@@ -81,58 +72,21 @@ class Report:
         )
 
     def _repr_html_(self) -> str:
-        look = {"index": False, "border": 0, "justify": "left"}
-        blocks = [f"<h2>{html.escape(self.sentence)}</h2>", self._picture()]
+        blocks = [f"<h2>{html.escape(self.sentence)}</h2>", _svg(self.what_ifs)]
         for title, parts in self.sections.items():
-            blocks += [f"<h3>{html.escape(title)}</h3>"]
+            blocks.append(f"<h3>{title}</h3>")
             blocks += [
                 f"<p>{html.escape(its)}</p>"
                 if isinstance(its, str)
-                else its.to_html(**look)
+                else its.to_html(index=False, border=0, justify="left")
                 for its in parts
             ]
-        return f'<div style="{_STYLE}">{"".join(blocks)}</div>'
+        return "\n".join(blocks)
 
-    def to_html(self, path: str | Path) -> Path:
+    def to_html(self, path: str | Path) -> None:
         """Write the page, which needs no other file."""
-        head = (
-            '<!doctype html><html lang="en"><meta charset="utf-8"><title>Plan</title>'
-        )
-        look = "<style>td,th{padding:.2em 1em .2em 0;vertical-align:top}</style>"
-        file = Path(path)
-        file.write_text(f"{head}{look}{self._repr_html_()}</html>", encoding="utf-8")
-        return file
-
-    def _picture(self) -> str:
-        """Each limited time over its limit, by rate, as SVG."""
-        from llminfer.report import figures
-
-        fig, ax = figures.new(height=2.6)
-        its = self.capacity.evaluated
-        its = its[its["rate"] < 1.5 * self.capacity.rate]
-        for i, limit in enumerate(self.slo.limits):
-            ax.plot(
-                its["rate"],
-                its[limit.metric] / limit.bound,
-                label=limit,
-                **figures.look(i),
-            )
-        ax.axvspan(
-            *self.capacity.interval,
-            alpha=0.15,
-            color=figures.GHOST,
-            label="carried, 95%",
-        )
-        ax.axvline(
-            _rate(self.fitted.log), color=figures.GHOST, linestyle=":", label="the log"
-        )
-        ax.axhline(1.0, color="black", linewidth=0.8)
-        ax.set(xlabel="requests/s", ylabel="share of the limit", yscale="log")
-        figures.legend_above(fig, ax)
-        text = io.StringIO()
-        fig.savefig(text, format="svg")
-        figures.plt.close(fig)
-        return text.getvalue().partition("<!DOCTYPE")[2].partition(">")[2]
+        page = f"{_PAGE}<body>{self._repr_html_()}</body></html>"
+        Path(path).write_text(page, encoding="utf-8")
 
 
 def plan(what: ServedLog | Calibration, slo: SLO, n_jobs: int | None = None) -> Report:
@@ -140,11 +94,11 @@ def plan(what: ServedLog | Calibration, slo: SLO, n_jobs: int | None = None) -> 
 
     The engine is fitted to the part of the log that completes first; the rest says how
     good that is. Its capacity is asked for requests like those of the log, then again
-    with more KV memory, another token budget and a second replica, under the same
+    with more KV memory, another token budget and one more replica, under the same
     seeds and draws of the coefficients.
 
     Args:
-        what: A log that knows its engine's settings, or what was fitted to it.
+        what: A log that knows its engine's settings, or what was fitted to one.
         slo: The limits.
         n_jobs: Processes; None takes one a core. The answer does not depend on it.
 
@@ -153,37 +107,31 @@ def plan(what: ServedLog | Calibration, slo: SLO, n_jobs: int | None = None) -> 
         TraceError: The log cannot tell: fewer than 100 requests, a closed loop, or a
             mean that is over 15% wrong on the requests held back.
     """
-    log = what if isinstance(what, ServedLog) else what.log
-    _check_log(log)
-    if isinstance(what, ServedLog):
-        what = calibrate.fit(what, settings_of(what))
-    errors = what.errors()
-    worst = errors["mean"].abs().max()
-    if worst > _WORST:
-        which = errors["mean"].abs().idxmax()
-        said = f"the mean {which} of the requests held back is {worst:.0%} off"
-        must = f"must be within {_WORST:.0%}: the law of step times does not fit"
-        raise TraceError(f"log: {said}, {must} this engine")
-    base, draws = resolved(what)
+    _check_log(what if isinstance(what, ServedLog) else what.log)
+    fitted = fitted_to(what)
+    errors = fitted.errors()
+    _check_fit(errors)
+    base, *draws = loads(fitted)
     trials = Trials(base, slo, None, 10, n_jobs, 42)
-    its = trials.found(draws)
-    what_ifs = pd.DataFrame(
-        [_changed(trials, its, draws, *change) for change in _changes(base, its.binds)]
-    )
-    low, high = its.interval
+    its, own = trials.found(draws), _rate(fitted.log)
+    rows = [{"setting": "as it is", **its.row()}]
+    for setting, changes in _changes(base, its.binds).items():
+        configs = [trials.changed(config, changes) for config in (base, *draws)]
+        rows.append({"setting": setting, **_changed(trials, configs, its)})
+    what_ifs = pd.DataFrame(rows)
     limits = ", ".join(map(str, slo.limits))
     sentence = (
-        f"This engine carries {its.rate:.3g} requests/s (95%: {low:.3g} to {high:.3g}) "
-        f"like those of its log within {limits}: {its.rate / _rate(log):.2g} times the "
-        f"log's rate. What breaks first is {its.binds}."
+        f"This engine carries {_words(its.row(), 'rate')} requests/s like those of its "
+        f"log within {limits}: {its.rate / own:.2g} times the {own:.3g} of the log. "
+        f"What breaks first is {its.binds}."
     )
-    sections = {
-        "The log": [_held(what, base)],
-        "The fit": _fit_said(what, errors),
-        "What it carries": _carried_said(its),
+    sections: dict[str, list[Part]] = {
+        "The log": [_held(fitted, base)],
+        "The fit": _fit(fitted, errors),
+        "What it carries": [*str(its).splitlines()],
         "What if": [_shown(what_ifs), _RESTS],
     }
-    return Report(sentence, sections, what, its, what_ifs, slo)
+    return Report(sentence, sections, fitted, its, what_ifs)
 
 
 def _check_log(log: ServedLog) -> None:
@@ -195,9 +143,18 @@ def _check_log(log: ServedLog) -> None:
     since = arrival - np.concatenate(([-math.inf], ends))[before]
     waited = float(np.mean(since < _AT_ONCE / _rate(log)))
     if waited > 0.5:
-        must = "must be open: requests that come at their own times"
-        what = f"{waited:.0%} of the requests were sent as soon as another was answered"
+        what = f"{waited:.0%} of its requests were sent once another was answered"
+        must = "must be open, of requests that come at times of their own"
         raise TraceError(f"log: a closed loop: {what}: {must}")
+
+
+def _check_fit(errors: pd.DataFrame) -> None:
+    """Refuse a fit that misses what it was not fitted to."""
+    off = errors["mean"].abs()
+    if not (worst := off.max()) <= _WORST:
+        what = f"the mean {off.idxmax()} of the requests held back is {worst:.0%} off"
+        must = f"must be at most {_WORST:.0%}, or the simulator is not this engine"
+        raise TraceError(f"log: {what}: {must}")
 
 
 def _rate(log: ServedLog) -> float:
@@ -205,88 +162,85 @@ def _rate(log: ServedLog) -> float:
     return len(log) / float(np.ptp(log.workload.arrival_time))
 
 
-def _changes(config: SimulationConfig, binds: str) -> list[tuple[str, dict[str, Any]]]:
-    """What could be changed: in words, and as fields of the configuration."""
-    faster = any(name in binds for name in ("TPOT", "ITL"))
-    tokens = config.max_batched_tokens
-    budget = max(tokens // 2, config.largest_batch) if faster else 2 * tokens
-    more = config.replicas + 1
-    changes = [
-        (f"{budget:,} tokens a step", {"max_batched_tokens": budget}),
-        (f"{more} replicas", {"replicas": more, "router": "least_loaded"}),
-    ]
-    if config.kv_blocks is not None:
-        blocks = 2 * config.kv_blocks
-        changes.insert(0, (f"{blocks:,} KV blocks", {"kv_blocks": blocks}))
-    return changes
+def _changes(config: SimulationConfig, binds: str) -> dict[str, dict[str, Any]]:
+    """What could be changed: by its words fields of the configuration."""
+    tokens, more = config.max_batched_tokens, config.replicas + 1
+    less = max(tokens // 2, config.largest_batch)
+    budget = less if "TPOT" in binds or "ITL" in binds else 2 * tokens
+    memory = {} if config.kv_blocks is None else {"kv_blocks": 2 * config.kv_blocks}
+    changes: dict[str, dict[str, Any]] = {
+        "twice the KV memory": memory,
+        f"{budget:,} tokens a step": {"max_batched_tokens": budget},
+        f"{more} replicas": {"replicas": more, "router": "least_loaded"},
+    }
+    return {name: its for name, its in changes.items() if its}
 
 
 def _changed(
-    trials: Trials,
-    base: Capacity,
-    draws: Sequence[SimulationConfig],
-    setting: str,
-    changes: Mapping[str, Any],
+    trials: Trials, configs: Sequence[SimulationConfig], base: Capacity
 ) -> dict[str, Any]:
-    """A row of the what-ifs."""
-    config, *others = (trials.changed(its, changes) for its in (trials.config, *draws))
+    """Columns of a what-if; the first configuration is it, the others its draws."""
     try:
-        its = replace(trials, config=config).found(others)
+        its = replace(trials, config=configs[0]).found(configs[1:])
     except KeptNowhere:
-        none = Estimate(0.0, 0.0, 0.0).row("rate") | {"binds": "at every rate"}
-        return {"setting": setting, **none, "difference": -1.0}
-    return {"setting": setting, **its.row(), **its.against(base).row("difference")}
+        none = {"rate": 0.0, "difference": -1.0}
+        return {**none, "binds": "limits broken at every rate"}
+    return its.row() | its.against(base).row("difference")
 
 
-def _held(fitted: Calibration, base: SimulationConfig) -> str:
-    """What the log holds, and how loaded the engine was."""
-    log, load = fitted.log, _rate(fitted.log) / base.max_stable_rate
-    seen = metrics_of(fitted.config().replace(warmup_requests=0), fitted.record)
-    failed = f" {log.failed:,} more failed." * bool(log.failed)
-    memory = seen.get("max_kv_occupancy")
-    full = "" if memory is None else f", and at most {memory:.0%} of its KV memory"
-    work = log.workload
-    return (
-        f"{len(log):,} requests at {_rate(log):.3g} a second, on average "
-        f"{work.prompt_length.mean():,.0f} prompt and {work.output_length.mean():,.0f} "
-        f"output tokens.{failed} Their load was {load:.0%} of lambda*, the most such an "
-        f"engine carries without limits; it was busy {seen['utilization']:.0%} of the "
-        f"time, with {seen['avg_batch_size']:.3g} sequences in a step{full}."
-    )
-
-
-def _fit_said(fitted: Calibration, errors: pd.DataFrame) -> list[Part]:
-    """How good the fit is, and what it cannot tell."""
-    n = int((~fitted.fitted).sum())
-    unsure = ", ".join(fitted.unidentified)
-    cannot = (
-        f"The log cannot tell {unsure}, which keep the ratio to gamma of other engines; "
-        "the intervals count that in."
-    )
-    table = errors[["mean", "p50", "p99"]].map("{:+.1%}".format).reset_index()
-    said = f"Simulated over measured, on {n:,} requests that the fit did not see:"
-    return [said, table, cannot if unsure else "The log tells every coefficient."]
-
-
-def _carried_said(its: Capacity) -> list[Part]:
-    """How far each limit is at that rate, and what the interval is made of."""
-    rows = [{"limit": name, "room left": f"{x:.0%}"} for name, x in its.slack.items()]
-    said = f"At {its.rate:.3g} requests/s; {its.binds} is the first to break above."
-    return [said, pd.DataFrame(rows), f"The interval comes from {its.basis}."]
+def _words(row: Mapping[Any, Any], quantity: str, spec: str = "") -> str:
+    """An estimate of a row with its bounds, if it has them."""
+    bounds = [row.get(quantity + end, math.nan) for end in ("", "_lower", "_upper")]
+    value, low, high = shown_with_bounds(Estimate(*bounds), spec)
+    return f"{value} ({low} to {high})"
 
 
 def _shown(what_ifs: pd.DataFrame) -> pd.DataFrame:
     """The what-ifs as a reader wants them."""
-    rows = [
+    return pd.DataFrame(
         {
-            "setting": its["setting"],
-            "requests/s": "{rate:.3g} ({rate_lower:.3g} to {rate_upper:.3g})".format(
-                **its
-            ),
-            "change": "{difference:+.0%} ({difference_lower:+.0%} to "
-            "{difference_upper:+.0%})".format(**its),
+            "": its["setting"],
+            "requests/s": _words(its, "rate"),
+            "change": _words(its, "difference", "+.0%"),
             "breaks first": its["binds"],
         }
         for its in what_ifs.to_dict("records")
-    ]
-    return pd.DataFrame(rows)
+    )
+
+
+def _held(fitted: Calibration, base: SimulationConfig) -> str:
+    """What the log holds, and how loaded the engine was."""
+    log, work = fitted.log, fitted.log.workload
+    prompt, output = work.prompt_length.mean(), work.output_length.mean()
+    seen = metrics_of(fitted.config(warmup_requests=0), fitted.record)
+    failed = f" {log.failed:,} more failed." * bool(log.failed)
+    memory = seen.get("max_kv_occupancy", math.nan)
+    full = f" and up to {memory:.0%} of the KV memory" * (memory >= 0.0)
+    return (
+        f"{len(log):,} requests at {_rate(log):.3g} a second; in the mean "
+        f"{prompt:,.0f} prompt and {output:,.0f} "
+        f"output tokens.{failed} That is {_rate(log) / base.max_stable_rate:.0%} of "
+        "lambda*, the most that such an engine carries without limits. A step had "
+        f"{seen['avg_batch_size']:.3g} sequences{full}."
+    )
+
+
+def _fit(fitted: Calibration, errors: pd.DataFrame) -> list[Part]:
+    """How good the fit is, and what it cannot tell."""
+    n, unsure = int((~fitted.fitted).sum()), ", ".join(fitted.unidentified)
+    said = f"Simulated over measured, on {n:,} requests that the fit did not see:"
+    table = errors[["mean", "p50", "p99"]].map("{:+.1%}".format).reset_index()
+    cannot = (
+        f"The log cannot tell: {unsure or 'nothing'}. Such a one keeps the ratio "
+        "to gamma of other engines, give or take a factor that the draws count in."
+    )
+    return [said, table, cannot]
+
+
+def _svg(table: pd.DataFrame) -> str:
+    """The figure of a table of capacities."""
+    from llminfer.report import figures
+
+    fig, text = figures.draw_capacity(table), io.StringIO()
+    fig.savefig(text, format="svg")
+    return text.getvalue()[text.getvalue().index("<svg") :]

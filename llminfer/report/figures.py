@@ -197,6 +197,33 @@ def dots(
     ax.set_ylim(len(order) - 0.5, -0.5)
 
 
+def draw_capacity(table: pd.DataFrame) -> Figure:
+    """What each setting carries, and its throughput a GPU against its users' speed.
+
+    Args:
+        table: A table of capacities: what comes before its ``rate`` names the rows.
+    """
+    named = table.iloc[:, : table.columns.get_loc("rate")].astype(str)
+    names = list(
+        (named if named.shape[1] == 1 else named.columns + "=" + named).T.agg(", ".join)
+    )
+    bounds = {"rate": "mean", "rate_lower": "ci_lower", "rate_upper": "ci_upper"}
+    fig, (left, right) = new(1, 2, height=1.2 + 0.2 * len(table))
+    shown = table.assign(name=names).rename(columns=bounds)
+    dots(left, shown, "name", names, 0, label="")
+    left.set(xlabel="carried, requests/s", xlim=(0, None))
+    fastest = shown[shown["mean"] > 0.0].sort_values("user_speed", ascending=False)
+    speed, throughput = fastest["user_speed"], fastest["throughput_per_gpu"]
+    right.plot(speed, throughput, "o", color=GHOST)
+    front = throughput == throughput.cummax()
+    right.plot(speed[front], throughput[front], **look(1))
+    for _, its in fastest.iterrows():
+        at = its["user_speed"], its["throughput_per_gpu"]
+        right.annotate(its["name"], at, (3, 3), textcoords="offset points", fontsize=6)
+    right.set(xlabel="tokens/s a user", ylabel="tokens/s a GPU")
+    return fig
+
+
 def log_axis(ax: Axes, low: float, high: float) -> None:
     """A log axis in y from ``low`` to ``high``, labelled 0.1, 1, 10 and so on."""
     ax.set(yscale="log", ylim=(low, high))
