@@ -83,8 +83,8 @@ class Limit(NamedTuple):
 
     def __str__(self) -> str:
         time = self.time if self.time == "latency" else self.time.upper()
-        words = f"{self.statistic} {time} <= {self.bound:g} s"
-        words = words if self.statistic else f"goodput >= {self.bound:g}"
+        words = f"{self.statistic} {time} ≤ {self.bound:g} s"
+        words = words if self.statistic else f"goodput ≥ {self.bound:g}"
         return words + f" of {self.of}" * bool(self.of)
 
 
@@ -111,9 +111,9 @@ class SLO:
 
     >>> for limit in SLO(ttft={"p50": 0.3, "p99": 1.0}, tpot=0.05).limits:
     ...     print(limit)
-    p50 TTFT <= 0.3 s
-    p99 TTFT <= 1 s
-    p99 TPOT <= 0.05 s
+    p50 TTFT ≤ 0.3 s
+    p99 TTFT ≤ 1 s
+    p99 TPOT ≤ 0.05 s
     """
 
     ttft: Bound = None
@@ -128,44 +128,39 @@ class SLO:
             if not isinstance(its, SLO) or its.classes or its.itl is not None:
                 must = "an SLO of ttft, tpot, latency or goodput"
                 raise fail(f"classes[{name!r}]", its, must)
-        bounds = [
-            (time, *one) for time, its in self.bounds.items() for one in its.items()
-        ]
-        if not bounds and (self.goodput is not None or not self.classes):
+        if not self.bounds and (self.goodput is not None or not self.classes):
             must = "must be of ttft, tpot, itl or latency"
             raise ConfigError(f"slo: no limit given: {must}")
-        for time, statistic, bound in bounds:
+        for time, statistic, bound, _ in self.bounds:
             choice(time, statistic, _STATISTICS)
             number(time, bound, above=0.0)
         if self.goodput is not None:
             number("goodput", self.goodput, above=0.0, most=1.0)
-            if self.itl or any(statistic != "p99" for _, statistic, _ in bounds):
+            if self.itl or any(its.statistic != "p99" for its in self.bounds):
                 must = "None beside itl or limits that are no plain numbers: it is of"
                 raise fail("goodput", self.goodput, f"{must} requests within all")
 
     @property
-    def bounds(self) -> dict[str, Mapping[str, float]]:
-        """The limits on all requests: by time, then by statistic."""
-        given = [(name, getattr(self, name)) for name in ("itl", *_TIMES)]
-        plain = [(name, its) for name, its in given if its is not None]
-        return {
-            name: its if isinstance(its, Mapping) else {"p99": its}
-            for name, its in plain
-        }
+    def bounds(self) -> list[Limit]:
+        """The limits on the times of all requests."""
+        given = [(name, getattr(self, name)) for name in (*_TIMES, "itl")]
+        return [
+            Limit(name, *one)
+            for name, its in given
+            if its is not None
+            for one in (its if isinstance(its, Mapping) else {"p99": its}).items()
+        ]
 
     @property
     def limits(self) -> list[Limit]:
         """All limits, those of classes last."""
-        own = [
-            Limit(time, *one)
-            for time, its in self.bounds.items()
-            for one in its.items()
+        share = self.goodput
+        own = self.bounds if share is None else [Limit("within", "", share)]
+        return own + [
+            limit._replace(of=str(name))
+            for name, its in self.classes.items()
+            for limit in its.limits
         ]
-        if self.goodput is not None:
-            own = [Limit("within", "", self.goodput)]
-        for name, its in self.classes.items():
-            own += [limit._replace(of=str(name)) for limit in its.limits]
-        return own
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -298,11 +293,10 @@ def capacity(
         ConfigError: Limits that no rate keeps, or too few requests to tell.
 
     >>> config = SimulationConfig(batch_size=4, num_requests=2500, batch_timeout=0.0)
-    >>> slo = SLO(latency=5.0)
-    >>> found = capacity(config, slo, replications=2, tolerance=0.2, n_jobs=1)
-    >>> print(found)  # doctest: +ELLIPSIS
-    1.1 requests/s (...), bound by p99 latency <= 5 s
-    ...
+    >>> print(capacity(config, SLO(latency={"mean": 2.0}), replications=5, n_jobs=1))
+    3.6 requests/s (2.68 to 4.86), bound by mean latency ≤ 2 s
+    room left there: mean latency ≤ 2 s, 1%; the queue, 29%
+    95% interval: 5 replications
     """
     base, *draws = loads(what)
     trials = Trials(
@@ -349,10 +343,7 @@ def _table(
     for combination in itertools.product(*over.values()):
         changes = dict(zip(over, combination, strict=True))
         try:
-            base, *others = (
-                trials.changed(c, changes) for c in (trials.config, *draws)
-            )
-            row = replace(trials, config=base).found(others).row()
+            row = trials.changed(changes).found(draws, changes).row()
         except KeptNowhere as error:
             row = {**Estimate(0.0, 0.0, 0.0).row("rate"), "binds": str(error)}
         rows.append({**changes, **row})
@@ -392,7 +383,7 @@ def largest_rates(runs: pd.DataFrame, metric: str, limit: float) -> pd.Series:
 
 def _left_out(numbers: FloatArray) -> FloatArray:
     """The mean of pseudo-values, then without each in turn, shape (1 + n, ...)."""
-    pooled = np.nanmean(numbers, axis=0)
+    pooled = pd.DataFrame(numbers).mean().to_numpy()
     off = np.nan_to_num(numbers - pooled) / max(len(numbers) - 1, 1)
     return np.concatenate((pooled[None], pooled - off))
 
@@ -437,8 +428,7 @@ class Trials:
     def __post_init__(self) -> None:
         config, trace = self.config, self.workload
         if not isinstance(self.slo, SLO):
-            must = "an SLO such as SLO(ttft=1.0): the order is what, slo, rate"
-            raise fail("slo", self.slo, must)
+            raise fail("slo", self.slo, "an SLO such as SLO(ttft=1.0)")
         number("tolerance", self.tolerance, least=_FINEST)
         runs = whole("replications", self.replications, 1) if trace is None else 1
         self._configs = replicated(config, runs, self.first_seed)
@@ -459,23 +449,21 @@ class Trials:
         served = config if trace is None else described(trace, config)
         self._most, self._exact = served.max_stable_rate, _has_exact_rate(served)
         self._near = math.inf if self._exact else _NEAR * self._most
+        self._fills = config.server == "static" and config.batch_timeout is None
         limited = [limit.metric for limit in self.slo.limits]
         self._metrics = list(dict.fromkeys([*_METRICS, *limited]))
 
-    def changed(
-        self, config: SimulationConfig, changes: Mapping[str, Any]
-    ) -> SimulationConfig:
-        """``config`` with other settings; more replicas serve as many requests each."""
-        more = changes.get("replicas", config.replicas) / config.replicas
-        run = (
-            {}
-            if self.workload is not None
-            else {
-                name: round(more * getattr(config, name))
-                for name in ("num_requests", "warmup_requests")
-            }
-        )
-        return config.replace(**{**run, **changes})
+    def changed(self, changes: Mapping[str, Any], **own: Any) -> Trials:
+        """Trials of other settings; more replicas serve as many requests each."""
+        config = own.pop("config", self.config)
+        of_its_own = self.workload is None and "replicas" in changes
+        more = changes["replicas"] / config.replicas if of_its_own else 1.0
+        n, skipped = config.num_requests, config.warmup_requests
+        run = {
+            "num_requests": round(more * n),
+            "warmup_requests": round(more * skipped),
+        }
+        return replace(self, config=config.replace(**{**run, **changes}), **own)
 
     def meets(self, rate: float) -> bool:
         """Are the limits kept at ``rate``, and does the queue not grow?"""
@@ -514,11 +502,22 @@ class Trials:
             for row in rows
         ]
 
-    def found(self, draws: Sequence[SimulationConfig] = ()) -> Capacity:
-        """The largest rate, and how unsure it is under other coefficients too."""
+    def found(
+        self,
+        draws: Sequence[SimulationConfig],
+        changes: Mapping[str, Any] | None = None,
+    ) -> Capacity:
+        """The largest rate, and how unsure it is under other coefficients too.
+
+        Args:
+            draws: Configurations with these coefficients.
+            changes: To each of them.
+        """
         low, high = self.search()
         logs, few = self.logs(low), min(self.replications, _REPLAYS)
-        others = [replace(self, config=its, replications=few) for its in draws]
+        others = [
+            self.changed(changes or {}, config=c, replications=few) for c in draws
+        ]
         drawn = np.array([its.log_rate(low) for its in others])
         spread = _spread(logs, drawn)
         upper = max(math.exp(spread.upper), high)
@@ -574,7 +573,7 @@ class Trials:
                 rate *= 1.1
             return rate, 1.1 * rate
         # waiting for full batches breaks limits at low rates too: smaller steps
-        step = min(step, 1.2) if self._fills() else step
+        step = min(step, 1.2) if self._fills else step
         least = rate * (1e-6 if step > 1.2 else 1e-3)
         while not self.meets(rate / step):
             rate /= step
@@ -582,17 +581,13 @@ class Trials:
                 raise self._kept_nowhere()
         return rate / step, rate
 
-    def _fills(self) -> bool:
-        """Do batches wait until they are full?"""
-        return self.config.server == "static" and self.config.batch_timeout is None
-
     def _kept_nowhere(self) -> ConfigError:
         best = min(self.rows, key=lambda rate: self.rows[rate]["p99_latency"])
         found = [(its, self.rows[best][its.metric]) for its in self.slo.limits]
         broken = [f"{its}: {x:.3g}" for its, x in found if its.excess(x) > 0.0]
         said = "; ".join(broken or ["the queue grows"])
         trace, why = self.workload, "at the least, requests come one at a time"
-        if self._fills():
+        if self._fills:
             why = "batches wait to be full (batch_timeout=None)"
         elif trace is not None and not np.diff(trace.arrival_time).all():
             why = "requests that the trace has at one time come so at every rate"
@@ -648,7 +643,7 @@ def _measured(
     skip = config.warmup_requests
     waiting = np.sum(record.processing_start_time > record.arrival_time[-1])
     shared: Row = {"waiting": float(waiting)}
-    if "itl" in slo.bounds:
+    if slo.itl is not None:
         gaps = token_gaps(record, config.step_time, skip)
         some = gaps.sample(_GAPS) if gaps.number() else np.empty(0)
         shared |= {"avg_itl": gaps.mean(), **kept("itl", some, gaps.number())}
@@ -680,7 +675,8 @@ def _times(record: RunRecord, part: IntArray, slo: SLO) -> Row:
         known = np.sort(times[~np.isnan(times)])
         found |= kept(name, known)
         found[f"avg_{name}"] = float(known.mean()) if len(known) else math.nan
-        late |= times > max(slo.bounds.get(name, {}).values(), default=math.inf)
+        bounds = [its.bound for its in slo.bounds if its.time == name]
+        late |= times > max(bounds, default=math.inf)
     found["within"] = 1.0 - float(late.mean()) if len(part) else math.nan
     return found
 
@@ -763,21 +759,23 @@ def fewest_replicas(
     >>> fleet.replicas, fleet.cost_per_hour
     (6, 12.0)
     """
-    one = Trials(
-        loads(what)[0].replace(replicas=1),
-        *(slo, workload, replications, n_jobs, random_seed_start),
-    )
+    if isinstance(rate, SLO):
+        raise fail("slo", slo, "before the rate: the order is what, slo, rate")
     number("rate", rate, above=0.0)
     whole("gpus_per_replica", gpus_per_replica, 1)
-    n, rows = _search(one, rate)
+    prices = {"price_per_gpu_hour": price_per_gpu_hour, "watts_per_gpu": watts_per_gpu}
+    given = {name: value for name, value in prices.items() if value is not None}
+    each = {name: number(name, value, above=0.0) for name, value in given.items()}
+    one = loads(what)[0].replace(replicas=1)
+    how = replications, n_jobs, random_seed_start
+    n, rows = _search(Trials(one, slo, workload, *how), rate)
     metrics = {name: value for name, value in rows[n].items() if name != "meets"}
     gpus = n * gpus_per_replica
     million = rate * metrics["avg_output_length"] * 3600.0 / 1e6  # tokens an hour
-    prices = {"price_per_gpu_hour": price_per_gpu_hour, "watts_per_gpu": watts_per_gpu}
     bill: list[float | None] = []
-    for (name, value), unit in zip(prices.items(), (1.0, 1000.0), strict=True):
-        each = None if value is None else gpus * number(name, value, above=0.0) / unit
-        bill += [each, None if each is None else each / million]
+    for name, unit in (("price_per_gpu_hour", 1.0), ("watts_per_gpu", 1000.0)):
+        all_of_them = gpus * each[name] / unit if name in each else None
+        bill += [all_of_them, None if all_of_them is None else all_of_them / million]
     return Fleet(n, gpus, metrics, _by("replicas", rows), *bill)
 
 
@@ -786,7 +784,7 @@ def _search(one: Trials, rate: float) -> tuple[int, dict[float, Row]]:
     rows: dict[float, Row] = {}
 
     def meets(n: int) -> bool:
-        trials = replace(one, config=one.changed(one.config, {"replicas": n}))
+        trials = one.changed({"replicas": n})
         kept, rows[n] = trials.meets(rate), trials.rows[rate]
         return kept
 

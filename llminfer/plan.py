@@ -7,7 +7,7 @@ import io
 import math
 import textwrap
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from llminfer.report.latex import shown_with_bounds
 from llminfer.stats.intervals import Estimate
 
 _LEAST = 100  # requests
+_RUNS = 10  # replications
 _WORST = 0.15  # error of a mean on the requests held back, relative
 _AT_ONCE = 0.05  # of the mean gap: who is sent so soon after an answer waited for it
 _PAGE = (
@@ -110,20 +111,22 @@ def plan(what: ServedLog | Calibration, slo: SLO, n_jobs: int | None = None) -> 
     _check_log(what if isinstance(what, ServedLog) else what.log)
     fitted = fitted_to(what)
     errors = fitted.errors()
-    _check_fit(errors)
+    off = errors["mean"].abs()
+    if not off.max() <= _WORST:
+        said = f"the mean {off.idxmax()} of those held back is {off.max():.0%} off"
+        must = f"must be at most {_WORST:.0%}, or the simulator is not this engine"
+        raise TraceError(f"log: {said}: {must}")
     base, *draws = loads(fitted)
-    trials = Trials(base, slo, None, 10, n_jobs, 42)
+    trials = Trials(base, slo, None, _RUNS, n_jobs, 42)
     its, own = trials.found(draws), _rate(fitted.log)
     rows = [{"setting": "as it is", **its.row()}]
     for setting, changes in _changes(base, its.binds).items():
-        configs = [trials.changed(config, changes) for config in (base, *draws)]
-        rows.append({"setting": setting, **_changed(trials, configs, its)})
+        rows.append({"setting": setting, **_changed(trials, draws, changes, its)})
     what_ifs = pd.DataFrame(rows)
-    limits = ", ".join(map(str, slo.limits))
     sentence = (
-        f"This engine carries {_words(its.row(), 'rate')} requests/s like those of its "
-        f"log within {limits}: {its.rate / own:.2g} times the {own:.3g} of the log. "
-        f"What breaks first is {its.binds}."
+        f"This engine carries {_words(rows[0], 'rate')} requests/s like those of its "
+        f"log within {', '.join(map(str, slo.limits))}: {its.rate / own:.2g} times the "
+        f"{own:.3g} of the log. What breaks first is {its.binds}."
     )
     sections: dict[str, list[Part]] = {
         "The log": [_held(fitted, base)],
@@ -148,15 +151,6 @@ def _check_log(log: ServedLog) -> None:
         raise TraceError(f"log: a closed loop: {what}: {must}")
 
 
-def _check_fit(errors: pd.DataFrame) -> None:
-    """Refuse a fit that misses what it was not fitted to."""
-    off = errors["mean"].abs()
-    if not (worst := off.max()) <= _WORST:
-        what = f"the mean {off.idxmax()} of the requests held back is {worst:.0%} off"
-        must = f"must be at most {_WORST:.0%}, or the simulator is not this engine"
-        raise TraceError(f"log: {what}: {must}")
-
-
 def _rate(log: ServedLog) -> float:
     """Requests a second."""
     return len(log) / float(np.ptp(log.workload.arrival_time))
@@ -177,22 +171,21 @@ def _changes(config: SimulationConfig, binds: str) -> dict[str, dict[str, Any]]:
 
 
 def _changed(
-    trials: Trials, configs: Sequence[SimulationConfig], base: Capacity
+    trials: Trials, draws: Sequence[SimulationConfig], changes: Any, base: Capacity
 ) -> dict[str, Any]:
-    """Columns of a what-if; the first configuration is it, the others its draws."""
+    """Columns of a what-if."""
     try:
-        its = replace(trials, config=configs[0]).found(configs[1:])
+        its = trials.changed(changes).found(draws, changes)
     except KeptNowhere:
-        none = {"rate": 0.0, "difference": -1.0}
-        return {**none, "binds": "limits broken at every rate"}
+        return {"rate": 0.0, "binds": "limits broken at every rate", "difference": -1.0}
     return its.row() | its.against(base).row("difference")
 
 
 def _words(row: Mapping[Any, Any], quantity: str, spec: str = "") -> str:
-    """An estimate of a row with its bounds, if it has them."""
+    """An estimate of a row, with its bounds if it has them."""
     bounds = [row.get(quantity + end, math.nan) for end in ("", "_lower", "_upper")]
     value, low, high = shown_with_bounds(Estimate(*bounds), spec)
-    return f"{value} ({low} to {high})"
+    return value if math.isnan(bounds[1]) else f"{value} ({low} to {high})"
 
 
 def _shown(what_ifs: pd.DataFrame) -> pd.DataFrame:

@@ -200,27 +200,29 @@ def dots(
 def draw_capacity(table: pd.DataFrame) -> Figure:
     """What each setting carries, and its throughput a GPU against its users' speed.
 
+    The dashed line is the front: nothing is faster for users at that throughput.
+
     Args:
         table: A table of capacities: what comes before its ``rate`` names the rows.
     """
     named = table.iloc[:, : table.columns.get_loc("rate")].astype(str)
-    names = list(
-        (named if named.shape[1] == 1 else named.columns + "=" + named).T.agg(", ".join)
-    )
-    bounds = {"rate": "mean", "rate_lower": "ci_lower", "rate_upper": "ci_upper"}
+    named = ["" if name == "setting" else f"{name}=" for name in named] + named
     fig, (left, right) = new(1, 2, height=1.2 + 0.2 * len(table))
-    shown = table.assign(name=names).rename(columns=bounds)
-    dots(left, shown, "name", names, 0, label="")
-    left.set(xlabel="carried, requests/s", xlim=(0, None))
-    fastest = shown[shown["mean"] > 0.0].sort_values("user_speed", ascending=False)
-    speed, throughput = fastest["user_speed"], fastest["throughput_per_gpu"]
-    right.plot(speed, throughput, "o", color=GHOST)
-    front = throughput == throughput.cummax()
-    right.plot(speed[front], throughput[front], **look(1))
-    for _, its in fastest.iterrows():
-        at = its["user_speed"], its["throughput_per_gpu"]
-        right.annotate(its["name"], at, (3, 3), textcoords="offset points", fontsize=6)
+    for i, its in enumerate(table.to_dict("records")):
+        shown = {**look(i), "linestyle": "none", "zorder": 3}
+        ends = [its["rate"] - its["rate_lower"]], [its["rate_upper"] - its["rate"]]
+        left.errorbar(its["rate"], i, xerr=ends, **shown)
+        right.plot(its["user_speed"], its["throughput_per_gpu"], **shown)
+    left.set_yticks(range(len(table)), [", ".join(row) for row in named.to_numpy()])
+    left.set(xlabel="carried, requests/s", ylim=(len(table) - 0.5, -0.5))
+    fastest = table.sort_values("user_speed", ascending=False)
+    front = fastest["throughput_per_gpu"] >= fastest["throughput_per_gpu"].cummax()
+    on = fastest[front]
+    right.plot(on["user_speed"], on["throughput_per_gpu"], "--", color=GHOST)
     right.set(xlabel="tokens/s a user", ylabel="tokens/s a GPU")
+    for ax in (left, right):
+        ax.set_xlim(left=0.0)
+    right.set_ylim(bottom=0.0)
     return fig
 
 
