@@ -11,14 +11,14 @@ from typing import Any
 from llminfer import theory
 from llminfer.base import cache
 from llminfer.base.errors import ConfigError, OverloadWarning, TraceError
-from llminfer.capacity import SLO, capacity
+from llminfer.capacity import SLO, capacity, fewest_replicas
 from llminfer.config import SimulationConfig
 from llminfer.data import read_settings, read_vllm_log
 from llminfer.data.public import fetch
 from llminfer.experiment import SimulationRunner, simulate, sweep
-from llminfer.fleet import fewest_replicas
 from llminfer.laws.engines import PRESETS
 from llminfer.metrics import goodput
+from llminfer.plan import plan
 from llminfer.policies import SchedulingPolicy, register_policy
 from llminfer.record import RunRecord
 from llminfer.request import Request
@@ -47,6 +47,7 @@ __all__ = [
     "fetch",
     "fewest_replicas",
     "goodput",
+    "plan",
     "read_settings",
     "read_vllm_log",
     "register_policy",

@@ -1,104 +1,193 @@
-"""Capacity: the largest arrival rate that a server carries within its SLO."""
+"""Capacity: the largest arrival rate that a server carries within its SLO.
+
+And what follows from it: the table of capacities by setting, and the fewest replicas
+that carry a rate, with their cost.
+"""
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 
-from llminfer.base.errors import ConfigError, fail, number, whole
+from llminfer import calibrate
+from llminfer.base.arrays import FloatArray, IntArray
+from llminfer.base.errors import ConfigError, choice, fail, number, whole
 from llminfer.config import SimulationConfig
-from llminfer.experiment import Metrics, Row, in_parallel, replicated
+from llminfer.data.logs import ServedLog
+from llminfer.experiment import Metrics, Row, replicated, run_many
 from llminfer.laws.lengths import Geometric
 from llminfer.record import RunRecord
 from llminfer.servers.overload import described
-from llminfer.stats.intervals import jackknife
-from llminfer.stats.pooling import by_replication
+from llminfer.servers.token_gaps import token_gaps
+from llminfer.stats.intervals import Estimate, t_quantile
+from llminfer.stats.pooling import by_replication, kept
 from llminfer.workload import Workload
 
-_TIMES = ("ttft", "tpot", "latency")
+Bound = float | Mapping[str, float] | None
+What = SimulationConfig | calibrate.Calibration | ServedLog
+
+_TIMES = ("ttft", "tpot", "latency")  # of each request; itl is of each token
+_METRICS = [f"{first}_{time}" for time in _TIMES for first in ("p99", "avg")]
+_METRICS += ["waiting", "within", "avg_output_length"]
+_STATISTICS = ("mean", "p50", "p75", "p90", "p95", "p99", "p999")
 _FEWEST = 2000  # requests measured in all replications: 20 beyond the p99
 _BATCHES = 3  # a run has so many times the requests that the servers hold
 _NEAR, _LONGER = 0.95, 3  # from this share of lambda* on so much longer runs decide
+_BLOCKS = 10  # of a trace, for its interval
+_DRAWS, _REPLAYS = 8, 4  # of the coefficients; replications for each
+_FINEST = 1e-4  # tolerance
+_GAPS = 2**14  # between tokens that stand for those of a run
+_SCALES = {  # powers of the rate that the parameters of a pattern go with
+    **dict.fromkeys(("step_time", "period", "duration"), -1),
+    **dict.fromkeys(("step_rate", "amplitude", "end_rate"), 1),
+}
+
+
+class Limit(NamedTuple):
+    """One limit of an SLO.
+
+    Attributes:
+        time: ttft, tpot, itl or latency; within for a goodput.
+        statistic: p50, p99 and so on, or mean; nothing for a goodput.
+        bound: Seconds; of a goodput the share.
+        of: The class of requests it is of; nothing for all.
+    """
+
+    time: str
+    statistic: str
+    bound: float
+    of: str = ""
+
+    @property
+    def metric(self) -> str:
+        """Its name among the metrics.
+
+        >>> Limit("ttft", "p50", 0.3, of="chat").metric
+        'p50_ttft[chat]'
+        """
+        first = {"mean": "avg_", "": ""}.get(self.statistic, f"{self.statistic}_")
+        return first + self.time + f"[{self.of}]" * bool(self.of)
+
+    def excess(self, value: float) -> float:
+        """By how much ``value`` breaks it, in logs, or as a share; 0 or less if not."""
+        if self.time == "within":
+            return self.bound - value
+        return math.log(max(value, 1e-9) / self.bound) if value >= 0.0 else -math.inf
+
+    def __str__(self) -> str:
+        time = self.time if self.time == "latency" else self.time.upper()
+        words = f"{self.statistic} {time} ≤ {self.bound:g} s"
+        words = words if self.statistic else f"goodput ≥ {self.bound:g}"
+        return words + f" of {self.of}" * bool(self.of)
 
 
 @dataclass(frozen=True)
 class SLO:
     """What users are promised: at least one limit, in seconds.
 
-    Each limit is on the p99 of its time. With ``goodput`` it is on each request
-    instead, and that share of the requests must be within all limits at once.
+    A plain number is a limit on the p99 of its time; a dict limits any quantile, or
+    the mean. With ``goodput`` the limits are on each request instead, and that share
+    of the requests must be within all of them at once; a request of one token has no
+    TPOT to miss.
 
     Args:
         ttft: Of the time to the first token.
         tpot: Of the time an output token after the first.
         latency: Of the time to the last token.
-        goodput: Share of requests, such as 0.9; None looks at each p99.
+        goodput: Share of requests, such as 0.9.
+        itl: Of the gap between two tokens, all gaps of all requests together.
+        classes: More limits for the requests of a class, an SLO by its name among
+            the configuration's ``request_classes`` or by its number.
 
     Raises:
         ConfigError: No limit, one that is not above 0, or no share.
 
-    >>> SLO(ttft=1.0, tpot=0.05).limits
-    {'ttft': 1.0, 'tpot': 0.05}
+    >>> for limit in SLO(ttft={"p50": 0.3, "p99": 1.0}, tpot=0.05).limits:
+    ...     print(limit)
+    p50 TTFT ≤ 0.3 s
+    p99 TTFT ≤ 1 s
+    p99 TPOT ≤ 0.05 s
     """
 
-    ttft: float | None = None
-    tpot: float | None = None
-    latency: float | None = None
+    ttft: Bound = None
+    tpot: Bound = None
+    latency: Bound = None
     goodput: float | None = None
+    itl: Bound = field(default=None, kw_only=True)
+    classes: Mapping[str | int, SLO] = field(default_factory=dict, kw_only=True)
 
     def __post_init__(self) -> None:
-        if not self.limits:
-            raise ConfigError("slo: no limit given: must be of ttft, tpot or latency")
-        for name, limit in self.limits.items():
-            number(name, limit, above=0.0)
+        for name, its in self.classes.items():
+            if not isinstance(its, SLO) or its.classes or its.itl is not None:
+                must = "an SLO of ttft, tpot, latency or goodput"
+                raise fail(f"classes[{name!r}]", its, must)
+        if not self.bounds and (self.goodput is not None or not self.classes):
+            must = "must be of ttft, tpot, itl or latency"
+            raise ConfigError(f"slo: no limit given: {must}")
+        for time, statistic, bound, _ in self.bounds:
+            choice(time, statistic, _STATISTICS)
+            number(time, bound, above=0.0)
         if self.goodput is not None:
             number("goodput", self.goodput, above=0.0, most=1.0)
+            if self.itl or any(its.statistic != "p99" for its in self.bounds):
+                must = "None beside itl or limits that are no plain numbers: it is of"
+                raise fail("goodput", self.goodput, f"{must} requests within all")
 
     @property
-    def limits(self) -> dict[str, float]:
-        """The limits that are given, by name."""
-        given = {name: getattr(self, name) for name in _TIMES}
-        return {name: limit for name, limit in given.items() if limit is not None}
-
-    def broken(self, metrics: Metrics) -> list[str]:
-        """What ``metrics`` of ``Capacity`` do not keep, in words.
-
-        >>> SLO(ttft=1.0).broken({"p99_ttft": 2.0})
-        ['ttft=1: the p99 is 2 s']
-        >>> SLO(ttft=1.0, goodput=0.9).broken({"within": 0.8})
-        ['goodput=0.9: 80.0% are within the limits']
-        """
-        if self.goodput is not None:
-            share = metrics["within"]
-            said = f"goodput={self.goodput:g}: {share:.1%} are within the limits"
-            return [said] if share < self.goodput else []
+    def bounds(self) -> list[Limit]:
+        """The limits on the times of all requests."""
+        given = [(name, getattr(self, name)) for name in (*_TIMES, "itl")]
         return [
-            f"{name}={limit:g}: the p99 is {metrics[f'p99_{name}']:.3g} s"
-            for name, limit in self.limits.items()
-            if metrics[f"p99_{name}"] > limit
+            Limit(name, *one)
+            for name, its in given
+            if its is not None
+            for one in (its if isinstance(its, Mapping) else {"p99": its}).items()
+        ]
+
+    @property
+    def limits(self) -> list[Limit]:
+        """All limits, those of classes last."""
+        share = self.goodput
+        own = self.bounds if share is None else [Limit("within", "", share)]
+        return own + [
+            limit._replace(of=str(name))
+            for name, its in self.classes.items()
+            for limit in its.limits
         ]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Capacity:
-    """The largest rate within limits, requests a second.
+    """The largest rate within limits, requests a second; print it.
 
     Attributes:
         rate: The largest that was seen to keep them.
         bracket: That rate, and the next that was seen to break them.
-        interval: Where the largest rate lies with 95% confidence, by the jackknife over
-            replications; NaN for a trace. Often wider than the bracket: more
-            replications or longer ones narrow it, a smaller tolerance does not.
+        interval: Where the largest rate lies with 95% confidence; NaN for a single
+            replication. Often wider than the bracket: more replications or longer
+            ones narrow it, a smaller tolerance does not.
         metrics: At ``rate``, of the pooled requests: ``p99_`` and ``avg_`` of ``ttft``,
-            ``tpot`` and ``latency``, seconds; ``within``, the share within all limits;
+            ``tpot`` and ``latency``, seconds, and those that are limited, as
+            ``p50_ttft[chat]``; ``within``, the share within all limits of a request;
             ``goodput``, so many a second; ``avg_output_length``, tokens; ``waiting``,
             how many waited when the last one came, mean over replications; near lambda*
             of the longer run, over the root of 3.
         evaluated: A row a rate, ascending: ``rate``, the metrics, and ``meets``.
+        binds: What is broken first above ``rate``: a limit, or the queue.
+        slack: By limit how far below it ``rate`` stays, relative; of a goodput how
+            far above, as a share.
+        basis: What the interval comes from, in words.
+        replicas: That carry it together.
+        logs: The rate's logarithm, a number a replication or block of the trace: the
+            jackknife's pseudo-values.
+        draws: The rate's logarithm under each draw of the coefficients.
     """
 
     rate: float
@@ -106,25 +195,65 @@ class Capacity:
     interval: tuple[float, float]
     metrics: Metrics
     evaluated: pd.DataFrame
+    binds: str
+    slack: dict[str, float]
+    basis: str
+    replicas: int
+    logs: FloatArray
+    draws: FloatArray
+
+    def __repr__(self) -> str:
+        low, high = self.interval
+        known = f" ({low:.3g} to {high:.3g})" if low <= high else ""
+        slack = "; ".join(f"{name}, {its:.0%}" for name, its in self.slack.items())
+        return (
+            f"{self.rate:.3g} requests/s{known}, bound by {self.binds}\n"
+            f"room left there: {slack}\n95% interval: {self.basis}"
+        )
+
+    def against(self, base: Capacity) -> Estimate:
+        """How much more than ``base`` this is, relative, with a 95% interval.
+
+        Both shared their seeds and draws, so the interval is that of their paired
+        difference, in logarithms.
+        """
+        its = _spread(self.logs - base.logs, self.draws - base.draws)
+        return Estimate(*(math.expm1(x) for x in (its.value, its.lower, its.upper)))
+
+    def row(self) -> dict[str, Any]:
+        """A row of the table of capacities."""
+        tokens = self.rate * self.metrics["avg_output_length"]
+        return {
+            **Estimate(self.rate, *self.interval).row("rate"),
+            "binds": self.binds,
+            "throughput": tokens,
+            "throughput_per_gpu": tokens / self.replicas,
+            "user_speed": 1.0 / self.metrics["avg_tpot"],
+        }
+
+
+class KeptNowhere(ConfigError):
+    """Limits that no rate keeps."""
 
 
 def capacity(
-    config: SimulationConfig,
+    what: What,
     slo: SLO,
     workload: Workload | None = None,
     *,
+    over: Mapping[str, Sequence[Any]] | None = None,
     replications: int = 10,
     tolerance: float = 0.02,
     n_jobs: int | None = None,
     random_seed_start: int = 42,
-) -> Capacity:
+) -> Any:
     """The largest mean arrival rate that keeps ``slo``.
 
     Every rate faces the same requests, arriving closer together or further apart (a
     rate that varies keeps its shape; its periods shrink as it grows). The search goes
     from lambda* up or down until it has crossed the limits, then halves that interval
     in log rate. Where limits are kept in several stretches of rates, the answer is the
-    upper end of one of them.
+    upper end of one of them. Finished runs are remembered.
 
     A finite run above lambda* may keep limits that a longer one breaks, and TPOT never
     feels the queue. So a rate counts only below lambda* of the requests where theory
@@ -135,29 +264,90 @@ def capacity(
     grows so, a queue past lambda* faster). The
     configuration's ``num_requests`` is the length of a replication, warm-up included.
 
+    The interval is the jackknife's, over replications; of a trace over ten blocks of
+    its requests, as if these were independent: it should be many times as long as its
+    busy periods. A calibration adds how unsure its coefficients are: the rate is found
+    again under 8 draws of them, with the same seeds, and the two standard errors of
+    the rate's logarithm are added in squares.
+
     Args:
-        config: Everything but the rate.
+        what: Everything but the rate: a configuration; a calibration, which is asked
+            for requests like those of its log; or a log that knows the settings of
+            its engine, to which the engine is fitted first.
         slo: The limits.
         workload: A trace to replay at scaled rates instead, once.
+        over: Values by field: the answer is a table, a row a combination.
         replications: Runs a rate; their requests are judged together.
         tolerance: Greatest ratio of the bracket's ends, less 1.
         n_jobs: Processes; None takes one a core. The answer does not depend on it.
         random_seed_start: First seed.
 
+    Returns:
+        The capacity; with ``over`` a table of them, which share their seeds: the
+        fields, ``rate`` with ``rate_lower`` and ``rate_upper`` (0 where no rate keeps
+        the limits), ``binds``, ``throughput`` (output tokens a second),
+        ``throughput_per_gpu`` (a replica counts as one), ``user_speed`` (1 / mean
+        TPOT, tokens a second). ``report.figures.draw_capacity`` draws it.
+
     Raises:
         ConfigError: Limits that no rate keeps, or too few requests to tell.
 
     >>> config = SimulationConfig(batch_size=4, num_requests=2500, batch_timeout=0.0)
-    >>> slo = SLO(latency=5.0)
-    >>> found = capacity(config, slo, replications=1, tolerance=0.2, n_jobs=1)
-    >>> round(found.rate, 1)
-    1.1
+    >>> print(capacity(config, SLO(latency={"mean": 2.0}), replications=5, n_jobs=1))
+    3.6 requests/s (2.68 to 4.86), bound by mean latency ≤ 2 s
+    room left there: mean latency ≤ 2 s, 1%; the queue, 29%
+    95% interval: 5 replications
     """
-    plan = Plan(workload, replications, n_jobs, random_seed_start)
-    trials = Trials(config, slo, plan, number("tolerance", tolerance, above=0.0))
-    low, high = trials.search()
-    interval, evaluated = trials.interval(low), tried("rate", trials.rows)
-    return Capacity(low, (low, high), interval, trials.metrics(low), evaluated)
+    base, *draws = loads(what)
+    trials = Trials(
+        base, slo, workload, replications, n_jobs, random_seed_start, tolerance
+    )
+    return trials.found(draws) if over is None else _table(trials, draws, over)
+
+
+def fitted_to(what: ServedLog | calibrate.Calibration) -> calibrate.Calibration:
+    """The engine that left a log, unless it is fitted already.
+
+    Raises:
+        ConfigError: A log without settings, or something else.
+    """
+    if isinstance(what, ServedLog):
+        if settings := getattr(what, "settings", None):
+            return calibrate.fit(what, settings)
+        raise fail("log", what, "with its engine's settings: see calibrate.fit")
+    if not isinstance(what, calibrate.Calibration):
+        raise fail("what", what, "a SimulationConfig, a Calibration or a ServedLog")
+    return what
+
+
+def loads(what: What) -> list[SimulationConfig]:
+    """A configuration of ``what``, and others that its coefficients could as well be.
+
+    A calibration is asked for requests like those of its log, as many as it takes.
+    """
+    if isinstance(what, SimulationConfig):
+        return [what]
+    its, found = fitted_to(what), []
+    for config in (its.config(), *its.draws(_DRAWS)):
+        n = max(_FEWEST, (_BATCHES + 1) * config.largest_batch * config.replicas)
+        like = described(its.log.workload, config)
+        found.append(like.replace(num_requests=n + n // 10, warmup_requests=n // 10))
+    return found
+
+
+def _table(
+    trials: Trials, draws: Sequence[SimulationConfig], over: Mapping[str, Sequence[Any]]
+) -> pd.DataFrame:
+    """A row a combination of settings, as ``capacity`` says."""
+    rows = []
+    for combination in itertools.product(*over.values()):
+        changes = dict(zip(over, combination, strict=True))
+        try:
+            row = trials.changed(changes).found(draws, changes).row()
+        except KeptNowhere as error:
+            row = {**Estimate(0.0, 0.0, 0.0).row("rate"), "binds": str(error)}
+        rows.append({**changes, **row})
+    return pd.DataFrame(rows)
 
 
 def largest_rates(runs: pd.DataFrame, metric: str, limit: float) -> pd.Series:
@@ -186,54 +376,39 @@ def largest_rates(runs: pd.DataFrame, metric: str, limit: float) -> pd.Series:
     table = runs.assign(number=numbers).pivot(
         index="replication", columns="arrival_rate", values="number"
     )
-    logs, n = np.log(table.columns.to_numpy(dtype=np.float64)), len(table)
-    pooled = table.to_numpy().mean(axis=0)
-    without = pooled - (table.to_numpy() - pooled) / max(n - 1, 1)
+    excess = np.log(_left_out(table.to_numpy()) / limit)
+    logs = _pseudo_logs(excess, table.columns.to_numpy(dtype=np.float64))
+    return pd.Series(np.exp(logs), table.index, name="arrival_rate")
+
+
+def _left_out(numbers: FloatArray) -> FloatArray:
+    """The mean of pseudo-values, then without each in turn, shape (1 + n, ...)."""
+    pooled = pd.DataFrame(numbers).mean().to_numpy()
+    off = np.nan_to_num(numbers - pooled) / max(len(numbers) - 1, 1)
+    return np.concatenate((pooled[None], pooled - off))
+
+
+def _pseudo_logs(excess: FloatArray, rates: FloatArray) -> FloatArray:
+    """The log rate at which limits begin to break, a pseudo-value a replication.
+
+    Args:
+        excess: Of all, and without each replication, shape (1 + n, rates).
+        rates: Ascending.
+    """
+    logs = np.log(rates)
     found, *left_out = (
-        np.interp(np.log(limit), np.maximum.accumulate(np.log(row)), logs)
-        for row in [pooled, *without]
+        np.interp(0.0, np.maximum.accumulate(row), logs) for row in excess
     )
-    pseudo = found + (n - 1) * (np.mean(left_out) - np.array(left_out))
-    return pd.Series(np.exp(pseudo), table.index, name="arrival_rate")
+    return found + (len(left_out) - 1) * (np.mean(left_out) - np.array(left_out))
 
 
-@dataclass(frozen=True)
-class Plan:
-    """What is replayed how often, and by how many processes."""
-
-    workload: Workload | None
-    replications: int
-    n_jobs: int | None
-    first_seed: int
-
-    def configs(self, config: SimulationConfig) -> list[SimulationConfig]:
-        """A configuration a replication, with its seed; one for a trace."""
-        whole("replications", self.replications, 1)
-        runs = self.replications if self.workload is None else 1
-        return replicated(config, runs, self.first_seed)
-
-    def requests(self, config: SimulationConfig) -> Workload:
-        """The requests of one replication, at a mean rate of 1 a second."""
-        if self.workload is None:
-            mean = config.arrivals.mean(config.num_requests)
-            return Workload.generate(config).scaled(1.0 / mean)
-        arrival = self.workload.arrival_time
-        span = float(arrival[-1] - arrival[0])
-        if not span > 0.0:
-            must = "several requests that come at different times"
-            raise fail("workload", self.workload, must)
-        return self.workload.scaled(span / len(arrival))
-
-    def longer(self, config: SimulationConfig) -> Workload:
-        """The same of a run that is ``_LONGER`` times as long; a trace goes round."""
-        if self.workload is None:
-            n = _LONGER * config.num_requests
-            return self.requests(config.replace(num_requests=n))
-        its = self.requests(config)
-        rounds = np.repeat(np.arange(_LONGER), len(its)) * float(len(its))
-        columns = {name: np.tile(its, _LONGER) for name, its in vars(its).items()}
-        columns["arrival_time"] = columns["arrival_time"] + rounds
-        return Workload(**columns)
+def _spread(logs: FloatArray, draws: FloatArray) -> Estimate:
+    """The mean of pseudo-values, with how unsure runs and draws make it."""
+    its = Estimate.of_mean(logs)
+    half = its.upper - its.value
+    if len(draws):
+        half = math.hypot(half, t_quantile(0.95, len(draws) - 1) * draws.std(ddof=1))
+    return Estimate(its.value, its.value - half, its.value + half)
 
 
 @dataclass
@@ -242,163 +417,268 @@ class Trials:
 
     config: SimulationConfig
     slo: SLO
-    plan: Plan
+    workload: Workload | None
+    replications: int
+    n_jobs: int | None
+    first_seed: int
     tolerance: float = 0.02
-    rows: dict[float, Row] = field(default_factory=dict)
-    _runs: dict[float, list[Row]] = field(default_factory=dict)  # a rate's, by seed
+    rows: dict[float, Row] = field(default_factory=dict, init=False)
+    numbers: dict[float, pd.DataFrame] = field(default_factory=dict, init=False)
 
     def __post_init__(self) -> None:
-        self._configs = self.plan.configs(self.config)
-        self._requests = [self.plan.requests(config) for config in self._configs]
-        n = len(self._requests[0])
-        holds = self.config.largest_batch * self.config.replicas
-        runs = len(self._configs)
-        skipped = self.config.warmup_requests
+        config, trace = self.config, self.workload
+        if not isinstance(self.slo, SLO):
+            raise fail("slo", self.slo, "an SLO such as SLO(ttft=1.0)")
+        number("tolerance", self.tolerance, least=_FINEST)
+        runs = whole("replications", self.replications, 1) if trace is None else 1
+        self._configs = replicated(config, runs, self.first_seed)
+        n = config.num_requests if trace is None else len(trace)
+        if trace is not None and not np.ptp(trace.arrival_time) > 0.0:
+            must = "several requests that come at different times"
+            raise fail("workload", trace, must)
+        holds = config.largest_batch * config.replicas
+        skipped = config.warmup_requests
         least = max(_BATCHES * holds, skipped + math.ceil(_FEWEST / runs))
         if n < least:
-            name = "num_requests" if self.plan.workload is None else "workload"
             must = (
                 f"at least {least} requests: {_FEWEST} measured ones in all have 20 "
                 f"beyond the p99, and the {holds} in service must be few of a run's"
             )
-            raise fail(name, n, must)
+            raise fail("num_requests" if trace is None else "workload", n, must)
         self._queue = max(self.tolerance * n, holds)
-        trace = self.plan.workload
-        served = self.config if trace is None else described(trace, self.config)
+        served = config if trace is None else described(trace, config)
         self._most, self._exact = served.max_stable_rate, _has_exact_rate(served)
         self._near = math.inf if self._exact else _NEAR * self._most
+        self._fills = config.server == "static" and config.batch_timeout is None
+        limited = [limit.metric for limit in self.slo.limits]
+        self._metrics = list(dict.fromkeys([*_METRICS, *limited]))
+
+    def changed(self, changes: Mapping[str, Any], **own: Any) -> Trials:
+        """Trials of other settings; more replicas serve as many requests each."""
+        config = own.pop("config", self.config)
+        of_its_own = self.workload is None and "replicas" in changes
+        more = changes["replicas"] / config.replicas if of_its_own else 1.0
+        n, skipped = config.num_requests, config.warmup_requests
+        run = {
+            "num_requests": round(more * n),
+            "warmup_requests": round(more * skipped),
+        }
+        return replace(self, config=config.replace(**{**run, **changes}), **own)
 
     def meets(self, rate: float) -> bool:
         """Are the limits kept at ``rate``, and does the queue not grow?"""
         if rate not in self.rows:
-            runs = self._run([its.scaled(rate) for its in self._requests])
-            found = self._pooled(runs)
-            if self._excess(found, rate) <= 0.0 and rate > self._near:
-                longer = self._run(
-                    [self.plan.longer(its).scaled(rate) for its in self._configs]
-                )
-                for run, its in zip(runs, longer, strict=True):
-                    run["waiting"] = its["waiting"] / math.sqrt(_LONGER)
-                found["waiting"] = self._pooled(runs)["waiting"]
+            runs = self._run(rate)
+            numbers = pd.DataFrame(
+                {name: by_replication(runs, name, ["rate"]) for name in self._metrics}
+            )
+            if self._worst(numbers, rate)[0] <= 0.0 and rate > self._near:
+                longer = self._run(rate, _LONGER)["waiting"]
+                numbers["waiting"] = longer / math.sqrt(_LONGER)
+            found: Row = {name: float(numbers[name].mean()) for name in self._metrics}
             found["goodput"] = rate * found["within"]
-            self._runs[rate] = runs
-            self.rows[rate] = found | {"meets": self._excess(found, rate) <= 0.0}
+            kept = self._worst(numbers, rate)[0] <= 0.0
+            self.numbers[rate], self.rows[rate] = numbers, found | {"meets": bool(kept)}
         return bool(self.rows[rate]["meets"])
 
-    def _excess(self, found: Row, rate: float) -> float:
-        """By how much the worst limit is broken (in logs); 0 or less if none is."""
+    def excess(self, found: Mapping[str, float], rate: float) -> list[float]:
+        """By how much each limit is broken, and the queue's (in logs); 0 or less: not.
+
+        Args:
+            found: The metrics at ``rate``.
+            rate: Requests a second.
+        """
         if self._exact:
             queue = math.log(rate / self._most) + 1e-9
         else:
             queue = math.log(max(found["waiting"], 1e-9) / self._queue)
-        if self.slo.goodput is not None:
-            return max(queue, self.slo.goodput - float(found["within"]))
-        limits = self.slo.limits.items()
-        ratios = [found[f"p99_{name}"] / limit for name, limit in limits]
-        return max(queue, *[math.log(ratio) for ratio in ratios if ratio > 0.0])
+        return [its.excess(found[its.metric]) for its in self.slo.limits] + [queue]
 
-    def interval(self, rate: float) -> tuple[float, float]:
-        """Of the largest rate, by leaving out one replication at a time.
+    def _worst(self, numbers: pd.DataFrame, rate: float) -> list[float]:
+        """The greatest excess of all replications, then without each in turn."""
+        rows = _left_out(numbers.to_numpy(dtype=np.float64))
+        return [
+            max(self.excess(dict(zip(self._metrics, row, strict=True)), rate))
+            for row in rows
+        ]
+
+    def found(
+        self,
+        draws: Sequence[SimulationConfig],
+        changes: Mapping[str, Any] | None = None,
+    ) -> Capacity:
+        """The largest rate, and how unsure it is under other coefficients too.
+
+        Args:
+            draws: Configurations with these coefficients.
+            changes: To each of them.
+        """
+        low, high = self.search()
+        logs, few = self.logs(low), min(self.replications, _REPLAYS)
+        others = [
+            self.changed(changes or {}, config=c, replications=few) for c in draws
+        ]
+        drawn = np.array([its.log_rate(low) for its in others])
+        spread = _spread(logs, drawn)
+        upper = max(math.exp(spread.upper), high)
+        upper = min(upper, self._most) if self._exact and not draws else upper
+        interval = min(math.exp(spread.lower), low), upper
+        metrics = {k: v for k, v in self.rows[low].items() if k != "meets"}
+        names = [*map(str, self.slo.limits), "the queue"]
+        binds = names[int(np.argmax(self.excess(self.rows[high], high)))]
+        room = [-math.expm1(x) for x in self.excess(metrics, low)]
+        part = "replications" if self.workload is None else "blocks of the trace"
+        basis = f"{len(logs)} {part}"
+        basis += f", {len(drawn)} draws of the coefficients" * bool(draws)
+        tried, slack = _by("rate", self.rows), dict(zip(names, room, strict=True))
+        many = self.config.replicas
+        answer = low, (low, high), interval, metrics, tried, binds, slack, basis, many
+        return Capacity(*answer, logs, drawn)
+
+    def log_rate(self, near: float) -> float:
+        """The logarithm of the largest rate, from a few rates around one."""
+        try:
+            low, _ = self._bracket(near, 1.15)
+        except KeptNowhere:
+            return math.log(min(self.rows))
+        return float(self.logs(low).mean())
+
+    def logs(self, rate: float) -> FloatArray:
+        """The logarithm of the largest rate, a pseudo-value a replication or block.
 
         Args:
             rate: The largest that was seen to keep the limits.
         """
-        n = len(self._configs)
-        if n < 2:
-            return math.nan, math.nan
         # below the stretch of rates that ends here another one may begin
         broken = [r for r, row in self.rows.items() if r < rate and not row["meets"]]
-        rates = sorted(r for r in self._runs if r > max(broken, default=0.0))
-        every = list(range(n))
-        logs = [self._crossing(rates, every[:i] + every[i + 1 :]) for i in every]
-        found = jackknife(self._crossing(rates, every), logs)
-        lower, upper = math.exp(found.lower), max(math.exp(found.upper), rate)
-        return min(lower, rate), min(upper, self._most) if self._exact else upper
-
-    def _crossing(self, rates: list[float], chosen: list[int]) -> float:
-        """The log of the rate at which chosen replications begin to break limits."""
-        runs = [[self._runs[rate][i] for i in chosen] for rate in rates]
-        pooled = [self._pooled(its) for its in runs]
-        excess = list(map(self._excess, pooled, rates))
-        return float(np.interp(0.0, np.maximum.accumulate(excess), np.log(rates)))
-
-    def metrics(self, rate: float) -> Metrics:
-        """What was found at ``rate``."""
-        return {k: v for k, v in self.rows[rate].items() if k != "meets"}
+        rates = sorted(r for r in self.rows if r > max(broken, default=0.0))
+        worst = [self._worst(self.numbers[rate], rate) for rate in rates]
+        return _pseudo_logs(np.array(worst).T, np.array(rates))
 
     def search(self) -> tuple[float, float]:
         """The largest rate that keeps the limits, and the next, which breaks them."""
-        low, high = self._bracket()
+        if not math.isfinite(self._most):
+            must = "above 0: this server takes no time"
+            raise fail("gamma", self.config.gamma, must)
+        low, high = self._bracket(self._most)
         while high / low - 1.0 > self.tolerance:
             middle = math.sqrt(low * high)
             low, high = (middle, high) if self.meets(middle) else (low, middle)
         return low, high
 
-    def _bracket(self) -> tuple[float, float]:
+    def _bracket(self, rate: float, step: float = 2.0) -> tuple[float, float]:
         """A rate that keeps the limits, and a higher one that breaks them."""
-        rate = self._carried()
         if self.meets(rate):
             while self.meets(1.1 * rate):
                 rate *= 1.1
             return rate, 1.1 * rate
         # waiting for full batches breaks limits at low rates too: smaller steps
-        step, least = (1.2, 1e-3 * rate) if self._fills() else (2.0, 1e-6 * rate)
+        step = min(step, 1.2) if self._fills else step
+        least = rate * (1e-6 if step > 1.2 else 1e-3)
         while not self.meets(rate / step):
             rate /= step
             if rate < least:
-                raise self._met_nowhere()
+                raise self._kept_nowhere()
         return rate / step, rate
 
-    def _fills(self) -> bool:
-        """Do batches wait until they are full?"""
-        return self.config.server == "static" and self.config.batch_timeout is None
-
-    def _met_nowhere(self) -> ConfigError:
+    def _kept_nowhere(self) -> ConfigError:
         best = min(self.rows, key=lambda rate: self.rows[rate]["p99_latency"])
-        said = "; ".join(self.slo.broken(self.rows[best]))
-        fills = "batches wait to be full (batch_timeout=None)"
-        why = fills if self._fills() else "at the least, requests come one at a time"
-        return ConfigError(
+        found = [(its, self.rows[best][its.metric]) for its in self.slo.limits]
+        broken = [f"{its}: {x:.3g}" for its, x in found if its.excess(x) > 0.0]
+        said = "; ".join(broken or ["the queue grows"])
+        trace, why = self.workload, "at the least, requests come one at a time"
+        if self._fills:
+            why = "batches wait to be full (batch_timeout=None)"
+        elif trace is not None and not np.diff(trace.arrival_time).all():
+            why = "requests that the trace has at one time come so at every rate"
+        return KeptNowhere(
             f"slo: kept at no rate from {min(self.rows):.3g} to {max(self.rows):.3g} "
             f"requests/s; {why}, and at {best:.3g}, the best, {said}"
         )
 
-    def _carried(self) -> float:
-        """lambda* of these requests, where the search starts."""
-        if not math.isfinite(self._most):
-            must = "above 0: this server takes no time"
-            raise fail("gamma", self.config.gamma, must)
-        return self._most
+    def _run(self, rate: float, times: int = 1) -> pd.DataFrame:
+        """A row a replication, or block of a trace, at ``rate``.
 
-    def _run(self, requests: list[Workload]) -> list[Row]:
-        """What came of the requests of each replication."""
-        jobs = list(zip(self._configs, requests, strict=True))
-        return list(in_parallel(jobs, self.plan.n_jobs, _times))
-
-    def _pooled(self, runs: list[Row]) -> Row:
-        """What came of the requests of several replications together."""
-        pooled = {name: np.concatenate([run[name] for run in runs]) for name in runs[0]}
-        found: Row = {"waiting": float(pooled["waiting"].mean())}
-        for name in _TIMES:
-            known = pooled[name][~np.isnan(pooled[name])]
-            some = len(known) > 0
-            found[f"p99_{name}"] = float(np.quantile(known, 0.99)) if some else math.nan
-            found[f"avg_{name}"] = float(known.mean()) if some else math.nan
-        late = [pooled[name] > limit for name, limit in self.slo.limits.items()]
-        found["within"] = 1.0 - float(np.any(late, axis=0).mean())
-        found["avg_output_length"] = float(pooled["output"].mean())
-        return found
+        Args:
+            rate: Requests a second.
+            times: How often as long; a trace goes round.
+        """
+        if (trace := self.workload) is None:
+            configs = [_at(its, rate, times) for its in self._configs]
+        else:
+            configs, trace = self._configs, _round(trace, times, rate)
+        blocks = 1 if trace is None else _BLOCKS
+        measure = partial(_measured, slo=self.slo, blocks=blocks)
+        said = f"{rate:.3g} requests/s"
+        runs = run_many(configs, self.n_jobs, said, measure, trace)
+        return pd.DataFrame([row for run in runs for row in run["rows"]]).assign(rate=0)
 
 
-def _times(config: SimulationConfig, record: RunRecord) -> Row:
-    """Columns of the measured requests, and how many waited when the last one came."""
+def _at(config: SimulationConfig, rate: float, times: int) -> SimulationConfig:
+    """So many times the requests, at a mean rate: all of a pattern faster or slower."""
+    n = times * config.num_requests
+    factor = rate / config.arrivals.mean(n)
+    params = {
+        f"arrival_pattern_params.{name}": value * factor ** _SCALES.get(name, 0)
+        for name, value in config.arrival_pattern_params.items()
+    }
+    faster = factor * config.arrival_rate
+    return config.replace(num_requests=n, arrival_rate=faster, **params)
+
+
+def _round(trace: Workload, times: int, rate: float) -> Workload:
+    """A trace, so many times in turn, at a mean rate."""
+    arrival, n = trace.arrival_time, len(trace)
+    span = float(arrival[-1] - arrival[0])
+    columns = {name: np.tile(its, times) for name, its in vars(trace).items()}
+    rounds = np.repeat(np.arange(times), n) * float(n)
+    columns["arrival_time"] = np.tile(arrival * n / span, times) + rounds
+    return Workload(**columns).scaled(rate)
+
+
+def _measured(
+    config: SimulationConfig, record: RunRecord, *, slo: SLO, blocks: int
+) -> Row:
+    """Numbers of each block of the measured requests, in order of arrival."""
     skip = config.warmup_requests
     waiting = np.sum(record.processing_start_time > record.arrival_time[-1])
-    return {
-        **{name: getattr(record, name)[skip:] for name in _TIMES},
-        "output": record.output_length[skip:],
-        "waiting": np.array([float(waiting)]),
-    }
+    shared: Row = {"waiting": float(waiting)}
+    if slo.itl is not None:
+        gaps = token_gaps(record, config.step_time, skip)
+        some = gaps.sample(_GAPS) if gaps.number() else np.empty(0)
+        shared |= {"avg_itl": gaps.mean(), **kept("itl", some, gaps.number())}
+    rows = []
+    for part in np.array_split(np.arange(skip, len(record.arrival_time)), blocks):
+        row = shared | _times(record, part, slo)
+        for name, its in slo.classes.items():
+            of = record.request_class[part] == _class_number(config, name)
+            own = _times(record, part[of], its)
+            row |= {f"{key}[{name}]": value for key, value in own.items()}
+        rows.append(row)
+    return {"rows": rows}
+
+
+def _class_number(config: SimulationConfig, name: str | int) -> int:
+    """The number of a class of requests."""
+    if isinstance(name, str):
+        names = list(config.request_classes)
+        return names.index(choice("classes", name, names))
+    return whole("classes", name, 0)
+
+
+def _times(record: RunRecord, part: IntArray, slo: SLO) -> Row:
+    """Times of some requests, and the share that is within all limits of a request."""
+    found: Row = {"avg_output_length": float(np.mean(record.output_length[part]))}
+    late = np.zeros(len(part), dtype=np.bool_)
+    for name in _TIMES:
+        times = getattr(record, name)[part]
+        known = np.sort(times[~np.isnan(times)])
+        found |= kept(name, known)
+        found[f"avg_{name}"] = float(known.mean()) if len(known) else math.nan
+        bounds = [its.bound for its in slo.bounds if its.time == name]
+        late |= times > max(bounds, default=math.inf)
+    found["within"] = 1.0 - float(late.mean()) if len(part) else math.nan
+    return found
 
 
 def _has_exact_rate(config: SimulationConfig) -> bool:
@@ -408,6 +688,110 @@ def _has_exact_rate(config: SimulationConfig) -> bool:
     return by_theory and free and config.scheduling_policy == "FCFS"
 
 
-def tried(name: str, rows: Mapping[float, Row]) -> pd.DataFrame:
+def _by(name: str, rows: Mapping[float, Row]) -> pd.DataFrame:
     """A row a value of ``name``, ascending."""
     return pd.DataFrame([{name: key, **rows[key]} for key in sorted(rows)])
+
+
+@dataclass(frozen=True, eq=False)
+class Fleet:
+    """The fewest replicas that serve a rate within limits.
+
+    Attributes:
+        replicas: How many.
+        gpus: In all of them.
+        metrics: As those of ``Capacity``, with so many.
+        evaluated: A row a number of ``replicas``: that, the metrics, and ``meets``.
+        cost_per_hour: In the currency of the price; None without one.
+        cost_per_million_tokens: Of output; None without a price.
+        kilowatts: Of all GPUs; None without a wattage.
+        kwh_per_million_tokens: Of output; None without a wattage.
+    """
+
+    replicas: int
+    gpus: int
+    metrics: Metrics
+    evaluated: pd.DataFrame
+    cost_per_hour: float | None
+    cost_per_million_tokens: float | None
+    kilowatts: float | None
+    kwh_per_million_tokens: float | None
+
+
+def fewest_replicas(
+    what: What,
+    slo: SLO,
+    rate: float,
+    workload: Workload | None = None,
+    *,
+    gpus_per_replica: int = 1,
+    price_per_gpu_hour: float | None = None,
+    watts_per_gpu: float | None = None,
+    replications: int = 10,
+    n_jobs: int | None = None,
+    random_seed_start: int = 42,
+) -> Fleet:
+    """The fewest replicas that keep ``slo`` at a rate; one fewer does not.
+
+    The search starts from the capacity of one. A run of n replicas has n times the
+    requests of the configuration (a trace has its own), so that each serves as many
+    as one alone does. GPUs cost and draw the same, busy or idle.
+
+    Args:
+        what: One replica, and the router, as of ``capacity``; a configuration needs
+            ``server="continuous"`` to have several.
+        slo: The limits.
+        rate: Mean arrival rate of all together, requests a second.
+        workload: A trace to replay at this rate instead, once.
+        gpus_per_replica: GPUs that make one replica.
+        price_per_gpu_hour: In any currency.
+        watts_per_gpu: What a GPU draws, with its part of the machine around it.
+        replications: Runs a number of replicas; their requests are judged together.
+        n_jobs: Processes; None takes one a core. The answer does not depend on it.
+        random_seed_start: First seed.
+
+    Raises:
+        ConfigError: As ``capacity``; or a rate, price or wattage that is not above 0.
+
+    >>> server = SimulationConfig(server="continuous", batch_size=4, num_requests=2500)
+    >>> few = {"replications": 1, "n_jobs": 1, "price_per_gpu_hour": 2.0}
+    >>> fleet = fewest_replicas(server, SLO(ttft=3.0), 4.0, **few)
+    >>> fleet.replicas, fleet.cost_per_hour
+    (6, 12.0)
+    """
+    if isinstance(rate, SLO):
+        raise fail("slo", slo, "before the rate: the order is what, slo, rate")
+    number("rate", rate, above=0.0)
+    whole("gpus_per_replica", gpus_per_replica, 1)
+    prices = {"price_per_gpu_hour": price_per_gpu_hour, "watts_per_gpu": watts_per_gpu}
+    given = {name: value for name, value in prices.items() if value is not None}
+    each = {name: number(name, value, above=0.0) for name, value in given.items()}
+    one = loads(what)[0].replace(replicas=1)
+    how = replications, n_jobs, random_seed_start
+    n, rows = _search(Trials(one, slo, workload, *how), rate)
+    metrics = {name: value for name, value in rows[n].items() if name != "meets"}
+    gpus = n * gpus_per_replica
+    million = rate * metrics["avg_output_length"] * 3600.0 / 1e6  # tokens an hour
+    bill: list[float | None] = []
+    for name, unit in (("price_per_gpu_hour", 1.0), ("watts_per_gpu", 1000.0)):
+        all_of_them = gpus * each[name] / unit if name in each else None
+        bill += [all_of_them, None if all_of_them is None else all_of_them / million]
+    return Fleet(n, gpus, metrics, _by("replicas", rows), *bill)
+
+
+def _search(one: Trials, rate: float) -> tuple[int, dict[float, Row]]:
+    """The fewest replicas, and what came of each number that was tried."""
+    rows: dict[float, Row] = {}
+
+    def meets(n: int) -> bool:
+        trials = one.changed({"replicas": n})
+        kept, rows[n] = trials.meets(rate), trials.rows[rate]
+        return kept
+
+    alone, _ = one.search()
+    n = math.ceil(rate / alone)
+    while not meets(n):
+        n += 1
+    while n > 1 and n - 1 not in rows and meets(n - 1):
+        n -= 1
+    return n, rows

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import itertools
 import json
@@ -11,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import joblib
 import pandas as pd
 import simpy
 from joblib import Parallel, delayed
@@ -143,15 +145,27 @@ def poolable_metrics(config: SimulationConfig, record: RunRecord) -> Row:
 
 
 def _run_quietly(
-    measure: Measure,
-    config: SimulationConfig,
-    workload: Workload | None = None,
-    policy: type[SchedulingPolicy] | None = None,
+    measure: Measure, config: SimulationConfig, workload: Workload | None = None
 ) -> Row:
-    """One run's numbers; ``policy`` is the user's own, made known to this process."""
+    return measure(config, _simulated(config, workload))
+
+
+def _run_elsewhere(
+    i: int, source: str, policy: type[SchedulingPolicy] | None, *job: Any
+) -> tuple[int, Row]:
+    """In a worker: the number of a run, and what it gives.
+
+    Args:
+        i: Its number.
+        source: The code that the worker must have, too.
+        policy: The user's own, made known to this process.
+        *job: As for ``_run_quietly``.
+    """
+    if source != SOURCE:
+        raise RuntimeError("llminfer was edited after its import: restart the kernel")
     if policy is not None:
         register_policy(policy)
-    return measure(config, _simulated(config, workload))
+    return i, _run_quietly(*job)
 
 
 def run_many(
@@ -159,6 +173,7 @@ def run_many(
     n_jobs: int | None = None,
     description: str = "runs",
     measure: Measure = metrics_of,
+    workload: Workload | None = None,
 ) -> list[Row]:
     """The numbers of every configuration, in order; finished runs are remembered.
 
@@ -168,62 +183,66 @@ def run_many(
         description: What the progress bar says.
         measure: Makes a run's numbers from its record. One of the package's own is
             remembered with them; one from elsewhere runs anew each time.
+        workload: What all serve instead of their own requests.
 
     Warns:
         OverloadWarning: Once, if any offered load is 1 or more.
     """
     distinct = {config.replace(random_seed=None): config for config in configs}
-    overload.warn_ahead(list(distinct.values()))
-    keys = [run_key(config, measure) for config in configs]
+    overload.warn_ahead(list(distinct.values()), workload)
+    work = () if workload is None else (workload,)
+    keys = [run_key(config, measure, *work) for config in configs]
     with contextlib.closing(RunStore()) as store:
         done = [store.get(key) for key in keys]
-        open_runs = [i for i, known in enumerate(done) if known is None]
-        fresh = in_parallel([(configs[i],) for i in open_runs], n_jobs, measure)
+        jobs = {
+            i: (measure, configs[i], *work) for i, k in enumerate(done) if k is None
+        }
         # tqdm's bar for notebooks does not heed its own variable
-        quiet = not open_runs or bool(os.environ.get("TQDM_DISABLE"))
-        progress = tqdm(
-            fresh, description, len(open_runs), leave=False, unit="run", disable=quiet
-        )
-        for i, metrics in zip(open_runs, progress, strict=True):
+        quiet = not jobs or bool(os.environ.get("TQDM_DISABLE"))
+        bar = {"total": len(jobs), "leave": False, "unit": "run", "disable": quiet}
+        for i, metrics in tqdm(_as_finished(jobs, n_jobs), description, **bar):
             # at once, so that an interrupted sweep resumes
             store.put(keys[i], metrics)
             done[i] = metrics
     return [metrics for metrics in done if metrics is not None]
 
 
-def run_key(config: SimulationConfig, measure: Measure) -> str | None:
+def run_key(
+    config: SimulationConfig, measure: Measure, workload: Workload | None = None
+) -> str | None:
     """The key of a run; None if it has no seed or runs code from elsewhere."""
     by_object = isinstance(config.scheduling_policy, SchedulingPolicy)
     if config.random_seed is None or by_object:
         return None
+    given = measure.keywords if isinstance(measure, functools.partial) else {}
+    measure = measure.func if isinstance(measure, functools.partial) else measure
     code = [code_of(part) for part in (type(config.policy()), measure)]
     if None in code:
         return None
-    name = f"{measure.__module__}.{measure.__qualname__}"
+    name = f"{measure.__module__}.{measure.__qualname__}{given}"
     # in order, since it numbers the request classes
-    text = json.dumps([SOURCE, name, code, config.to_dict()])
+    text = json.dumps([SOURCE, name, code, config.to_dict(), joblib.hash(workload)])
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def in_parallel(
-    jobs: Sequence[tuple[SimulationConfig] | tuple[SimulationConfig, Workload]],
-    n_jobs: int | None,
-    measure: Measure,
-) -> Iterator[Row]:
-    """What ``measure`` makes of each run, in order; nothing is remembered.
+def _as_finished(
+    jobs: Mapping[int, tuple[Any, ...]], n_jobs: int | None
+) -> Iterator[tuple[int, Row]]:
+    """The number of each job and what came of it, in the order in which they end.
 
     Args:
-        jobs: Configurations, each alone or with the workload that it is to serve.
-        n_jobs: Processes; None takes one a core. The numbers do not depend on it.
-        measure: Makes a run's numbers from its record.
+        jobs: By number, each a measure, a configuration, and maybe a workload.
+        n_jobs: Processes; None takes one a core.
     """
     workers = (os.cpu_count() or 1) if n_jobs is None else whole("n_jobs", n_jobs, 1)
     if workers == 1 or len(jobs) < 2:
-        return (_run_quietly(measure, *job) for job in jobs)
-    parallel = Parallel(n_jobs=workers, return_as="generator")
-    policies = [registered_policy(job[0].scheduling_policy) for job in jobs]
-    runs = zip(jobs, policies, strict=True)
-    return iter(parallel(delayed(_run_quietly)(measure, *j, policy=p) for j, p in runs))
+        return ((i, _run_quietly(*job)) for i, job in jobs.items())
+    run = delayed(_run_elsewhere)
+    policies = {
+        i: registered_policy(its[1].scheduling_policy) for i, its in jobs.items()
+    }
+    parallel = Parallel(n_jobs=workers, return_as="generator_unordered")
+    return iter(parallel(run(i, SOURCE, policies[i], *jobs[i]) for i in jobs))
 
 
 def replicated(

@@ -239,13 +239,3 @@ class StepTime:
         freed = b / cycle
         step = self.beta * came + still + freed * own
         return float(freed / step) if step > 0.0 else float("inf")
-
-
-# edited
-# edited
-# edited
-# edited
-# edited
-# edited
-# edited
-# edited

@@ -154,14 +154,15 @@ def test_the_code_of_an_edited_package_is_that_which_was_imported(tmp_path):
         "from llminfer.experiment import run_key, metrics_of\n"
         "config = llminfer.SimulationConfig(random_seed=1)\n"
         "key = run_key(config, metrics_of)\n"
-        "file = pathlib.Path(llminfer.__file__).parent / 'timing.py'\n"
+        "file = pathlib.Path('llminfer/timing.py').resolve(strict=True)\n"
+        "assert file.parent == pathlib.Path(llminfer.__file__).parent\n"
         "file.write_text(file.read_text() + '# edited\\n')\n"
         "print(key == run_key(config, metrics_of), key)\n"
     )
     env = {**os.environ, "PYTHONPATH": str(tmp_path)}
     first, second = (
         subprocess.check_output(
-            [sys.executable, "-c", script], env=env, text=True
+            [sys.executable, "-c", script], env=env, cwd=tmp_path, text=True
         ).split()
         for _ in range(2)
     )

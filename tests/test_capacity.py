@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import sys
+
 import numpy as np
 import pandas as pd
 import pytest
+from scipy.optimize import brentq
 
 from llminfer import (
     PRESETS,
@@ -12,13 +15,18 @@ from llminfer import (
     ConfigError,
     SimulationConfig,
     Workload,
+    calibrate,
     capacity,
+    experiment,
     fewest_replicas,
+    goodput,
     simulate,
     sweep,
     theory,
 )
 from llminfer.capacity import largest_rates
+from llminfer.data import ServedLog
+from llminfer.report import figures
 from llminfer.servers.overload import described
 from llminfer.stats.intervals import compute_confidence_interval, jackknife
 
@@ -132,8 +140,9 @@ def test_the_interval_holds_what_longer_runs_find_and_narrows_with_them():
     assert low < long.rate < high
     assert low < short.rate < high
     assert long.interval[1] / long.interval[0] < high / low
-    trace = Workload.generate(SINGLE.replace(random_seed=1))
-    assert np.isnan(capacity(SINGLE, slo, trace, n_jobs=1).interval).all()
+    once = capacity(SINGLE, slo, replications=1, n_jobs=1)
+    assert np.isnan(once.interval).all()
+    assert "to" not in str(once).splitlines()[0]
 
 
 def test_it_is_what_a_sweep_at_that_rate_measures():
@@ -206,7 +215,7 @@ def test_full_batches_have_a_lowest_rate_too():
     found = capacity(config, SLO(latency=6.0), **ONE)
     assert found.rate > 15 / 6.0  # or the first of a batch waits too long
     with pytest.raises(
-        ConfigError, match=r"slo: kept at no rate .* latency=1: the p99"
+        ConfigError, match=r"slo: kept at no rate .* p99 latency ≤ 1 s: "
     ):
         capacity(config, SLO(latency=1.0), **ONE)
 
@@ -214,11 +223,11 @@ def test_full_batches_have_a_lowest_rate_too():
 @pytest.mark.parametrize(
     ("slo", "said"),
     [
-        (SLO(ttft=0.001), r"one at a time, .*ttft=0.001: the p99 is"),
-        (SLO(tpot=0.017), r"one at a time, .*tpot=0.017: the p99 is 0.01"),
+        (SLO(ttft=0.001), r"one at a time, .*p99 TTFT ≤ 0.001 s: "),
+        (SLO(tpot=0.017), r"one at a time, .*p99 TPOT ≤ 0.017 s: 0.01"),
         (
             SLO(ttft=0.01, goodput=0.9),
-            r"one at a time, .*goodput=0.9: \d.*% are within",
+            r"one at a time, .*goodput ≥ 0.9: 0",
         ),
     ],
 )
@@ -256,8 +265,8 @@ def test_one_replica_fewer_breaks_the_limits():
     one = capacity(REAL, slo, **ONE).rate
     fleet = fewest_replicas(
         REAL,
-        2.5 * one,
         slo,
+        2.5 * one,
         gpus_per_replica=4,
         price_per_gpu_hour=2.5,
         watts_per_gpu=700.0,
@@ -279,19 +288,314 @@ def test_a_fleet_for_a_trace():
     trace = Workload.generate(REAL.replace(num_requests=3000, random_seed=7))
     slo = SLO(ttft=1.0)
     one = capacity(REAL, slo, trace, n_jobs=1).rate
-    assert fewest_replicas(REAL, 0.9 * one, slo, trace, n_jobs=1).replicas == 1
-    fleet = fewest_replicas(REAL, 1.5 * one, slo, trace, n_jobs=1)
+    assert fewest_replicas(REAL, slo, 0.9 * one, trace, n_jobs=1).replicas == 1
+    fleet = fewest_replicas(REAL, slo, 1.5 * one, trace, n_jobs=1)
     assert fleet.replicas == 2
     assert fleet.cost_per_hour is None
     static = REAL.replace(server="static", batch_timeout=0.0)
     with pytest.raises(ConfigError, match=r"replicas=\d+: must be 1 unless server="):
-        fewest_replicas(static, 50.0, SLO(ttft=10.0), trace, n_jobs=1)
+        fewest_replicas(static, SLO(ttft=10.0), 50.0, trace, n_jobs=1)
 
 
 def test_a_price_must_be_above_nothing():
     for name in ("price_per_gpu_hour", "watts_per_gpu"):
         with pytest.raises(ConfigError, match=f"{name}=0: must be"):
-            fewest_replicas(REAL, 1.0, SLO(ttft=1.0), **{name: 0})
+            fewest_replicas(REAL, SLO(ttft=1.0), 1.0, **{name: 0})
+
+
+# what an answer rests on: limits of other kinds, traces, classes, coefficients
+
+
+def pooled(config, rate, name, seeds=(42, 43)):
+    """A time of all measured requests, from runs of their own."""
+    runs = [simulate(config.replace(arrival_rate=rate, random_seed=i)) for i in seeds]
+    return np.concatenate(
+        [getattr(run, name)[config.warmup_requests :] for run in runs]
+    )
+
+
+@pytest.mark.parametrize(
+    ("slo", "name", "statistic"),
+    [
+        (SLO(ttft={"p50": 0.12}), "ttft", lambda x: np.quantile(x, 0.5)),
+        (SLO(latency={"mean": 4.0}), "latency", np.mean),
+        (SLO(tpot={"p90": 0.02}), "tpot", lambda x: np.nanquantile(x, 0.9)),
+    ],
+)
+def test_a_limit_on_any_statistic_is_where_runs_of_their_own_have_it(
+    slo, name, statistic
+):
+    found = capacity(REAL, slo, tolerance=0.05, **ONE)
+    (limit,) = slo.limits
+    assert found.binds == str(limit)
+    there = float(statistic(pooled(REAL, found.rate, name)))
+    assert found.metrics[limit.metric] == pytest.approx(there, rel=0.01)
+    assert there <= limit.bound * 1.01
+    assert float(statistic(pooled(REAL, found.bracket[1], name))) > limit.bound * 0.99
+    assert found.slack[str(limit)] == pytest.approx(1.0 - there / limit.bound, abs=0.01)
+
+
+def test_gaps_between_tokens_are_limited_as_a_sweep_measures_them():
+    found = capacity(REAL, SLO(itl={"p90": 0.03}), tolerance=0.1, **ONE)
+    runs = sweep(REAL, {"arrival_rate": [found.rate]}, replications=2, n_jobs=1)
+    table = stats.summarize(runs, "arrival_rate", ["p90_itl"])
+    assert found.metrics["p90_itl"] == pytest.approx(float(table["mean"][0]), rel=0.01)
+    assert found.metrics["p90_itl"] <= 0.03
+
+
+def test_a_class_has_limits_of_its_own():
+    classes = {"chat": {"share": 1.0, "base_priority": 5.0}, "batch": {"share": 3.0}}
+    config = REAL.replace(scheduling_policy="Priority", request_classes=classes)
+    slo = SLO(latency=60.0, classes={"chat": SLO(ttft={"p90": 0.4}), 1: SLO(ttft=20.0)})
+    assert [limit.metric for limit in slo.limits] == [
+        "p99_latency",
+        "p90_ttft[chat]",
+        "p99_ttft[1]",
+    ]
+    found = capacity(config, slo, tolerance=0.1, **ONE)
+    seeds = (42, 43)
+    who = np.concatenate(
+        [
+            Workload.generate(config.replace(random_seed=i)).request_class[200:]
+            for i in seeds
+        ]
+    )
+    ttft = pooled(config, found.rate, "ttft")
+    for number, name in enumerate(("p90_ttft[chat]", "p99_ttft[1]")):
+        mine = np.quantile(ttft[who == number], (0.9, 0.99)[number])
+        assert found.metrics[name] == pytest.approx(mine, rel=0.03)
+    with pytest.raises(ConfigError, match="classes='chit': must be one of batch, chat"):
+        capacity(config, SLO(classes={"chit": SLO(ttft=1.0)}), **ONE)
+
+
+def test_the_share_within_limits_is_a_count_and_goodput_has_the_same_rule():
+    """A request of one token has no TPOT to miss, here as in ``goodput``."""
+    config = REAL.replace(
+        num_requests=2200,
+        output_length_dist="bimodal",
+        output_dist_params={
+            **dict(short_min=1, short_max=1, long_min=50, long_max=90, short_prob=0.5)
+        },
+    )
+    slo = SLO(ttft=0.5, tpot=0.02, goodput=0.8)
+    found = capacity(config, slo, replications=1, tolerance=0.1, n_jobs=1)
+    run = simulate(config.replace(arrival_rate=found.rate, random_seed=42))
+    late = (run.ttft > 0.5) | (run.tpot > 0.02)
+    assert (run.output_length[200:] == 1).any()
+    assert found.metrics["within"] == pytest.approx(1.0 - late[200:].mean())
+    span = run.processing_end_time[200:].max() - run.arrival_time[200]
+    met = goodput(run, 0.5, 0.02, warmup_requests=200) * span
+    assert met == pytest.approx(found.metrics["within"] * 2000)
+
+
+def test_with_outputs_of_one_token_tpot_never_binds():
+    one = {"output_length_dist": "constant", "output_dist_params": {"value": 1}}
+    config = SINGLE.replace(**one, num_requests=2500)
+    found = capacity(config, SLO(tpot=1e-6), replications=1, n_jobs=1)
+    assert found.binds == "the queue"
+    assert found.rate == pytest.approx(config.max_stable_rate, rel=0.03)
+
+
+def test_the_interval_of_a_trace_holds_what_theory_has():
+    prefill, slo = SINGLE.alpha * 50 + SINGLE.beta, SLO(ttft={"p90": 0.5})
+
+    def beyond(rate):
+        at = SINGLE.replace(arrival_rate=rate)
+        return float(theory.mg1(at).survival(0.5 - prefill)) - 0.1
+
+    truth = brentq(beyond, 1.0, 0.99 * SINGLE.max_stable_rate)
+    config, held, widths = SINGLE.replace(warmup_requests=0), 0, []
+    for seed in range(6):
+        trace = Workload.generate(config.replace(random_seed=seed))
+        found = capacity(config, slo, trace, tolerance=0.05, n_jobs=1)
+        low, high = found.interval
+        held += low < truth < high
+        widths.append(high / low)
+        assert found.basis == "10 blocks of the trace"
+    assert held >= 4
+    assert np.median(widths) < 1.25
+
+
+def test_arrivals_by_the_second_are_carried():
+    config = REAL.replace(warmup_requests=0)
+    trace = Workload.generate(config.replace(num_requests=2500, arrival_rate=2.0))
+    columns = {name: its.copy() for name, its in vars(trace).items()}
+    columns["arrival_time"] = np.floor(trace.arrival_time / 5.0) * 5.0
+    tied = Workload.from_arrays(**columns)
+    slo = SLO(ttft=20.0)
+    smooth = capacity(config, slo, trace, tolerance=0.1, n_jobs=1).rate
+    assert 0.3 * smooth < capacity(config, slo, tied, tolerance=0.1, n_jobs=1).rate
+    with pytest.raises(ConfigError, match="at one time come so at every rate"):
+        capacity(config, SLO(ttft=0.03), tied, n_jobs=1)
+
+
+def test_a_tolerance_that_no_search_reaches_is_refused():
+    with pytest.raises(
+        ConfigError, match=r"tolerance=1e-16: must be .* at least 0.0001"
+    ):
+        capacity(REAL, SLO(ttft=1.0), tolerance=1e-16)
+
+
+@pytest.mark.parametrize("traced", [False, True])
+def test_asking_again_simulates_nothing(traced, tmp_path, monkeypatch):
+    monkeypatch.setenv("LLMINFER_CACHE", str(tmp_path))
+    trace = Workload.generate(SINGLE.replace(random_seed=3)) if traced else None
+    how = {"tolerance": 0.2, "replications": 2, "n_jobs": 1}
+    first = capacity(SINGLE, SLO(ttft=1.0), trace, **how)
+    other = capacity(SINGLE, SLO(ttft=0.5), trace, **how)
+    assert other.rate < first.rate
+    monkeypatch.setattr(experiment, "_simulated", None)
+    again = capacity(SINGLE, SLO(ttft=1.0), trace, **how)
+    pd.testing.assert_frame_equal(again.evaluated, first.evaluated, check_exact=True)
+    if traced:
+        with pytest.raises(TypeError):  # another trace
+            capacity(SINGLE, SLO(ttft=1.0), trace.scaled(1.5), **how)
+
+
+def test_a_rate_that_varies_keeps_its_shape():
+    params = {"amplitude": 1.0, "period": 400.0}
+    config = SINGLE.replace(
+        arrival_rate=2.0,
+        arrival_pattern="sinusoidal",
+        arrival_pattern_params=params,
+        num_requests=3000,
+    )
+    found = capacity(config, SLO(ttft=5.0), tolerance=0.1, **ONE)
+    as_before = Workload.generate(config.replace(random_seed=42))
+    its = as_before.scaled(found.rate / config.arrivals.mean(config.num_requests))
+    other = Workload.generate(config.replace(random_seed=43))
+    its_other = other.scaled(found.rate / config.arrivals.mean(config.num_requests))
+    times = [simulate(config, work).ttft[500:] for work in (its, its_other)]
+    p99 = np.quantile(np.concatenate(times), 0.99)
+    assert found.metrics["p99_ttft"] == pytest.approx(p99, rel=0.01)
+
+
+def test_a_table_has_the_capacities_of_its_settings():
+    slo = SLO(ttft=1.0, tpot=0.05)
+    over = {"kv_blocks": [600, 2000], "replicas": [1, 2]}
+    how = {"tolerance": 0.1, **ONE}
+    table = capacity(REAL, slo, over=over, **how)
+    assert table[["kv_blocks", "replicas"]].to_numpy().tolist() == [
+        [600, 1],
+        [600, 2],
+        [2000, 1],
+        [2000, 2],
+    ]
+    one = capacity(REAL.replace(kv_blocks=2000), slo, **how)
+    row = table.iloc[2]
+    assert (row["rate"], row["binds"]) == (one.rate, one.binds)
+    assert (row["rate_lower"], row["rate_upper"]) == one.interval
+    assert row["throughput"] == one.rate * one.metrics["avg_output_length"]
+    assert row["user_speed"] == 1.0 / one.metrics["avg_tpot"]
+    double = table.iloc[3]
+    assert double["throughput_per_gpu"] == double["throughput"] / 2
+    assert 1.8 < double["rate"] / row["rate"] < 2.6
+    assert table["rate"][0] < table["rate"][2]
+
+
+def test_a_setting_that_keeps_the_limits_nowhere_carries_nothing():
+    slo, gammas = SLO(tpot=0.02), [REAL.gamma, 0.03]
+    table = capacity(REAL, slo, over={"gamma": gammas}, tolerance=0.2, **ONE)
+    assert table["rate"][0] > 0.0
+    assert table["rate"][1] == 0.0
+    assert "kept at no rate" in table["binds"][1]
+    left, right = figures.draw_capacity(table).axes
+    assert [tick.get_text() for tick in left.get_yticklabels()] == [
+        f"gamma={gammas[0]}",
+        "gamma=0.03",
+    ]
+    assert right.get_ylabel() == "tokens/s a GPU"
+
+
+def test_the_front_is_what_nothing_beats():
+    rates = {"rate": [1.0] * 4, "rate_lower": [0.5] * 4, "rate_upper": [2.0] * 4}
+    speed = {"user_speed": [10.0, 20, 30, 25], "throughput_per_gpu": [9.0, 5, 3, 2]}
+    table = pd.DataFrame({"setting": list("abcd"), **rates, **speed})
+    front = figures.draw_capacity(table).axes[1].get_lines()[-1]
+    assert front.get_xdata().tolist() == [30.0, 20.0, 10.0]
+
+
+def test_paired_runs_tell_settings_apart_that_intervals_cannot():
+    slo, how = SLO(ttft=0.5), {"replications": 6, "tolerance": 0.05, "n_jobs": 1}
+    base = capacity(REAL, slo, **how)
+    slower = REAL.replace(gamma=1.05 * REAL.gamma)
+    other = capacity(slower, slo, **how)
+    its = other.against(base)
+    assert its.lower < its.value < its.upper < 0.0
+    assert other.interval[1] > base.interval[0]  # alone they overlap
+    none = base.against(base)
+    assert (none.value, none.lower, none.upper) == (0.0, 0.0, 0.0)
+
+
+@pytest.fixture(scope="module")
+def engine():
+    """An engine whose coefficients are known, and what its log says of it."""
+    config = SimulationConfig.from_preset(
+        "llama-3.1-8b-rtx4090",
+        server="continuous",
+        arrival_rate=4.0,
+        batch_size=16,
+        prompt_length_dist="empirical",
+        prompt_dist_params={"values": [50, 200, 800]},
+        output_length_dist="empirical",
+        output_dist_params={"values": [20, 100]},
+        num_requests=300,
+        warmup_requests=0,
+        random_seed=5,
+    )
+    log = ServedLog.from_record(simulate(config))
+    settings = {"batch_size": 16, "step_law": "sum", "server": "continuous"}
+    return config, log, settings
+
+
+def test_a_calibration_answers_for_its_own_log(engine, monkeypatch):
+    config, log, settings = engine
+    slo, how = SLO(ttft=1.0, tpot=0.04), {"replications": 4, "n_jobs": 1}
+    found = capacity(calibrate.fit(log, settings), slo, **how)
+    longer = config.replace(num_requests=4000, warmup_requests=200)
+    truth = capacity(longer, slo, **how).rate
+    low, high = found.interval
+    assert low < truth < high
+    assert found.rate == pytest.approx(truth, rel=0.1)
+    runs = stats.compute_confidence_interval(found.logs)
+    assert np.log(high / low) > runs["ci_upper"] - runs["ci_lower"]
+    assert found.basis == "4 replications, 8 draws of the coefficients"
+    monkeypatch.setattr(sys.modules["llminfer.capacity"], "_DRAWS", 2)
+    with pytest.raises(
+        ConfigError, match=r"log=.*: must be with its engine's settings"
+    ):
+        capacity(ServedLog.from_record(simulate(config)), slo)
+    object.__setattr__(log, "settings", settings)
+    assert capacity(log, slo, **how).rate == found.rate
+
+
+@pytest.mark.parametrize(
+    ("what", "slo", "said"),
+    [
+        ({"batch_size": 4}, SLO(ttft=1.0), "what={'batch_size': 4}: must be a Simul"),
+        (REAL, {"ttft": 1.0}, "slo={'ttft': 1.0}: must be an SLO such as"),
+    ],
+)
+def test_a_wrong_kind_of_argument_is_named(what, slo, said):
+    with pytest.raises(ConfigError, match=said):
+        capacity(what, slo)
+
+
+def test_arguments_of_a_fleet_the_other_way_round_are_named():
+    with pytest.raises(ConfigError, match=r"slo=3.0: .* the order is what, slo, rate"):
+        fewest_replicas(REAL, 3.0, SLO(ttft=1.0))
+
+
+def test_bad_limits_of_other_kinds_are_named():
+    for wrong, said in (
+        ({"ttft": {"p5": 1.0}}, "ttft='p5': must be one of mean, p50"),
+        ({"ttft": {"p50": -1.0}}, "ttft=-1.0: must be a finite number above 0"),
+        ({"ttft": {"p50": 1.0}, "goodput": 0.9}, "goodput=0.9: must be None beside"),
+        ({"ttft": 1.0, "itl": 1.0, "goodput": 0.9}, "goodput=0.9: must be None beside"),
+        ({"classes": {"a": SLO(itl=1.0)}}, r"classes\['a'\]=.*: must be an SLO of"),
+    ):
+        with pytest.raises(ConfigError, match=said):
+            SLO(**wrong)
 
 
 def largest(rows):

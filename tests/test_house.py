@@ -27,6 +27,7 @@ MAY_USE = {
     "course": CORE | {"experiment", "stats"},
     "engineer": CORE | {"experiment", "stats", "data"},
     "report": CORE | {"stats"},
+    "plan": CORE | {"experiment", "stats", "data", "engineer", "report"},
     "study": CORE | {"experiment", "stats", "theory", "data", "engineer", "report"},
     "panels": CORE
     | {"experiment", "stats", "theory", "data", "engineer", "report", "study"},
@@ -35,8 +36,8 @@ AT_THE_TOP = {
     "experiment": "experiment",
     "course": "course",
     "capacity": "engineer",
-    "fleet": "engineer",
     "calibrate": "engineer",
+    "plan": "plan",
 }
 
 

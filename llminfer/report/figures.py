@@ -197,6 +197,35 @@ def dots(
     ax.set_ylim(len(order) - 0.5, -0.5)
 
 
+def draw_capacity(table: pd.DataFrame) -> Figure:
+    """What each setting carries, and its throughput a GPU against its users' speed.
+
+    The dashed line is the front: nothing is faster for users at that throughput.
+
+    Args:
+        table: A table of capacities: what comes before its ``rate`` names the rows.
+    """
+    named = table.iloc[:, : table.columns.get_loc("rate")].astype(str)
+    named = ["" if name == "setting" else f"{name}=" for name in named] + named
+    fig, (left, right) = new(1, 2, height=1.2 + 0.2 * len(table))
+    for i, its in enumerate(table.to_dict("records")):
+        shown = {**look(i), "linestyle": "none", "zorder": 3}
+        ends = [its["rate"] - its["rate_lower"]], [its["rate_upper"] - its["rate"]]
+        left.errorbar(its["rate"], i, xerr=ends, **shown)
+        right.plot(its["user_speed"], its["throughput_per_gpu"], **shown)
+    left.set_yticks(range(len(table)), [", ".join(row) for row in named.to_numpy()])
+    left.set(xlabel="carried, requests/s", ylim=(len(table) - 0.5, -0.5))
+    fastest = table.sort_values("user_speed", ascending=False)
+    front = fastest["throughput_per_gpu"] >= fastest["throughput_per_gpu"].cummax()
+    on = fastest[front]
+    right.plot(on["user_speed"], on["throughput_per_gpu"], "--", color=GHOST)
+    right.set(xlabel="tokens/s a user", ylabel="tokens/s a GPU")
+    for ax in (left, right):
+        ax.set_xlim(left=0.0)
+    right.set_ylim(bottom=0.0)
+    return fig
+
+
 def log_axis(ax: Axes, low: float, high: float) -> None:
     """A log axis in y from ``low`` to ``high``, labelled 0.1, 1, 10 and so on."""
     ax.set(yscale="log", ylim=(low, high))

@@ -1,0 +1,239 @@
+"""A plan: what the engine that left a log carries within limits, on one page."""
+
+from __future__ import annotations
+
+import html
+import io
+import math
+import textwrap
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from llminfer.base.errors import TraceError
+from llminfer.calibrate import Calibration
+from llminfer.capacity import SLO, Capacity, KeptNowhere, Trials, fitted_to, loads
+from llminfer.config import SimulationConfig
+from llminfer.data.logs import ServedLog
+from llminfer.experiment import metrics_of
+from llminfer.report.latex import shown_with_bounds
+from llminfer.stats.intervals import Estimate
+
+_LEAST = 100  # requests
+_RUNS = 10  # replications
+_WORST = 0.15  # error of a mean on the requests held back, relative
+_AT_ONCE = 0.05  # of the mean gap: who is sent so soon after an answer waited for it
+_PAGE = (
+    '<!doctype html><html lang="en"><meta charset="utf-8"><title>Plan</title><style>'
+    "body{font:16px/1.5 system-ui,sans-serif;max-width:46em;margin:2em auto;"
+    "padding:0 1em}td,th{padding:.2em 1em .2em 0}svg{max-width:100%;height:auto}"
+    "</style>"
+)
+_RESTS = (
+    "Changes are paired: the same requests and the same draws of the coefficients with "
+    "and without. Another model, other hardware or other requests are not in this."
+)
+
+Part = str | pd.DataFrame
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Report:
+    """What an engine carries within limits: print it, show it, or save its page.
+
+    Attributes:
+        sentence: The answer.
+        sections: What it rests on: by title paragraphs and tables.
+        fitted: The engine, fitted to the first part of its log.
+        capacity: What it carries.
+        what_ifs: A row a change: ``setting``, the columns of a table of capacities, and
+            ``difference``, relative to the engine as it is, with the bounds of the
+            paired difference.
+    """
+
+    sentence: str
+    sections: Mapping[str, Sequence[Part]]
+    fitted: Calibration
+    capacity: Capacity
+    what_ifs: pd.DataFrame
+
+    def __repr__(self) -> str:
+        blocks: list[Part] = [self.sentence]
+        for title, parts in self.sections.items():
+            blocks += [title.upper(), *parts]
+        return "\n\n".join(
+            textwrap.fill(its, 88)
+            if isinstance(its, str)
+            else its.to_string(index=False)
+            for its in blocks
+        )
+
+    def _repr_html_(self) -> str:
+        blocks = [f"<h2>{html.escape(self.sentence)}</h2>", _svg(self.what_ifs)]
+        for title, parts in self.sections.items():
+            blocks.append(f"<h3>{title}</h3>")
+            blocks += [
+                f"<p>{html.escape(its)}</p>"
+                if isinstance(its, str)
+                else its.to_html(index=False, border=0, justify="left")
+                for its in parts
+            ]
+        return "\n".join(blocks)
+
+    def to_html(self, path: str | Path) -> None:
+        """Write the page, which needs no other file."""
+        page = f"{_PAGE}<body>{self._repr_html_()}</body></html>"
+        Path(path).write_text(page, encoding="utf-8")
+
+
+def plan(what: ServedLog | Calibration, slo: SLO, n_jobs: int | None = None) -> Report:
+    """What the engine that left a log carries within limits, and what would change it.
+
+    The engine is fitted to the part of the log that completes first; the rest says how
+    good that is. Its capacity is asked for requests like those of the log, then again
+    with more KV memory, another token budget and one more replica, under the same
+    seeds and draws of the coefficients.
+
+    Args:
+        what: A log that knows its engine's settings, or what was fitted to one.
+        slo: The limits.
+        n_jobs: Processes; None takes one a core. The answer does not depend on it.
+
+    Raises:
+        ConfigError: A log without settings; limits that no rate keeps.
+        TraceError: The log cannot tell: fewer than 100 requests, a closed loop, or a
+            mean that is over 15% wrong on the requests held back.
+    """
+    _check_log(what if isinstance(what, ServedLog) else what.log)
+    fitted = fitted_to(what)
+    errors = fitted.errors()
+    off = errors["mean"].abs()
+    if not off.max() <= _WORST:
+        said = f"the mean {off.idxmax()} of those held back is {off.max():.0%} off"
+        must = f"must be at most {_WORST:.0%}, or the simulator is not this engine"
+        raise TraceError(f"log: {said}: {must}")
+    base, *draws = loads(fitted)
+    trials = Trials(base, slo, None, _RUNS, n_jobs, 42)
+    its, own = trials.found(draws), _rate(fitted.log)
+    rows = [{"setting": "as it is", **its.row()}]
+    for setting, changes in _changes(base, its.binds).items():
+        rows.append({"setting": setting, **_changed(trials, draws, changes, its)})
+    what_ifs = pd.DataFrame(rows)
+    sentence = (
+        f"This engine carries {_words(rows[0], 'rate')} requests/s like those of its "
+        f"log within {', '.join(map(str, slo.limits))}: {its.rate / own:.2g} times the "
+        f"{own:.3g} of the log. What breaks first is {its.binds}."
+    )
+    sections: dict[str, list[Part]] = {
+        "The log": [_held(fitted, base)],
+        "The fit": _fit(fitted, errors),
+        "What it carries": [*str(its).splitlines()],
+        "What if": [_shown(what_ifs), _RESTS],
+    }
+    return Report(sentence, sections, fitted, its, what_ifs)
+
+
+def _check_log(log: ServedLog) -> None:
+    """Refuse what no answer can rest on."""
+    if len(log) < _LEAST:
+        raise TraceError(f"log: {len(log)} requests: must be at least {_LEAST}")
+    arrival, ends = log.workload.arrival_time, np.sort(log.last_token_time)
+    before = np.searchsorted(ends, arrival, side="right")
+    since = arrival - np.concatenate(([-math.inf], ends))[before]
+    waited = float(np.mean(since < _AT_ONCE / _rate(log)))
+    if waited > 0.5:
+        what = f"{waited:.0%} of its requests were sent once another was answered"
+        must = "must be open, of requests that come at times of their own"
+        raise TraceError(f"log: a closed loop: {what}: {must}")
+
+
+def _rate(log: ServedLog) -> float:
+    """Requests a second."""
+    return len(log) / float(np.ptp(log.workload.arrival_time))
+
+
+def _changes(config: SimulationConfig, binds: str) -> dict[str, dict[str, Any]]:
+    """What could be changed: by its words fields of the configuration."""
+    tokens, more = config.max_batched_tokens, config.replicas + 1
+    less = max(tokens // 2, config.largest_batch)
+    budget = less if "TPOT" in binds or "ITL" in binds else 2 * tokens
+    memory = {} if config.kv_blocks is None else {"kv_blocks": 2 * config.kv_blocks}
+    changes: dict[str, dict[str, Any]] = {
+        "twice the KV memory": memory,
+        f"{budget:,} tokens a step": {"max_batched_tokens": budget},
+        f"{more} replicas": {"replicas": more, "router": "least_loaded"},
+    }
+    return {name: its for name, its in changes.items() if its}
+
+
+def _changed(
+    trials: Trials, draws: Sequence[SimulationConfig], changes: Any, base: Capacity
+) -> dict[str, Any]:
+    """Columns of a what-if."""
+    try:
+        its = trials.changed(changes).found(draws, changes)
+    except KeptNowhere:
+        return {"rate": 0.0, "binds": "limits broken at every rate", "difference": -1.0}
+    return its.row() | its.against(base).row("difference")
+
+
+def _words(row: Mapping[Any, Any], quantity: str, spec: str = "") -> str:
+    """An estimate of a row, with its bounds if it has them."""
+    bounds = [row.get(quantity + end, math.nan) for end in ("", "_lower", "_upper")]
+    value, low, high = shown_with_bounds(Estimate(*bounds), spec)
+    return value if math.isnan(bounds[1]) else f"{value} ({low} to {high})"
+
+
+def _shown(what_ifs: pd.DataFrame) -> pd.DataFrame:
+    """The what-ifs as a reader wants them."""
+    return pd.DataFrame(
+        {
+            "": its["setting"],
+            "requests/s": _words(its, "rate"),
+            "change": _words(its, "difference", "+.0%"),
+            "breaks first": its["binds"],
+        }
+        for its in what_ifs.to_dict("records")
+    )
+
+
+def _held(fitted: Calibration, base: SimulationConfig) -> str:
+    """What the log holds, and how loaded the engine was."""
+    log, work = fitted.log, fitted.log.workload
+    prompt, output = work.prompt_length.mean(), work.output_length.mean()
+    seen = metrics_of(fitted.config(warmup_requests=0), fitted.record)
+    failed = f" {log.refused:,} more were refused." * bool(log.refused)
+    memory = seen.get("max_kv_occupancy", math.nan)
+    full = f" and up to {memory:.0%} of the KV memory" * (memory >= 0.0)
+    return (
+        f"{len(log):,} requests at {_rate(log):.3g} a second; in the mean "
+        f"{prompt:,.0f} prompt and {output:,.0f} "
+        f"output tokens.{failed} That is {_rate(log) / base.max_stable_rate:.0%} of "
+        "lambda*, the most that such an engine carries without limits. A step had "
+        f"{seen['avg_batch_size']:.3g} sequences{full}."
+    )
+
+
+def _fit(fitted: Calibration, errors: pd.DataFrame) -> list[Part]:
+    """How good the fit is, and what it cannot tell."""
+    n, unsure = int((~fitted.fitted).sum()), ", ".join(fitted.unidentified)
+    said = f"Simulated over measured, on {n:,} requests that the fit did not see:"
+    table = errors[["mean", "p50", "p99"]].map("{:+.1%}".format).reset_index()
+    cannot = (
+        f"The log cannot tell: {unsure or 'nothing'}. Such a one keeps the ratio "
+        "to gamma of other engines, give or take a factor that the draws count in."
+    )
+    return [said, table, cannot]
+
+
+def _svg(table: pd.DataFrame) -> str:
+    """The figure of a table of capacities."""
+    from llminfer.report import figures
+
+    fig, text = figures.draw_capacity(table), io.StringIO()
+    fig.savefig(text, format="svg")
+    return text.getvalue()[text.getvalue().index("<svg") :]
