@@ -16,7 +16,7 @@ from llminfer.experiment import simulate
 from llminfer.panels.controls import CONTROLS, Control, Widgets, log
 from llminfer.panels.html import seconds
 from llminfer.panels.panel import Panel
-from llminfer.panels.picture import Picture, Points, Shown, over_shares, quantile_points
+from llminfer.panels.picture import Picture, Readings, over_shares
 from llminfer.policies import POLICIES
 from llminfer.workload import Workload
 
@@ -45,22 +45,20 @@ class PolicyPicture(Picture):
         self.add(ax, group, 0 if group == "short" else 1, "the policy")
         ax.legend(loc="lower right")
 
-    def compute(self, config: SimulationConfig) -> Shown:
-        few = self.short(config)
-        requests = Workload.generate(few)
-        fcfs = few.replace(scheduling_policy="FCFS", scheduling_policy_params={})
-        curves: dict[str, Points] = {}
-        readings: dict[str, str] = {}
-        for name, run in (("", few), (" FCFS", fcfs)):
+    def compute(self, config: SimulationConfig) -> Readings:
+        readings: Readings = {}
+        requests = Workload.generate(config)
+        fcfs = config.replace(scheduling_policy="FCFS", scheduling_policy_params={})
+        for name, run in (("", config), (" FCFS", fcfs)):
             record = simulate(run, requests)
             latency = record.latency[self.warmup :]
             long = record.prompt_length[self.warmup :] > config.prompts.expectation()
             readings[f"mean{name}"] = seconds(latency.mean())
             for group, its in (("short", latency[~long]), ("long", latency[long])):
                 if its.size:
-                    curves[f"{group}{name}"] = quantile_points(its)
+                    self.move_distribution(f"{group}{name}", its)
                     readings[f"p99 of {group}{name}"] = seconds(np.quantile(its, 0.99))
-        return curves, readings
+        return readings
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from llminfer.config import SimulationConfig
 from llminfer.experiment import simulate
 from llminfer.panels import html
 from llminfer.panels.panel import IMAGE
-from llminfer.panels.picture import Picture, Points, Shown
+from llminfer.panels.picture import Picture, Points, Readings
 from llminfer.record import RunRecord
 from llminfer.report import timeline
 from llminfer.report.tables import figures_dir
@@ -121,17 +121,15 @@ class StoryPicture(Picture):
         )
         return path
 
-    def compute(self, config: SimulationConfig) -> Shown:
+    def compute(self, config: SimulationConfig) -> Readings:
         now = float(self.moments[self.now])
-        curves: dict[str, Points] = {}
         said = {"time": f"{now:.2f} s"}
         for server, own in self.spans.items():
             for name, (start, end) in own.items():
-                curves[f"{server} {name}"] = _bars(start, np.minimum(end, now))
-            ends = np.array([0.3, self.requests + 0.7])
-            curves[f"{server} now"] = (np.array([now, now]), ends)
+                self.move(f"{server} {name}", *_bars(start, np.minimum(end, now)))
+            self.move(f"{server} now", [now, now], [0.3, self.requests + 0.7])
             said[TITLES[server]] = _in_words(own, now)
-        return curves, said
+        return said
 
 
 def _bars(start: FloatArray, end: FloatArray) -> Points:

@@ -15,7 +15,7 @@ from llminfer.experiment import simulate
 from llminfer.panels.controls import Control, log
 from llminfer.panels.html import seconds
 from llminfer.panels.panel import Panel
-from llminfer.panels.picture import Picture, Points, Shown, over_shares, quantile_points
+from llminfer.panels.picture import Picture, Readings, over_shares
 from llminfer.report.figures import log_axis
 from llminfer.study.traffic import token_times, twin
 from llminfer.workload import Workload
@@ -63,23 +63,20 @@ class TrafficPicture(Picture):
         self.add(ax, name, i, f"{of}trace", linestyle=dashes[0])
         self.add(ax, f"{name} twin", i, f"{of}its twin", linestyle=dashes[1])
 
-    def compute(self, config: SimulationConfig) -> Shown:
+    def compute(self, config: SimulationConfig) -> Readings:
+        readings: Readings = {}
         trace = self.traces[self.chosen]
-        n = len(trace)
-        few = self.short(config)
+        begins = np.arange(0, len(trace), _GROUP)
         pace = config.arrival_rate / self.twins[self.chosen]["arrival_rate"]
-        curves: dict[str, Points] = {}
-        readings: dict[str, str] = {}
-        both = {"": trace.scaled(pace), " twin": Workload.generate(few)}
+        both = {"": trace.scaled(pace), " twin": Workload.generate(config)}
         for tail, requests in both.items():
-            times = token_times(simulate(few, requests))
+            times = token_times(simulate(config, requests))
             for name, its in times.items():
-                curves[f"{name}{tail}"] = quantile_points(its)
+                self.move_distribution(f"{name}{tail}", its)
                 p50, p99 = map(seconds, np.quantile(its, (0.5, 0.99)))
                 readings[f"{name.upper()}{tail}, p50 and p99"] = f"{p50} and {p99}"
-            worst = np.maximum.reduceat(times["ttft"], np.arange(0, n, _GROUP))
-            curves[f"path{tail}"] = (np.arange(0.0, n, _GROUP), worst)
-        return curves, readings
+            self.move(f"path{tail}", begins, np.maximum.reduceat(times["ttft"], begins))
+        return readings
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,7 +12,7 @@ from llminfer.config import SimulationConfig
 from llminfer.experiment import simulate
 from llminfer.panels.controls import rounded
 from llminfer.panels.html import seconds
-from llminfer.panels.picture import Picture, Points, Shown
+from llminfer.panels.picture import Picture, Readings
 from llminfer.report.figures import log_axis
 from llminfer.study.measures import over_a_wave
 from llminfer.workload import Workload
@@ -45,28 +45,28 @@ class WavePicture(Picture):
         right.set_ylabel("p99 latency, seconds")
         left.legend(loc="lower left", bbox_to_anchor=(0.0, 1.0), ncols=4)
 
-    def shown(self, config: SimulationConfig) -> SimulationConfig:
+    def short(self, config: SimulationConfig) -> SimulationConfig:
         mean = config.arrival_rate
         swing = {"amplitude": 0.8 * mean, "period": self.requests / 2.0 / mean}
         wave = {"arrival_pattern": "sinusoidal", "arrival_pattern_params": swing}
-        return rounded(self.short(config).replace(**wave))
+        return rounded(super().short(config).replace(**wave))
 
-    def compute(self, config: SimulationConfig) -> Shown:
-        wave = self.shown(config)
-        period = wave.arrival_pattern_params["period"]
-        requests = Workload.generate(wave)
-        curves: dict[str, Points] = {}
-        readings: dict[str, str] = {}
+    shown = short
+
+    def compute(self, config: SimulationConfig) -> Readings:
+        readings: Readings = {}
+        period = config.arrival_pattern_params["period"]
+        requests = Workload.generate(config)
         for name in CONTROLLERS:
-            run = wave.replace(**control(name, period / _ACTS, target=10.0))
+            run = config.replace(**control(name, period / _ACTS, target=10.0))
             with warnings.catch_warnings(action="ignore"):
                 found = over_a_wave(run, simulate(run, requests))
             shown = slice(None, 60)
             time = np.array(found["time"][shown]) / period
-            curves[f"{name} limit"] = (time, np.array(found["limit"][shown]))
-            curves[f"{name} p99"] = (time, np.array(found["p99"][shown]))
+            for what in ("limit", "p99"):
+                self.move(f"{name} {what}", time, found[what][shown])
             readings[f"p99 at the peak, {name}"] = seconds(found["p99_peak"])
-        return curves, readings
+        return readings
 
 
 def control(name: str, interval: float, target: float) -> dict[str, Any]:

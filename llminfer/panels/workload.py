@@ -40,35 +40,29 @@ class WorkloadPicture(picture.Picture):
         self.add(right, "tokens", 3, "of all prompt tokens")
         right.legend(loc="lower left", bbox_to_anchor=(0.0, 1.0), ncols=2)
 
-    def compute(self, config: SimulationConfig) -> picture.Shown:
-        few = self.short(config)
+    def compute(self, config: SimulationConfig) -> picture.Readings:
+        self._move_shares(config.prompts)
+        readings = picture.here_and_stable(self, config)
         sizes = picture.stable_limits(config)
-        curves = _cumulative_shares(config.prompts)
-        curves["here"], readings = picture.at_its_own_limit(few)
-        readings |= picture.stable_from(sizes)
         best: list[tuple[int, float]] = []
-        for rule, (_, p99) in picture.by_batch_limit(few, sizes).items():
-            curves[rule] = (np.array(sizes), p99)
+        for rule, (_, p99) in picture.by_batch_limit(config, sizes).items():
+            self.move(rule, sizes, p99)
             if sizes:
                 size, least = sizes[p99.argmin()], p99.min()
                 best.append((size, least))
                 readings[f"best, {rule}"] = f"B = {size} with {seconds(least)}"
-        limits, lowest = np.array(best).reshape(-1, 2).T
-        curves["best"] = (limits, lowest)
+        self.move("best", *np.array(best).reshape(-1, 2).T)
         mean, deviation = config.prompts.expectation(), config.prompts.variance() ** 0.5
         moments = f"mean {mean:.0f}, standard deviation {deviation:.0f} tokens"
-        return curves, readings | {"prompts": moments}
+        return readings | {"prompts": moments}
 
-
-def _cumulative_shares(prompts: LengthLaw) -> dict[str, picture.Points]:
-    """Which share of requests, and of their tokens, lies in prompts up to a length."""
-    chance = prompts.pmf()
-    tokens = chance * np.arange(len(chance))
-    at = np.minimum(_LENGTHS.astype(int), len(chance) - 1)
-    return {
-        "requests": (_LENGTHS, chance.cumsum()[at]),
-        "tokens": (_LENGTHS, tokens.cumsum()[at] / tokens.sum()),
-    }
+    def _move_shares(self, prompts: LengthLaw) -> None:
+        """The shares of requests and of their tokens in prompts up to a length."""
+        chance = prompts.pmf()
+        tokens = chance * np.arange(len(chance))
+        at = np.minimum(_LENGTHS.astype(int), len(chance) - 1)
+        self.move("requests", _LENGTHS, chance.cumsum()[at])
+        self.move("tokens", _LENGTHS, tokens.cumsum()[at] / tokens.sum())
 
 
 class Shape(NamedTuple):
