@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, ClassVar
@@ -64,7 +64,7 @@ class Panel(w.VBox):  # type: ignore[misc]
         below = [self.readings, self.replications, self.code]
         super().__init__([self.load, self.image, self._widgets(), *below])
         left = dict(self._left)
-        self._go_to(self.base, self.controls)
+        self._start_again()
         self.picture.keep()
         self._show()
         self._go_on_from(left)
@@ -86,10 +86,7 @@ class Panel(w.VBox):  # type: ignore[misc]
 
     @contextmanager
     def _one_picture(self) -> Iterator[None]:
-        """Draw once after all the moves of a ``with``, unless it is inside another."""
-        if self._quiet:
-            yield
-            return
+        """Draw once after all the moves of a ``with``."""
         self._quiet = True
         try:
             yield
@@ -106,15 +103,16 @@ class Panel(w.VBox):  # type: ignore[misc]
         if self._quiet:
             return
         given = {name: getattr(self.base, name) for name in LAW}
-        name = change["new"]
-        fields = PRESETS[name].coefficients if name in PRESETS else given
+        preset = change["new"]
+        fields = PRESETS[preset].coefficients if preset in PRESETS else given
         config = self.config.replace(**fields)
-        self._go_to(config, [name for name in fields if name in self.controls])
+        self._go_to(
+            config, preset, {n: v for n, v in fields.items() if n in self._made}
+        )
 
     def _start_again(self) -> None:
-        with self._one_picture():
-            self.preset.value = _GIVEN
-            self._go_to(self.base, self.controls)
+        values = {name: its.read(self.base) for name, its in self._made.items()}
+        self._go_to(self.base, _GIVEN, values)
 
     def _keep_curves(self) -> None:
         self.picture.keep()
@@ -123,22 +121,20 @@ class Panel(w.VBox):  # type: ignore[misc]
 
     def _go_on_from(self, left: Mapping[str, State]) -> None:
         """Be as the panel was that this cell showed before."""
-        for name in ("kept", "now"):
-            if name in left:
-                with self._one_picture():
-                    self.config, self.preset.value, values = left[name]
-                    for control, value in values.items():
-                        self._made[control].put(self.controls, value)
-                if name == "kept":
-                    self._keep_curves()
+        if "kept" in left:
+            self._go_to(*left["kept"])
+            self._keep_curves()
+        if "now" in left:
+            self._go_to(*left["now"])
 
-    def _go_to(self, config: SimulationConfig, names: Iterable[str]) -> None:
-        """Show ``config``, with the sliders of ``names`` moved to it."""
+    def _go_to(
+        self, config: SimulationConfig, preset: str, values: Mapping[str, Any]
+    ) -> None:
+        """Show ``config`` under the name of a preset, with sliders moved to values."""
         with self._one_picture():
-            self.config = config
-            for name in names:
-                control = self._made[name]
-                control.put(self.controls, control.read(config))
+            self.config, self.preset.value = config, preset
+            for name, value in values.items():
+                self._made[name].put(self.controls, value)
 
     def _show(self) -> None:
         """Draw the configuration that the sliders say; an error is said in words."""

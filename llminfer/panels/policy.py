@@ -61,7 +61,6 @@ class PolicyPicture(Picture):
         return readings
 
 
-@dataclass(frozen=True)
 class PolicyControl(Control):
     """The policies to choose from."""
 

@@ -107,7 +107,7 @@ class PaceControl(Control):
         return config.arrival_rate / self.own_rate
 
     def write(self, config: SimulationConfig, value: float) -> SimulationConfig:
-        return config.replace(arrival_rate=float(f"{value * config.arrival_rate:.4g}"))
+        return config.replace(arrival_rate=value * config.arrival_rate)
 
 
 class TrafficPanel(Panel):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import ipywidgets as w
@@ -95,7 +94,6 @@ SHAPES: Mapping[str, Shape] = {
 }
 
 
-@dataclass(frozen=True)
 class LawControl(Control):
     """The laws of prompt lengths to choose from."""
 
@@ -109,7 +107,6 @@ class LawControl(Control):
         _SHAPE.put(widgets, SHAPES[widgets["law"].value].start)
 
 
-@dataclass(frozen=True)
 class ShapeControl(Control):
     """The parameter of the law that is chosen."""
 
@@ -127,7 +124,6 @@ class ShapeControl(Control):
         super().put(widgets, value)
 
 
-@dataclass(frozen=True)
 class LoadControl(Control):
     """The offered load, which the arrival rate follows."""
 
@@ -135,8 +131,7 @@ class LoadControl(Control):
         return config.offered_load
 
     def write(self, config: SimulationConfig, value: float) -> SimulationConfig:
-        rate = float(f"{value * config.max_stable_rate:.4g}")
-        return config.replace(arrival_rate=rate)
+        return config.replace(arrival_rate=value * config.max_stable_rate)
 
 
 def _with_prompts(config: SimulationConfig, law: str, value: float) -> SimulationConfig:
