@@ -22,14 +22,8 @@ from llminfer.config import SimulationConfig
 from llminfer.experiment import simulate
 from llminfer.metrics import MetricsCollector, goodput
 from llminfer.panels.html import seconds
-from llminfer.report.figures import (
-    COLORS,
-    DASHES,
-    GHOST,
-    STYLE,
-    log_axis,
-    powers_of_two,
-)
+from llminfer.report import figures
+from llminfer.report.figures import COLORS, DASHES, log_axis, powers_of_two
 from llminfer.theory.known import latency_curve
 from llminfer.workload import Workload
 
@@ -41,7 +35,7 @@ TIMEOUTS: Mapping[str, float | None] = {"at once": 0.0, "until full": None}
 RING: Any = {"marker": "o", "linestyle": "none", "markerfacecolor": "none"}
 GOOD_ENOUGH = (1.0, 0.1)  # limits of TTFT and TPOT, seconds
 _SMALL = ("xtick.labelsize", "ytick.labelsize", "legend.fontsize")
-_SCREEN: Any = {**STYLE, "font.size": 10.0, "axes.labelsize": 10.0}
+_SCREEN: Any = {**figures.STYLE, "font.size": 10.0, "axes.labelsize": 10.0}
 _SCREEN |= dict.fromkeys(_SMALL, 9.0)
 
 
@@ -107,7 +101,11 @@ class Picture(ABC):
         self, ax: Axes, name: str, i: int, label: str | None = None, **style: Any
     ) -> None:
         """A curve in the ``i``-th look, and the grey one behind it."""
-        grey: Any = {"color": GHOST, "linestyle": DASHES[i], "linewidth": 1.0} | style
+        grey: Any = {
+            "color": figures.GHOST,
+            "linestyle": DASHES[i],
+            "linewidth": 1.0,
+        } | style
         own: Any = {"color": COLORS[i], "linestyle": DASHES[i], "label": label} | style
         self._marks[name] = style.get("marker", "")
         whole: Any = {"clip_on": "marker" not in style, "animated": True}
