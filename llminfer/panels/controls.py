@@ -51,8 +51,7 @@ class Control:
         return _NONE if value is None else value
 
     def write(self, config: SimulationConfig, value: Any) -> SimulationConfig:
-        """``config`` with what the widget says, to four digits: a hand sets no more."""
-        value = _four_digits(value)
+        """``config`` with what the widget says."""
         return config.replace(**{self.name: None if value == _NONE else value})
 
     def put(self, widgets: Widgets, value: Any) -> None:

@@ -27,11 +27,8 @@ from llminfer.timing import StepTime
 from llminfer.workload import Workload
 
 TITLES: Mapping[str, str] = {"static": "static batches", "continuous": "continuous"}
-_SAME = ("waiting", "prefilling", "decoding")
-PHASE_COLORS: Mapping[str, str] = {
-    **{phase: timeline.LOOKS[phase] for phase in _SAME},
-    "held by its batch": "#a8d4ee",
-}
+_SAME = {name: timeline.LOOKS[name] for name in ("waiting", "prefilling", "decoding")}
+PHASE_COLORS: Mapping[str, str] = {**_SAME, "held by its batch": "#a8d4ee"}
 _EVENTS = ("arrives", "goes in", "first token", "last token")
 
 Spans = Mapping[str, tuple[FloatArray, FloatArray]]
@@ -106,19 +103,16 @@ class StoryPicture(Picture):
         return pd.concat(rows)
 
     def save_animation(self, name: str) -> Path:
-        """All moments one after another, as ``name.gif`` among the figures."""
-        was, frames = self.now, []
+        """Go through all moments, and save them as ``name.gif`` among the figures."""
+        frames = []
         for moment in range(len(self.moments)):
             self.now = moment
             self.update(self.config)
             with Image.open(io.BytesIO(self.png())) as shown:
                 frames.append(shown.convert("P", palette=Image.Palette.ADAPTIVE))
-        self.now = was
-        path = figures_dir() / f"{name}.gif"
-        pause = [500] * (len(frames) - 1) + [4000]  # ms
-        frames[0].save(
-            path, save_all=True, append_images=frames[1:], duration=pause, loop=0
-        )
+        path, pause = figures_dir() / f"{name}.gif", [500] * self.now + [4000]  # ms
+        first, *rest = frames
+        first.save(path, save_all=True, append_images=rest, duration=pause, loop=0)
         return path
 
     def compute(self, config: SimulationConfig) -> Readings:

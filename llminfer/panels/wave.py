@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -18,6 +17,7 @@ from llminfer.study.measures import over_a_wave
 from llminfer.workload import Workload
 
 CONTROLLERS = ("static", "queue", "rate", "latency")
+_TARGET = {"latency": {"target": 10.0}}  # seconds
 _ACTS = 12  # times a period
 
 
@@ -58,7 +58,9 @@ class WavePicture(Picture):
         period = config.arrival_pattern_params["period"]
         requests = Workload.generate(config)
         for name in CONTROLLERS:
-            run = config.replace(**control(name, period / _ACTS, target=10.0))
+            every = {} if name == "static" else {"interval": period / _ACTS}
+            params = every | _TARGET.get(name, {})
+            run = config.replace(batch_control=name, batch_control_params=params)
             with warnings.catch_warnings(action="ignore"):
                 found = over_a_wave(run, simulate(run, requests))
             shown = slice(None, 60)
@@ -67,17 +69,3 @@ class WavePicture(Picture):
                 self.move(f"{name} {what}", time, found[what][shown])
             readings[f"p99 at the peak, {name}"] = seconds(found["p99_peak"])
         return readings
-
-
-def control(name: str, interval: float, target: float) -> dict[str, Any]:
-    """The fields of a configuration that choose a controller.
-
-    Args:
-        name: ``static``, ``queue``, ``rate`` or ``latency``.
-        interval: Seconds between its acts.
-        target: The p99 that ``latency`` aims at, seconds.
-    """
-    params: dict[str, Any] = {} if name == "static" else {"interval": interval}
-    if name == "latency":
-        params["target"] = target
-    return {"batch_control": name, "batch_control_params": params}
