@@ -1,7 +1,5 @@
 """Names that only the source design has, over the module's own ways."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

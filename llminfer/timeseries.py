@@ -1,7 +1,5 @@
 """Queue, batch, limit and memory of a run as series over time, from its record."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import numpy as np

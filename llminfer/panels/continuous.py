@@ -1,7 +1,5 @@
 """What a panel draws of continuous batching, beside static on the same requests."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 
 from matplotlib.figure import Figure

@@ -1,7 +1,5 @@
 """Controls: what sets one field of a configuration by hand, and how."""
 
-from __future__ import annotations
-
 import dataclasses as dc
 import math
 from collections.abc import Mapping

@@ -1,7 +1,5 @@
 """Pictures of a log beside its simulation."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 

@@ -1,7 +1,5 @@
 """What a panel says in words: the load, the readings, the configuration to copy."""
 
-from __future__ import annotations
-
 import html
 from collections.abc import Mapping
 

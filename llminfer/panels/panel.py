@@ -1,7 +1,5 @@
 """Panels: sliders beside a picture that answers at once."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial

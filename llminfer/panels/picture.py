@@ -1,7 +1,5 @@
 """What a panel draws: a figure made once, whose curves follow a configuration."""
 
-from __future__ import annotations
-
 import io
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence

@@ -1,7 +1,5 @@
 """A panel on policies: who gains and who pays against first come, first served."""
 
-from __future__ import annotations
-
 import inspect
 from dataclasses import dataclass
 from typing import Any

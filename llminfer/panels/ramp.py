@@ -1,7 +1,5 @@
 """What a panel draws of a server whose load climbs."""
 
-from __future__ import annotations
-
 import math
 
 import numpy as np

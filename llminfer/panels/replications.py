@@ -1,7 +1,5 @@
 """Replications of a configuration behind a button, with progress and cancel."""
 
-from __future__ import annotations
-
 import math
 import threading
 from collections.abc import Mapping, Sequence

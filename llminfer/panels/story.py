@@ -1,7 +1,5 @@
 """A dozen requests, moment by moment, on both servers side by side."""
 
-from __future__ import annotations
-
 import io
 from collections.abc import Mapping
 from pathlib import Path

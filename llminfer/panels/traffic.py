@@ -1,7 +1,5 @@
 """A panel on traces: what was recorded, replayed beside its synthetic twin."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """A picture of batch-size control while the arrival rate swings."""
 
-from __future__ import annotations
-
 import warnings
 
 import numpy as np

@@ -1,7 +1,5 @@
 """A panel on workloads: another law of prompt lengths at the same offered load."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 

@@ -1,7 +1,5 @@
 """Figures for print and screen: one style, one way to save."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Numbers as a reader wants them, and any text as LaTeX."""
 
-from __future__ import annotations
-
 import math
 import re
 from numbers import Integral, Real

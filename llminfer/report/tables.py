@@ -1,7 +1,5 @@
 """What leaves a notebook for the report: tables, and the numbers it quotes."""
 
-from __future__ import annotations
-
 import os
 import re
 import sqlite3

@@ -1,7 +1,5 @@
 """Who is where in a few seconds of a run: a bar a request, blocks held below."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 from types import MappingProxyType

@@ -1,7 +1,5 @@
 """Verdicts: a hypothesis, and what an interval says of it."""
 
-from __future__ import annotations
-
 import html
 import math
 from dataclasses import dataclass
