@@ -54,18 +54,19 @@ class Panel(w.VBox):  # type: ignore[misc]
         made = [CONTROLS[c] if isinstance(c, str) else c for c in controls]
         self._made = {control.name: control for control in made}
         self.controls = {control.name: control.widget() for control in made}
-        key = (type(self).__name__, type(picture).__name__, repr(base), *self.controls)
-        self._left = self.memory.setdefault(key, {})
         self.load, self.readings, self.code = w.HTML(), w.HTML(), w.HTML()
         self.image = w.Image(format="png", layout=IMAGE)
         self.replications = Replications()
         below = [self.readings, self.replications, self.code]
         super().__init__([self.load, self.image, self._widgets(), *below])
-        left = dict(self._left)
-        self._start_again()
+        values = {name: its.read(self.base) for name, its in self._made.items()}
+        self._start: State = (self.base, _GIVEN, values)
+        key = (type(self).__name__, type(picture).__name__, repr(base), *self.controls)
+        self._left = self.memory.setdefault(key, {"kept": self._start})
+        now = self._left.get("now", self._start)
+        self._go_to(*self._left["kept"])
         self.picture.keep()
-        self._show()
-        self._go_on_from(left)
+        self._go_to(*now)
 
     def _widgets(self) -> w.GridBox:
         """All that the reader moves, side by side as far as there is room."""
@@ -76,7 +77,7 @@ class Panel(w.VBox):  # type: ignore[misc]
         for name, slider in self.controls.items():
             slider.observe(partial(self._moved, name), "value")
         self.preset.observe(self._preset_chosen, "value")
-        self.reset.on_click(lambda _: self._start_again())
+        self.reset.on_click(lambda _: self._go_to(*self._start))
         self.keep.on_click(lambda _: self._keep_curves())
         moved = [self.preset, *self.controls.values(), w.HBox([self.reset, self.keep])]
         columns = w.Layout(grid_template_columns="repeat(auto-fill, 350px)")
@@ -103,27 +104,13 @@ class Panel(w.VBox):  # type: ignore[misc]
         given = {name: getattr(self.base, name) for name in LAW}
         preset = change["new"]
         fields = PRESETS[preset].coefficients if preset in PRESETS else given
-        config = self.config.replace(**fields)
-        self._go_to(
-            config, preset, {n: v for n, v in fields.items() if n in self._made}
-        )
-
-    def _start_again(self) -> None:
-        values = {name: its.read(self.base) for name, its in self._made.items()}
-        self._go_to(self.base, _GIVEN, values)
+        moved = {name: fields[name] for name in fields if name in self.controls}
+        self._go_to(self.config.replace(**fields), preset, moved)
 
     def _keep_curves(self) -> None:
         self.picture.keep()
         self._left["kept"] = self._left["now"]
         self._show()
-
-    def _go_on_from(self, left: Mapping[str, State]) -> None:
-        """Be as the panel was that this cell showed before."""
-        if "kept" in left:
-            self._go_to(*left["kept"])
-            self._keep_curves()
-        if "now" in left:
-            self._go_to(*left["now"])
 
     def _go_to(
         self, config: SimulationConfig, preset: str, values: Mapping[str, Any]

@@ -69,9 +69,10 @@ class Replications(w.Box):  # type: ignore[misc]
             self.result.value = ""
 
     def halt(self) -> None:
-        """Stop; the run that it is in is not finished."""
+        """Stop, if it is not done; the run that it is in is not finished."""
         self._stop.set()
-        self._rest()
+        self.start.disabled, self.cancel.disabled = False, True
+        self.progress.layout.visibility = "hidden"
 
     def _begin(self) -> None:
         if self._config is None:
@@ -82,10 +83,6 @@ class Replications(w.Box):  # type: ignore[misc]
         task = (self._config, self._stop)
         self.thread = threading.Thread(target=self._replicate, args=task, daemon=True)
         self.thread.start()
-
-    def _rest(self) -> None:
-        self.start.disabled, self.cancel.disabled = False, True
-        self.progress.layout.visibility = "hidden"
 
     def _replicate(self, config: SimulationConfig, stop: threading.Event) -> None:
         """Run the replications, unless stopped, and show what they say."""
@@ -113,7 +110,7 @@ class Replications(w.Box):  # type: ignore[misc]
             said = html.alarm(f"{type(error).__name__}: {error}")
         if not stop.is_set():
             self.result.value = said
-            self._rest()
+            self.halt()
 
 
 def _grows(config: SimulationConfig, waiting: Sequence[tuple[int, int]]) -> bool:
