@@ -11,14 +11,14 @@ from matplotlib.figure import Figure
 
 from llminfer.config import SimulationConfig
 from llminfer.experiment import simulate
-from llminfer.panels.controls import CONTROLS, Control, Widgets, log
+from llminfer.panels.controls import Control, Widgets, log
 from llminfer.panels.html import seconds
 from llminfer.panels.panel import Panel
 from llminfer.panels.picture import Picture, Readings, over_shares
 from llminfer.policies import POLICIES
 from llminfer.workload import Workload
 
-_POLICY, _PARAMS = CONTROLS["scheduling_policy"], "scheduling_policy_params"
+_PARAMS = "scheduling_policy_params"
 
 
 class PolicyPicture(Picture):
@@ -59,15 +59,6 @@ class PolicyPicture(Picture):
         return readings
 
 
-class PolicyControl(Control):
-    """The policies to choose from."""
-
-    def write(self, config: SimulationConfig, value: Any) -> SimulationConfig:
-        same = value == config.scheduling_policy
-        params = config.scheduling_policy_params if same else {}
-        return config.replace(**{self.name: value, _PARAMS: params})
-
-
 @dataclass(frozen=True, kw_only=True)
 class PolicyParameter(Control):
     """A parameter that some policies have; moving it chooses one that has it.
@@ -94,7 +85,7 @@ class PolicyParameter(Control):
 
 _SIGMAS = [0.0, 0.1, 0.25, 0.5, 1.0, 2.0]
 _CONTROLS = (
-    PolicyControl(_POLICY.name, _POLICY.label, _POLICY.make, _POLICY.options),
+    "scheduling_policy",
     "arrival_rate",
     PolicyParameter(
         f"{_PARAMS}.prediction_sigma",

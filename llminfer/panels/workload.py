@@ -69,40 +69,35 @@ class Shape(NamedTuple):
     label: str  # of the parameter
     parameter: str
     values: Sequence[float]
-    start: float
-    fixed: Mapping[str, float]  # the other parameters
 
 
 def _steps(low: float, high: float, step: float) -> list[float]:
     return [round(low + i * step, 2) for i in range(round((high - low) / step) + 1)]
 
 
-_FROM_10, _CAP = {"min": 10}, {"max": 8192}  # tokens; the most is the context
-_ENDS = _FROM_10 | _CAP
 SHAPES: Mapping[str, Shape] = {
-    "uniform": Shape(
-        "uniform from 10", "up to, tokens", "max", _steps(50, 1000, 50), 500, _FROM_10
-    ),
-    "lognormal": Shape(
-        "log-normal, μ = 4", "σ", "sigma", _steps(0.1, 2.5, 0.1), 1.5, {"mu": 4} | _CAP
-    ),
-    "powerlaw": Shape(
-        "power law from 10", "exponent", "alpha", _steps(1.1, 4, 0.1), 2, _ENDS
-    ),
+    "uniform": Shape("uniform from 10", "up to, tokens", "max", _steps(50, 1000, 50)),
+    "lognormal": Shape("log-normal, μ = 4", "σ", "sigma", _steps(0.1, 2.5, 0.1)),
+    "powerlaw": Shape("power law from 10", "exponent", "alpha", _steps(1.1, 4, 0.1)),
+}
+STARTS: Mapping[str, Mapping[str, float]] = {  # no prompt is longer than the context
+    "uniform": {"min": 10, "max": 500},
+    "lognormal": {"mu": 4, "sigma": 1.5, "max": 8192},
+    "powerlaw": {"alpha": 2, "min": 10, "max": 8192},
 }
 
 
 class LawControl(Control):
     """The laws of prompt lengths to choose from."""
 
-    def read(self, config: SimulationConfig) -> str:
-        return config.prompt_length_dist
-
     def write(self, config: SimulationConfig, value: str) -> SimulationConfig:
-        return _with_prompts(config, value, SHAPES[value].start)
+        return config.replace(
+            prompt_length_dist=value, prompt_dist_params=STARTS[value]
+        )
 
     def follow(self, widgets: Widgets) -> None:
-        _SHAPE.put(widgets, SHAPES[widgets["law"].value].start)
+        law = widgets[self.name].value
+        _SHAPE.put(widgets, STARTS[law][SHAPES[law].parameter])
 
 
 class ShapeControl(Control):
@@ -113,10 +108,11 @@ class ShapeControl(Control):
         return float(config.prompt_dist_params[parameter])
 
     def write(self, config: SimulationConfig, value: float) -> SimulationConfig:
-        return _with_prompts(config, config.prompt_length_dist, value)
+        parameter = SHAPES[config.prompt_length_dist].parameter
+        return config.replace(**{f"prompt_dist_params.{parameter}": value})
 
     def put(self, widgets: Widgets, value: float) -> None:
-        shape, slider = SHAPES[widgets["law"].value], widgets[self.name]
+        shape, slider = SHAPES[widgets[_LAW.name].value], widgets[self.name]
         slider.description = shape.label
         slider.options = [(f"{step:g}", step) for step in shape.values]
         super().put(widgets, value)
@@ -132,14 +128,8 @@ class LoadControl(Control):
         return config.replace(arrival_rate=value * config.max_stable_rate)
 
 
-def _with_prompts(config: SimulationConfig, law: str, value: float) -> SimulationConfig:
-    """``config`` with prompts of a law, whose parameter that moves is ``value``."""
-    params = {**SHAPES[law].fixed, SHAPES[law].parameter: value}
-    return config.replace(prompt_length_dist=law, prompt_dist_params=params)
-
-
 _LAWS = [(shape.name, law) for law, shape in SHAPES.items()]
-_LAW = LawControl("law", "prompts", w.Dropdown, {"options": _LAWS})
+_LAW = LawControl("prompt_length_dist", "prompts", w.Dropdown, {"options": _LAWS})
 _SHAPE = ShapeControl("shape", "", w.SelectionSlider, {"options": [0]})
 _LOADS = {"min": 0.1, "max": 0.95, "step": 0.05}
 
