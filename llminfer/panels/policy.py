@@ -6,7 +6,6 @@ from typing import Any
 
 import ipywidgets as w
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from llminfer.config import SimulationConfig
@@ -31,17 +30,14 @@ class PolicyPicture(Picture):
     of = "the policy chosen"
 
     def compose(self, figure: Figure) -> None:
-        left, right = figure.subplots(1, 2, sharey=True)
-        self._side(left, "short")
-        self._side(right, "long")
-        left.set_ylabel("share of requests")
-
-    def _side(self, ax: Axes, group: str) -> None:
-        over_shares(ax, 0.1, 1000.0, "latency, seconds")
-        ax.set(title=f"{group} requests", ylabel="")
-        self.add(ax, f"{group} FCFS", 6, "FCFS", linestyle=":")
-        self.add(ax, group, 0 if group == "short" else 1, "the policy")
-        ax.legend(loc="lower right")
+        axes = figure.subplots(1, 2, sharey=True)
+        for i, (ax, group) in enumerate(zip(axes, ("short", "long"), strict=True)):
+            over_shares(ax, 0.1, 1000.0, "latency, seconds")
+            ax.set(title=f"{group} requests", ylabel="")
+            self.add(ax, f"{group} FCFS", 6, "FCFS", linestyle=":")
+            self.add(ax, group, i, "the policy")
+            ax.legend(loc="lower right")
+        axes[0].set_ylabel("share of requests")
 
     def compute(self, config: SimulationConfig) -> Readings:
         readings: Readings = {}

@@ -155,13 +155,9 @@ class StoryPanel(w.VBox):  # type: ignore[misc]
     def __init__(self, config: SimulationConfig) -> None:
         self.picture = StoryPicture(config)
         last = len(self.picture.moments) - 1
-        self.moment = w.IntSlider(
-            value=last // 2,
-            max=last,
-            description="moment",
-            continuous_update=False,
-            layout=w.Layout(width="420px", flex="0 0 auto"),
-        )
+        wide = w.Layout(width="420px", flex="0 0 auto")
+        look = {"description": "moment", "layout": wide, "continuous_update": False}
+        self.moment = w.IntSlider(max=last, value=last // 2, **look)
         self.play = w.Play(max=last, value=last // 2, interval=700)  # ms a moment
         self.play.tooltip = "Play, pause, or start again"
         w.jslink((self.play, "value"), (self.moment, "value"))

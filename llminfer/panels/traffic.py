@@ -5,7 +5,6 @@ from dataclasses import dataclass
 
 import ipywidgets as w
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from llminfer.config import SERVERS, SimulationConfig
@@ -45,21 +44,17 @@ class TrafficPicture(Picture):
     def compose(self, figure: Figure) -> None:
         left, right = figure.subplots(1, 2)
         over_shares(left, _LEAST, _MOST, "seconds")
-        self._pair(left, "ttft", 1, ("-", ":"), "TTFT, ")
-        self._pair(left, "tpot", 0, ("--", "-."), "TPOT, ")
-        left.legend(loc="lower left", bbox_to_anchor=(0.0, 1.0), ncols=2)
+        self.add(left, "ttft", 1, "TTFT, trace", linestyle="-")
+        self.add(left, "ttft twin", 1, "TTFT, its twin", linestyle=":")
+        self.add(left, "tpot", 0, "TPOT, trace", linestyle="--")
+        self.add(left, "tpot twin", 0, "TPOT, its twin", linestyle="-.")
         log_axis(right, _LEAST, _MOST)
         right.set(xlim=(0, self.requests), xlabel="request, by arrival")
         right.set_ylabel(f"worst TTFT of {_GROUP} in a row, s")
-        self._pair(right, "path", 1, ("-", ":"))
-        right.legend(loc="lower left", bbox_to_anchor=(0.0, 1.0), ncols=2)
-
-    def _pair(
-        self, ax: Axes, name: str, i: int, dashes: tuple[str, str], of: str = ""
-    ) -> None:
-        """Curves of a trace and of its twin."""
-        self.add(ax, name, i, f"{of}trace", linestyle=dashes[0])
-        self.add(ax, f"{name} twin", i, f"{of}its twin", linestyle=dashes[1])
+        self.add(right, "path", 1, "trace", linestyle="-")
+        self.add(right, "path twin", 1, "its twin", linestyle=":")
+        for ax in (left, right):
+            ax.legend(loc="lower left", bbox_to_anchor=(0.0, 1.0), ncols=2)
 
     def compute(self, config: SimulationConfig) -> Readings:
         readings: Readings = {}
