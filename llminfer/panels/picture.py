@@ -99,16 +99,12 @@ class Picture(ABC):
         self, ax: Axes, name: str, i: int, label: str | None = None, **style: Any
     ) -> None:
         """A curve in the ``i``-th look, and the grey one behind it."""
-        grey: Any = {
-            "color": figures.GHOST,
-            "linestyle": DASHES[i],
-            "linewidth": 1.0,
-        } | style
-        own: Any = {"color": COLORS[i], "linestyle": DASHES[i], "label": label} | style
         self._marks[name] = style.get("marker", "")
-        whole: Any = {"clip_on": "marker" not in style, "animated": True}
-        (self.kept[name],) = ax.plot([], [], **whole, **grey)
-        (self.lines[name],) = ax.plot([], [], **whole, **own)
+        style = {"linestyle": DASHES[i], "clip_on": "marker" not in style} | style
+        grey: Any = {"color": figures.GHOST, "linewidth": 1.0} | style
+        own: Any = {"color": COLORS[i], "label": label} | style
+        (self.kept[name],) = ax.plot([], [], animated=True, **grey)
+        (self.lines[name],) = ax.plot([], [], animated=True, **own)
         for line in (self.kept[name], self.lines[name]):
             line.set_in_layout(False)  # empty, it has no extent to make room for
 
