@@ -20,6 +20,7 @@ from llminfer.panels.panel import IMAGE
 from llminfer.panels.picture import Picture, Points, Readings
 from llminfer.record import RunRecord
 from llminfer.report import timeline
+from llminfer.report.figures import legend_above
 from llminfer.report.tables import figures_dir
 from llminfer.timing import StepTime
 from llminfer.workload import Workload
@@ -65,8 +66,7 @@ class StoryPicture(Picture):
 
     def __init__(self, config: SimulationConfig) -> None:
         super().__init__()
-        few = config.replace(num_requests=self.requests, warmup_requests=0)
-        self.config = few
+        few = self.config = self.short(config)
         workload = Workload.generate(few)
         runs = {name: simulate(few.replace(server=name), workload) for name in TITLES}
         step_time = config.step_time
@@ -88,8 +88,7 @@ class StoryPicture(Picture):
                 self.add(ax, f"{server} {name}", 0, name, **bar, linestyle="-")
             self.add(ax, f"{server} now", 6, linewidth=1.0, linestyle="-")
         both[0].set_ylabel("request")
-        handles = both[0].get_legend_handles_labels()
-        figure.legend(*handles, loc="outside upper center", ncols=len(PHASE_COLORS))
+        legend_above(figure, both[0], columns=len(PHASE_COLORS))
 
     def to_frame(self) -> pd.DataFrame:
         """One row a server, phase and request, as ``timeline.draw`` takes them."""
