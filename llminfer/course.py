@@ -1,22 +1,21 @@
 """Names that only the source design has, over the module's own ways."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from llminfer.base.errors import fail, number, whole
+from llminfer.base.errors import fail, whole
 from llminfer.config import SimulationConfig
 from llminfer.experiment import Metrics, replicated, run_many
 from llminfer.laws.arrivals import ArrivalRate
-from llminfer.laws.lengths import LengthLaw, length_law
 from llminfer.stats.intervals import compute_confidence_interval
 from llminfer.workload import Workload
+
+_USUAL = SimulationConfig()
 
 
 @dataclass(frozen=True)
@@ -37,14 +36,10 @@ class RequestGenerator:
     """
 
     arrival_rate: ArrivalRate
-    prompt_length_dist: str = "lognormal"
-    prompt_dist_params: Mapping[str, Any] = field(
-        default_factory=lambda: {"mu": 4, "sigma": 1.5}
-    )
-    output_length_dist: str = "truncated_normal"
-    output_dist_params: Mapping[str, Any] = field(
-        default_factory=lambda: {"mu": 100, "sigma": 30, "min": 10, "max": 500}
-    )
+    prompt_length_dist: str = _USUAL.prompt_length_dist
+    prompt_dist_params: Mapping[str, Any] = _USUAL.prompt_dist_params
+    output_length_dist: str = _USUAL.output_length_dist
+    output_dist_params: Mapping[str, Any] = _USUAL.output_dist_params
     arrival_cv: float = 1.0
     random_seed: int | None = None
 
@@ -52,27 +47,22 @@ class RequestGenerator:
         if not isinstance(self.arrival_rate, ArrivalRate):
             must = "made by constant_rate, step_rate, sinusoidal_rate or ramp_rate"
             raise fail("arrival_rate", self.arrival_rate, must)
-        number("arrival_cv", self.arrival_cv, least=0.0, most=100.0)
-        if self.random_seed is not None:
-            whole("random_seed", self.random_seed, 0)
-        self._laws()  # says what is wrong with them
+        self._config()  # says what is wrong with the rest
 
     def generate(self, num_requests: int) -> Workload:
         """The first ``num_requests`` requests; more would begin with the same ones."""
-        prompts, outputs = self._laws()
+        config = self._config()
         return Workload.drawn(
             whole("num_requests", num_requests, 1),
-            self.random_seed,
+            config.random_seed,
             arrivals=self.arrival_rate,
-            prompts=prompts,
-            outputs=outputs,
-            arrival_cv=self.arrival_cv,
+            prompts=config.prompts,
+            outputs=config.outputs,
+            arrival_cv=config.arrival_cv,
         )
 
-    def _laws(self) -> tuple[LengthLaw, LengthLaw]:
-        prompts = length_law("prompt", self.prompt_length_dist, self.prompt_dist_params)
-        outputs = length_law("output", self.output_length_dist, self.output_dist_params)
-        return prompts, outputs
+    def _config(self) -> SimulationConfig:
+        return SimulationConfig(**vars(self) | {"arrival_rate": 1.0})
 
 
 @dataclass(frozen=True)
@@ -96,6 +86,7 @@ class ExperimentConfig:
         )
 
 
+@dataclass
 class ExperimentRunner:
     """Runs a list of configurations, or the replications of an experiment.
 
@@ -104,27 +95,21 @@ class ExperimentRunner:
         n_jobs: Processes; None takes one a core.
     """
 
-    def __init__(
-        self,
-        configs: Sequence[SimulationConfig] | ExperimentConfig,
-        n_jobs: int | None = None,
-    ) -> None:
-        if isinstance(configs, ExperimentConfig):
-            configs = configs.get_replication_configs()
-        self.configs = list(configs)
-        self.n_jobs = n_jobs
+    configs: Sequence[SimulationConfig] | ExperimentConfig
+    n_jobs: int | None = None
 
     def run_all(self) -> list[Metrics]:
         """The metrics of every run, in the order of the configurations."""
+        if isinstance(self.configs, ExperimentConfig):
+            return run_many(self.configs.get_replication_configs(), self.n_jobs)
         return run_many(self.configs, self.n_jobs)
 
     @staticmethod
     def aggregate_results(results: Sequence[Metrics]) -> dict[str, dict[str, float]]:
         """Metric -> ``{"mean", "ci_lower", "ci_upper"}`` (95%, Student t)."""
-        frame = pd.DataFrame(list(results))
         return {
-            name: compute_confidence_interval(frame[name].to_numpy(dtype=float))
-            for name in frame.columns
+            str(name): compute_confidence_interval(values.to_numpy(dtype=float))
+            for name, values in pd.DataFrame(results).items()
         }
 
 
@@ -146,7 +131,11 @@ def save_results(
     target = Path(path)
     if target.suffix not in (".json", ".csv"):
         raise fail("path", str(path), "a name that ends in .json or .csv")
-    frame = _as_table(results)
+    if isinstance(results, Mapping):
+        intervals = any(isinstance(value, Mapping) for value in results.values())
+        rows = ({"metric": name, **its} for name, its in results.items())
+        results = list(rows) if intervals else [dict(results)]
+    frame = pd.DataFrame(results)
     frame = frame[[name for name in frame if not str(name).startswith("quantiles_")]]
     if target.suffix == ".csv":
         frame.to_csv(target, index=False)
@@ -155,16 +144,3 @@ def save_results(
         records = known.to_dict(orient="records")
         target.write_text(json.dumps(records, indent=1, default=str) + "\n")
     return target
-
-
-def _as_table(
-    results: pd.DataFrame | Sequence[Metrics] | Mapping[str, Any],
-) -> pd.DataFrame:
-    if isinstance(results, pd.DataFrame):
-        return results
-    if not isinstance(results, Mapping):
-        return pd.DataFrame(list(results))
-    if any(isinstance(value, Mapping) for value in results.values()):
-        rows = [{"metric": name, **interval} for name, interval in results.items()]
-        return pd.DataFrame(rows)
-    return pd.DataFrame([dict(results)])

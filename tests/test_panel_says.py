@@ -253,7 +253,7 @@ def test_now_beyond_an_axis_is_an_arrow_on_its_edge_and_comes_back():
     assert here.get_marker() == "o"
     assert here.get_xdata()[0] == panel.config.offered_load
     slow = panel.picture
-    slow._move("here", np.array([0.5]), np.array([5000.0]))
+    slow.move("here", np.array([0.5]), np.array([5000.0]))
     assert (here.get_ydata()[0], here.get_marker()) == (1000.0, "^")
 
 

@@ -5,7 +5,7 @@ import pytest
 
 from llminfer import SimulationConfig, simulate
 from llminfer.metrics import MetricsCollector
-from llminfer.panels.workload import SHAPES, WorkloadPanel, WorkloadPicture
+from llminfer.panels.workload import SHAPES, STARTS, WorkloadPanel, WorkloadPicture
 
 REFERENCE = SimulationConfig(
     prompt_dist_params={"mu": 4, "sigma": 1.5, "max": 8192},
@@ -24,9 +24,9 @@ def test_the_load_stays_as_the_law_moves(panel):
     assert panel.config.offered_load == pytest.approx(0.8, rel=1e-3)
     rates = []
     for law, shape in SHAPES.items():
-        panel.controls["law"].value = law
+        panel.controls["prompt_length_dist"].value = law
         assert panel.config.prompt_length_dist == law
-        assert panel.config.prompt_dist_params[shape.parameter] == shape.start
+        assert panel.config.prompt_dist_params == STARTS[law]
         for value in (shape.values[0], shape.values[-1]):
             panel.controls["shape"].value = value
             assert panel.config.prompt_dist_params[shape.parameter] == value
@@ -46,7 +46,11 @@ def test_each_move_draws_once_and_reset_goes_back(panel, monkeypatch):
     monkeypatch.setattr(
         panel.picture, "update", lambda config: drawn.append(config) or update(config)
     )
-    for name, value in (("law", "powerlaw"), ("shape", 2.5), ("load", 0.5)):
+    for name, value in (
+        ("prompt_length_dist", "powerlaw"),
+        ("shape", 2.5),
+        ("load", 0.5),
+    ):
         panel.controls[name].value = value
         assert drawn == [panel.config], name
         drawn.clear()
@@ -57,7 +61,7 @@ def test_each_move_draws_once_and_reset_goes_back(panel, monkeypatch):
 
 
 def test_the_picture_shows_what_a_simulation_says(panel):
-    panel.controls["law"].value = "uniform"
+    panel.controls["prompt_length_dist"].value = "uniform"
     sizes, p99 = panel.picture.lines["until full"].get_data()
     config = panel.config.replace(
         batch_size=int(sizes[1]), num_requests=1000, warmup_requests=100

@@ -1,7 +1,5 @@
 """What a panel draws of continuous batching, beside static on the same requests."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 
 from matplotlib.figure import Figure
@@ -11,7 +9,6 @@ from llminfer.experiment import simulate
 from llminfer.metrics import MetricsCollector, goodput
 from llminfer.panels import picture
 from llminfer.panels.html import seconds
-from llminfer.record import RunRecord
 from llminfer.report.figures import DASHES, log_axis
 from llminfer.report.timeline import over_time
 from llminfer.workload import Workload
@@ -54,16 +51,14 @@ class ContinuousPicture(picture.Picture):
             ax.set_xlim(0.0, 1.0)
         held.set_xlabel("time, share of the continuous run")
 
-    def compute(self, config: SimulationConfig) -> picture.Shown:
-        few = self.short(config)
-        requests, skip = Workload.generate(few), self.warmup
-        curves: dict[str, picture.Points] = {}
-        readings: dict[str, str] = {}
-        for name, server in self.servers(few).items():
+    def compute(self, config: SimulationConfig) -> picture.Readings:
+        readings: picture.Readings = {}
+        requests, skip = Workload.generate(config), self.warmup
+        for name, server in self.servers(config).items():
             record = simulate(server, requests)
             found = MetricsCollector.compute_metrics(record, skip)
-            curves[f"{name} ttft"] = picture.quantile_points(record.ttft[skip:])
-            curves[f"{name} latency"] = picture.quantile_points(record.latency[skip:])
+            self.move_distribution(f"{name} ttft", record.ttft[skip:])
+            self.move_distribution(f"{name} latency", record.latency[skip:])
             for time in ("ttft", "tpot", "latency"):
                 label = time if time == "latency" else time.upper()
                 readings[f"p99 {label}, {name}"] = seconds(found[f"p99_{time}"])
@@ -71,14 +66,8 @@ class ContinuousPicture(picture.Picture):
             readings[f"goodput, {name}"] = f"{good:.3g} requests/s"
             if record.steps is not None:
                 readings["preemptions"] = f"{found['preemptions']:,.0f}"
-                curves |= _over_the_run(record)
-        return curves, readings
-
-
-def _over_the_run(record: RunRecord) -> dict[str, picture.Points]:
-    """Requests and blocks in the engine against the share of the run that is over."""
-    table = over_time(record)
-    time = table["time"].to_numpy() / float(table["time"].iloc[-1])
-    return {
-        name: (time, table[name].to_numpy()) for name in ("running", "waiting", "held")
-    }
+                table = over_time(record)
+                table["time"] /= table["time"].iloc[-1]  # as a share of the run
+                for what in ("running", "waiting", "held"):
+                    self.move(what, table["time"], table[what])
+        return readings

@@ -1,7 +1,5 @@
 """Controls: what sets one field of a configuration by hand, and how."""
 
-from __future__ import annotations
-
 import dataclasses as dc
 import math
 from collections.abc import Mapping
@@ -51,8 +49,7 @@ class Control:
         return _NONE if value is None else value
 
     def write(self, config: SimulationConfig, value: Any) -> SimulationConfig:
-        """``config`` with what the widget says, to four digits: a hand sets no more."""
-        value = _four_digits(value)
+        """``config`` with what the widget says."""
         return config.replace(**{self.name: None if value == _NONE else value})
 
     def put(self, widgets: Widgets, value: Any) -> None:
@@ -67,6 +64,15 @@ class Control:
 
     def follow(self, widgets: Widgets) -> None:
         """Move the other widgets that depend on this one, which a hand has moved."""
+
+
+class PolicyControl(Control):
+    """The policies to choose from; another one begins with its usual parameters."""
+
+    def write(self, config: SimulationConfig, value: str) -> SimulationConfig:
+        if value == config.scheduling_policy:
+            return config
+        return config.replace(scheduling_policy=value, scheduling_policy_params={})
 
 
 def rounded(config: SimulationConfig) -> SimulationConfig:
@@ -101,6 +107,7 @@ _TIMEOUTS = [
     ("until full", _NONE),
 ]
 _BLOCKS = [(str(n), n) for n in (640, 800, 1024, 1280, 1536, 2048, 3072, 4096)]
+_POLICIES = {"options": list(POLICIES)}
 _PREFILL = {"options": [("in chunks", True), ("whole", False)]}
 CONTROLS: Mapping[str, Control] = {
     control.name: control
@@ -118,6 +125,6 @@ CONTROLS: Mapping[str, Control] = {
         Control("chunked_prefill", "prefill", w.Dropdown, _PREFILL),
         Control(f"{_RAMP}.end_rate", "λ at the end", options=log(-1, 2, 0.02)),
         Control(f"{_RAMP}.duration", "climb (s)", options=log(2, 3.5, 0.05, ".0f")),
-        Control("scheduling_policy", "policy", w.Dropdown, {"options": list(POLICIES)}),
+        PolicyControl("scheduling_policy", "policy", w.Dropdown, _POLICIES),
     )
 }

@@ -1,7 +1,5 @@
 """Pictures of a log beside its simulation."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,7 +14,7 @@ from llminfer.config import SimulationConfig
 from llminfer.data.logs import ServedLog
 from llminfer.experiment import simulate
 from llminfer.panels.html import seconds
-from llminfer.panels.picture import Picture, Points, Shown
+from llminfer.panels.picture import Picture, Points, Readings
 from llminfer.report.figures import COLORS, look
 from llminfer.servers.overload import described
 from llminfer.timeseries import queue_length, running
@@ -98,12 +96,12 @@ class LogPicture(Picture):
             ax.legend(loc="lower right")
         figure.axes[0].set_ylabel("share of requests")
 
-    def compute(self, config: SimulationConfig) -> Shown:
-        served = ServedLog.from_record(simulate(self.short(config), self.log.workload))
-        curves = {name: _empirical_cdf(getattr(served, name)) for name in MEASURES}
+    def compute(self, config: SimulationConfig) -> Readings:
         readings = {}
+        served = ServedLog.from_record(simulate(config, self.log.workload))
         for name in MEASURES:
+            self.move(name, *_empirical_cdf(getattr(served, name)))
             real, ours = (np.nanmean(getattr(s, name)) for s in (self.log, served))
             off = f"{ours / real - 1.0:+.1%}"
             readings[f"mean {NAMES[name]}"] = f"{seconds(ours)} ({off})"
-        return curves, readings
+        return readings

@@ -1,7 +1,5 @@
 """The panels that notebooks share with the stand-alone page."""
 
-from __future__ import annotations
-
 from llminfer.config import SimulationConfig
 from llminfer.laws.engines import PRESETS
 from llminfer.panels.continuous import ContinuousPicture

@@ -1,7 +1,5 @@
 """What a panel says in words: the load, the readings, the configuration to copy."""
 
-from __future__ import annotations
-
 import html
 from collections.abc import Mapping
 
@@ -44,19 +42,13 @@ def alarm(text: str) -> str:
 
 def readings(numbers: Mapping[str, str]) -> str:
     """Numbers with their names, side by side as far as there is room."""
-    return "".join(
-        '<span style="display:inline-block;margin-right:2em;line-height:1.6">'
-        f"{html.escape(name)} <b>{html.escape(value)}</b></span>"
-        for name, value in numbers.items()
-    )
+    look = "display:inline-block;margin-right:2em;line-height:1.6"
+    return _each(f'<span style="{look}">{{}} <b>{{}}</b></span>', numbers)
 
 
 def named_lines(said: Mapping[str, str]) -> str:
     """Names and what is said of each, a line each."""
-    return "".join(
-        f"<div><b>{html.escape(name)}</b>: {html.escape(text)}</div>"
-        for name, text in said.items()
-    )
+    return _each("<div><b>{}</b>: {}</div>", said)
 
 
 def run_length(config: SimulationConfig, runs: int) -> str:
@@ -87,6 +79,10 @@ def seconds(value: float) -> str:
     """
     rounded = float(f"{value:.3g}")
     return f"{rounded:,.0f} s" if rounded >= 1000.0 else f"{rounded:.3g} s"
+
+
+def _each(form: str, said: Mapping[str, str]) -> str:
+    return "".join(form.format(*map(html.escape, pair)) for pair in said.items())
 
 
 def _text(text: str, color: str) -> str:

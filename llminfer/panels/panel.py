@@ -1,8 +1,6 @@
 """Panels: sliders beside a picture that answers at once."""
 
-from __future__ import annotations
-
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, ClassVar
@@ -56,18 +54,19 @@ class Panel(w.VBox):  # type: ignore[misc]
         made = [CONTROLS[c] if isinstance(c, str) else c for c in controls]
         self._made = {control.name: control for control in made}
         self.controls = {control.name: control.widget() for control in made}
-        key = (type(self).__name__, type(picture).__name__, repr(base), *self.controls)
-        self._left = self.memory.setdefault(key, {})
         self.load, self.readings, self.code = w.HTML(), w.HTML(), w.HTML()
         self.image = w.Image(format="png", layout=IMAGE)
         self.replications = Replications()
         below = [self.readings, self.replications, self.code]
         super().__init__([self.load, self.image, self._widgets(), *below])
-        left = dict(self._left)
-        self._go_to(self.base, self.controls)
+        values = {name: its.read(self.base) for name, its in self._made.items()}
+        self._start: State = (self.base, _GIVEN, values)
+        key = (type(self).__name__, type(picture).__name__, repr(base), *self.controls)
+        self._left = self.memory.setdefault(key, {"kept": self._start})
+        now = self._left.get("now", self._start)
+        self._go_to(*self._left["kept"])
         self.picture.keep()
-        self._show()
-        self._go_on_from(left)
+        self._go_to(*now)
 
     def _widgets(self) -> w.GridBox:
         """All that the reader moves, side by side as far as there is room."""
@@ -78,7 +77,7 @@ class Panel(w.VBox):  # type: ignore[misc]
         for name, slider in self.controls.items():
             slider.observe(partial(self._moved, name), "value")
         self.preset.observe(self._preset_chosen, "value")
-        self.reset.on_click(lambda _: self._start_again())
+        self.reset.on_click(lambda _: self._go_to(*self._start))
         self.keep.on_click(lambda _: self._keep_curves())
         moved = [self.preset, *self.controls.values(), w.HBox([self.reset, self.keep])]
         columns = w.Layout(grid_template_columns="repeat(auto-fill, 350px)")
@@ -86,10 +85,7 @@ class Panel(w.VBox):  # type: ignore[misc]
 
     @contextmanager
     def _one_picture(self) -> Iterator[None]:
-        """Draw once after all the moves of a ``with``, unless it is inside another."""
-        if self._quiet:
-            yield
-            return
+        """Draw once after all the moves of a ``with``."""
         self._quiet = True
         try:
             yield
@@ -106,39 +102,24 @@ class Panel(w.VBox):  # type: ignore[misc]
         if self._quiet:
             return
         given = {name: getattr(self.base, name) for name in LAW}
-        name = change["new"]
-        fields = PRESETS[name].coefficients if name in PRESETS else given
-        config = self.config.replace(**fields)
-        self._go_to(config, [name for name in fields if name in self.controls])
-
-    def _start_again(self) -> None:
-        with self._one_picture():
-            self.preset.value = _GIVEN
-            self._go_to(self.base, self.controls)
+        preset = change["new"]
+        fields = PRESETS[preset].coefficients if preset in PRESETS else given
+        moved = {name: fields[name] for name in fields if name in self.controls}
+        self._go_to(self.config.replace(**fields), preset, moved)
 
     def _keep_curves(self) -> None:
         self.picture.keep()
         self._left["kept"] = self._left["now"]
         self._show()
 
-    def _go_on_from(self, left: Mapping[str, State]) -> None:
-        """Be as the panel was that this cell showed before."""
-        for name in ("kept", "now"):
-            if name in left:
-                with self._one_picture():
-                    self.config, self.preset.value, values = left[name]
-                    for control, value in values.items():
-                        self._made[control].put(self.controls, value)
-                if name == "kept":
-                    self._keep_curves()
-
-    def _go_to(self, config: SimulationConfig, names: Iterable[str]) -> None:
-        """Show ``config``, with the sliders of ``names`` moved to it."""
+    def _go_to(
+        self, config: SimulationConfig, preset: str, values: Mapping[str, Any]
+    ) -> None:
+        """Show ``config`` under the name of a preset, with sliders moved to values."""
         with self._one_picture():
-            self.config = config
-            for name in names:
-                control = self._made[name]
-                control.put(self.controls, control.read(config))
+            self.config, self.preset.value = config, preset
+            for name, value in values.items():
+                self._made[name].put(self.controls, value)
 
     def _show(self) -> None:
         """Draw the configuration that the sliders say; an error is said in words."""

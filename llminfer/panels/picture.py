@@ -1,7 +1,5 @@
 """What a panel draws: a figure made once, whose curves follow a configuration."""
 
-from __future__ import annotations
-
 import io
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -15,33 +13,27 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.image import imsave
 from matplotlib.lines import Line2D
+from numpy.typing import ArrayLike
 
 from llminfer.base.arrays import FloatArray
 from llminfer.config import SimulationConfig
 from llminfer.experiment import simulate
 from llminfer.metrics import MetricsCollector, goodput
 from llminfer.panels.html import seconds
-from llminfer.record import RunRecord
-from llminfer.report.figures import (
-    COLORS,
-    DASHES,
-    GHOST,
-    STYLE,
-    log_axis,
-    powers_of_two,
-)
+from llminfer.report import figures
+from llminfer.report.figures import COLORS, DASHES, log_axis, powers_of_two
 from llminfer.theory.known import latency_curve
 from llminfer.workload import Workload
 
 Points = tuple[FloatArray, FloatArray]  # points, x and y
-Shown = tuple[dict[str, Points], dict[str, str]]  # curves and readings, by name
+Readings = dict[str, str]  # numbers with their units, by name
 SHARES = np.linspace(0.0, 1.0, 101)
 BATCH_LIMITS = (1, 2, 4, 8, 16, 32, 64, 128)
 TIMEOUTS: Mapping[str, float | None] = {"at once": 0.0, "until full": None}
 RING: Any = {"marker": "o", "linestyle": "none", "markerfacecolor": "none"}
 GOOD_ENOUGH = (1.0, 0.1)  # limits of TTFT and TPOT, seconds
 _SMALL = ("xtick.labelsize", "ytick.labelsize", "legend.fontsize")
-_SCREEN: Any = {**STYLE, "font.size": 10.0, "axes.labelsize": 10.0}
+_SCREEN: Any = {**figures.STYLE, "font.size": 10.0, "axes.labelsize": 10.0}
 _SCREEN |= dict.fromkeys(_SMALL, 9.0)
 
 
@@ -100,39 +92,40 @@ class Picture(ABC):
         """Make the axes, and a line for each curve with ``add``."""
 
     @abstractmethod
-    def compute(self, config: SimulationConfig) -> Shown:
-        """The curves of a configuration by name, and readings to show as text."""
+    def compute(self, config: SimulationConfig) -> Readings:
+        """Simulate the few requests of ``config``, ``move`` the curves, and read."""
 
     def add(
         self, ax: Axes, name: str, i: int, label: str | None = None, **style: Any
     ) -> None:
         """A curve in the ``i``-th look, and the grey one behind it."""
-        grey: Any = {"color": GHOST, "linestyle": DASHES[i], "linewidth": 1.0} | style
-        own: Any = {"color": COLORS[i], "linestyle": DASHES[i], "label": label} | style
         self._marks[name] = style.get("marker", "")
-        whole: Any = {"clip_on": "marker" not in style, "animated": True}
-        (self.kept[name],) = ax.plot([], [], **whole, **grey)
-        (self.lines[name],) = ax.plot([], [], **whole, **own)
+        style = {"linestyle": DASHES[i], "clip_on": "marker" not in style} | style
+        grey: Any = {"color": figures.GHOST, "linewidth": 1.0} | style
+        own: Any = {"color": COLORS[i], "label": label} | style
+        (self.kept[name],) = ax.plot([], [], animated=True, **grey)
+        (self.lines[name],) = ax.plot([], [], animated=True, **own)
         for line in (self.kept[name], self.lines[name]):
             line.set_in_layout(False)  # empty, it has no extent to make room for
 
-    def update(self, config: SimulationConfig) -> Mapping[str, str]:
+    def update(self, config: SimulationConfig) -> Readings:
         """Move the curves to ``config``; the readings as text."""
-        curves, readings = self.compute(config)
         _ = self.figure  # its lines are made with it
-        for name, (x, y) in curves.items():
-            self._move(name, x, y)
-        return readings
+        return self.compute(self.short(config))
 
-    def _move(self, name: str, x: FloatArray, y: FloatArray) -> None:
+    def move(self, name: str, x: ArrayLike, y: ArrayLike) -> None:
         """Put a curve's points where they are, or at the edge they are beyond."""
-        line = self.lines[name]
+        line, x, y = self.lines[name], np.atleast_1d(x), np.atleast_1d(y)
         ax: Any = line.axes
         (left, right), (low, high) = map(sorted, (ax.get_xlim(), ax.get_ylim()))
         line.set_data(np.clip(x, left, right), np.clip(y, low, high))
         if self._marks[name] and len(x):
             beyond = ">" if min(x) > right else "^" if min(y) > high else ""
             line.set_marker(beyond or self._marks[name])
+
+    def move_distribution(self, name: str, values: FloatArray) -> None:
+        """Make a curve the share of ``values`` below each of their quantiles."""
+        self.move(name, np.quantile(values, SHARES), SHARES)
 
     def keep(self) -> None:
         """Leave the present curves behind in grey."""
@@ -173,25 +166,19 @@ class LatencyPicture(Picture):
         self.add(right, "here", 6, "now", marker="o", linestyle="none")
         right.legend(loc="upper left")
 
-    def compute(self, config: SimulationConfig) -> Shown:
-        own = self.short(config)
-        requests = Workload.generate(own)
-        record = simulate(own, requests)
+    def compute(self, config: SimulationConfig) -> Readings:
+        record = simulate(config)
         metrics = MetricsCollector.compute_metrics(record, self.warmup)
-        steady = own.arrival_pattern == "constant"  # then any rate will do
-        mean, p99 = _along(own.replace(arrival_rate=1.0) if steady else own, self.loads)
-        loads = np.array(self.loads)
-        return {
-            "latency": quantile_points(record.latency[self.warmup :]),
-            "ttft": quantile_points(record.ttft[self.warmup :]),
-            "mean": (loads, mean),
-            "p99": (loads, p99),
-            "theory": (loads, latency_curve(own, self.loads)),
-            "here": _point(config.offered_load, metrics["avg_latency"]),
-        }, self._said(record, metrics)
-
-    def _said(self, record: RunRecord, metrics: Mapping[str, float]) -> dict[str, str]:
         good = goodput(record, *GOOD_ENOUGH, self.warmup)
+        steady = config.arrival_pattern == "constant"  # then any rate will do
+        at_any = config.replace(arrival_rate=1.0) if steady else config
+        mean, p99 = _along(at_any, self.loads)
+        self.move("mean", self.loads, mean)
+        self.move("p99", self.loads, p99)
+        self.move("theory", self.loads, latency_curve(config, self.loads))
+        self.move("here", config.offered_load, metrics["avg_latency"])
+        for time in ("latency", "ttft"):
+            self.move_distribution(time, getattr(record, time)[self.warmup :])
         return {
             "mean latency": seconds(metrics["avg_latency"]),
             "median": seconds(metrics["p50_latency"]),
@@ -225,19 +212,17 @@ class BatchSizePicture(Picture):
         self.add(right, "arriving", 1, "arriving, λ")
         right.legend(loc="upper left")
 
-    def compute(self, config: SimulationConfig) -> Shown:
-        few = self.short(config)
-        sizes = np.array(BATCH_LIMITS, dtype=np.float64)
-        capacity = np.array([config.stable_rate(b) for b in BATCH_LIMITS])
-        arriving = np.full(len(sizes), config.arrival_rate)
-        curves = {"capacity": (sizes, capacity), "arriving": (sizes, arriving)}
-        curves["here"], readings = at_its_own_limit(few)
-        readings |= stable_from(stable_limits(config))
-        for rule, (means, p99s) in by_batch_limit(few, BATCH_LIMITS).items():
-            curves |= {f"{rule} mean": (sizes, means), f"{rule} p99": (sizes, p99s)}
-            least, size = min(zip(p99s.tolist(), BATCH_LIMITS, strict=True))
+    def compute(self, config: SimulationConfig) -> Readings:
+        sizes = BATCH_LIMITS
+        self.move("capacity", sizes, [config.stable_rate(b) for b in sizes])
+        self.move("arriving", sizes, [config.arrival_rate] * len(sizes))
+        readings = here_and_stable(self, config)
+        for rule, (means, p99s) in by_batch_limit(config, sizes).items():
+            self.move(f"{rule} mean", sizes, means)
+            self.move(f"{rule} p99", sizes, p99s)
+            least, size = min(zip(p99s.tolist(), sizes, strict=True))
             readings[f"least p99, {rule}"] = f"{seconds(least)} at B = {size}"
-        return curves, readings
+        return readings
 
 
 def over_shares(ax: Axes, low: float, high: float, label: str) -> None:
@@ -247,21 +232,14 @@ def over_shares(ax: Axes, low: float, high: float, label: str) -> None:
     ax.set(xlabel=label, ylabel="share of requests")
 
 
-def quantile_points(values: FloatArray) -> Points:
-    """The quantiles of ``values``, and the share of them below each."""
-    return np.quantile(values, SHARES), SHARES
-
-
-def at_its_own_limit(config: SimulationConfig) -> tuple[Points, dict[str, str]]:
-    """Its p99 of latency at its batch limit, and that and the mean as readings."""
+def here_and_stable(picture: Picture, config: SimulationConfig) -> Readings:
+    """Move ``here`` to its batch limit; that and the least stable one as readings."""
     mean, p99 = mean_and_p99(config, Workload.generate(config))
-    at = f"B = {config.batch_size}"
-    readings = {f"mean, {at}": seconds(mean), f"p99, {at}": seconds(p99)}
-    return _point(config.batch_size, p99), readings
-
-
-def _point(x: float, y: float) -> Points:
-    return np.array([float(x)]), np.array([y])
+    picture.move("here", config.batch_size, p99)
+    at, stable = f"B = {config.batch_size}", stable_limits(config)
+    least = f"B = {stable[0]}" if stable else "no B shown here"
+    said = {f"mean, {at}": seconds(mean), f"p99, {at}": seconds(p99)}
+    return said | {"stable from": least}
 
 
 def stable_limits(config: SimulationConfig) -> list[int]:
@@ -281,12 +259,6 @@ def by_batch_limit(
         rows = [mean_and_p99(at.replace(batch_size=b), requests) for b in sizes]
         found[rule] = np.array(rows).reshape(-1, 2).T
     return found
-
-
-def stable_from(sizes: Sequence[float]) -> dict[str, str]:
-    """The reading that says the least of the batch limits that carry the load."""
-    least = f"B = {sizes[0]}" if sizes else "no B shown here"
-    return {"stable from": least}
 
 
 def over_batch_limits(ax: Axes, low: float, high: float, label: str) -> None:

@@ -1,26 +1,23 @@
 """A panel on policies: who gains and who pays against first come, first served."""
 
-from __future__ import annotations
-
 import inspect
 from dataclasses import dataclass
 from typing import Any
 
 import ipywidgets as w
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from llminfer.config import SimulationConfig
 from llminfer.experiment import simulate
-from llminfer.panels.controls import CONTROLS, Control, Widgets, log
+from llminfer.panels.controls import Control, Widgets, log
 from llminfer.panels.html import seconds
 from llminfer.panels.panel import Panel
-from llminfer.panels.picture import Picture, Points, Shown, over_shares, quantile_points
+from llminfer.panels.picture import Picture, Readings, over_shares
 from llminfer.policies import POLICIES
 from llminfer.workload import Workload
 
-_POLICY, _PARAMS = CONTROLS["scheduling_policy"], "scheduling_policy_params"
+_PARAMS = "scheduling_policy_params"
 
 
 class PolicyPicture(Picture):
@@ -33,44 +30,29 @@ class PolicyPicture(Picture):
     of = "the policy chosen"
 
     def compose(self, figure: Figure) -> None:
-        left, right = figure.subplots(1, 2, sharey=True)
-        self._side(left, "short")
-        self._side(right, "long")
-        left.set_ylabel("share of requests")
+        axes = figure.subplots(1, 2, sharey=True)
+        for i, (ax, group) in enumerate(zip(axes, ("short", "long"), strict=True)):
+            over_shares(ax, 0.1, 1000.0, "latency, seconds")
+            ax.set(title=f"{group} requests", ylabel="")
+            self.add(ax, f"{group} FCFS", 6, "FCFS", linestyle=":")
+            self.add(ax, group, i, "the policy")
+            ax.legend(loc="lower right")
+        axes[0].set_ylabel("share of requests")
 
-    def _side(self, ax: Axes, group: str) -> None:
-        over_shares(ax, 0.1, 1000.0, "latency, seconds")
-        ax.set(title=f"{group} requests", ylabel="")
-        self.add(ax, f"{group} FCFS", 6, "FCFS", linestyle=":")
-        self.add(ax, group, 0 if group == "short" else 1, "the policy")
-        ax.legend(loc="lower right")
-
-    def compute(self, config: SimulationConfig) -> Shown:
-        few = self.short(config)
-        requests = Workload.generate(few)
-        fcfs = few.replace(scheduling_policy="FCFS", scheduling_policy_params={})
-        curves: dict[str, Points] = {}
-        readings: dict[str, str] = {}
-        for name, run in (("", few), (" FCFS", fcfs)):
+    def compute(self, config: SimulationConfig) -> Readings:
+        readings: Readings = {}
+        requests = Workload.generate(config)
+        fcfs = config.replace(scheduling_policy="FCFS", scheduling_policy_params={})
+        for name, run in (("", config), (" FCFS", fcfs)):
             record = simulate(run, requests)
             latency = record.latency[self.warmup :]
             long = record.prompt_length[self.warmup :] > config.prompts.expectation()
             readings[f"mean{name}"] = seconds(latency.mean())
             for group, its in (("short", latency[~long]), ("long", latency[long])):
                 if its.size:
-                    curves[f"{group}{name}"] = quantile_points(its)
+                    self.move_distribution(f"{group}{name}", its)
                     readings[f"p99 of {group}{name}"] = seconds(np.quantile(its, 0.99))
-        return curves, readings
-
-
-@dataclass(frozen=True)
-class PolicyControl(Control):
-    """The policies to choose from."""
-
-    def write(self, config: SimulationConfig, value: Any) -> SimulationConfig:
-        same = value == config.scheduling_policy
-        params = config.scheduling_policy_params if same else {}
-        return config.replace(**{self.name: value, _PARAMS: params})
+        return readings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,7 +81,7 @@ class PolicyParameter(Control):
 
 _SIGMAS = [0.0, 0.1, 0.25, 0.5, 1.0, 2.0]
 _CONTROLS = (
-    PolicyControl(_POLICY.name, _POLICY.label, _POLICY.make, _POLICY.options),
+    "scheduling_policy",
     "arrival_rate",
     PolicyParameter(
         f"{_PARAMS}.prediction_sigma",

@@ -1,7 +1,5 @@
 """What a panel draws of a server whose load climbs."""
 
-from __future__ import annotations
-
 import math
 
 import numpy as np
@@ -10,7 +8,7 @@ from matplotlib.figure import Figure
 
 from llminfer.config import SimulationConfig
 from llminfer.experiment import simulate
-from llminfer.panels.picture import Picture, Points, Shown
+from llminfer.panels.picture import Picture, Readings
 from llminfer.report.figures import log_axis
 from llminfer.study.early_warning import judge, warning_signals
 
@@ -52,20 +50,17 @@ class RampPicture(Picture):
 
     shown = short
 
-    def compute(self, config: SimulationConfig) -> Shown:
-        own = self.short(config)
-        seen = warning_signals(own, simulate(own))
-        load = np.array(seen["load"])
+    def compute(self, config: SimulationConfig) -> Readings:
+        seen = warning_signals(config, simulate(config))
+        load, queue = np.array(seen["load"]), np.array(seen["queue"])
         within = np.where(load <= _MOST_SHOWN, load, np.nan)
-        curves: dict[str, Points] = {
-            name: (within, np.array(seen[name]))
-            for name in ("queue", "rate_ratio", "utilization", "batch_fill")
-        }
+        for name in ("queue", "rate_ratio", "utilization", "batch_fill"):
+            self.move(name, within, seen[name])
         runs = pd.DataFrame([seen])
         verdict = judge(runs, "queue", self.threshold).iloc[0]
         rang = np.array(seen["time"]) == verdict["alarm"]
-        curves["alarm"] = (load[rang], curves["queue"][1][rang])
-        return curves, {
+        self.move("alarm", load[rang], queue[rang])
+        return {
             "λ* is reached": _when(verdict["crossing"]),
             f"queue over {self.threshold:g}": _when(verdict["alarm"]),
             "warning": _lead(verdict["alarm"], verdict["crossing"]),

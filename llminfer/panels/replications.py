@@ -1,31 +1,29 @@
 """Replications of a configuration behind a button, with progress and cancel."""
 
-from __future__ import annotations
-
+import math
 import threading
 from collections.abc import Mapping, Sequence
 
 import ipywidgets as w
 import numpy as np
+import pandas as pd
 
-from llminfer.base.arrays import FloatArray
-from llminfer.base.errors import ConfigError
 from llminfer.config import SimulationConfig
-from llminfer.experiment import metrics_of, replicated, simulate
+from llminfer.experiment import Row, poolable_metrics, replicated, simulate
 from llminfer.panels import html
 from llminfer.servers.overload import may_carry_more, waiting_in
-from llminfer.stats.intervals import Estimate, pooled_quantile
+from llminfer.stats.intervals import summarize
 
-_MEANS: Mapping[str, tuple[str, float, str]] = {  # name, scale, unit
+_SHOWN: Mapping[str, tuple[str, float, str]] = {  # name, scale, unit
     "avg_latency": ("mean latency", 1.0, "s"),
     "avg_ttft": ("mean TTFT", 1.0, "s"),
     "avg_tpot": ("mean TPOT", 1e3, "ms"),
     "throughput_req_per_sec": ("throughput", 1.0, "requests/s"),
     "utilization": ("busy", 100.0, "% of the time"),
-}
-_TIMES = {"latency": (1.0, "s"), "ttft": (1.0, "s"), "tpot": (1e3, "ms")}
-_QUANTILES = {"median": (0.5, "latency")} | {  # name, of what
-    f"p99 {t if t == 'latency' else t.upper()}": (0.99, t) for t in _TIMES
+    "median_latency": ("median", 1.0, "s"),
+    "p99_latency": ("p99 latency", 1.0, "s"),
+    "p99_ttft": ("p99 TTFT", 1.0, "s"),
+    "p99_tpot": ("p99 TPOT", 1e3, "ms"),
 }
 
 
@@ -71,9 +69,10 @@ class Replications(w.Box):  # type: ignore[misc]
             self.result.value = ""
 
     def halt(self) -> None:
-        """Stop; the run that it is in is not finished."""
+        """Stop, if it is not done; the run that it is in is not finished."""
         self._stop.set()
-        self._rest()
+        self.start.disabled, self.cancel.disabled = False, True
+        self.progress.layout.visibility = "hidden"
 
     def _begin(self) -> None:
         if self._config is None:
@@ -85,25 +84,18 @@ class Replications(w.Box):  # type: ignore[misc]
         self.thread = threading.Thread(target=self._replicate, args=task, daemon=True)
         self.thread.start()
 
-    def _rest(self) -> None:
-        self.start.disabled, self.cancel.disabled = False, True
-        self.progress.layout.visibility = "hidden"
-
     def _replicate(self, config: SimulationConfig, stop: threading.Event) -> None:
         """Run the replications, unless stopped, and show what they say."""
         length = html.run_length(config, self.number)
         length += f", {self._of}" if self._of else ""
-        rows: list[dict[str, float]] = []
-        times: list[dict[str, FloatArray]] = []
+        rows: list[Row] = []
         waiting: list[tuple[int, int]] = []
         try:
             for own in replicated(config, self.number):
                 record = simulate(own)
                 if stop.is_set():
                     return
-                rows.append(metrics_of(own, record))
-                its = {n: getattr(record, n)[own.warmup_requests :] for n in _TIMES}
-                times.append({n: v[~np.isnan(v)] for n, v in its.items()})
+                rows.append(poolable_metrics(own, record))
                 waiting.append(waiting_in(record))
                 self.progress.value = len(rows)
             if _grows(config, waiting):
@@ -113,12 +105,12 @@ class Replications(w.Box):  # type: ignore[misc]
                     f"{html.OVERLOADED} Throughput {carried:.3g} requests/s."
                 )
             else:
-                said = html.readings({"from": length} | _intervals(rows, times))
+                said = html.readings({"from": length} | _intervals(rows))
         except Exception as error:  # in a thread nobody else would see it
             said = html.alarm(f"{type(error).__name__}: {error}")
         if not stop.is_set():
             self.result.value = said
-            self._rest()
+            self.halt()
 
 
 def _grows(config: SimulationConfig, waiting: Sequence[tuple[int, int]]) -> bool:
@@ -134,31 +126,23 @@ def _grows(config: SimulationConfig, waiting: Sequence[tuple[int, int]]) -> bool
     return bool(end > max(1.5 * middle, 0.02 * config.num_requests, held))
 
 
-def _intervals(
-    rows: Sequence[Mapping[str, float]], times: Sequence[Mapping[str, FloatArray]]
-) -> dict[str, str]:
+def _intervals(rows: Sequence[Row]) -> dict[str, str]:
     """Means and quantiles with the half-width of their 95% interval, as text."""
     shown: dict[str, str] = {}
-    for name, (label, scale, unit) in _MEANS.items():
-        values = scale * np.array([row[name] for row in rows])
-        if np.isfinite(values).all():
-            shown[label] = f"{_with_half(Estimate.of_mean(values))} {unit}"
-    for label, (q, name) in _QUANTILES.items():
-        scale, unit = _TIMES[name]
-        samples = [scale * its[name] for its in times]
-        if not any(map(len, samples)):
-            continue  # one token each: there is no time per output token
-        try:
-            shown[label] = f"{_with_half(pooled_quantile(samples, q))} {unit}"
-        except ConfigError:  # runs too short for this quantile have no interval
-            shown[label] = "runs too short for an interval"
+    runs = pd.DataFrame(rows).assign(all="runs", memories=math.inf)
+    for row in summarize(runs, "all", list(_SHOWN)).to_dict("records"):
+        label, scale, unit = _SHOWN[row["metric"]]
+        value, half = scale * row["mean"], scale * (row["ci_upper"] - row["mean"])
+        if not math.isfinite(value):  # of one token each there is no time per token
+            continue
+        said = f"{_with_half(value, half)} {unit}"
+        shown[label] = said if row["sound"] else "runs too short for an interval"
     return shown
 
 
-def _with_half(found: Estimate) -> str:
+def _with_half(value: float, half: float) -> str:
     """``1.234 ± 0.056``: the half-width to two digits, the value as far."""
-    value, half = found.value, found.upper - found.value
     if not half > 0.0:
         return f"{value:.4g}"
-    digits = max(0, 1 - int(np.floor(np.log10(half))))
+    digits = max(0, 1 - math.floor(math.log10(half)))
     return f"{value:.{digits}f} ± {half:.{digits}f}"

@@ -1,7 +1,5 @@
 """A dozen requests, moment by moment, on both servers side by side."""
 
-from __future__ import annotations
-
 import io
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,19 +17,17 @@ from llminfer.config import SimulationConfig
 from llminfer.experiment import simulate
 from llminfer.panels import html
 from llminfer.panels.panel import IMAGE
-from llminfer.panels.picture import Picture, Points, Shown
+from llminfer.panels.picture import Picture, Points, Readings
 from llminfer.record import RunRecord
 from llminfer.report import timeline
+from llminfer.report.figures import legend_above
 from llminfer.report.tables import figures_dir
 from llminfer.timing import StepTime
 from llminfer.workload import Workload
 
 TITLES: Mapping[str, str] = {"static": "static batches", "continuous": "continuous"}
-_SAME = ("waiting", "prefilling", "decoding")
-PHASE_COLORS: Mapping[str, str] = {
-    **{phase: timeline.LOOKS[phase] for phase in _SAME},
-    "held by its batch": "#a8d4ee",
-}
+_SAME = {name: timeline.LOOKS[name] for name in ("waiting", "prefilling", "decoding")}
+PHASE_COLORS: Mapping[str, str] = {**_SAME, "held by its batch": "#a8d4ee"}
 _EVENTS = ("arrives", "goes in", "first token", "last token")
 
 Spans = Mapping[str, tuple[FloatArray, FloatArray]]
@@ -70,8 +66,7 @@ class StoryPicture(Picture):
 
     def __init__(self, config: SimulationConfig) -> None:
         super().__init__()
-        few = config.replace(num_requests=self.requests, warmup_requests=0)
-        self.config = few
+        few = self.config = self.short(config)
         workload = Workload.generate(few)
         runs = {name: simulate(few.replace(server=name), workload) for name in TITLES}
         step_time = config.step_time
@@ -93,8 +88,7 @@ class StoryPicture(Picture):
                 self.add(ax, f"{server} {name}", 0, name, **bar, linestyle="-")
             self.add(ax, f"{server} now", 6, linewidth=1.0, linestyle="-")
         both[0].set_ylabel("request")
-        handles = both[0].get_legend_handles_labels()
-        figure.legend(*handles, loc="outside upper center", ncols=len(PHASE_COLORS))
+        legend_above(figure, both[0], columns=len(PHASE_COLORS))
 
     def to_frame(self) -> pd.DataFrame:
         """One row a server, phase and request, as ``timeline.draw`` takes them."""
@@ -106,32 +100,27 @@ class StoryPicture(Picture):
         return pd.concat(rows)
 
     def save_animation(self, name: str) -> Path:
-        """All moments one after another, as ``name.gif`` among the figures."""
-        was, frames = self.now, []
+        """Go through all moments, and save them as ``name.gif`` among the figures."""
+        frames = []
         for moment in range(len(self.moments)):
             self.now = moment
             self.update(self.config)
             with Image.open(io.BytesIO(self.png())) as shown:
                 frames.append(shown.convert("P", palette=Image.Palette.ADAPTIVE))
-        self.now = was
-        path = figures_dir() / f"{name}.gif"
-        pause = [500] * (len(frames) - 1) + [4000]  # ms
-        frames[0].save(
-            path, save_all=True, append_images=frames[1:], duration=pause, loop=0
-        )
+        path, pause = figures_dir() / f"{name}.gif", [500] * self.now + [4000]  # ms
+        first, *rest = frames
+        first.save(path, save_all=True, append_images=rest, duration=pause, loop=0)
         return path
 
-    def compute(self, config: SimulationConfig) -> Shown:
+    def compute(self, config: SimulationConfig) -> Readings:
         now = float(self.moments[self.now])
-        curves: dict[str, Points] = {}
         said = {"time": f"{now:.2f} s"}
         for server, own in self.spans.items():
             for name, (start, end) in own.items():
-                curves[f"{server} {name}"] = _bars(start, np.minimum(end, now))
-            ends = np.array([0.3, self.requests + 0.7])
-            curves[f"{server} now"] = (np.array([now, now]), ends)
+                self.move(f"{server} {name}", *_bars(start, np.minimum(end, now)))
+            self.move(f"{server} now", [now, now], [0.3, self.requests + 0.7])
             said[TITLES[server]] = _in_words(own, now)
-        return curves, said
+        return said
 
 
 def _bars(start: FloatArray, end: FloatArray) -> Points:
@@ -165,13 +154,9 @@ class StoryPanel(w.VBox):  # type: ignore[misc]
     def __init__(self, config: SimulationConfig) -> None:
         self.picture = StoryPicture(config)
         last = len(self.picture.moments) - 1
-        self.moment = w.IntSlider(
-            value=last // 2,
-            max=last,
-            description="moment",
-            continuous_update=False,
-            layout=w.Layout(width="420px", flex="0 0 auto"),
-        )
+        wide = w.Layout(width="420px", flex="0 0 auto")
+        look = {"description": "moment", "layout": wide, "continuous_update": False}
+        self.moment = w.IntSlider(max=last, value=last // 2, **look)
         self.play = w.Play(max=last, value=last // 2, interval=700)  # ms a moment
         self.play.tooltip = "Play, pause, or start again"
         w.jslink((self.play, "value"), (self.moment, "value"))

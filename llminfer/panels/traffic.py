@@ -1,13 +1,10 @@
 """A panel on traces: what was recorded, replayed beside its synthetic twin."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 import ipywidgets as w
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from llminfer.config import SERVERS, SimulationConfig
@@ -15,7 +12,7 @@ from llminfer.experiment import simulate
 from llminfer.panels.controls import Control, log
 from llminfer.panels.html import seconds
 from llminfer.panels.panel import Panel
-from llminfer.panels.picture import Picture, Points, Shown, over_shares, quantile_points
+from llminfer.panels.picture import Picture, Readings, over_shares
 from llminfer.report.figures import log_axis
 from llminfer.study.traffic import token_times, twin
 from llminfer.workload import Workload
@@ -47,39 +44,32 @@ class TrafficPicture(Picture):
     def compose(self, figure: Figure) -> None:
         left, right = figure.subplots(1, 2)
         over_shares(left, _LEAST, _MOST, "seconds")
-        self._pair(left, "ttft", 1, ("-", ":"), "TTFT, ")
-        self._pair(left, "tpot", 0, ("--", "-."), "TPOT, ")
-        left.legend(loc="lower left", bbox_to_anchor=(0.0, 1.0), ncols=2)
+        self.add(left, "ttft", 1, "TTFT, trace", linestyle="-")
+        self.add(left, "ttft twin", 1, "TTFT, its twin", linestyle=":")
+        self.add(left, "tpot", 0, "TPOT, trace", linestyle="--")
+        self.add(left, "tpot twin", 0, "TPOT, its twin", linestyle="-.")
         log_axis(right, _LEAST, _MOST)
         right.set(xlim=(0, self.requests), xlabel="request, by arrival")
         right.set_ylabel(f"worst TTFT of {_GROUP} in a row, s")
-        self._pair(right, "path", 1, ("-", ":"))
-        right.legend(loc="lower left", bbox_to_anchor=(0.0, 1.0), ncols=2)
+        self.add(right, "path", 1, "trace", linestyle="-")
+        self.add(right, "path twin", 1, "its twin", linestyle=":")
+        for ax in (left, right):
+            ax.legend(loc="lower left", bbox_to_anchor=(0.0, 1.0), ncols=2)
 
-    def _pair(
-        self, ax: Axes, name: str, i: int, dashes: tuple[str, str], of: str = ""
-    ) -> None:
-        """Curves of a trace and of its twin."""
-        self.add(ax, name, i, f"{of}trace", linestyle=dashes[0])
-        self.add(ax, f"{name} twin", i, f"{of}its twin", linestyle=dashes[1])
-
-    def compute(self, config: SimulationConfig) -> Shown:
+    def compute(self, config: SimulationConfig) -> Readings:
+        readings: Readings = {}
         trace = self.traces[self.chosen]
-        n = len(trace)
-        few = self.short(config)
+        begins = np.arange(0, len(trace), _GROUP)
         pace = config.arrival_rate / self.twins[self.chosen]["arrival_rate"]
-        curves: dict[str, Points] = {}
-        readings: dict[str, str] = {}
-        both = {"": trace.scaled(pace), " twin": Workload.generate(few)}
+        both = {"": trace.scaled(pace), " twin": Workload.generate(config)}
         for tail, requests in both.items():
-            times = token_times(simulate(few, requests))
+            times = token_times(simulate(config, requests))
             for name, its in times.items():
-                curves[f"{name}{tail}"] = quantile_points(its)
+                self.move_distribution(f"{name}{tail}", its)
                 p50, p99 = map(seconds, np.quantile(its, (0.5, 0.99)))
                 readings[f"{name.upper()}{tail}, p50 and p99"] = f"{p50} and {p99}"
-            worst = np.maximum.reduceat(times["ttft"], np.arange(0, n, _GROUP))
-            curves[f"path{tail}"] = (np.arange(0.0, n, _GROUP), worst)
-        return curves, readings
+            self.move(f"path{tail}", begins, np.maximum.reduceat(times["ttft"], begins))
+        return readings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,7 +100,7 @@ class PaceControl(Control):
         return config.arrival_rate / self.own_rate
 
     def write(self, config: SimulationConfig, value: float) -> SimulationConfig:
-        return config.replace(arrival_rate=float(f"{value * config.arrival_rate:.4g}"))
+        return config.replace(arrival_rate=value * config.arrival_rate)
 
 
 class TrafficPanel(Panel):

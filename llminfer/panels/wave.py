@@ -1,9 +1,6 @@
 """A picture of batch-size control while the arrival rate swings."""
 
-from __future__ import annotations
-
 import warnings
-from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -12,12 +9,13 @@ from llminfer.config import SimulationConfig
 from llminfer.experiment import simulate
 from llminfer.panels.controls import rounded
 from llminfer.panels.html import seconds
-from llminfer.panels.picture import Picture, Points, Shown
+from llminfer.panels.picture import Picture, Readings
 from llminfer.report.figures import log_axis
 from llminfer.study.measures import over_a_wave
 from llminfer.workload import Workload
 
 CONTROLLERS = ("static", "queue", "rate", "latency")
+_TARGET = {"latency": {"target": 10.0}}  # seconds
 _ACTS = 12  # times a period
 
 
@@ -45,39 +43,27 @@ class WavePicture(Picture):
         right.set_ylabel("p99 latency, seconds")
         left.legend(loc="lower left", bbox_to_anchor=(0.0, 1.0), ncols=4)
 
-    def shown(self, config: SimulationConfig) -> SimulationConfig:
+    def short(self, config: SimulationConfig) -> SimulationConfig:
         mean = config.arrival_rate
         swing = {"amplitude": 0.8 * mean, "period": self.requests / 2.0 / mean}
         wave = {"arrival_pattern": "sinusoidal", "arrival_pattern_params": swing}
-        return rounded(self.short(config).replace(**wave))
+        return rounded(super().short(config).replace(**wave))
 
-    def compute(self, config: SimulationConfig) -> Shown:
-        wave = self.shown(config)
-        period = wave.arrival_pattern_params["period"]
-        requests = Workload.generate(wave)
-        curves: dict[str, Points] = {}
-        readings: dict[str, str] = {}
+    shown = short
+
+    def compute(self, config: SimulationConfig) -> Readings:
+        readings: Readings = {}
+        period = config.arrival_pattern_params["period"]
+        requests = Workload.generate(config)
         for name in CONTROLLERS:
-            run = wave.replace(**control(name, period / _ACTS, target=10.0))
+            every = {} if name == "static" else {"interval": period / _ACTS}
+            params = every | _TARGET.get(name, {})
+            run = config.replace(batch_control=name, batch_control_params=params)
             with warnings.catch_warnings(action="ignore"):
                 found = over_a_wave(run, simulate(run, requests))
             shown = slice(None, 60)
             time = np.array(found["time"][shown]) / period
-            curves[f"{name} limit"] = (time, np.array(found["limit"][shown]))
-            curves[f"{name} p99"] = (time, np.array(found["p99"][shown]))
+            for what in ("limit", "p99"):
+                self.move(f"{name} {what}", time, found[what][shown])
             readings[f"p99 at the peak, {name}"] = seconds(found["p99_peak"])
-        return curves, readings
-
-
-def control(name: str, interval: float, target: float) -> dict[str, Any]:
-    """The fields of a configuration that choose a controller.
-
-    Args:
-        name: ``static``, ``queue``, ``rate`` or ``latency``.
-        interval: Seconds between its acts.
-        target: The p99 that ``latency`` aims at, seconds.
-    """
-    params: dict[str, Any] = {} if name == "static" else {"interval": interval}
-    if name == "latency":
-        params["target"] = target
-    return {"batch_control": name, "batch_control_params": params}
+        return readings

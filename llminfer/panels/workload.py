@@ -1,9 +1,6 @@
 """A panel on workloads: another law of prompt lengths at the same offered load."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import ipywidgets as w
@@ -40,35 +37,29 @@ class WorkloadPicture(picture.Picture):
         self.add(right, "tokens", 3, "of all prompt tokens")
         right.legend(loc="lower left", bbox_to_anchor=(0.0, 1.0), ncols=2)
 
-    def compute(self, config: SimulationConfig) -> picture.Shown:
-        few = self.short(config)
+    def compute(self, config: SimulationConfig) -> picture.Readings:
+        self._move_shares(config.prompts)
+        readings = picture.here_and_stable(self, config)
         sizes = picture.stable_limits(config)
-        curves = _cumulative_shares(config.prompts)
-        curves["here"], readings = picture.at_its_own_limit(few)
-        readings |= picture.stable_from(sizes)
         best: list[tuple[int, float]] = []
-        for rule, (_, p99) in picture.by_batch_limit(few, sizes).items():
-            curves[rule] = (np.array(sizes), p99)
+        for rule, (_, p99) in picture.by_batch_limit(config, sizes).items():
+            self.move(rule, sizes, p99)
             if sizes:
                 size, least = sizes[p99.argmin()], p99.min()
                 best.append((size, least))
                 readings[f"best, {rule}"] = f"B = {size} with {seconds(least)}"
-        limits, lowest = np.array(best).reshape(-1, 2).T
-        curves["best"] = (limits, lowest)
+        self.move("best", *np.array(best).reshape(-1, 2).T)
         mean, deviation = config.prompts.expectation(), config.prompts.variance() ** 0.5
         moments = f"mean {mean:.0f}, standard deviation {deviation:.0f} tokens"
-        return curves, readings | {"prompts": moments}
+        return readings | {"prompts": moments}
 
-
-def _cumulative_shares(prompts: LengthLaw) -> dict[str, picture.Points]:
-    """Which share of requests, and of their tokens, lies in prompts up to a length."""
-    chance = prompts.pmf()
-    tokens = chance * np.arange(len(chance))
-    at = np.minimum(_LENGTHS.astype(int), len(chance) - 1)
-    return {
-        "requests": (_LENGTHS, chance.cumsum()[at]),
-        "tokens": (_LENGTHS, tokens.cumsum()[at] / tokens.sum()),
-    }
+    def _move_shares(self, prompts: LengthLaw) -> None:
+        """The shares of requests and of their tokens in prompts up to a length."""
+        chance = prompts.pmf()
+        tokens = chance * np.arange(len(chance))
+        at = np.minimum(_LENGTHS.astype(int), len(chance) - 1)
+        self.move("requests", _LENGTHS, chance.cumsum()[at])
+        self.move("tokens", _LENGTHS, tokens.cumsum()[at] / tokens.sum())
 
 
 class Shape(NamedTuple):
@@ -78,44 +69,37 @@ class Shape(NamedTuple):
     label: str  # of the parameter
     parameter: str
     values: Sequence[float]
-    start: float
-    fixed: Mapping[str, float]  # the other parameters
 
 
 def _steps(low: float, high: float, step: float) -> list[float]:
     return [round(low + i * step, 2) for i in range(round((high - low) / step) + 1)]
 
 
-_FROM_10, _CAP = {"min": 10}, {"max": 8192}  # tokens; the most is the context
-_ENDS = _FROM_10 | _CAP
 SHAPES: Mapping[str, Shape] = {
-    "uniform": Shape(
-        "uniform from 10", "up to, tokens", "max", _steps(50, 1000, 50), 500, _FROM_10
-    ),
-    "lognormal": Shape(
-        "log-normal, μ = 4", "σ", "sigma", _steps(0.1, 2.5, 0.1), 1.5, {"mu": 4} | _CAP
-    ),
-    "powerlaw": Shape(
-        "power law from 10", "exponent", "alpha", _steps(1.1, 4, 0.1), 2, _ENDS
-    ),
+    "uniform": Shape("uniform from 10", "up to, tokens", "max", _steps(50, 1000, 50)),
+    "lognormal": Shape("log-normal, μ = 4", "σ", "sigma", _steps(0.1, 2.5, 0.1)),
+    "powerlaw": Shape("power law from 10", "exponent", "alpha", _steps(1.1, 4, 0.1)),
+}
+STARTS: Mapping[str, Mapping[str, float]] = {  # no prompt is longer than the context
+    "uniform": {"min": 10, "max": 500},
+    "lognormal": {"mu": 4, "sigma": 1.5, "max": 8192},
+    "powerlaw": {"alpha": 2, "min": 10, "max": 8192},
 }
 
 
-@dataclass(frozen=True)
 class LawControl(Control):
     """The laws of prompt lengths to choose from."""
 
-    def read(self, config: SimulationConfig) -> str:
-        return config.prompt_length_dist
-
     def write(self, config: SimulationConfig, value: str) -> SimulationConfig:
-        return _with_prompts(config, value, SHAPES[value].start)
+        return config.replace(
+            prompt_length_dist=value, prompt_dist_params=STARTS[value]
+        )
 
     def follow(self, widgets: Widgets) -> None:
-        _SHAPE.put(widgets, SHAPES[widgets["law"].value].start)
+        law = widgets[self.name].value
+        _SHAPE.put(widgets, STARTS[law][SHAPES[law].parameter])
 
 
-@dataclass(frozen=True)
 class ShapeControl(Control):
     """The parameter of the law that is chosen."""
 
@@ -124,16 +108,16 @@ class ShapeControl(Control):
         return float(config.prompt_dist_params[parameter])
 
     def write(self, config: SimulationConfig, value: float) -> SimulationConfig:
-        return _with_prompts(config, config.prompt_length_dist, value)
+        parameter = SHAPES[config.prompt_length_dist].parameter
+        return config.replace(**{f"prompt_dist_params.{parameter}": value})
 
     def put(self, widgets: Widgets, value: float) -> None:
-        shape, slider = SHAPES[widgets["law"].value], widgets[self.name]
+        shape, slider = SHAPES[widgets[_LAW.name].value], widgets[self.name]
         slider.description = shape.label
         slider.options = [(f"{step:g}", step) for step in shape.values]
         super().put(widgets, value)
 
 
-@dataclass(frozen=True)
 class LoadControl(Control):
     """The offered load, which the arrival rate follows."""
 
@@ -141,18 +125,11 @@ class LoadControl(Control):
         return config.offered_load
 
     def write(self, config: SimulationConfig, value: float) -> SimulationConfig:
-        rate = float(f"{value * config.max_stable_rate:.4g}")
-        return config.replace(arrival_rate=rate)
-
-
-def _with_prompts(config: SimulationConfig, law: str, value: float) -> SimulationConfig:
-    """``config`` with prompts of a law, whose parameter that moves is ``value``."""
-    params = {**SHAPES[law].fixed, SHAPES[law].parameter: value}
-    return config.replace(prompt_length_dist=law, prompt_dist_params=params)
+        return config.replace(arrival_rate=value * config.max_stable_rate)
 
 
 _LAWS = [(shape.name, law) for law, shape in SHAPES.items()]
-_LAW = LawControl("law", "prompts", w.Dropdown, {"options": _LAWS})
+_LAW = LawControl("prompt_length_dist", "prompts", w.Dropdown, {"options": _LAWS})
 _SHAPE = ShapeControl("shape", "", w.SelectionSlider, {"options": [0]})
 _LOADS = {"min": 0.1, "max": 0.95, "step": 0.05}
 

@@ -1,7 +1,5 @@
 """Numbers as a reader wants them, and any text as LaTeX."""
 
-from __future__ import annotations
-
 import math
 import re
 from numbers import Integral, Real
@@ -20,14 +18,11 @@ def _last_word(character: str) -> str:
     return name(character).split()[-1].lower().replace("lamda", "lambda")
 
 
-_SIGNS = "×·±≤≥≈∞→\N{MICRO SIGN}ΔΣ<>" + _MINUS
 _COMMANDS = r"\times \cdot \pm \le \ge \approx \infty \to \mu \Delta \Sigma < > -"
-_IN_LATEX = {
+_SIGNS = zip("×·±≤≥≈∞→\N{MICRO SIGN}ΔΣ<>−", _COMMANDS.split(), strict=True)
+_IN_LATEX: dict[str, str | int | None] = {
     **{c: f"\\ensuremath{{\\{_last_word(c)}}}" for c in "αβγδεθκλμπρστφ"},
-    **{
-        c: f"\\ensuremath{{{sign}}}"
-        for c, sign in zip(_SIGNS, _COMMANDS.split(), strict=True)
-    },
+    **{c: f"\\ensuremath{{{sign}}}" for c, sign in _SIGNS},
     **{c: f"\\textsuperscript{{{i}}}" for i, c in enumerate("⁰¹²³⁴⁵⁶⁷⁸⁹")},
     **{c: "\\" + c for c in "{}$&#%_"},
     **{c: f"{{{c}}}" for c in "[]*"},  # a \\ before them would take them for its own
@@ -53,24 +48,20 @@ def shown(value: Any, spec: str = "") -> str:
     >>> shown(0.59612), shown(10500), shown(0.2834, ".1%"), shown(1.5e9)
     ('0.596', '10,500', '28.3%', '1.50×10⁹')
     """
-    if isinstance(value, str):
-        return value
     if hasattr(value, "item"):
         value = value.item()  # numpy's scalars as Python's
     if isinstance(value, bool):
         return "yes" if value else "no"
-    if not isinstance(value, Real):
-        return "–" if value is None else str(value)
-    real = float(value)
-    if math.isnan(real):
+    if value is None or (isinstance(value, float) and math.isnan(value)):
         return "–"
-    if math.isinf(real):
-        text = "∞" if real > 0.0 else "-∞"
-    elif spec:
-        text = format(value, spec)
+    if not isinstance(value, Real):
+        return str(value)
+    if math.isinf(value):
+        text = "∞" if float(value) > 0.0 else "-∞"
+    elif spec or isinstance(value, Integral):
+        text = format(value, spec or ",")
     else:
-        whole = isinstance(value, Integral)
-        text = f"{value:,}" if whole else _three_digits(real)
+        text = _three_digits(float(value))
     return text.replace("-", _MINUS)
 
 
@@ -109,16 +100,11 @@ def escape(text: str) -> str:
     Raises:
         ConfigError: A character LaTeX does not know by itself; names it.
     """
-    return "".join(map(_escaped, text))
-
-
-def _escaped(character: str) -> str:
-    if character in _IN_LATEX:
-        return _IN_LATEX[character]
-    if character.isascii() or (character.isalpha() and ord(character) < 0x180):
-        return character
-    code = f"U+{ord(character):04X}"
-    raise ConfigError(f"text: {character!r} ({code}) in LaTeX: must be put in words")
+    for c in set(text) - _IN_LATEX.keys():
+        if not (c.isascii() or (c.isalpha() and ord(c) < 0x180)):
+            code = f"U+{ord(c):04X}"
+            raise ConfigError(f"text: {c!r} ({code}) in LaTeX: must be put in words")
+    return text.translate(str.maketrans(_IN_LATEX))
 
 
 def macro_name(given: str) -> str:

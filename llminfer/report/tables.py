@@ -1,13 +1,11 @@
 """What leaves a notebook for the report: tables, and the numbers it quotes."""
 
-from __future__ import annotations
-
 import os
 import re
 import sqlite3
 import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -185,7 +183,7 @@ def save_verdicts(
     """
     save_numbers(verdicts, source)
     columns = ["hypothesis", "outcome", "measured", "claimed"]
-    rows = [[getattr(verdict, c) for c in columns] for verdict in verdicts.values()]
+    rows = ([getattr(its, name) for name in columns] for its in verdicts.values())
     table = pd.DataFrame(rows, columns=columns)
     save_table(table, f"{source}_verdicts", caption)
     return table
@@ -216,14 +214,11 @@ def save_numbers(
     fresh = _macros(values)
     _safe("source", source)
     path = (figures_dir() / "numbers.tex").resolve()
-    with _locked(path):
+    with closing(sqlite3.connect(path.with_name(".numbers.lock"), timeout=60.0)) as own:
+        own.execute("BEGIN EXCLUSIVE")  # nobody else writes; a crash lets go of it
         old = _LINE.findall(path.read_text("utf-8")) if path.exists() else []
         again = (path, source) in _begun
-        kept = {
-            name: (text, writer)
-            for name, text, writer in old
-            if writer != source or again
-        }
+        kept = {n: (text, by) for n, text, by in old if by != source or again}
         for name, text in fresh.items():
             writer = kept.get(name, (text, source))[1]
             if writer != source:
@@ -246,18 +241,14 @@ def _macros(values: Mapping[str, Any]) -> dict[str, str]:
     return found
 
 
-def _parts(name: str, value: Any) -> dict[str, str]:
+def _parts(name: str, value: Any, spec: str = "") -> dict[str, str]:
     if isinstance(value, Verdict):
         said = {f"{name}Outcome": value.outcome, f"{name}Verdict": str(value)}
-        return _bounds(name, value.estimate, value.spec) | said
+        return said | _parts(name, value.estimate, value.spec)
     if isinstance(value, Estimate):
-        return _bounds(name, value)
+        names = (name, f"{name}Low", f"{name}High")
+        return dict(zip(names, shown_with_bounds(value, spec), strict=True))
     return {name: shown(value)}
-
-
-def _bounds(name: str, found: Estimate, spec: str = "") -> dict[str, str]:
-    names = (name, f"{name}Low", f"{name}High")
-    return dict(zip(names, shown_with_bounds(found, spec), strict=True))
 
 
 def _replace(path: Path, macros: Mapping[str, tuple[str, str]]) -> None:
@@ -267,17 +258,6 @@ def _replace(path: Path, macros: Mapping[str, tuple[str, str]]) -> None:
     half = path.with_suffix(".tmp")
     half.write_text(_HEADER + "".join(lines), encoding="utf-8")
     os.replace(half, path)
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Nobody else writes ``path`` meanwhile; a crash lets go of the lock."""
-    holder = sqlite3.connect(path.with_name(".numbers.lock"), timeout=60.0)
-    try:
-        holder.execute("BEGIN EXCLUSIVE")
-        yield
-    finally:
-        holder.close()
 
 
 def _safe(field: str, name: str) -> str:

@@ -1,10 +1,7 @@
 """Who is where in a few seconds of a run: a bar a request, blocks held below."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
-from types import MappingProxyType
 
 import numpy as np
 import pandas as pd
@@ -16,7 +13,7 @@ from llminfer.record import RunRecord
 from llminfer.report.figures import COLORS
 from llminfer.timeseries import kv_occupancy, queue_length, running
 
-LOOKS = {
+LOOKS: Mapping[str, str] = {
     "waiting": "#bbbbbb",
     "prefilling": COLORS[1],
     "decoding": COLORS[0],
@@ -78,9 +75,7 @@ def phases(
     return rows[rows["end"] > rows["begin"]].reset_index(drop=True)
 
 
-def draw(
-    ax: Axes, table: pd.DataFrame, looks: Mapping[str, str] = MappingProxyType(LOOKS)
-) -> None:
+def draw(ax: Axes, table: pd.DataFrame, looks: Mapping[str, str] = LOOKS) -> None:
     """One bar a request, the first to arrive on top.
 
     Args:

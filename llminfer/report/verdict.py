@@ -1,7 +1,5 @@
 """Verdicts: a hypothesis, and what an interval says of it."""
 
-from __future__ import annotations
-
 import html
 import math
 from dataclasses import dataclass
@@ -142,10 +140,10 @@ class Verdict:
     def claimed(self) -> str:
         """``5 to 7 s``, ``above 5 s`` or ``below 7 s``."""
         low, high = (shown(bound, self.spec or "g") for bound in (self.low, self.high))
-        if not self._one_sided:
-            return self._with_unit(f"{low} to {high}")
-        one = f"above {low}" if self.low > -math.inf else f"below {high}"
-        return self._with_unit(one)
+        said = f"{low} to {high}"
+        if self._one_sided:
+            said = f"above {low}" if self.low > -math.inf else f"below {high}"
+        return self._with_unit(said)
 
     @property
     def _one_sided(self) -> bool:
@@ -161,11 +159,9 @@ class Verdict:
         return f"{self.hypothesis}\n{self}"
 
     def _repr_html_(self) -> str:
-        word, _, rest = str(self).partition(":")
-        color = _COLORS[self.outcome]
-        head = f'<b style="color:{color}">{word.capitalize()}</b>'
-        hypothesis = html.escape(self.hypothesis)
-        return f"<p><i>{hypothesis}</i><br>{head}: {html.escape(rest.strip())}</p>"
+        word, _, rest = html.escape(str(self)).partition(":")
+        head = f'<b style="color:{_COLORS[word]}">{word.capitalize()}</b>'
+        return f"<p><i>{html.escape(self.hypothesis)}</i><br>{head}:{rest}</p>"
 
 
 def _estimate(found: Estimate | Row) -> Estimate:
