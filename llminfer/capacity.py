@@ -330,8 +330,7 @@ def loads(what: What) -> list[SimulationConfig]:
     its, found = fitted_to(what), []
     for config in (its.config(), *its.draws(_DRAWS)):
         n = max(_FEWEST, (_BATCHES + 1) * config.largest_batch * config.replicas)
-        like = described(its.log.workload, config)
-        found.append(like.replace(num_requests=n + n // 10, warmup_requests=n // 10))
+        found.append(config.replace(num_requests=n + n // 10, warmup_requests=n // 10))
     return found
 
 

@@ -36,7 +36,7 @@ def test_a_summary_is_drawn_with_its_bands_in_our_colours_and_dashes():
     assert [ax.get_xticks().tolist() for ax in fig.axes] == [[1, 2]] * 2
     assert fig.get_figwidth() == figures.PAGE
     assert [ax.get_title() for ax in fig.axes] == ["one", "two"]
-    assert [len(ax.collections) for ax in fig.axes] == [4, 4]
+    assert [len(ax.patches) for ax in fig.axes] == [4, 4]
     lines = [line for line in fig.axes[0].get_lines() if len(line.get_xdata())]
     assert [line.get_ydata().tolist() for line in lines] == [
         [0, 1], [4, 5], [8, 9], [12, 13],
@@ -51,18 +51,25 @@ def test_a_summary_is_drawn_with_its_bands_in_our_colours_and_dashes():
     plt.close(fig)
 
 
+def test_a_summary_without_alternatives_is_one_curve():
+    rows = {"B": [1, 2], "mean": [1.0, 2.0], "ci_lower": [0, 1], "ci_upper": [2, 3]}
+    fig = figures.draw_summary(pd.DataFrame(rows), "B")
+    assert len(fig.axes[0].patches) == 1
+    assert not fig.legends
+    plt.close(fig)
+
+
 def test_a_point_of_runs_too_short_looks_hollow():
     rows = {"B": [1, 2], "mean": [1.0, 2.0], "ci_lower": [0, 1], "ci_upper": [2, 3]}
-    named = {"rule": "a", "server": "b", "sound": [True, False]}
-    table = pd.DataFrame({**rows, **named})
-    fig = figures.draw_summary(table, "B", color="rule", panel="server")
+    table = pd.DataFrame({**rows, "sound": [True, False]})
+    fig = figures.draw_summary(table, "B")
     fig.canvas.draw()
-    line, hollow, *_ = fig.axes[0].get_lines()
-    assert hollow.get_xdata().tolist() == [2]
+    (hollow,), (line, *_) = fig.axes[0].collections, fig.axes[0].get_lines()
     place = fig.axes[0].transData.transform((2, 2.0)).round().astype(int)
     pixels = np.asarray(fig.canvas.buffer_rgba())
     assert list(pixels[pixels.shape[0] - place[1], place[0]][:3]) == [255] * 3
     assert hollow.get_zorder() > line.get_zorder()
-    texts = [text.get_text() for text in fig.legends[0].get_texts()]
-    assert texts == ["a", "runs too short"]
+    assert [text.get_text() for text in fig.legends[0].get_texts()] == [
+        "runs too short"
+    ]
     plt.close(fig)

@@ -1,6 +1,6 @@
 """Figures for print and screen: one style, one way to save."""
 
-import math
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from llminfer.report.tables import figures_dir
 
@@ -18,8 +19,6 @@ COLUMN, PAGE = 3.4, 7.0  # inches: one column and the full width of a two-column
 DASHES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (3, 1)), (0, (1, 1)))
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 GHOST = "#888888"
-_DOT = {"marker": "o", "markersize": 5.0, "markeredgewidth": 1.2, "zorder": 3.0}
-_HOLLOW: Any = {**_DOT, "markerfacecolor": "white", "linestyle": "none"}
 # As printed: figures are drawn at their final width.
 STYLE: Any = mpl.rc_params_from_file(
     Path(__file__).with_name("print.mplstyle"), use_default_template=False
@@ -90,9 +89,9 @@ def draw_summary(
     table: pd.DataFrame,
     x: str,
     *,
-    color: str,
-    panel: str,
+    color: str | None = None,
     linestyle: str | None = None,
+    panel: str | None = None,
     height: float = 2.4,
     labels: tuple[str, str] = ("", ""),
     log_x: Sequence[int] | None = None,
@@ -105,50 +104,73 @@ def draw_summary(
             here, a row a point. One that rests on too little (``sound``) is hollow.
         x: The column along the axis.
         color: The column whose values get a colour each, in order of appearance.
-        panel: The column whose values get axes each, three in a row.
         linestyle: The column whose values get a line style each.
+        panel: The column whose values get axes each, three in a row.
         height: Inches; the width is the page's.
         labels: Of the axes, with units: x and y.
         log_x: The ticks of a log axis in x; see ``powers_of_two``.
         log_y: The ends of a log axis in y; see ``log_axis``.
     """
-    table = table.assign(line=table[linestyle] if linestyle else "")
-    colors = dict(zip(table[color].unique(), COLORS, strict=False))
-    dashes = dict(zip(table["line"].unique(), DASHES, strict=False))
-    panels = table.groupby(panel, sort=False)
-    shape = (math.ceil(len(panels) / 3), min(len(panels), 3))
-    fig, axes = new(*shape, height=height, sharex=True, sharey=True, squeeze=False)
-    for ax, (title, rows) in zip(axes.flat, panels, strict=False):
-        for (value, line), its in rows.groupby([color, "line"], sort=False):
-            _marked(ax, its, x, color=colors[value], linestyle=dashes[line])
+    import seaborn.objects as so
+
+    named = {"color": color, "linestyle": linestyle}
+    named = {key: column for key, column in named.items() if column is not None}
+    looks = {key: _looks(table[column], key) for key, column in named.items()}
+    plot = so.Plot(table, x, "mean", ymin="ci_lower", ymax="ci_upper")
+    plot = plot if panel is None else plot.facet(panel, wrap=3)
+    plot = plot.add(so.Band(alpha=0.2), color=color, group=linestyle, legend=False)
+    plot = plot.add(so.Line(marker="o"), legend=False, **named)
+    short = table[~table["sound"].astype(bool)] if "sound" in table else table[:0]
+    if len(short):
+        hollow = so.Dot(color="white", pointsize=5.0, edgewidth=1.2)
+        plot = plot.add(hollow, data=short, edgecolor=color, legend=False)
+        plot = plot.scale(edgecolor=looks["color"]) if color else plot
+    fig = _drawn(plot.scale(**looks).label(x=labels[0], y=labels[1]), height)
+    for ax in fig.axes:
+        for dot in ax.collections:  # else the line's own markers fill the hollow ones
+            dot.set_zorder(3.0)
         if log_x is not None:
             powers_of_two(ax, log_x)
         if log_y is not None:
             log_axis(ax, *log_y)
-        ax.set(title=title, xlabel=labels[0], ylabel=labels[1])
-        ax.label_outer()
-    for ax in axes.flat[len(panels) :]:
-        ax.remove()
-    _add_keys(axes[0, 0], colors, dashes if linestyle else {})
-    if "sound" in table and not table["sound"].all():
-        axes[0, 0].plot([], [], color="black", label="runs too short", **_HOLLOW)
-    legend_above(fig, axes[0, 0], columns=9, handlelength=3.0)
+    _add_legend(fig, looks, marked=len(short) > 0)
     return fig
 
 
-def _add_keys(ax: Axes, colors: Mapping[Any, str], dashes: Mapping[Any, Any]) -> None:
-    """Empty curves for a legend: a key for each colour and, in black, each style."""
-    for value, one in colors.items():
-        ax.plot([], [], color=one, marker="o", label=value)
-    for value, one in dashes.items():
-        ax.plot([], [], color="black", linestyle=one, label=value)
+def _looks(values: pd.Series, key: str) -> dict[Any, Any]:
+    """A colour or a line style for each value, in order of appearance."""
+    cycle: tuple[Any, ...] = COLORS if key == "color" else DASHES
+    return dict(zip(values.unique(), cycle, strict=False))
 
 
-def _marked(ax: Axes, table: pd.DataFrame, x: str, **look: Any) -> None:
-    """A curve with marks; one that rests on too little is hollow."""
-    curve(ax, table, x, marker="o", **look)
-    short = table[~table["sound"].astype(bool)] if "sound" in table else table[:0]
-    ax.plot(short[x], short["mean"], color=look["color"], **_HOLLOW)
+def _drawn(plot: Any, height: float) -> Figure:
+    """A plot of ``seaborn.objects`` in our style."""
+    mpl.rcParams.update(STYLE)
+    fig = plt.figure(figsize=(PAGE, height), layout="constrained")
+    style = {key: mpl.rcParams[key] for key in plot.config.theme}
+    with warnings.catch_warnings():  # seaborn 0.13 is older than pandas 3
+        warnings.filterwarnings("ignore", "The copy keyword")
+        plot.theme(style).on(fig).plot()
+    return fig
+
+
+def _add_legend(
+    fig: Figure, looks: Mapping[str, Mapping[Any, Any]], marked: bool
+) -> None:
+    """A legend above, with a key for each colour and, in black, each line style."""
+    plain = {"color": {"marker": "o"}, "linestyle": {"color": "black"}}
+    handles = [
+        Line2D([], [], label=str(value), **{**plain[key], key: one})
+        for key, values in looks.items()
+        for value, one in values.items()
+    ]
+    if marked:
+        hollow: Any = {"marker": "o", "linestyle": "none", "color": "black"}
+        label = "runs too short"
+        handles.append(Line2D([], [], label=label, markerfacecolor="white", **hollow))
+    if handles:
+        columns = {"ncols": len(handles), "handlelength": 3.0}
+        fig.legend(handles=handles, loc="outside upper center", **columns)
 
 
 def dots(
@@ -209,11 +231,11 @@ def log_axis(ax: Axes, low: float, high: float) -> None:
     ax.yaxis.set_minor_formatter("")
 
 
-def legend_above(fig: Figure, ax: Axes, columns: int = 4, **look: Any) -> None:
+def legend_above(fig: Figure, ax: Axes, columns: int = 4) -> None:
     """One legend for all axes of a figure, above them: the curves of ``ax``."""
-    handles, labels = ax.get_legend_handles_labels()
-    look |= {"loc": "outside upper center", "ncols": columns}
-    fig.legend(handles, labels, **look)
+    fig.legend(
+        *ax.get_legend_handles_labels(), loc="outside upper center", ncols=columns
+    )
 
 
 def powers_of_two(ax: Axes, values: Sequence[int]) -> None:
