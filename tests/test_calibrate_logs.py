@@ -24,7 +24,6 @@ from llminfer.calibrate import (
 from llminfer.capacity import SLO, capacity
 from llminfer.data.logs import ServedLog
 from llminfer.experiment import metrics_of
-from llminfer.laws.engines import PRESETS
 from llminfer.stats.intervals import Estimate
 
 KNOWN = {name: Estimate(value, 0.0, 1.0) for name, value in TRUTH.items()}
@@ -301,9 +300,3 @@ def test_a_table_by_users_needs_the_closed_loop():
     found = fit_table(table_of([1, 4, 16], by="concurrency"), ENGINE)
     for name in ("alpha", "gamma"):
         assert found.coefficients[name].value == pytest.approx(TRUTH[name], rel=0.1)
-
-
-def test_presets_are_read_under_their_own_law():
-    h200_law = PRESETS["llama-3.1-8b-h200"].coefficients
-    with pytest.raises(ConfigError, match=r"^launch=0.0144: must be 0 unless step_law"):
-        SimulationConfig(**{**h200_law, "step_law": "sum"})
