@@ -132,7 +132,8 @@ def test_requests_that_were_given_up_load_the_engine_and_are_not_compared():
     kept = Workload(*(column[~late] for column in vars(log.workload).values()))
     easier = found.config(**kept.law()).max_stable_rate
     assert easier > 1.02 * found.config().max_stable_rate
-    assert fit(log, SETTINGS, share=1.0).laws["sum"] < 0.02
+    small = impatient(made_log(n=30))[0]
+    assert fit(small, SETTINGS, share=1.0).laws["sum"] < 0.03
 
 
 # Tokens found in the prefix cache
@@ -145,8 +146,9 @@ def test_what_a_prefix_cache_had_is_not_computed():
     settings["step_law"] = "roofline"
     found = fit(log, settings)
     assert found.errors()["mean"].abs().max() < 0.05
-    unaware = fit(dataclasses.replace(log, cached_tokens=None), settings)
-    assert abs(unaware.errors().loc["ttft", "mean"]) > 0.2
+    whole = simulate(found.config(warmup_requests=0), log.workload)
+    unaware = errors(log, ServedLog.from_record(whole), ~found.fitted)
+    assert unaware.loc["ttft", "mean"] > 0.5
     hits = log.cached_tokens
     assert hits.sum() > 0.4 * log.workload.prompt_length.sum()
     own = found.config().prompts.expectation()
@@ -265,7 +267,8 @@ def test_a_table_by_rate_finds_what_an_engine_carries(by_rate):
 
 def test_a_table_of_one_statistic_says_what_it_cannot_tell(by_rate):
     settings = {k: v for k, v in ENGINE.items() if k != "step_law"}
-    few = fit_table(by_rate.loc[:1, ["rate", *ROWS, "p50_tpot"]], settings)
+    one = by_rate.loc[:0, ["rate", *ROWS, "p50_tpot"]].assign(requests=20)
+    few = fit_table(one, settings)
     assert {"alpha", "beta"} <= set(few.unidentified)
     assert set(few.laws) == {"sum", "roofline"}
 
