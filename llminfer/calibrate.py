@@ -367,11 +367,9 @@ def fit_jointly(
     for run in runs:
         if "max_concurrency" not in run.settings and (most := users(run.log)):
             said = (
-                f"log of {len(run.log)} requests: it looks like {most} users who wait"
+                f"log of {len(run.log)} requests: {most} users, it looks like, who wait"
             )
-            said += (
-                f" for answers, which only max_concurrency={most} as a setting keeps"
-            )
+            said += f" for answers; only max_concurrency={most} as a setting keeps that"
             warnings.warn(said, stacklevel=3)
         its = {**vars(best), "settings": {**run.settings, **best.settings}}
         record = simulate(Fitted(**its).config(), run.workload)

@@ -191,7 +191,9 @@ def test_a_measured_log_says_who_sent_it(run, most):
     log, settings, steps = h200(run)
     assert users(log) == most
     if most:
-        with pytest.warns(UserWarning, match="looks like 16 users who wait") as seen:
+        with pytest.warns(
+            UserWarning, match="16 users, it looks like, who wait"
+        ) as seen:
             fit(log, settings | {"step_law": "sum"}, steps=steps)
         assert seen[0].filename == __file__
 
