@@ -365,11 +365,11 @@ def fit_jointly(
     best = _fit_laws(runs, named)
     fits = []
     for run in runs:
-        if most := users(run.log):
+        if "max_concurrency" not in run.settings and (most := users(run.log)):
             said = (
-                f"log of {len(run.log)} requests: it looks like {most} users, each of "
+                f"log of {len(run.log)} requests: {most} users, it looks like, who wait"
             )
-            said += "whom waits for answers; as arrivals they wait for no slower engine"
+            said += f" for answers; only max_concurrency={most} as a setting keeps that"
             warnings.warn(said, stacklevel=3)
         its = {**vars(best), "settings": {**run.settings, **best.settings}}
         record = simulate(Fitted(**its).config(), run.workload)

@@ -123,10 +123,11 @@ def plan(what: ServedLog | Calibration, slo: SLO, n_jobs: int | None = None) -> 
     for setting, changes in _changes(base, its.binds).items():
         rows.append({"setting": setting, **_changed(trials, draws, changes, its)})
     what_ifs = pd.DataFrame(rows)
+    limits = ", ".join(map(str, slo.limits))
     sentence = (
-        f"This engine carries {_words(rows[0], 'rate')} requests/s like those of its "
-        f"log within {', '.join(map(str, slo.limits))}: {its.rate / own:.2g} times the "
-        f"{own:.3g} of the log. What breaks first is {its.binds}."
+        f"This engine carries {str(its).partition(', ')[0]} like those of its log "
+        f"within {limits}: {its.rate / own:.2g} times the {own:.3g} of the log. What "
+        f"breaks first is {its.binds}."
     )
     sections: dict[str, list[Part]] = {
         "The log": [_held(fitted, base)],

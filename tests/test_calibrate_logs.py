@@ -24,7 +24,6 @@ from llminfer.calibrate import (
 from llminfer.capacity import SLO, capacity
 from llminfer.data.logs import ServedLog
 from llminfer.experiment import metrics_of
-from llminfer.laws.engines import PRESETS
 from llminfer.stats.intervals import Estimate
 
 KNOWN = {name: Estimate(value, 0.0, 1.0) for name, value in TRUTH.items()}
@@ -133,7 +132,8 @@ def test_requests_that_were_given_up_load_the_engine_and_are_not_compared():
     kept = Workload(*(column[~late] for column in vars(log.workload).values()))
     easier = found.config(**kept.law()).max_stable_rate
     assert easier > 1.02 * found.config().max_stable_rate
-    assert fit(log, SETTINGS, share=1.0).laws["sum"] < 0.02
+    small = impatient(made_log(n=30))[0]
+    assert fit(small, SETTINGS, share=1.0).laws["sum"] < 0.03
 
 
 # Tokens found in the prefix cache
@@ -146,8 +146,9 @@ def test_what_a_prefix_cache_had_is_not_computed():
     settings["step_law"] = "roofline"
     found = fit(log, settings)
     assert found.errors()["mean"].abs().max() < 0.05
-    unaware = fit(dataclasses.replace(log, cached_tokens=None), settings)
-    assert abs(unaware.errors().loc["ttft", "mean"]) > 0.2
+    whole = simulate(found.config(warmup_requests=0), log.workload)
+    unaware = errors(log, ServedLog.from_record(whole), ~found.fitted)
+    assert unaware.loc["ttft", "mean"] > 0.5
     hits = log.cached_tokens
     assert hits.sum() > 0.4 * log.workload.prompt_length.sum()
     own = found.config().prompts.expectation()
@@ -190,7 +191,9 @@ def test_a_measured_log_says_who_sent_it(run, most):
     log, settings, steps = h200(run)
     assert users(log) == most
     if most:
-        with pytest.warns(UserWarning, match="looks like 16 users, each of") as seen:
+        with pytest.warns(
+            UserWarning, match="16 users, it looks like, who wait"
+        ) as seen:
             fit(log, settings | {"step_law": "sum"}, steps=steps)
         assert seen[0].filename == __file__
 
@@ -266,7 +269,8 @@ def test_a_table_by_rate_finds_what_an_engine_carries(by_rate):
 
 def test_a_table_of_one_statistic_says_what_it_cannot_tell(by_rate):
     settings = {k: v for k, v in ENGINE.items() if k != "step_law"}
-    few = fit_table(by_rate.loc[:1, ["rate", *ROWS, "p50_tpot"]], settings)
+    one = by_rate.loc[:0, ["rate", *ROWS, "p50_tpot"]].assign(requests=20)
+    few = fit_table(one, settings)
     assert {"alpha", "beta"} <= set(few.unidentified)
     assert set(few.laws) == {"sum", "roofline"}
 
@@ -301,9 +305,3 @@ def test_a_table_by_users_needs_the_closed_loop():
     found = fit_table(table_of([1, 4, 16], by="concurrency"), ENGINE)
     for name in ("alpha", "gamma"):
         assert found.coefficients[name].value == pytest.approx(TRUTH[name], rel=0.1)
-
-
-def test_presets_are_read_under_their_own_law():
-    h200_law = PRESETS["llama-3.1-8b-h200"].coefficients
-    with pytest.raises(ConfigError, match=r"^launch=0.0144: must be 0 unless step_law"):
-        SimulationConfig(**{**h200_law, "step_law": "sum"})

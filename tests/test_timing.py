@@ -10,13 +10,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 from twin import step_seconds
 
-from llminfer import SimulationConfig, Workload, simulate
+from llminfer import ConfigError, SimulationConfig, Workload, simulate
 from llminfer.laws.engines import STEP_LAWS
 from llminfer.laws.lengths import length_law
 from llminfer.servers.overload import may_carry_more
 from llminfer.timing import StepTime
 
 LAWS = st.builds(StepTime, *[st.floats(0.0, 1.0)] * 6, st.sampled_from(STEP_LAWS))
+LAUNCHED = st.builds(
+    StepTime,
+    *[st.floats(0.0, 1.0)] * 6,
+    st.just("roofline"),
+    st.floats(0.0, 9.0),
+    st.integers(0, 60),
+)
 TOKENS = st.integers(1, 40)
 
 
@@ -28,6 +35,28 @@ def test_sequences_contexts_and_pairs_cost_nothing_unless_told():
 def test_decode_steps_add_up_as_every_sequence_grows_by_a_token(law, b, cached, steps):
     each = (step_seconds(law, 0, 0, b, cached + b * i) for i in range(steps))
     assert law.decode(b, cached, steps) == pytest.approx(sum(each), rel=1e-9)
+
+
+COUNTS = st.integers(0, 60)
+STEPS = st.lists(st.tuples(COUNTS, COUNTS, COUNTS, COUNTS), min_size=1)
+
+
+@given(LAWS | LAUNCHED, STEPS)
+def test_many_steps_at_once_take_what_each_takes(law, steps):
+    steps = [row for row in steps if row[0] + row[1] > 0] or [(1, 0, 0, 1)]
+    p, b, k, q = np.array(steps, dtype=float).T
+    each = [step_seconds(law, p, q, b, k) for p, b, k, q in steps]
+    np.testing.assert_allclose(law.step(p, b, k, q), each, rtol=1e-12)
+
+
+def test_a_launch_that_no_step_would_feel_is_refused():
+    words = r"^launch=0.1: must be 0 unless step_law=\"roofline\""
+    for made in (
+        lambda: StepTime(1.0, 1.0, 1.0, launch=0.1),
+        lambda: SimulationConfig(launch=0.1),
+    ):
+        with pytest.raises(ConfigError, match=words):
+            made()
 
 
 @given(LAWS, TOKENS, TOKENS)
