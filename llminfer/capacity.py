@@ -631,7 +631,8 @@ def _round(trace: Workload, times: int, rate: float) -> Workload:
     span = float(arrival[-1] - arrival[0])
     columns = {name: np.tile(its, times) for name, its in vars(trace).items()}
     rounds = np.repeat(np.arange(times), n) * float(n)
-    columns["arrival_time"] = np.tile(arrival * n / span, times) + rounds
+    at = np.tile(arrival * n / span, times) + rounds
+    columns["arrival_time"] = np.maximum.accumulate(at)  # a round ends where one begins
     return Workload(**columns).scaled(rate)
 
 

@@ -21,6 +21,7 @@ from llminfer import (
     fewest_replicas,
     goodput,
     simulate,
+    stats,
     sweep,
     theory,
 )
