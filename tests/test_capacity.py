@@ -559,7 +559,7 @@ def test_a_calibration_answers_for_its_own_log(engine, monkeypatch):
     low, high = found.interval
     assert low < truth < high
     assert found.rate == pytest.approx(truth, rel=0.15)
-    runs = stats.compute_confidence_interval(found.logs)
+    runs = compute_confidence_interval(found.logs)
     assert np.log(high / low) > runs["ci_upper"] - runs["ci_lower"]
     assert found.basis == "3 replications, 3 draws of the coefficients"
     with pytest.raises(
