@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import warnings
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
@@ -13,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llminfer import ConfigError, TraceError, Workload, read_settings
-from llminfer.data import ServedLog, read_log
+from llminfer.data import ServedLog, read_log, readers
 
 CLEAN = {  # samples that load without a word
     "azure2024_conv_sorted.csv": (Workload, 5),
@@ -139,6 +140,27 @@ def test_a_log_knows_the_settings_beside_it(data):
     assert log.settings == read_settings(data / "vllm-logs" / "rtx4090_llama-3.1-8b")
     sample = data / "samples" / "own_log_other_names_ms.csv"
     assert read_log(sample).settings == {}
+
+
+@dataclass(frozen=True, eq=False)
+class Sharing(Workload):
+    """A workload that can hold what prompts begin with."""
+
+    segments: tuple[tuple[tuple[int, int], ...], ...] | None = None
+
+
+def test_what_prompts_share_is_kept(data, monkeypatch):
+    monkeypatch.setattr(readers, "Workload", Sharing)
+    path = data / "samples" / "mooncake_conversation.jsonl"
+    work = read_log(path)
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    for segments, row in zip(work.segments, rows, strict=True):
+        assert [each for each, _ in segments] == row["hash_ids"]
+        assert sum(tokens for _, tokens in segments) == row["input_length"]
+        assert {tokens for _, tokens in segments[:-1]} <= {512}
+    log = read_log(data / "vllm-h200" / "256x512-prefix")
+    assert set(log.workload.segments) == {((i, 1024),) for i in range(8)}
+    assert read_log(data / "vllm-h200" / "256x2048-conv-4").workload.segments is None
 
 
 def test_settings_and_steps_name_their_reader(data):

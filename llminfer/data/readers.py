@@ -88,13 +88,13 @@ def read_log(
         raise TraceError(f"{file.name}, run={run}: {must}")
     about, cells = runs[number - 1]
     form = _format({*about, *cells}, file)
-    if cells.empty or "advice" in form:
-        how = form.get("advice", "no requests: must have at least one")
-        raise TraceError(f"{file.name}, {form['name']}: {how}")
     unit = unit or form.get("unit")
     if (table := _aggregates(cells, unit)) is not None:
         table.attrs["source"] = form["name"]
         return table
+    if cells.empty or "advice" in form:
+        how = form.get("advice", "no requests: must have at least one")
+        raise TraceError(f"{file.name}, {form['name']}: {how}")
     found = _needed(about, cells, columns)
     if not _is_served(found):
         return _workload(cells.loc[found["prompt_length"].index], columns, unit, form)
@@ -212,7 +212,7 @@ def _workload(
         paths = [
             [(h, min(size, n - size * i)) for i, h in enumerate(p)] for p, n in pairs
         ]
-    work = Workload.from_arrays(*(rows[name] for name in TRACE))
+    work = Workload.from_arrays(**rows)
     return _with(work, form["name"], paths)
 
 
