@@ -357,7 +357,8 @@ def _outputs(found: Columns, answered: pd.Series) -> pd.Series:
     cells = found["output_length"]
     seen = cell.numbers(cells).where(~answered)
     if "itls" in found:
-        streamed = found["itls"].map(lambda gaps: np.size(gaps or ())) + _begun(found)
+        gaps = found["itls"].map(lambda gaps: len(gaps) if type(gaps) is list else 0)
+        streamed = gaps + _begun(found)
         seen = seen.where(seen >= streamed, streamed)
     return seen.where(seen >= 1.0).where(~answered, cell.tokens(cells[answered]))
 

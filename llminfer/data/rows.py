@@ -97,7 +97,9 @@ def _runs(entry: dict[str, Any], name: str) -> list[Run]:
         if len(sizes := {len(column) for column in columns.values()}) > 1:
             raise TraceError(f"{name}: columns of unlike length: {sizes}")
         return [(entry, pd.DataFrame(columns, dtype=object).rename_axis(place))]
-    several = entry.get("benchmarks") or [entry][: any(map(_holds(entry), _INTO))]
+    several = entry.get("benchmarks")
+    if not isinstance(several, list):
+        several = [entry][: any(map(_holds(entry), _INTO))]
     return [(entry, table(dict(enumerate(_leaves(each))), place)) for each in several]
 
 
