@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -14,7 +14,7 @@ import pandas as pd
 from llminfer.base.arrays import MOST_TOKENS, FloatArray, IntArray
 from llminfer.base.errors import TraceError, number
 from llminfer.base.streams import stream
-from llminfer.base.trace_csv import csv_table, requests
+from llminfer.base.trace_csv import Names, csv_table, requests
 from llminfer.config import SimulationConfig
 from llminfer.laws.arrivals import ArrivalRate, unit_arrivals
 from llminfer.laws.lengths import LengthLaw
@@ -129,11 +129,7 @@ class Workload:
 
     @classmethod
     def from_csv(
-        cls,
-        path: str | Path,
-        *,
-        columns: Mapping[str, str] | None = None,
-        unit: str | None = None,
+        cls, path: str | Path, *, columns: Names = None, unit: str | None = None
     ) -> Self:
         r"""A workload from a CSV trace, in order of arrival.
 
@@ -158,11 +154,7 @@ class Workload:
 
     @classmethod
     def from_frame(
-        cls,
-        frame: pd.DataFrame,
-        *,
-        columns: Mapping[str, str] | None = None,
-        unit: str | None = None,
+        cls, frame: pd.DataFrame, *, columns: Names = None, unit: str | None = None
     ) -> Self:
         """A workload from a table with a row a request, read as a CSV is.
 

@@ -32,7 +32,7 @@ _SEPARATORS = ",;\t|"
 _OPENERS: dict[str, Callable[..., Any]] = {".gz": gzip.open, ".xz": lzma.open}
 _TABLE = tomllib.loads(Path(__file__).with_name("columns.toml").read_text("utf-8"))
 COLUMNS: Mapping[str, str] = _TABLE["columns"]  # what they hold, and their names
-_UNITS: Mapping[str, float] = _TABLE["units"]
+UNITS: Mapping[str, float] = _TABLE["units"]
 Names = Mapping[str, str] | None
 TRACE = ("arrival_time", "prompt_length", "output_length")
 
@@ -143,7 +143,7 @@ def plain_name(name: str) -> tuple[str, float | None]:
     words = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name).lower()
     words = re.sub(r"[^a-z0-9]+", "_", words).strip("_")
     stem, _, last = words.rpartition("_")
-    return (stem, _UNITS[last]) if stem and last in _UNITS else (words, None)
+    return (stem, UNITS[last]) if stem and last in UNITS else (words, None)
 
 
 def csv_table(path: Path, needed: Sequence[str] = ()) -> pd.DataFrame:
@@ -217,12 +217,12 @@ def seconds(
     Raises:
         TraceError: A cell holds none; names the first by row and column.
     """
-    unit = unit and choice("unit", unit, _UNITS)
-    scale = plain_name(str(cells.name))[1] or _UNITS[unit or "seconds"]
+    unit = unit and choice("unit", unit, UNITS)
+    scale = plain_name(str(cells.name))[1] or UNITS[unit or "seconds"]
     times = numbers(cells) * scale
     least = pd.Series(least, cells.index)
     bad = ~times.between(least, _LATEST)
-    name = next(name for name, each in _UNITS.items() if each == scale)
+    name = next(name for name, each in UNITS.items() if each == scale)
     for bound in least[bad][:1]:
         must = f"{name}, a finite number of at least {bound / scale:.16g}"
         refuse(cells, bad, must)
