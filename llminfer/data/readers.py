@@ -311,7 +311,8 @@ def _times(
     def at(clock: str, duration: str, where: pd.Series, least: pd.Series) -> Any:
         if clock in found:
             return cell.moments(_given(found, clock, where), unit, least)
-        after = cell.seconds(_given(found, duration, where), unit=unit)
+        least = (least - sent - 1e-6).clip(0.0)  # of floats that were added
+        after = cell.seconds(_given(found, duration, where), least, unit)
         return sent + after if duration in found else None
 
     first = at("first_token_time", "ttft", answered | _begun(found), least)
@@ -376,11 +377,9 @@ def _prefixes(rows: pd.DataFrame) -> list[list[tuple[int, int]]] | None:
 
 def _say_failed(answered: pd.Series, stay: pd.Series, lengths: pd.Series) -> None:
     """One warning for all that failed."""
-    what = []
-    if not stay.all():
-        what.append(f"{_counted(~stay)} were refused, and are left out")
-    if (cut := stay & ~answered).any():
-        what.append(f"{_counted(cut)} were cut off, and stay in the load")
+    cut = stay & ~answered
+    kinds = (~stay, "refused, and are left out"), (cut, "cut off, and stay in the load")
+    what = [f"{_counted(rows)} were {how}" for rows, how in kinds if rows.any()]
     if lengths.hasnans:
         unknown = f"{lengths.isna().sum()} unknown output lengths"
         what.append(f"{unknown} are taken to be the longest, {lengths.max():g}")
