@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -14,7 +14,7 @@ import pandas as pd
 from llminfer.base.arrays import MOST_TOKENS, FloatArray, IntArray
 from llminfer.base.errors import TraceError, choice, number
 from llminfer.base.streams import stream
-from llminfer.base.trace_csv import TRACE, read_csv, requests
+from llminfer.base.trace_csv import Names, csv_table, requests
 from llminfer.config import SimulationConfig
 from llminfer.laws.arrivals import ArrivalRate, unit_arrivals
 from llminfer.laws.lengths import LengthLaw
@@ -133,31 +133,32 @@ class Workload:
 
     @classmethod
     def from_csv(
-        cls,
-        path: str | Path,
-        *,
-        columns: Mapping[str, str] | None = None,
-        unit: str | None = None,
+        cls, path: str | Path, *, columns: Names = None, unit: str | None = None
     ) -> Self:
-        """A workload from a CSV trace: see ``llminfer.base.trace_csv.read_csv``.
+        r"""A workload from a CSV trace, in order of arrival.
 
         Args:
-            path: The file, plain or as ``.gz`` or ``.xz``.
+            path: A file with any separator, plain or as ``.gz`` or ``.xz``. Its columns
+                may be ``arrival_time`` (seconds from 0 on), ``prompt_length`` and
+                ``output_length`` (tokens), those of the Azure traces, or others whose
+                names say what they hold.
             columns: Names of its columns, where they do not say what they hold.
             unit: Of times whose column's name does not end in one: s, ms, us or ns.
+
+        >>> from tempfile import mkdtemp
+        >>> path = Path(mkdtemp()) / "trace.csv"
+        >>> _ = path.write_text("TIMESTAMP,ContextTokens,GeneratedTokens\n0,9,2\n4,7,3")
+        >>> Workload.from_csv(path).prompt_length.tolist()
+        [9, 7]
 
         Raises:
             TraceError: A bad row, named by its number, or no such file.
         """
-        return cls.from_arrays(*read_csv(path, columns, unit))
+        return cls.from_arrays(**requests(csv_table(Path(path)), columns, unit))
 
     @classmethod
     def from_frame(
-        cls,
-        frame: pd.DataFrame,
-        *,
-        columns: Mapping[str, str] | None = None,
-        unit: str | None = None,
+        cls, frame: pd.DataFrame, *, columns: Names = None, unit: str | None = None
     ) -> Self:
         """A workload from a table with a row a request, read as a CSV is.
 
@@ -181,8 +182,7 @@ class Workload:
             .reset_index(drop=True)
         )
         table = table.rename_axis("frame, row ")
-        rows = requests(table, columns, unit)
-        return cls.from_arrays(*(rows[name].to_numpy() for name in TRACE))
+        return cls.from_arrays(**requests(table, columns, unit))
 
     def __len__(self) -> int:
         return len(self.arrival_time)

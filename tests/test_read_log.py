@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import warnings
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
@@ -13,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llminfer import ConfigError, TraceError, Workload, read_settings
-from llminfer.data import ServedLog, read_log
+from llminfer.data import ServedLog, read_log, readers
 
 CLEAN = {  # samples that load without a word
     "azure2024_conv_sorted.csv": (Workload, 5),
@@ -139,6 +140,27 @@ def test_a_log_knows_the_settings_beside_it(data):
     assert log.settings == read_settings(data / "vllm-logs" / "rtx4090_llama-3.1-8b")
     sample = data / "samples" / "own_log_other_names_ms.csv"
     assert read_log(sample).settings == {}
+
+
+@dataclass(frozen=True, eq=False)
+class Sharing(Workload):
+    """A workload that can hold what prompts begin with."""
+
+    segments: tuple[tuple[tuple[int, int], ...], ...] | None = None
+
+
+def test_what_prompts_share_is_kept(data, monkeypatch):
+    monkeypatch.setattr(readers, "Workload", Sharing)
+    path = data / "samples" / "mooncake_conversation.jsonl"
+    work = read_log(path)
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    for segments, row in zip(work.segments, rows, strict=True):
+        assert [each for each, _ in segments] == row["hash_ids"]
+        assert sum(tokens for _, tokens in segments) == row["input_length"]
+        assert {tokens for _, tokens in segments[:-1]} <= {512}
+    log = read_log(data / "vllm-h200" / "256x512-prefix")
+    assert set(log.workload.segments) == {((i, 1024),) for i in range(8)}
+    assert read_log(data / "vllm-h200" / "256x2048-conv-4").workload.segments is None
 
 
 def test_settings_and_steps_name_their_reader(data):
@@ -380,7 +402,7 @@ ERRORS = {  # content, how to read it, what is said
     "an end before its first token": (
         "sent,isl,osl,ttft,e2e\n0,9,3,2.5,1.5\n",
         {},
-        "last_token_time.0.=1.5: must be seconds",
+        "row 2, e2e='1.5': must be seconds, a finite number of at least 2.49",
     ),
     "milliseconds that no name tells": (
         "sent,isl,osl,ttft,e2e\n0,9,30,50,2500\n",
@@ -506,15 +528,13 @@ TIMES |= {"last_token_time": [1.0, 2.0, 3.0]}
     ],
 )
 def test_a_log_checks_what_it_is_given(changes, message):
-    columns = {k: np.asarray(v) for k, v in (TIMES | changes).items()}
     with pytest.raises(TraceError, match=message):
-        ServedLog(WORK, **columns)
+        ServedLog(WORK, **TIMES | changes)
 
 
 def test_a_request_that_was_cut_off_may_lack_its_times():
     nan = np.nan
-    first, last = np.array([0.5, nan, 2.5]), np.array([1.0, nan, nan])
-    log = ServedLog(WORK, WORK.arrival_time, first, last)
+    log = ServedLog(WORK, [0.0, 1.0, 2.0], [0.5, nan, 2.5], [1.0, nan, nan])
     assert log.completed.tolist() == [True, False, False]
     assert log.latency[0] == 1.0
     assert np.isnan(log.ttft[1:]).all()

@@ -256,7 +256,7 @@ def test_what_is_bad_in_a_log_is_named_by_row_and_column(tmp_path, changes, mess
         ("[" * 60_000, "requests.jsonl: not JSON"),
         ('{"a": ' + "9" * 5000 + "}", "requests.jsonl: not JSON"),
         ("PK\x03\x04\0\0", "requests.jsonl, row 1: binary"),
-        ("{}", "requests.jsonl, row 1: columns : must include prompt_length,"),
+        ("{}", "requests.jsonl, JSON: no requests: must have"),
     ],
 )
 def test_what_is_no_log_is_refused(tmp_path, line, message):

@@ -32,40 +32,15 @@ _SEPARATORS = ",;\t|"
 _OPENERS: dict[str, Callable[..., Any]] = {".gz": gzip.open, ".xz": lzma.open}
 _TABLE = tomllib.loads(Path(__file__).with_name("columns.toml").read_text("utf-8"))
 COLUMNS: Mapping[str, str] = _TABLE["columns"]  # what they hold, and their names
-_UNITS: Mapping[str, float] = _TABLE["units"]
+UNITS: Mapping[str, float] = _TABLE["units"]
 Names = Mapping[str, str] | None
 TRACE = ("arrival_time", "prompt_length", "output_length")
-
-
-def read_csv(
-    path: str | Path, columns: Names = None, unit: str | None = None
-) -> list[np.ndarray[Any, Any]]:
-    r"""Arrival times, prompt and output lengths of a CSV trace, each of shape (n,).
-
-    Args:
-        path: A file with any separator. Its columns may be ``arrival_time``
-            (seconds from 0 on), ``prompt_length`` and ``output_length`` (tokens), those
-            of the Azure traces, or other names that say what they hold.
-        columns: The names of columns by what they hold, where names do not say it.
-        unit: Of times, where the column's name does not end in one: s, ms, us or ns.
-
-    >>> from tempfile import mkdtemp
-    >>> path = Path(mkdtemp()) / "trace.csv"
-    >>> _ = path.write_text("arrival_time,prompt_length,output_length\n0,9,2\n4,7,3\n")
-    >>> [column.tolist() for column in read_csv(path)]
-    [[0.0, 4.0], [9, 7], [2, 3]]
-
-    Raises:
-        TraceError: The file cannot be read as such a trace; names row and column.
-    """
-    table = csv_table(Path(path))
-    return [each.to_numpy() for _, each in requests(table, columns, unit).items()]
 
 
 def requests(
     table: pd.DataFrame, columns: Names = None, unit: str | None = None
 ) -> pd.DataFrame:
-    """``arrival_time``, ``prompt_length`` and ``output_length``, by arrival.
+    """``arrival_time`` (seconds), ``prompt_length``, ``output_length``, by arrival.
 
     Requests without tokens to answer failed: they are left out. The first arrives at
     0, but in a table with these very columns, which is our own, as it says.
@@ -73,7 +48,13 @@ def requests(
     Args:
         table: Cells, its index named as that of ``csv_table`` is.
         columns: Names of columns by what they hold, where names do not say it.
-        unit: Of times whose column's name does not end in one.
+        unit: Of times whose column's name does not end in one: s, ms, us or ns.
+
+    >>> table = pd.DataFrame({"sent": [9.5, 9.0], "n_in": [7, 9], "n_out": [3, 2]})
+    >>> requests(table.iloc[[1, 0]])
+       arrival_time  prompt_length  output_length
+    1           0.0              9              2
+    0           0.5              7              3
 
     Raises:
         TraceError: A column is missing or a cell is bad; names row and column.
@@ -162,7 +143,7 @@ def plain_name(name: str) -> tuple[str, float | None]:
     words = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name).lower()
     words = re.sub(r"[^a-z0-9]+", "_", words).strip("_")
     stem, _, last = words.rpartition("_")
-    return (stem, _UNITS[last]) if stem and last in _UNITS else (words, None)
+    return (stem, UNITS[last]) if stem and last in UNITS else (words, None)
 
 
 def csv_table(path: Path, needed: Sequence[str] = ()) -> pd.DataFrame:
@@ -236,12 +217,12 @@ def seconds(
     Raises:
         TraceError: A cell holds none; names the first by row and column.
     """
-    unit = unit and choice("unit", unit, _UNITS)
-    scale = plain_name(str(cells.name))[1] or _UNITS[unit or "seconds"]
+    unit = unit and choice("unit", unit, UNITS)
+    scale = plain_name(str(cells.name))[1] or UNITS[unit or "seconds"]
     times = numbers(cells) * scale
     least = pd.Series(least, cells.index)
     bad = ~times.between(least, _LATEST)
-    name = next(name for name, each in _UNITS.items() if each == scale)
+    name = next(name for name, each in UNITS.items() if each == scale)
     for bound in least[bad][:1]:
         must = f"{name}, a finite number of at least {bound / scale:.16g}"
         refuse(cells, bad, must)

@@ -70,10 +70,12 @@ class ServedLog:
 
     def __post_init__(self) -> None:
         for each in fields(self)[1:7]:
-            shape = np.shape(column := getattr(self, each.name))
-            if column is not None and shape != (len(self),):
+            if (given := getattr(self, each.name)) is None:
+                continue
+            object.__setattr__(self, each.name, column := np.asarray(given))
+            if column.shape != (len(self),):
                 must = f"must be ({len(self)},), a value a request"
-                raise TraceError(f"{each.name}: of shape {shape}: {must}")
+                raise TraceError(f"{each.name}: of shape {column.shape}: {must}")
         before, there = self.workload.arrival_time, np.ones(len(self), dtype=bool)
         for earlier, name in pairwise(_ORDER):
             times = np.asarray(getattr(self, name), dtype=np.float64)
@@ -88,7 +90,8 @@ class ServedLog:
             before, there = times, self.completed
         if (pace := pd.Series(self.tpot).median()) > _SLOWEST:
             what = f"half of the requests take over {pace:.3g} s a token"
-            raise TraceError(f"last_token_time: {what}: must be seconds, not ms")
+            how = "must be seconds, not ms, or read with unit='ms'"
+            raise TraceError(f"last_token_time: {what}: {how}")
 
     @classmethod
     def from_record(cls, record: RunRecord) -> Self:
@@ -100,10 +103,12 @@ class ServedLog:
         >>> len(log), int(log.first_completed(0.4).sum())
         (2000, 800)
         """
-        workload = Workload(*(getattr(record, each.name) for each in fields(Workload)))
+        names = [f.name for f in fields(Workload) if hasattr(record, f.name)]
+        workload = Workload(**{name: getattr(record, name) for name in names})
         ends = record.first_token_time, record.processing_end_time
         begun = record.processing_start_time
-        return cls(workload, record.queue_entry_time, *ends, begun)
+        queued = record.queue_entry_time
+        return cls(workload, queued, *ends, begun, source="a simulation")
 
     def __len__(self) -> int:
         return len(self.workload)

@@ -88,13 +88,13 @@ def read_log(
         raise TraceError(f"{file.name}, run={run}: {must}")
     about, cells = runs[number - 1]
     form = _format({*about, *cells}, file)
-    if cells.empty or "advice" in form:
-        how = form.get("advice", "no requests: must have at least one")
-        raise TraceError(f"{file.name}, {form['name']}: {how}")
     unit = unit or form.get("unit")
     if (table := _aggregates(cells, unit)) is not None:
         table.attrs["source"] = form["name"]
         return table
+    if cells.empty or "advice" in form:
+        how = form.get("advice", "no requests: must have at least one")
+        raise TraceError(f"{file.name}, {form['name']}: {how}")
     found = _needed(about, cells, columns)
     if not _is_served(found):
         return _workload(cells.loc[found["prompt_length"].index], columns, unit, form)
@@ -212,7 +212,7 @@ def _workload(
         paths = [
             [(h, min(size, n - size * i)) for i, h in enumerate(p)] for p, n in pairs
         ]
-    work = Workload.from_arrays(*(rows[name] for name in TRACE))
+    work = Workload.from_arrays(**rows)
     return _with(work, form["name"], paths)
 
 
@@ -311,7 +311,8 @@ def _times(
     def at(clock: str, duration: str, where: pd.Series, least: pd.Series) -> Any:
         if clock in found:
             return cell.moments(_given(found, clock, where), unit, least)
-        after = cell.seconds(_given(found, duration, where), unit=unit)
+        least = (least - sent - 1e-6).clip(0.0)  # of floats that were added
+        after = cell.seconds(_given(found, duration, where), least, unit)
         return sent + after if duration in found else None
 
     first = at("first_token_time", "ttft", answered | _begun(found), least)
@@ -357,7 +358,8 @@ def _outputs(found: Columns, answered: pd.Series) -> pd.Series:
     cells = found["output_length"]
     seen = cell.numbers(cells).where(~answered)
     if "itls" in found:
-        streamed = found["itls"].map(lambda gaps: np.size(gaps or ())) + _begun(found)
+        gaps = found["itls"].map(lambda gaps: len(gaps) if type(gaps) is list else 0)
+        streamed = gaps + _begun(found)
         seen = seen.where(seen >= streamed, streamed)
     return seen.where(seen >= 1.0).where(~answered, cell.tokens(cells[answered]))
 
@@ -375,11 +377,9 @@ def _prefixes(rows: pd.DataFrame) -> list[list[tuple[int, int]]] | None:
 
 def _say_failed(answered: pd.Series, stay: pd.Series, lengths: pd.Series) -> None:
     """One warning for all that failed."""
-    what = []
-    if not stay.all():
-        what.append(f"{_counted(~stay)} were refused, and are left out")
-    if (cut := stay & ~answered).any():
-        what.append(f"{_counted(cut)} were cut off, and stay in the load")
+    cut = stay & ~answered
+    kinds = (~stay, "refused, and are left out"), (cut, "cut off, and stay in the load")
+    what = [f"{_counted(rows)} were {how}" for rows, how in kinds if rows.any()]
     if lengths.hasnans:
         unknown = f"{lengths.isna().sum()} unknown output lengths"
         what.append(f"{unknown} are taken to be the longest, {lengths.max():g}")

@@ -12,7 +12,7 @@ from typing import Any
 import pandas as pd
 
 from llminfer.base.errors import TraceError
-from llminfer.base.trace_csv import COLUMNS, csv_table, plain_name, text_lines
+from llminfer.base.trace_csv import COLUMNS, UNITS, csv_table, plain_name, text_lines
 
 _LARGEST = 64 * 2**20  # bytes of one JSON document
 FORMATS = tomllib.loads(Path(__file__).with_name("formats.toml").read_text("utf-8"))
@@ -58,8 +58,7 @@ def table(entries: dict[int, dict[str, Any]], place: str) -> pd.DataFrame:
 
 def _flat(part: dict[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
     """The values in a JSON object by their paths, which end in the unit if any."""
-    unit = f"_{part.get('unit')}"
-    unit = unit if plain_name(f"in{unit}")[1] else ""
+    unit = f"_{part['unit']}" if str(part.get("unit")) in UNITS else ""
     for key, value in part.items():
         if isinstance(value, dict):
             yield from _flat(value, f"{path}{key}.")
@@ -97,7 +96,9 @@ def _runs(entry: dict[str, Any], name: str) -> list[Run]:
         if len(sizes := {len(column) for column in columns.values()}) > 1:
             raise TraceError(f"{name}: columns of unlike length: {sizes}")
         return [(entry, pd.DataFrame(columns, dtype=object).rename_axis(place))]
-    several = entry.get("benchmarks") or [entry][: any(map(_holds(entry), _INTO))]
+    several = entry.get("benchmarks")
+    if not isinstance(several, list):
+        several = [entry][: any(map(_holds(entry), _INTO))]
     return [(entry, table(dict(enumerate(_leaves(each))), place)) for each in several]
 
 
