@@ -141,9 +141,8 @@ class PredictedSJFPolicy(_EstimatingPolicy):
         if self.prediction_sigma > 0.0 and len(waiting.id):
             most = int(waiting.id.max()) + 1
             if most > len(self._noise):
-                self._noise = stream(self.random_seed, "prediction").standard_normal(
-                    2 * most
-                )
+                noise = stream(self.random_seed, "prediction")
+                self._noise = noise.standard_normal(2 * most)
             predicted *= np.exp(self.prediction_sigma * self._noise[waiting.id])
         return self.estimated_time(waiting.prompt_length, predicted)
 
