@@ -342,8 +342,7 @@ def ranked(
         ConfigError: A policy of the reader's loses, repeats or makes up requests.
     """
     waiting = list(requests)
-    answer: Any = policy.sort_requests(list(waiting), now)
-    order: list[Request] = list(answer or ())
+    order: list[Request] = [*(policy.sort_requests(list(waiting), now) or ())]
     if len(order) != len(waiting) or set(order) != set(waiting):
         must = "one whose sort_requests returns each of the waiting requests once"
         raise fail("scheduling_policy", policy.name, must)
