@@ -141,9 +141,8 @@ class PredictedSJFPolicy(_EstimatingPolicy):
         if self.prediction_sigma > 0.0 and len(waiting.id):
             most = int(waiting.id.max()) + 1
             if most > len(self._noise):
-                self._noise = stream(self.random_seed, "prediction").standard_normal(
-                    2 * most
-                )
+                noise = stream(self.random_seed, "prediction")
+                self._noise = noise.standard_normal(2 * most)
             predicted *= np.exp(self.prediction_sigma * self._noise[waiting.id])
         return self.estimated_time(waiting.prompt_length, predicted)
 
@@ -343,8 +342,7 @@ def ranked(
         ConfigError: A policy of the reader's loses, repeats or makes up requests.
     """
     waiting = list(requests)
-    answer: Any = policy.sort_requests(list(waiting), now)
-    order: list[Request] = list(answer or ())
+    order: list[Request] = [*(policy.sort_requests(list(waiting), now) or ())]
     if len(order) != len(waiting) or set(order) != set(waiting):
         must = "one whose sort_requests returns each of the waiting requests once"
         raise fail("scheduling_policy", policy.name, must)

@@ -15,6 +15,7 @@ from llminfer import ConfigError, SimulationConfig, theory
 from llminfer.laws.lengths import Empirical, Uniform
 from llminfer.policies import FCFSPolicy, KeyedPolicy, SJFPolicy
 from llminfer.theory.service_time import BatchTime, batch_transforms, invert
+from llminfer.theory.single_server import MG1, by_key
 from llminfer.timing import StepTime
 
 CAPPED = {"mu": 4, "sigma": 1.5, "max": 8192}
@@ -91,7 +92,7 @@ def test_inversion_gives_back_a_known_function():
 
 
 def test_mm1_waits_are_exponential_beyond_an_atom():
-    queue = theory.MG1(0.6, Exponential(1.25))
+    queue = MG1(0.6, Exponential(1.25))
     load, decay = 0.75, 0.8 - 0.6
     assert queue.mean == pytest.approx(load / decay, rel=1e-12)
     variance = load * (2 - load) / decay**2
@@ -107,7 +108,7 @@ def test_mm1_waits_are_exponential_beyond_an_atom():
 def test_md1_waits_follow_erlangs_series():
     """Erlang (1909): P(W <= t) as a sum over the services that fit into t."""
     rate, t = 0.7, np.array([0.3, 0.8, 1.5, 2.4, 3.7])
-    queue = theory.MG1(rate, Listed(np.array([1.0]), np.array([1.0])))
+    queue = MG1(rate, Listed(np.array([1.0]), np.array([1.0])))
 
     def erlang(t):
         terms = ((rate * (k - t)) ** k / math.factorial(k) * math.exp(-rate * (k - t))
@@ -142,7 +143,7 @@ def test_the_waits_of_a_configuration_are_those_of_the_sum_of_its_two_laws(kappa
     p, m = np.nonzero(np.outer(prompts, outputs))
     joint = prompts[p] * outputs[m]
     seconds = config.step_time.alone(p, m)
-    brute = theory.MG1(2.0, Listed(seconds, joint / joint.sum()))
+    brute = MG1(2.0, Listed(seconds, joint / joint.sum()))
     queue = theory.mg1(config)
     assert queue.mean == pytest.approx(brute.mean, rel=1e-12)
     assert queue.variance == pytest.approx(brute.variance, rel=1e-12)
@@ -171,7 +172,7 @@ def test_two_classes_are_cobhams():
         np.array([1.0, 2.0]),
         np.array([2.0, 7.0]),
     )
-    found = theory.by_key(0.5, [1, 2], rates / 0.5, mean, rates @ square / 0.5)
+    found = by_key(0.5, [1, 2], rates / 0.5, mean, rates @ square / 0.5)
     first = rates @ square / 2 / (1 - 0.3)
     np.testing.assert_allclose(found.wait, [first, first / (1 - 0.7)], rtol=1e-12)
     np.testing.assert_array_equal(found.key, [1, 2])
@@ -191,10 +192,10 @@ def test_no_order_changes_the_work_that_waits_and_like_classes_merge(classes, lo
     key, share, mean = map(np.array, zip(*classes, strict=True))
     share = share / share.sum()
     rate, second = load / (share @ mean), 2.5 * (share @ mean**2)
-    fcfs = theory.by_key(rate, [0], [1], [share @ mean], second)
-    found = theory.by_key(rate, key, share, mean, second)
+    fcfs = by_key(rate, [0], [1], [share @ mean], second)
+    found = by_key(rate, key, share, mean, second)
     assert found.mean_work == pytest.approx(fcfs.mean_work, rel=1e-9)
-    split = theory.by_key(rate, [*key, *key], [*share / 4, *share * 0.75], [*mean] * 2,
+    split = by_key(rate, [*key, *key], [*share / 4, *share * 0.75], [*mean] * 2,
                           second)  # fmt: skip
     np.testing.assert_allclose(split.wait, found.wait, rtol=1e-9)
 
@@ -236,7 +237,7 @@ def by_pairs(config, key):
     p, m = np.nonzero(np.outer(prompts, outputs))
     seconds, joint = config.step_time.alone(p, m), prompts[p] * outputs[m]
     second = joint @ seconds**2
-    return theory.by_key(config.arrival_rate, key(p, m), joint, seconds, second)
+    return by_key(config.arrival_rate, key(p, m), joint, seconds, second)
 
 
 def test_a_perfect_prediction_is_shortest_job_first(predicted):
@@ -324,9 +325,9 @@ def test_outside_its_assumptions_theory_says_so_in_one_line(ask, changes, messag
 
 def test_low_level_functions_check_what_they_are_given():
     with pytest.raises(ConfigError, match=r"q=1.5: must be"):
-        theory.MG1(0.5, Exponential(1.0)).quantile(1.5)
+        MG1(0.5, Exponential(1.0)).quantile(1.5)
     with pytest.raises(ConfigError, match=r"the load is 2"):
-        theory.MG1(2.0, Exponential(1.0))
+        MG1(2.0, Exponential(1.0))
 
 
 def cobham(rate, share, service, second_moment):

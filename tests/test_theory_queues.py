@@ -14,6 +14,7 @@ from scipy.stats import binom, poisson
 from llminfer import ConfigError, SimulationConfig, theory
 from llminfer.laws.lengths import Empirical
 from llminfer.theory.random_walk import Circle, scaled_counts
+from llminfer.theory.single_server import MG1
 
 CAPPED = {"mu": 4, "sigma": 1.5, "max": 8192}
 REPORT = SimulationConfig(prompt_dist_params=CAPPED)
@@ -304,7 +305,7 @@ def test_a_chain_of_one_is_pollaczek_and_khinchines_queue(load):
     seconds = config.step_time.alone(p, m) - less
     chance = prompts[p] * outputs[m]
     law = Listed(seconds, chance / chance.sum())
-    queue, chain = theory.MG1(config.arrival_rate, law), theory.continuous(config)
+    queue, chain = MG1(config.arrival_rate, law), theory.continuous(config)
     assert chain.mean == pytest.approx(queue.mean, rel=1e-8)
     assert chain.mean_latency == pytest.approx(queue.mean_latency, rel=1e-8)
     first = config.step_time.prefill(config.prompts.expectation())

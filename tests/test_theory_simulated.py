@@ -14,6 +14,7 @@ from scipy.stats import norm, ttest_1samp
 from llminfer import SchedulingPolicy, SimulationConfig, Workload, simulate, theory
 from llminfer.study import against_theory as module
 from llminfer.study.against_theory import beside_theory, comparisons, estimates
+from llminfer.theory.single_server import by_key
 
 REPLICATIONS, FIRST_SEED = 20, 5_000
 CASES = comparisons()
@@ -151,7 +152,7 @@ def test_ageing_lies_between_fcfs_and_strict_priority():
     np.testing.assert_allclose(alike, fcfs, rtol=1e-12)
     steep = ageing(rates, mean, square, np.array([1e-9, 1e9, 1.0]))
     share = np.array(rates) / 0.6
-    strict = theory.by_key(0.6, [2, 0, 1], share, mean, share @ square)
+    strict = by_key(0.6, [2, 0, 1], share, mean, share @ square)
     np.testing.assert_allclose(steep, strict.wait[[2, 0, 1]], rtol=1e-6)
     mixed = ageing(rates, mean, square, np.array([1.0, 4.0, 2.0]))
     assert mixed[1] < mixed[2] < mixed[0]

@@ -56,13 +56,9 @@ def number(
     Raises:
         ConfigError: It is not.
     """
-    must = "a finite number"
-    if above > -math.inf:
-        must += f" above {above:g}"
-    elif least > -math.inf:
-        must += f" of at least {least:g}"
-    if most < math.inf:
-        must += f" and at most {most:g}"
+    ends = {" above ": above, " of at least ": least, " and at most ": most}
+    said = (f"{words}{end:g}" for words, end in ends.items() if math.isfinite(end))
+    must = "a finite number" + "".join(said)
     result = math.nan
     if isinstance(value, Real) and not isinstance(value, bool):
         with contextlib.suppress(OverflowError):

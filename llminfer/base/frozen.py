@@ -27,9 +27,7 @@ class Classes(Params):
     __hash__ = Params.__hash__
 
     def __eq__(self, other: object) -> bool:
-        if not isinstance(other, dict):
-            return False
-        return list(self.items()) == list(other.items())
+        return isinstance(other, dict) and [*self.items()] == [*other.items()]
 
     def __ne__(self, other: object) -> bool:
         return not self == other

@@ -316,16 +316,15 @@ def right_and_wrong(
     Returns:
         Two lists, one array a replication.
     """
-    right: Samples = []
-    wrong: Samples = []
-    for _, rows in runs.groupby("replication"):
-        lengths = [len(time) for time in rows["time"]]
-        time = np.concatenate(rows["time"].to_list())
-        values = known(np.concatenate(rows[signal].to_list()))
-        ahead = np.repeat(crossings(rows), lengths) - time
-        right.append(values[(ahead > 0.0) & (ahead <= horizon)])
-        wrong.append(values[ahead > horizon])
-    return right, wrong
+    looks = runs[["replication", "time", signal]].assign(crossing=crossings(runs))
+    looks = looks.explode(["time", signal]).astype(np.float64).fillna(-np.inf)
+    ahead = looks["crossing"] - looks["time"]
+
+    def samples(chosen: pd.Series) -> Samples:
+        groups = looks.assign(chosen=chosen).groupby("replication")
+        return [rows.loc[rows["chosen"], signal].to_numpy() for _, rows in groups]
+
+    return samples(ahead.between(0.0, horizon, "right")), samples(ahead > horizon)
 
 
 def roc_curve(right: Samples, wrong: Samples) -> pd.DataFrame:

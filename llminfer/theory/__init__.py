@@ -18,5 +18,3 @@ from llminfer.theory.known import memory as memory
 from llminfer.theory.known import mg1 as mg1
 from llminfer.theory.known import priority as priority
 from llminfer.theory.known import product_form_latency as product_form_latency
-from llminfer.theory.single_server import MG1 as MG1
-from llminfer.theory.single_server import by_key as by_key

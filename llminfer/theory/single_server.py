@@ -81,10 +81,7 @@ class MG1(service_time.WaitLaw):
         """Busy share of the time, rho = lambda E[S]."""
         return self.arrival_rate * self.service.moment(1)
 
-    @property
-    def chance(self) -> float:
-        """P(W > 0) = rho."""
-        return self.load
+    chance = load  # P(W > 0)
 
     @property
     def mean(self) -> float:
