@@ -759,23 +759,22 @@ def fewest_replicas(
     >>> fleet.replicas, fleet.cost_per_hour
     (6, 12.0)
     """
-    if isinstance(rate, SLO):
-        raise fail("slo", slo, "before the rate: the order is what, slo, rate")
+    if not isinstance(slo, SLO):
+        raise fail("slo", slo, "an SLO: the order is what, slo, rate")
     number("rate", rate, above=0.0)
     whole("gpus_per_replica", gpus_per_replica, 1)
     prices = {"price_per_gpu_hour": price_per_gpu_hour, "watts_per_gpu": watts_per_gpu}
     given = {name: value for name, value in prices.items() if value is not None}
     each = {name: number(name, value, above=0.0) for name, value in given.items()}
-    one = loads(what)[0].replace(replicas=1)
-    how = replications, n_jobs, random_seed_start
-    n, rows = _search(Trials(one, slo, workload, *how), rate)
+    how = slo, workload, replications, n_jobs, random_seed_start
+    n, rows = _search(Trials(loads(what)[0].replace(replicas=1), *how), rate)
     metrics = {name: value for name, value in rows[n].items() if name != "meets"}
     gpus = n * gpus_per_replica
     million = rate * metrics["avg_output_length"] * 3600.0 / 1e6  # tokens an hour
     bill: list[float | None] = []
     for name, unit in (("price_per_gpu_hour", 1.0), ("watts_per_gpu", 1000.0)):
-        all_of_them = gpus * each[name] / unit if name in each else None
-        bill += [all_of_them, None if all_of_them is None else all_of_them / million]
+        cost = gpus * each[name] / unit if name in each else None
+        bill += [cost, None if cost is None else cost / million]
     return Fleet(n, gpus, metrics, _by("replicas", rows), *bill)
 
 
