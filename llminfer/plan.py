@@ -30,8 +30,8 @@ _AT_ONCE = 0.05  # of the mean gap: who is sent so soon after an answer waited f
 _PAGE = (
     '<!doctype html><html lang="en"><meta charset="utf-8"><title>Plan</title><style>'
     "body{font:16px/1.5 system-ui,sans-serif;max-width:50em;margin:2em auto;"
-    "padding:0 1em}td,th{padding:.2em 1em .2em 0;white-space:nowrap}svg{max-width:100%;height:auto}"
-    "</style>"
+    "padding:0 1em}td,th{padding:.2em 1em .2em 0;white-space:nowrap}"
+    "svg{max-width:100%;height:auto}</style>"
 )
 _RESTS = (
     "Changes are paired: the same requests and the same draws of the coefficients with "
