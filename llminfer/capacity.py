@@ -313,7 +313,7 @@ def fitted_to(what: ServedLog | calibrate.Calibration) -> calibrate.Calibration:
         ConfigError: A log without settings, or something else.
     """
     if isinstance(what, ServedLog):
-        if settings := getattr(what, "settings", None):
+        if settings := what.settings:
             return calibrate.fit(what, settings)
         raise fail("log", what, "with its engine's settings: see calibrate.fit")
     if not isinstance(what, calibrate.Calibration):
@@ -328,11 +328,8 @@ def loads(what: What) -> list[SimulationConfig]:
     """
     if isinstance(what, SimulationConfig):
         return [what]
-    its, found = fitted_to(what), []
-    for config in (its.config(), *its.draws(_DRAWS)):
-        n = max(_FEWEST, (_BATCHES + 1) * config.largest_batch * config.replicas)
-        found.append(config.replace(num_requests=n + n // 10, warmup_requests=n // 10))
-    return found
+    its = fitted_to(what)
+    return [its.config(), *its.draws(_DRAWS)]
 
 
 def _table(

@@ -67,8 +67,8 @@ class SimulationConfig:
         arrival_pattern: How the rate varies: constant, step, sinusoidal or ramp.
         arrival_pattern_params: The pattern's parameters.
         arrival_cv: Coefficient of variation of the gaps; 1 is Poisson.
-        arrival_gaps: Gaps to go round in their order instead, from a place that is
-            drawn, in any unit; ``Workload.law`` gives those of a log.
+        arrival_gaps: Gaps to draw from instead, in any unit, a tenth of them in a row;
+            ``Workload.law`` gives those of a log.
         prompt_length_dist: Law of prompt lengths.
         prompt_dist_params: Its parameters, tokens.
         output_length_dist: Law of output lengths.

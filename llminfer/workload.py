@@ -77,7 +77,7 @@ class Workload:
             prompts: Law of prompt lengths.
             outputs: Law of output lengths.
             arrival_cv: Coefficient of variation of the gaps; 1 is Poisson.
-            arrival_gaps: The gaps themselves, in any unit, from a place that is drawn.
+            arrival_gaps: Gaps to draw from, in any unit, a tenth of them in a row.
             class_shares: Each class's part, relative; empty for one class.
         """
         unit = unit_arrivals(n, arrival_cv, stream(seed, "arrivals"), arrival_gaps)
@@ -226,9 +226,9 @@ class Workload:
         change of it mends.
 
         Args:
-            arrivals: ``gaps`` are those of the workload, in their order, from a place
-                that is drawn, and round again; ``gamma`` has their coefficient of
-                variation, and ``poisson`` nothing of them but the rate.
+            arrivals: ``gaps`` are those of the workload, a tenth of them in a row from
+                places that are drawn; ``gamma`` has their coefficient of variation,
+                and ``poisson`` nothing of them but the rate.
 
         Raises:
             ConfigError: Other arrivals.

@@ -211,9 +211,6 @@ def test_kv_memory_in_blocks_is_what_vllm_had():
     assert kv_blocks(1.0, **shape, bytes_per_value=1, block_size=32) == 512
 
 
-@pytest.mark.skipif(
-    not hasattr(calibrate, "computed"), reason="fits do not take given up requests yet"
-)
 def test_requests_that_were_given_up_count_in_what_an_engine_carries(monkeypatch):
     """The slowest tenth timed out: left out, the engine seems to carry less."""
     monkeypatch.setattr(sys.modules["llminfer.capacity"], "_DRAWS", 2)
