@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +21,9 @@ from llminfer.laws.lengths import LengthLaw
 from llminfer.request import Request
 
 
+Segments = tuple[tuple[tuple[int, int], ...], ...]
+
+
 @dataclass(frozen=True, eq=False)
 class Workload:
     """Requests in order of arrival, as columns of shape (n,).
@@ -30,12 +33,18 @@ class Workload:
         prompt_length: Tokens, at least 1.
         output_length: Tokens, at least 1.
         request_class: Class number, from 0.
+        segments: How each request's tokens begin, for a prefix cache: a path of (id,
+            tokens) pairs over its prompt and, where it goes on, its answer. Requests
+            whose paths begin alike begin with the same tokens; None has no such.
     """
 
     arrival_time: FloatArray
     prompt_length: IntArray
     output_length: IntArray
     request_class: IntArray
+    segments: Segments | None = None
+
+    COLUMNS: ClassVar = "arrival_time prompt_length output_length request_class".split()
 
     @classmethod
     def generate(cls, config: SimulationConfig) -> Self:
@@ -94,6 +103,7 @@ class Workload:
         prompt_length: npt.ArrayLike,
         output_length: npt.ArrayLike,
         request_class: npt.ArrayLike | None = None,
+        segments: Iterable[Iterable[tuple[int, int]]] | None = None,
     ) -> Self:
         """A workload of given columns, each of shape (n,).
 
@@ -102,11 +112,12 @@ class Workload:
             prompt_length: Tokens.
             output_length: Tokens.
             request_class: Class numbers, from 0; None puts all in class 0.
+            segments: A path of (id, tokens) pairs a request; None has none.
 
         Raises:
             TraceError: Columns of unlike length, nothing in them, arrivals that are
-                unsorted, negative or not finite, or tokens or classes that are no
-                whole numbers of at least 1 or 0.
+                unsorted, negative or not finite, tokens or classes that are no whole
+                numbers of at least 1 or 0, or paths of more tokens than a request has.
 
         >>> work = Workload.from_arrays([0.0, 0.5, 4.0], [100, 50, 200], [20, 10, 30])
         >>> work
@@ -120,12 +131,11 @@ class Workload:
         earlier = np.concatenate(([False], np.diff(arrival) < 0.0))
         _first_bad("arrival_time", arrival, earlier, "no earlier than the one before")
         classes = np.zeros(len(arrival)) if request_class is None else request_class
-        return cls(
-            arrival,
-            _whole("prompt_length", prompt_length, len(arrival), 1, "tokens"),
-            _whole("output_length", output_length, len(arrival), 1, "tokens"),
-            _whole("request_class", classes, len(arrival), 0, "a class"),
-        )
+        prompts = _whole("prompt_length", prompt_length, len(arrival), 1, "tokens")
+        outputs = _whole("output_length", output_length, len(arrival), 1, "tokens")
+        classes = _whole("request_class", classes, len(arrival), 0, "a class")
+        paths = None if segments is None else _paths(segments, prompts + outputs)
+        return cls(arrival, prompts, outputs, classes, paths)
 
     @classmethod
     def from_csv(cls, path: str | Path) -> Self:
@@ -146,6 +156,11 @@ class Workload:
             f"mean output {self.output_length.mean():.1f} tokens)"
         )
 
+    @property
+    def columns(self) -> dict[str, Any]:
+        """The columns of numbers by name: all but the segments."""
+        return {name: getattr(self, name) for name in self.COLUMNS}
+
     def requests(self) -> Iterator[Request]:
         """Fresh ``Request`` objects in order of arrival.
 
@@ -153,7 +168,7 @@ class Workload:
         >>> [request.prompt_length for request in work.requests()]
         [100, 50, 200]
         """
-        columns = (column.tolist() for column in vars(self).values())
+        columns = (column.tolist() for column in self.columns.values())
         for i, row in enumerate(zip(*columns, strict=True)):
             yield Request(i, *row)
 
@@ -172,7 +187,7 @@ class Workload:
 
     def to_frame(self) -> pd.DataFrame:
         """One row a request: request_id and the columns."""
-        return pd.DataFrame({"request_id": np.arange(len(self)), **vars(self)})
+        return pd.DataFrame({"request_id": np.arange(len(self)), **self.columns})
 
     def to_csv(self, path: str | Path) -> None:
         """Write ``arrival_time,prompt_length,output_length``, exact to the last bit.
@@ -181,6 +196,23 @@ class Workload:
         """
         columns = ["arrival_time", "prompt_length", "output_length"]
         self.to_frame()[columns].to_csv(path, index=False)
+
+
+def _paths(given: Iterable[Iterable[tuple[int, int]]], room: IntArray) -> Segments:
+    """Checked paths; ``room`` are the tokens of prompt and answer, shape (n,)."""
+    try:
+        paths = tuple(tuple((int(i), int(t)) for i, t in path) for path in given)
+    except (TypeError, ValueError):
+        raise TraceError("segments: must be a path of (id, tokens) a request") from None
+    if len(paths) != len(room):
+        raise TraceError(f"segments: {len(paths)} paths: must be {len(room)}, a request")
+    for row, (path, most) in enumerate(zip(paths, room.tolist(), strict=True)):
+        if min((tokens for _, tokens in path), default=1) < 1:
+            raise TraceError(f"segments[{row}]={path}: must be of at least 1 token each")
+        if (total := sum(tokens for _, tokens in path)) > most:
+            must = f"at most {most}, those of its prompt and output"
+            raise TraceError(f"segments[{row}]: of {total} tokens: must be {must}")
+    return paths
 
 
 def _column(name: str, given: npt.ArrayLike) -> FloatArray:

@@ -103,6 +103,24 @@ def runs(draw, number, coefficient, **fields):
     return config, Workload.from_arrays(arrivals, prompts, outputs, classes)
 
 
+@st.composite
+def shared(draw, run):
+    """Runs whose prompts, and some answers, are on paths with much in common."""
+    config, workload = draw(run)
+    tree = draw(st.lists(st.integers(1, 30), min_size=1, max_size=6))  # tokens by id
+    paths = []
+    for prompt, output in zip(workload.prompt_length, workload.output_length):
+        path = []
+        room = int(prompt + output)
+        while room and draw(st.integers(0, 4)):
+            name = draw(st.integers(0, len(tree) - 1))
+            path.append((name, min(tree[name], room)))
+            room -= path[-1][1]
+        paths.append(path)
+    columns = workload.columns.values()
+    return config, Workload.from_arrays(*columns, segments=paths)
+
+
 def _sized(n):
     return {"min_size": n, "max_size": n}
 

@@ -73,8 +73,8 @@ class Batch:
     # Whose prefill ends in this step
     prefilled: list[int] = field(default_factory=list)
     pairs: float = 0.0  # of a token that is prefilled in it and one it attends to
-    # With the last token out, or made by the step in progress, but a place and so many
-    # blocks until that ends; 0 if it had to give them up before
+    # With the last token out, or made by the step in progress, but a place and the
+    # blocks of so many tokens until that ends; 0 if it had to give them up before
     leaving: dict[int, int] = field(default_factory=dict)
     # Who waits, or is gone
     admitted: int = 0  # how many have left the queue
@@ -89,11 +89,9 @@ class Batch:
         self.limit, self.budget = config.batch_size, config.max_batched_tokens
         self.chunked = config.chunked_prefill
         self.whole = config.reserve_full_prompt or not self.chunked
-        self.pool = block_pool(
-            config.kv_blocks, config.block_size, config.prefix_caching
-        )
-        self.log = Log(config.kv_blocks)
         requests = self.requests
+        self.pool = pool = block_pool(config, requests.paths)
+        self.log = Log(None if pool is None else pool.blocks)
         self.prompt, self.output = requests.prompt, requests.output
         self.start, self.first = requests.start, requests.first
         self.finished = requests.end
@@ -125,6 +123,9 @@ class Batch:
                 self.preempt(now)
                 return 0
             pool.free -= more
+            if pool.shares:
+                pool.publish(self.partial, self.computed + tokens)
+                self.must_be_free = 0  # who waits may find some of these
         self.pairs += tokens * (self.computed + tokens / 2.0)
         self.computed += tokens
         if tokens == rest:
@@ -143,10 +144,9 @@ class Batch:
         assert pool is not None
         i = next(i for i in reversed(self.running) if self.leaving.get(i, 1))
         self.must_be_free = 0
-        if blocks := self.leaving.get(i):  # its last token is made: it needs no return
+        if tokens := self.leaving.get(i):  # its last token is made: it needs no return
             self.leaving[i] = 0
-            pool.free += blocks
-            pool.released += blocks
+            pool.give_back(i, tokens)
             self._note_preemption(i, now, now)
             return
         entry = self.running.pop(i)
@@ -161,7 +161,7 @@ class Batch:
             self.kv_tokens -= tokens
             pool.cycle[(self.decoded - tokens) % pool.block_size] -= 1
             self._forget_the_gone()
-        pool.abandon(i, tokens)
+        pool.give_back(i, tokens, returns=True)
         self.preempted.append(i)
         if self.control is not None:
             self.control.seen.take(-1)
@@ -199,7 +199,7 @@ class Batch:
         can_overtake = queue.can_overtake
         while waiting and total < budget and len(running) < limit:
             i = queue.peek(now) if can_overtake else self.admitted
-            tokens = self._enter(i, self.prompt[i], 0, budget - total, total)
+            tokens = self._enter(i, self.prompt[i], budget - total, total)
             if not tokens:
                 break
             if can_overtake:
@@ -214,13 +214,11 @@ class Batch:
 
     def _readmit(self, now: float, budget: int) -> int:
         """Admit preempted requests that fit; the tokens to prefill for them."""
-        pool, preempted, total = self.pool, self.preempted, 0
-        assert pool is not None
+        preempted, total = self.preempted, 0
         while preempted and total < budget and len(self.running) < self.limit:
             i = preempted[-1]
             whole = self.prompt[i] + self.made[i]
-            known = pool.found(i) * pool.block_size
-            tokens = self._enter(i, whole, known, budget - total, total)
+            tokens = self._enter(i, whole, budget - total, total)
             if not tokens:
                 break
             total += tokens
@@ -229,35 +227,39 @@ class Batch:
                 self.control.seen.take(1)
         return total
 
-    def _enter(self, i: int, whole: int, known: int, budget: int, others: int) -> int:
+    def _enter(self, i: int, whole: int, budget: int, others: int) -> int:
         """Let a request run if it fits; its tokens to prefill in this step, or 0.
 
         Args:
             i: The request.
             whole: Tokens to be computed before its next one comes out.
-            known: Those it finds in full blocks that are still there.
             budget: Tokens that may be prefilled for it.
             others: Tokens that are prefilled for others who enter.
         """
+        pool, found, held = self.pool, 0, 0  # full blocks that are there, and in use
+        if may_find := pool is not None and (pool.shares or bool(self.preempted)):
+            found, held = pool.look(i, whole)
+        known = found * self.config.block_size if found else 0
         tokens = whole - known
         if tokens > budget:
             if self.chunked:
                 tokens = budget
             elif others:
                 return 0
-        pool = self.pool
         if pool is not None:
-            size = pool.block_size
-            blocks = -(-(known + tokens) // size)
-            must_be_free = -(-whole // size) if self.whole else blocks
+            blocks = pool.blocks_for(known + tokens)
+            must_be_free = (pool.blocks_for(whole) if self.whole else blocks) - held
             if must_be_free > pool.free:
                 if self.whole and (self.preempted or not self.queue.can_overtake):
                     self.must_be_free = must_be_free
                 return 0
             self.must_be_free = 0
-            if self.preempted:
-                pool.reclaim(i)
-            pool.free -= blocks - known // size
+            if may_find:
+                pool.hold(i)
+                pool.publish(i, known + tokens)
+            pool.free -= blocks - found
+            if found and not self.preempted:
+                self.requests.cached[i] = known
         self.running[i] = -1
         self.pairs += tokens * (known + tokens / 2.0)
         if known + tokens == whole:
@@ -316,20 +318,22 @@ class Batch:
         self.finished[i] = end
         self.running[i] = -1  # no entry of the heap is its own any more
         tokens = self.prompt[i] + self.output[i] - 1
-        self.leaving[i] = self.pool.blocks_for(tokens) if self.pool is not None else 0
+        self.leaving[i] = tokens if self.pool is not None else 0
 
     def let_go(self) -> int:
         """Those whose last token is out give up place and blocks; how many of these."""
-        pool, control = self.pool, self.control
-        for i in self.leaving:
+        pool, control, leaving = self.pool, self.control, self.leaving
+        free = 0 if pool is None else pool.free
+        if pool is not None and pool.shares and len(leaving) > 1:  # first come first
+            leaving = {i: leaving[i] for i in self.running if i in leaving}
+        for i, tokens in leaving.items():
             del self.running[i]
             self.tokens_done += self.prompt[i] + self.output[i]
+            if tokens:
+                assert pool is not None
+                pool.give_back(i, tokens)
             if control is not None:
                 end = self.finished[i]
                 control.seen.finish(end, [end - self.requests.arrival[i]])
-        blocks = sum(self.leaving.values())
-        if pool is not None:
-            pool.free += blocks
-            pool.released += blocks
         self.leaving.clear()
-        return blocks
+        return 0 if pool is None else pool.free - free

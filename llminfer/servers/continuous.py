@@ -40,7 +40,7 @@ class ContinuousBatchingServer(WorkloadServer):
     ) -> None:
         super().__init__(env, config, workload)
         _refuse_what_never_fits(config, workload)
-        self._requests = RequestTimes.of(workload)
+        self._requests = RequestTimes.of(workload, config)
         self._limit = batch_limit(env, config, self._requests.arrival)
         self._routes = routes(config, len(workload))
         self._replicas = [self._replica(i) for i in range(config.replicas)]
