@@ -7,9 +7,10 @@ in that cycle says how many blocks any number of steps takes.
 
 from __future__ import annotations
 
-from bisect import bisect_left, bisect_right
-from collections import OrderedDict
-from itertools import accumulate, count
+from bisect import bisect_right
+from collections import deque
+from dataclasses import dataclass, field
+from itertools import accumulate
 
 from llminfer.config import SimulationConfig
 from llminfer.servers.prefixes import Paths
@@ -93,14 +94,32 @@ class BlockPool:
         """Let others find the full blocks of the first so many tokens of a request."""
 
 
+@dataclass(slots=True, eq=False)
+class Span:
+    """Neighbouring blocks that the same requests hold, or that came free together.
+
+    Args:
+        start: The name of the first; the others' follow. -1 if they have no names.
+        blocks: How many there are.
+        holders: The requests that hold them.
+        freed: If nobody does, what came free together with them, in order.
+    """
+
+    start: int
+    blocks: int
+    holders: set[int] = field(default_factory=set)
+    freed: list[Span] = field(default_factory=list)
+
+
 class CachingPool(BlockPool):
     """Blocks whose contents can be found again until somebody takes them.
 
     The free blocks stand in a queue; who takes blocks takes those at its head. A
     request gives its last block back first. The blocks on its path have names, and
-    anybody finds them; several may hold one, and if two have computed the same, the
-    first copy that is still there is found. The rest of its blocks stand in the queue
-    as one run, whose end is taken first, for the request alone to find if it returns.
+    anybody finds them; if several have computed the same, the first copy that is still
+    there. The others it finds itself if it was preempted and returns. Who has a block
+    also has those before it on the path, so that what is left of a path in the queue
+    is always its beginning.
 
     Args:
         blocks: How many there are.
@@ -114,110 +133,138 @@ class CachingPool(BlockPool):
     def __init__(self, blocks: int, block_size: int, paths: Paths | None) -> None:
         super().__init__(blocks, block_size)
         self.shares = paths is not None
-        self._paths = paths
-        # Copies of named blocks: the first has the block's name as its number, others
-        # and runs have numbers that are no names
-        self._numbers = count(0 if paths is None else paths.blocks)
-        self._queue = OrderedDict({next(self._numbers): blocks})  # blocks by number
+        self._paths = Paths([], block_size) if paths is None else paths
+        self._queue = deque([[Span(-1, blocks)]])  # what came free together
         self._queued = blocks  # all that stand there
-        self._first: dict[int, int] = {}  # by name, the copy to be found
-        self._others: dict[int, list[int]] = {}  # by name, those after it
-        self._name: dict[int, int] = {}  # of these others
-        self._holders: dict[int, int] = {}  # by copy, how many requests hold it
-        self._held: dict[int, tuple[list[int], list[int]]] = {}  # names, copies it has
-        self._left: dict[int, tuple[int, int]] = {}  # its run, full blocks in that
-        self._seen: tuple[list[int], list[int], int] = [], [], 0
+        self._loose = 0  # that are to stand at its end, and nobody will look for
+        self._first: dict[int, Span] = {}  # that begin with a name and are found
+        self._copies: dict[int, list[Span]] = {}  # of a named block, by age
+        self._held: dict[int, list[Span]] = {}  # named ones that a request holds
+        self._left: dict[int, tuple[Span, int]] = {}  # without, full blocks in these
+        self._seen: tuple[list[tuple[Span, int]], int] = [], 0
 
     def give_back(self, request: int, tokens: int, returns: bool = False) -> None:
+        if not (self.shares or returns):
+            self._loose += (blocks := self.blocks_for(tokens))
+            self.free += blocks
+            return
         self._catch_up()
         self.publish(request, tokens)
-        queue, holders = self._queue, self._holders
-        _, copies = self._held.pop(request, _NOTHING)
-        freed = self.blocks_for(tokens) - len(copies)
-        if freed:
-            run = next(self._numbers)
-            queue[run] = freed
-            if returns:
-                self._left[request] = run, tokens // self.block_size - len(copies)
-        for copy in reversed(copies):
-            holders[copy] = left = holders[copy] - 1
-            if not left:
-                queue[copy] = 1
-                freed += 1
-        self._queued += freed
-        self.free += freed
+        mine = self._held.pop(request, [])
+        named = sum([span.blocks for span in mine])
+        rest = Span(-1, self.blocks_for(tokens) - named)
+        if returns:
+            self._left[request] = rest, tokens // self.block_size - named
+        freed: list[Span] = []
+        for span in mine:
+            span.holders.discard(request)
+            if not span.holders:
+                span.freed = freed
+                freed.append(span)
+        freed.append(rest)
+        self._queue.append(freed)
+        blocks = sum([span.blocks for span in freed])
+        self._queued += blocks
+        self.free += blocks
 
     def look(self, request: int, tokens: int) -> tuple[int, int]:
         self._catch_up()
-        first, most = self._first, (tokens - 1) // self.block_size
-        names = [] if self._paths is None else self._paths.names(request)
-        # who has a block has those before it, and they are taken later
-        there = bisect_left(names[:most], True, key=lambda name: name not in first)
-        copies = [first[name] for name in names[:there]]
-        run, full = self._left.get(request, (-1, 0))
-        own = min(self._queue.get(run, 0), full)
-        self._seen = names, copies, own
-        holders = self._holders
-        return there + own, sum([holders[copy] > 0 for copy in copies])
+        seen: list[tuple[Span, int]] = []
+        found = held = 0
+        most = (tokens - 1) // self.block_size
+        for names in self._paths.between(request, 0, most) if self.shares else ():
+            name, end = names.start, names.stop
+            while name < end and (span := self._first.get(name)):
+                blocks = min(span.blocks, end - name)
+                seen.append((span, blocks))
+                found += blocks
+                if span.holders:
+                    held += blocks
+                name += blocks
+            if name < end:
+                break
+        rest, full = self._left.get(request, (None, 0))
+        own = 0 if rest is None else min(rest.blocks, full)
+        self._seen = seen, own
+        return found + own, held
 
     def hold(self, request: int) -> None:
-        queue, holders = self._queue, self._holders
-        names, copies, taken = self._seen
-        if taken:
-            queue[self._left[request][0]] -= taken
-        self._left.pop(request, None)
-        for copy in copies:
-            if not holders[copy]:
-                del queue[copy]
-                taken += 1
-            holders[copy] += 1
-        if names:
-            self._held[request] = names, copies
+        seen, taken = self._seen
+        if left := self._left.pop(request, None):
+            left[0].blocks -= taken
+        self._held[request] = mine = []
+        for span, blocks in seen:
+            if blocks < span.blocks:
+                self._split(span, blocks)
+            if not span.holders:
+                span.freed.remove(span)
+                taken += blocks
+            span.holders.add(request)
+            mine.append(span)
         self._queued -= taken
         self.free -= taken
 
     def publish(self, request: int, tokens: int) -> None:
-        names, copies = self._held.get(request, _NOTHING)
-        first = self._first
-        for name in names[len(copies) : tokens // self.block_size]:
-            copy = name
-            if name in first:
-                copy = next(self._numbers)
-                self._others.setdefault(name, []).append(copy)
-                self._name[copy] = name
-            else:
-                first[name] = name
-            self._holders[copy] = 1
-            copies.append(copy)
+        if not self.shares:
+            return
+        mine, end = self._held[request], tokens // self.block_size
+        begin = sum([span.blocks for span in mine])
+        for names in self._paths.between(request, begin, end):
+            for name in names:
+                if there := self._first.get(name):  # others have computed the same
+                    if there.blocks > 1:
+                        self._split(there, 1)
+                    span = Span(name, 1, {request})
+                    self._copies.setdefault(name, []).append(span)
+                    mine.append(span)
+                else:
+                    span = Span(name, names.stop - name, {request})
+                    self._first[name] = span
+                    mine.append(span)
+                    break
+
+    def _split(self, span: Span, blocks: int) -> None:
+        """Make a span of its own of what is behind the first so many blocks."""
+        name = span.start + blocks
+        rest = Span(name, span.blocks - blocks, set(span.holders), span.freed)
+        span.blocks, self._first[name] = blocks, rest
+        lists = [self._held[request] for request in span.holders] or [span.freed]
+        for each in lists:
+            each.insert(each.index(span) + 1, rest)
 
     def _catch_up(self) -> None:
-        """Take off the queue what was taken."""
-        queue = self._queue
+        """Put into the queue what is loose, and take off what was taken."""
+        if self._loose:
+            self._queue.append([Span(-1, self._loose)])
+            self._queued += self._loose
+            self._loose = 0
         while self._queued > self.free:
-            number, there = next(iter(queue.items()))
-            taken = min(self._queued - self.free, there)
-            self._queued -= taken
-            if taken < there:
-                queue[number] = there - taken
-            else:
-                del queue[number]
-                if self._holders.pop(number, None) is not None:
-                    self._forget(number)
+            if not (freed := self._queue[0]):
+                self._queue.popleft()
+                continue
+            blocks = min(self._queued - self.free, freed[-1].blocks)
+            self._queued -= blocks
+            self._take(freed[-1], blocks)
+            if not freed[-1].blocks:
+                freed.pop()
 
-    def _forget(self, copy: int) -> None:
-        """A copy of a named block has been taken: the next one is found now."""
-        name = self._name.pop(copy, copy)
-        others = self._others.get(name)
-        if self._first[name] != copy:
-            assert others
-            others.remove(copy)
-        elif others:
-            self._first[name] = others.pop(0)
-        else:
-            del self._first[name]
+    def _take(self, span: Span, blocks: int) -> None:
+        """The last blocks of a span are taken: the next copies are found now."""
+        start, first = span.start, self._first
+        span.blocks -= blocks
+        if start < 0:
+            return
+        if first[start] is not span:
+            self._copies[start].remove(span)
+            return
+        if not span.blocks:
+            del first[start]
+        end = start + span.blocks
+        for name in range(end, end + blocks) if self._copies else ():
+            if copies := self._copies.get(name):
+                first[name] = copies.pop(0)
 
 
-_NOTHING: tuple[list[int], list[int]] = [], []  # of a request without a path
 _ENDLESS = 2**62  # blocks
 
 

@@ -1,51 +1,50 @@
-"""The blocks that prompts have in common, by name.
+"""The blocks that requests have in common, by name.
 
 A workload's *segments* say how each request's tokens begin: a path of (id, tokens)
 pairs, over its prompt and, where it goes on, its answer. Requests whose paths begin
-alike share the full blocks of what is common, here 2 blocks of 4 tokens of 3:
+alike share the full blocks of what is common; here 2 of 3 blocks of 4 tokens:
 
->>> paths = Paths([[(7, 8), (1, 4)], [(7, 8), (2, 4)], []], block_size=4)
->>> paths.names(0), paths.names(1), paths.names(2)
-([0, 1, 2], [0, 1, 3], [])
+>>> paths = Paths([[(7, 8), (1, 4)], [(7, 8), (2, 4)]], block_size=4)
+>>> list(paths.between(0, 0, 9)), list(paths.between(1, 0, 9))
+([range(0, 3)], [range(0, 2), range(3, 4)])
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from itertools import chain
+from collections.abc import Iterator, Sequence
 
 Path = Sequence[tuple[int, int]]
 
 
 class Paths:
-    """The names of each request's blocks: whole numbers from 0.
+    """The names of each request's full blocks: whole numbers, neighbours in order.
 
     Args:
         segments: A path a request.
         block_size: Tokens in a block.
-
-    Attributes:
-        blocks: How many names there are.
     """
 
     def __init__(self, segments: Sequence[Path], block_size: int) -> None:
-        self.blocks = 0
-        self._runs: list[list[range]] = []
+        self._names = [[range(0)] for _ in segments]
         tree: dict[tuple[int, int, int], tuple[int, range]] = {}
-        for path in segments:
-            node, end, runs = 0, 0, []
+        blocks = 0
+        for path, mine in zip(segments, self._names, strict=True):
+            node = end = 0
             for segment, tokens in path:
                 begin, end = end // block_size, end + tokens
                 if (at := (node, segment, tokens)) not in tree:
-                    first, self.blocks = (
-                        self.blocks,
-                        self.blocks + end // block_size - begin,
-                    )
-                    tree[at] = len(tree) + 1, range(first, self.blocks)
-                node, run = tree[at]
-                runs.append(run)
-            self._runs.append(runs)
+                    first, blocks = blocks, blocks + end // block_size - begin
+                    tree[at] = len(tree) + 1, range(first, blocks)
+                node, names = tree[at]
+                if mine[-1].stop == names.start:
+                    mine[-1] = range(mine[-1].start, names.stop)
+                else:
+                    mine.append(names)
 
-    def names(self, request: int) -> list[int]:
-        """The names of the full blocks on a request's path, in order."""
-        return [*chain.from_iterable(self._runs[request])]
+    def between(self, request: int, begin: int, end: int) -> Iterator[range]:
+        """The names of a request's blocks from number ``begin`` to before ``end``."""
+        for names in self._names[request]:
+            some = names[max(begin, 0) : max(end, 0)]
+            if some:
+                yield some
+            begin, end = begin - len(names), end - len(names)
