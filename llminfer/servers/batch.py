@@ -52,7 +52,8 @@ class Batch:
     budget: int = field(init=False)  # tokens a step at most
     chunked: bool = field(init=False)
     whole: bool = field(init=False)  # must a whole prompt fit into the free blocks?
-    pool: BlockPool | None = field(init=False)
+    pool: BlockPool | None = field(init=False)  # if there is a limit
+    cache: BlockPool | None = field(init=False)  # the same, or where all stays
     prompt: memoryview[int] = field(init=False)
     output: memoryview[int] = field(init=False)
     start: array[float] = field(init=False)
@@ -90,8 +91,9 @@ class Batch:
         self.chunked = config.chunked_prefill
         self.whole = config.reserve_full_prompt or not self.chunked
         requests = self.requests
-        self.pool = pool = block_pool(config, requests.paths)
-        self.log = Log(None if pool is None else pool.blocks)
+        self.cache = block_pool(config, requests.paths)
+        self.pool = None if config.kv_blocks is None else self.cache
+        self.log = Log(config.kv_blocks)
         self.prompt, self.output = requests.prompt, requests.output
         self.start, self.first = requests.start, requests.first
         self.finished = requests.end
@@ -123,9 +125,9 @@ class Batch:
                 self.preempt(now)
                 return 0
             pool.free -= more
-            if pool.shares:
-                pool.publish(self.partial, self.computed + tokens)
-                self.must_be_free = 0  # who waits may find some of these
+        if self.cache is not None and self.cache.shares:
+            self.cache.publish(self.partial, self.computed + tokens)
+            self.must_be_free = 0  # who waits may find some of these
         self.pairs += tokens * (self.computed + tokens / 2.0)
         self.computed += tokens
         if tokens == rest:
@@ -236,9 +238,11 @@ class Batch:
             budget: Tokens that may be prefilled for it.
             others: Tokens that are prefilled for others who enter.
         """
-        pool, found, held = self.pool, 0, 0  # full blocks that are there, and in use
-        if may_find := pool is not None and (pool.shares or bool(self.preempted)):
-            found, held = pool.look(i, whole)
+        pool, cache, found, held = self.pool, self.cache, 0, 0  # full blocks
+        if cache is not None and not (cache.shares or self.preempted):
+            cache = None  # there is nothing for it
+        if cache is not None:
+            found, held = cache.look(i, whole)
         known = found * self.config.block_size if found else 0
         tokens = whole - known
         if tokens > budget:
@@ -254,12 +258,13 @@ class Batch:
                     self.must_be_free = must_be_free
                 return 0
             self.must_be_free = 0
-            if may_find:
-                pool.hold(i)
-                pool.publish(i, known + tokens)
-            pool.free -= blocks - found
-            if found and not self.preempted:
+        if cache is not None:
+            cache.hold(i)
+            cache.publish(i, known + tokens)
+            if not self.preempted:
                 self.requests.cached[i] = known
+        if pool is not None:
+            pool.free -= blocks - found
         self.running[i] = -1
         self.pairs += tokens * (known + tokens / 2.0)
         if known + tokens == whole:
@@ -318,22 +323,21 @@ class Batch:
         self.finished[i] = end
         self.running[i] = -1  # no entry of the heap is its own any more
         tokens = self.prompt[i] + self.output[i] - 1
-        self.leaving[i] = tokens if self.pool is not None else 0
+        self.leaving[i] = tokens if self.cache is not None else 0
 
     def let_go(self) -> int:
         """Those whose last token is out give up place and blocks; how many of these."""
-        pool, control, leaving = self.pool, self.control, self.leaving
-        free = 0 if pool is None else pool.free
-        if pool is not None and pool.shares and len(leaving) > 1:  # first come first
-            leaving = {i: leaving[i] for i in self.running if i in leaving}
+        cache, control, leaving, free = self.cache, self.control, self.leaving, 0
+        if cache is not None:
+            free, leaving = cache.free, cache.in_order(leaving)
         for i, tokens in leaving.items():
             del self.running[i]
             self.tokens_done += self.prompt[i] + self.output[i]
             if tokens:
-                assert pool is not None
-                pool.give_back(i, tokens)
+                assert cache is not None
+                cache.give_back(i, tokens)
             if control is not None:
                 end = self.finished[i]
                 control.seen.finish(end, [end - self.requests.arrival[i]])
         self.leaving.clear()
-        return 0 if pool is None else pool.free - free
+        return 0 if cache is None else cache.free - free

@@ -10,7 +10,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections import deque
 from dataclasses import dataclass, field
-from itertools import accumulate
+from itertools import accumulate, count
 
 from llminfer.config import SimulationConfig
 from llminfer.servers.prefixes import Paths
@@ -93,6 +93,10 @@ class BlockPool:
     def publish(self, request: int, tokens: int) -> None:
         """Let others find the full blocks of the first so many tokens of a request."""
 
+    def in_order(self, requests: dict[int, int]) -> dict[int, int]:
+        """``requests`` in the order in which they came to hold blocks, if it counts."""
+        return requests
+
 
 @dataclass(slots=True, eq=False)
 class Span:
@@ -102,13 +106,28 @@ class Span:
         start: The name of the first; the others' follow. -1 if they have no names.
         blocks: How many there are.
         holders: The requests that hold them.
-        freed: If nobody does, what came free together with them, in order.
+        freed: If nobody does, all that came free together, in order.
     """
 
     start: int
     blocks: int
     holders: set[int] = field(default_factory=set)
-    freed: list[Span] = field(default_factory=list)
+    freed: list[Span] | None = None
+
+
+@dataclass(slots=True, eq=False)
+class _Holding:
+    """The named blocks that a request holds.
+
+    Args:
+        turn: Requests that came to hold some before it.
+        spans: In order.
+        blocks: How many these have.
+    """
+
+    turn: int
+    spans: list[Span]
+    blocks: int
 
 
 class CachingPool(BlockPool):
@@ -139,7 +158,8 @@ class CachingPool(BlockPool):
         self._loose = 0  # that are to stand at its end, and nobody will look for
         self._first: dict[int, Span] = {}  # that begin with a name and are found
         self._copies: dict[int, list[Span]] = {}  # of a named block, by age
-        self._held: dict[int, list[Span]] = {}  # named ones that a request holds
+        self._held: dict[int, _Holding] = {}  # by request
+        self._turns = count()
         self._left: dict[int, tuple[Span, int]] = {}  # without, full blocks in these
         self._seen: tuple[list[tuple[Span, int]], int] = [], 0
 
@@ -150,20 +170,21 @@ class CachingPool(BlockPool):
             return
         self._catch_up()
         self.publish(request, tokens)
-        mine = self._held.pop(request, [])
-        named = sum([span.blocks for span in mine])
-        rest = Span(-1, self.blocks_for(tokens) - named)
+        mine = self._held.pop(request, None) or _Holding(0, [], 0)
+        rest = Span(-1, self.blocks_for(tokens) - mine.blocks)
         if returns:
-            self._left[request] = rest, tokens // self.block_size - named
+            self._left[request] = rest, tokens // self.block_size - mine.blocks
         freed: list[Span] = []
-        for span in mine:
+        blocks = rest.blocks
+        for span in mine.spans:
             span.holders.discard(request)
             if not span.holders:
-                span.freed = freed
-                freed.append(span)
+                blocks += span.blocks
+                if not (freed and self._joined(freed[-1], span)):
+                    span.freed = freed
+                    freed.append(span)
         freed.append(rest)
         self._queue.append(freed)
-        blocks = sum([span.blocks for span in freed])
         self._queued += blocks
         self.free += blocks
 
@@ -192,44 +213,67 @@ class CachingPool(BlockPool):
         seen, taken = self._seen
         if left := self._left.pop(request, None):
             left[0].blocks -= taken
-        self._held[request] = mine = []
+        mine = _Holding(next(self._turns), [], 0)
+        self._held[request] = mine
         for span, blocks in seen:
             if blocks < span.blocks:
                 self._split(span, blocks)
             if not span.holders:
+                assert span.freed is not None
                 span.freed.remove(span)
                 taken += blocks
             span.holders.add(request)
-            mine.append(span)
+            mine.spans.append(span)
+            mine.blocks += blocks
         self._queued -= taken
         self.free -= taken
 
     def publish(self, request: int, tokens: int) -> None:
         if not self.shares:
             return
-        mine, end = self._held[request], tokens // self.block_size
-        begin = sum([span.blocks for span in mine])
-        for names in self._paths.between(request, begin, end):
+        mine = self._held[request]
+        end = min(tokens // self.block_size, self._paths.blocks[request])
+        if end == mine.blocks:
+            return
+        for names in self._paths.between(request, mine.blocks, end):
+            mine.blocks += len(names)
             for name in names:
                 if there := self._first.get(name):  # others have computed the same
                     if there.blocks > 1:
                         self._split(there, 1)
                     span = Span(name, 1, {request})
                     self._copies.setdefault(name, []).append(span)
-                    mine.append(span)
+                    mine.spans.append(span)
                 else:
                     span = Span(name, names.stop - name, {request})
                     self._first[name] = span
-                    mine.append(span)
+                    mine.spans.append(span)
                     break
+
+    def in_order(self, requests: dict[int, int]) -> dict[int, int]:
+        if len(requests) == 1 or not self.shares:
+            return requests
+        turns = sorted(requests, key=lambda i: self._held[i].turn)
+        return {i: requests[i] for i in turns}
+
+    def _joined(self, span: Span, rest: Span) -> bool:
+        """Let what came free together be one span, if both can be found as one."""
+        first, name = self._first, rest.start
+        if name != span.start + span.blocks or self._copies.get(name - 1):
+            return False
+        if first.get(name) is not rest or first.get(span.start) is not span:
+            return False
+        span.blocks += rest.blocks
+        del first[name]
+        return True
 
     def _split(self, span: Span, blocks: int) -> None:
         """Make a span of its own of what is behind the first so many blocks."""
         name = span.start + blocks
         rest = Span(name, span.blocks - blocks, set(span.holders), span.freed)
         span.blocks, self._first[name] = blocks, rest
-        lists = [self._held[request] for request in span.holders] or [span.freed]
-        for each in lists:
+        lists = [self._held[request].spans for request in span.holders]
+        for each in lists or [span.freed or []]:
             each.insert(each.index(span) + 1, rest)
 
     def _catch_up(self) -> None:
@@ -254,7 +298,7 @@ class CachingPool(BlockPool):
         span.blocks -= blocks
         if start < 0:
             return
-        if first[start] is not span:
+        if first.get(start) is not span:
             self._copies[start].remove(span)
             return
         if not span.blocks:
@@ -269,12 +313,11 @@ _ENDLESS = 2**62  # blocks
 
 
 def block_pool(config: SimulationConfig, paths: Paths | None) -> BlockPool | None:
-    """The blocks of a server; None if nobody need count them.
+    """The blocks of a server; None if there is no limit, and nothing to be found.
 
     Args:
         config: Its memory.
-        paths: What its requests share; None is nothing, and without a limit of blocks
-            there is nothing to be found then.
+        paths: What its requests share, or None.
     """
     blocks = config.kv_blocks
     if config.prefix_caching and (blocks is not None or paths is not None):
