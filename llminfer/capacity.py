@@ -230,15 +230,7 @@ class Plan:
             n = _LONGER * config.num_requests
             return self.requests(config.replace(num_requests=n))
         its = self.requests(config)
-        rounds = np.repeat(np.arange(_LONGER), len(its)) * float(len(its))
-        columns = {name: np.tile(its, _LONGER) for name, its in its.columns.items()}
-        columns["arrival_time"] = columns["arrival_time"] + rounds
-        paths = its.segments and tuple(  # every round of other contents
-            tuple((_LONGER * name + turn, tokens) for name, tokens in path)
-            for turn in range(_LONGER)
-            for path in its.segments
-        )
-        return Workload(**columns, segments=paths)
+        return its.repeated(_LONGER, every=float(len(its)))
 
 
 @dataclass

@@ -25,13 +25,17 @@ from llminfer.base.frozen import Classes, Params, plain, thawed
 from llminfer.laws.arrivals import ArrivalRate, arrival_law
 from llminfer.laws.engines import COEFFICIENTS, LAW, PRESETS, STEP_LAWS
 from llminfer.laws.lengths import LengthLaw, length_law
+from llminfer.laws.prefixes import Longer, SharedPrefixes
 from llminfer.policies import POLICIES, SchedulingPolicy, get_policy
 from llminfer.request import RequestClass
 from llminfer.servers.batch_control import BatchController, batch_controller
 from llminfer.timing import StepTime
 
 SERVERS = ("static", "continuous")
-ROUTERS = ("round_robin", "random", "least_loaded", "shortest_queue")
+ROUTERS = (
+    *("round_robin", "random", "least_loaded", "shortest_queue"),
+    *("session", "longest_prefix"),
+)
 
 
 _positive = functools.partial(whole, least=1)
@@ -66,6 +70,9 @@ class SimulationConfig:
         arrival_cv: Coefficient of variation of the gaps; 1 is Poisson.
         prompt_length_dist: Law of prompt lengths.
         prompt_dist_params: Its parameters, tokens.
+        shared_prefixes: What a prompt of that law follows on: one of ``count`` system
+            prompts of ``tokens`` tokens, the k-th with a chance in proportion to
+            k^-``zipf``, which is 0 unless given; empty for none.
         output_length_dist: Law of output lengths.
         output_dist_params: Its parameters, tokens.
         batch_size: Most requests in a batch; under control, at the start.
@@ -100,11 +107,14 @@ class SimulationConfig:
             False prefills whole prompts in steps that decode nothing.
         reserve_full_prompt: Admit a request only where its whole prompt fits into the
             free blocks; False asks for the first part alone.
-        prefix_caching: Let a preempted request find again what nobody has overwritten.
+        prefix_caching: Compute only what is not in a block that others with the same
+            prefix, or the request itself before it was preempted, have left behind.
         async_scheduling: Compose each step while the one before runs, as vLLM does.
         replicas: Servers behind one router.
         router: Which server takes a request: round_robin, random, least_loaded
-            (fewest requests there) or shortest_queue (fewest tokens there).
+            (fewest requests there), shortest_queue (fewest tokens there), session
+            (where its first segment went; sessions take turns) or longest_prefix
+            (where most of its prompt is cached, then fewest requests).
         num_requests: Measured and warm-up requests together.
         warmup_requests: The first so many by arrival are not measured.
         random_seed: One seed for all streams; None draws a fresh one.
@@ -119,6 +129,7 @@ class SimulationConfig:
     arrival_cv: float = 1.0
     prompt_length_dist: str = "lognormal"
     prompt_dist_params: Mapping[str, Any] = _params(mu=4, sigma=1.5)
+    shared_prefixes: Mapping[str, Any] = _params()
     output_length_dist: str = "truncated_normal"
     output_dist_params: Mapping[str, Any] = _params(mu=100, sigma=30, min=10, max=500)
     batch_size: int = 32
@@ -153,7 +164,7 @@ class SimulationConfig:
 
     def __post_init__(self) -> None:
         for f in fields(self):
-            if f.name.endswith("_params"):
+            if f.name.endswith(("_params", "_prefixes")):
                 self._freeze(f.name)
         for name, checked in _CHECKS.items():
             if (value := getattr(self, name)) is not None or name not in _MAY_BE_NONE:
@@ -221,8 +232,15 @@ class SimulationConfig:
 
     @property
     def prompts(self) -> LengthLaw:
-        """The law of prompt lengths."""
-        return length_law("prompt", self.prompt_length_dist, self.prompt_dist_params)
+        """The law of prompt lengths, what they share included."""
+        own = length_law("prompt", self.prompt_length_dist, self.prompt_dist_params)
+        return own if self.prefixes is None else Longer(own, self.prefixes.tokens)
+
+    @property
+    def prefixes(self) -> SharedPrefixes | None:
+        """The law of what prompts begin with."""
+        given, name = self.shared_prefixes, "shared_prefixes"
+        return build(SharedPrefixes, name, given, name) if given else None
 
     @property
     def outputs(self) -> LengthLaw:
@@ -271,6 +289,7 @@ class SimulationConfig:
         Static: B/E[T_B]. Continuous: a saturated server that always runs B (THEORY 9),
         or fewer if KV memory or the token budget have no room for them; then it is an
         upper bound, without what preemption computes again and what is held for later.
+        Shared prefixes are found by all if there is a prefix cache.
 
         >>> round(SimulationConfig().stable_rate(4), 2)
         5.09
@@ -281,12 +300,19 @@ class SimulationConfig:
             return batch_size / time if time > 0.0 else float("inf")
         sequences = min(float(batch_size), self._most_sequences())
         ahead = int(self.async_scheduling)
-        return law.saturation_rate(prompts, outputs, sequences, ahead=ahead)
+        if not (self.prefix_caching and isinstance(prompts, Longer)):
+            return law.saturation_rate(prompts, outputs, sequences, ahead=ahead)
+        own, kept = prompts.law, float(prompts.more)
+        rate = law.saturation_rate(own, outputs, sequences, ahead=ahead)
+        found = law.kappa * kept * (outputs.expectation() - 1.0)  # s a request
+        return 1.0 / (1.0 / rate + found + law.epsilon * kept * own.expectation())
 
     def _most_sequences(self) -> float:
         """Sequences that memory and budget of a continuous server have room for."""
-        prompt, output = self.prompts.expectation(), self.outputs.expectation()
-        most = float("inf")
+        prompts, output, most = self.prompts, self.outputs.expectation(), float("inf")
+        if self.prefix_caching and isinstance(prompts, Longer):
+            prompts = prompts.law  # what all share is there once, and computed once
+        prompt = prompts.expectation()
         if self.kv_blocks is not None:
             held = prompt + self.outputs.pairs() / output  # tokens, mean over its steps
             most = self.kv_blocks * self.block_size / held

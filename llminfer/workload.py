@@ -18,6 +18,7 @@ from llminfer.base.trace_csv import read_csv
 from llminfer.config import SimulationConfig
 from llminfer.laws.arrivals import ArrivalRate, unit_arrivals
 from llminfer.laws.lengths import LengthLaw
+from llminfer.laws.prefixes import SharedPrefixes
 from llminfer.request import Request
 
 
@@ -61,6 +62,7 @@ class Workload:
             outputs=config.outputs,
             arrival_cv=config.arrival_cv,
             class_shares=[its.share for its in config.classes],
+            prefixes=config.prefixes,
         )
 
     @classmethod
@@ -74,6 +76,7 @@ class Workload:
         outputs: LengthLaw,
         arrival_cv: float = 1.0,
         class_shares: Sequence[float] = (),
+        prefixes: SharedPrefixes | None = None,
     ) -> Self:
         """The first ``n`` requests of laws; more would begin with the same ones.
 
@@ -85,15 +88,17 @@ class Workload:
             outputs: Law of output lengths.
             arrival_cv: Coefficient of variation of the gaps; 1 is Poisson.
             class_shares: Each class's part, relative; empty for one class.
+            prefixes: What prompts begin with, all of them longer than that.
         """
         unit = unit_arrivals(n, arrival_cv, stream(seed, "arrivals"))
         below = np.cumsum(class_shares or (1.0,))
-        classes = stream(seed, "classes").random(n)
+        classes, drawn = stream(seed, "classes").random(n), stream(seed, "prefixes")
         return cls(
             arrivals.inverse(unit),
             prompts.tokens(stream(seed, "prompts").random(n)),
             outputs.tokens(stream(seed, "outputs").random(n)),
             np.searchsorted(below / below[-1], classes, side="right"),
+            None if prefixes is None else prefixes.segments(drawn.random(n)),
         )
 
     @classmethod
@@ -185,6 +190,22 @@ class Workload:
         factor = number("rate_factor", rate_factor, above=0.0)
         return type(self)(**{**vars(self), "arrival_time": self.arrival_time / factor})
 
+    def repeated(self, times: int, every: float) -> Self:
+        """So many rounds of the same requests, and of other prefixes each.
+
+        Args:
+            times: How many.
+            every: Seconds from one round to the next.
+        """
+        columns = {name: np.tile(its, times) for name, its in self.columns.items()}
+        columns["arrival_time"] += np.repeat(np.arange(times) * every, len(self))
+        paths = self.segments and tuple(
+            tuple((name * times + turn, tokens) for name, tokens in path)
+            for turn in range(times)
+            for path in self.segments
+        )
+        return type(self)(**columns, segments=paths)
+
     def to_frame(self) -> pd.DataFrame:
         """One row a request: request_id and the columns."""
         return pd.DataFrame({"request_id": np.arange(len(self)), **self.columns})
@@ -206,12 +227,11 @@ def _paths(given: Iterable[Iterable[tuple[int, int]]], room: IntArray) -> Segmen
         raise TraceError("segments: must be a path of (id, tokens) a request") from None
     if len(paths) != len(room):
         raise TraceError(f"segments: {len(paths)} paths: must be {len(room)}, a request")
-    for row, (path, most) in enumerate(zip(paths, room.tolist(), strict=True)):
-        if min((tokens for _, tokens in path), default=1) < 1:
-            raise TraceError(f"segments[{row}]={path}: must be of at least 1 token each")
-        if (total := sum(tokens for _, tokens in path)) > most:
-            must = f"at most {most}, those of its prompt and output"
-            raise TraceError(f"segments[{row}]: of {total} tokens: must be {must}")
+    for row, path in enumerate(paths):
+        tokens = [t for _, t in path]
+        if min(tokens, default=1) < 1 or sum(tokens) > room[row]:
+            must = f"of tokens, at most {room[row]}: those of its prompt and output"
+            raise TraceError(f"segments[{row}]={path}: must be {must}")
     return paths
 
 

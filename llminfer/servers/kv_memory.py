@@ -152,7 +152,7 @@ class CachingPool(BlockPool):
     def __init__(self, blocks: int, block_size: int, paths: Paths | None) -> None:
         super().__init__(blocks, block_size)
         self.shares = paths is not None
-        self._paths = Paths([], block_size) if paths is None else paths
+        self._paths = paths or Paths(block_size)
         self._queue = deque([[Span(-1, blocks)]])  # what came free together
         self._queued = blocks  # all that stand there
         self._loose = 0  # that are to stand at its end, and nobody will look for
