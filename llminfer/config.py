@@ -197,6 +197,8 @@ class SimulationConfig:
         elif self.max_batched_tokens < self.largest_batch:
             must = f"at least the batch limit, {self.largest_batch}: each may decode"
             raise fail("max_batched_tokens", self.max_batched_tokens, must)
+        elif self.router == "longest_prefix" and not self.prefix_caching:
+            raise fail("prefix_caching", False, "True for router longest_prefix")
         elif self.replicas > 1 and self.batch_control != "static":
             must = "static for several replicas"
             raise fail("batch_control", self.batch_control, must)

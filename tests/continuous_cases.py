@@ -96,8 +96,7 @@ def runs(draw, number, coefficient, **fields):
         warmup_requests=0,
         random_seed=draw(st.integers(0, 99)),
         **law,
-        **draw(memory(prompts, outputs)),
-        **{name: draw(strategy) for name, strategy in fields.items()},
+        **draw(memory(prompts, outputs)) | {f: draw(its) for f, its in fields.items()},
     )
     classes = draw(st.lists(st.integers(0, 2), **_sized(n)))
     return config, Workload.from_arrays(arrivals, prompts, outputs, classes)

@@ -84,6 +84,7 @@ class StepTwin:
             blocks = ENOUGH
         self.free = None if blocks is None else deque(range(blocks))
         self.content: dict[int, tuple] = {}  # what is in a block, in order of filling
+        self.filled: dict[int, float] = {}  # when it was
         self.users: Counter[int] = Counter()  # requests that hold a block
 
     # Time
@@ -111,7 +112,7 @@ class StepTwin:
         left = [
             s.request for s in self.everyone if not s.done or s.token_times[-1] >= now
         ]
-        if self.config.router == "least_loaded":
+        if self.config.router in ("least_loaded", "longest_prefix"):
             return len(left)
         return sum(r.prompt_length + r.expected_output_length for r in left)
 
@@ -178,7 +179,7 @@ class StepTwin:
             if sequence.done:
                 if sequence in self.running:
                     self.running.remove(sequence)
-                self.fill(sequence, sequence.computed)
+                self.fill(sequence, sequence.computed, step.end)
                 self.release(sequence)
                 latency = step.end - sequence.request.arrival_time
                 self.control.seen.finish(step.end, [latency])
@@ -309,13 +310,15 @@ class StepTwin:
 
     # Rule 7
 
-    def fill(self, sequence: Sequence, tokens: int) -> None:
+    def fill(self, sequence: Sequence, tokens: int, at: float | None = None) -> None:
         """The blocks full with the first so many tokens of ``sequence`` have names."""
         if self.config.prefix_caching:
             for place in range(len(sequence.blocks)):
                 if (place + 1) * self.config.block_size <= tokens:
                     block = sequence.blocks[place]
-                    self.content.setdefault(block, self.name(sequence, place))
+                    if block not in self.content:
+                        self.content[block] = self.name(sequence, place)
+                        self.filled[block] = self.now if at is None else at
 
     def name(self, sequence: Sequence, place: int) -> tuple:
         """What is in a full block: all segments up to its end, or its own tokens."""
@@ -326,14 +329,15 @@ class StepTwin:
                 return sequence.path[: i + 1], place
         return sequence.request.id, place
 
-    def still_there(self, sequence: Sequence) -> list[int]:
+    def still_there(self, sequence: Sequence, now: float = math.inf) -> list[int]:
         """The leading blocks of ``sequence`` that nobody has taken, all but its last.
 
         Of several with the same content the one that was filled first.
         """
         where: dict[tuple, int] = {}
         for block, name in self.content.items():
-            where.setdefault(name, block)
+            if self.filled[block] < now:
+                where.setdefault(name, block)
         kept: list[int] = []
         while (len(kept) + 1) * self.config.block_size < sequence.tokens:
             name = self.name(sequence, len(kept))
@@ -346,15 +350,27 @@ class StepTwin:
 def run_twins(config: SimulationConfig, workload: Workload) -> list[StepTwin]:
     """Serve ``workload`` by stepping: one server, or several behind a router."""
     servers = [StepTwin(config) for _ in range(config.replicas)]
+    sessions: list[int] = []
     for i, request in enumerate(workload.requests()):
+        path = workload.segments[i] if workload.segments else ()
+        now = request.arrival_time
         for server in servers:
-            server.advance(request.arrival_time)
+            server.advance(now)
         if config.router == "round_robin" or config.replicas == 1:
             place = i % config.replicas
+        elif config.router == "session":
+            session = path[0][0] if path else -1 - i
+            if session not in sessions:
+                sessions.append(session)
+            place = sessions.index(session) % config.replicas
         else:
-            loads = [server.load(request.arrival_time) for server in servers]
+            loads = [(server.load(now),) for server in servers]
+            if config.router == "longest_prefix":
+                asks = Sequence(request, path=path)
+                found = [len(server.still_there(asks, now)) for server in servers]
+                loads = [(-f, *load) for f, load in zip(found, loads, strict=True)]
             place = loads.index(min(loads))
-        servers[place].arrive(request, workload.segments[i] if workload.segments else ())
+        servers[place].arrive(request, path)
     for server in servers:
         server.advance(math.inf)
         server.control.at(server.steps[-1].end if server.steps else 0.0)

@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import math
 from array import array
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from heapq import heappop, heappush
 
@@ -40,12 +41,14 @@ class Batch:
         requests: The run's requests, to be read and filled in.
         queue: Where new requests wait.
         control: What sets the batch limit; None leaves it at ``batch_size``.
+        left: Hears when requests have left.
     """
 
     config: SimulationConfig
     requests: RequestTimes
     queue: WaitingQueue
     control: BatchLimit | None = None
+    left: Callable[[], None] | None = None
     log: Log = field(init=False)
     # Settings
     limit: int = field(init=False)  # sequences at most
@@ -340,4 +343,6 @@ class Batch:
                 end = self.finished[i]
                 control.seen.finish(end, [end - self.requests.arrival[i]])
         self.leaving.clear()
+        if self.left is not None:
+            self.left()
         return 0 if cache is None else cache.free - free

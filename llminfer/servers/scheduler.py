@@ -31,7 +31,7 @@ gives up its place and blocks when its step ends.
 from __future__ import annotations
 
 import math
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -199,6 +199,17 @@ class Scheduler(Batch):
             self.emit(end)
         if self.leaving and not self.ahead:
             self.let_go()
+
+    def found(self, i: int, time: float) -> int:
+        """Full blocks that a request would find here at ``time``, seconds."""
+        cache = self.cache
+        if cache is None:
+            return 0
+        if self.partial >= 0:  # what was scheduled of its prompt by then
+            ends = range(1, self.steps)
+            later = bisect_left(ends, time, key=lambda k: self.end_after(k - self.ahead))
+            cache.publish(self.partial, self.computed + later * self.tokens)
+        return cache.look(i, self.prompt[i])[0]
 
     # Who is in the next step
 
