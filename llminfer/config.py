@@ -32,10 +32,8 @@ from llminfer.servers.batch_control import BatchController, batch_controller
 from llminfer.timing import StepTime
 
 SERVERS = ("static", "continuous")
-ROUTERS = (
-    *("round_robin", "random", "least_loaded", "shortest_queue"),
-    *("session", "longest_prefix"),
-)
+ROUTERS = ("round_robin", "random", "least_loaded", "shortest_queue")
+CACHE_ROUTERS = ("session", "longest_prefix")
 
 
 _positive = functools.partial(whole, least=1)
@@ -185,7 +183,7 @@ class SimulationConfig:
     def _check_server(self) -> None:
         choice("server", self.server, SERVERS)
         choice("step_law", self.step_law, STEP_LAWS)
-        choice("router", self.router, ROUTERS)
+        choice("router", self.router, ROUTERS + CACHE_ROUTERS)
         for name in (f.name for f in fields(self) if f.type == "bool"):
             if not isinstance(value := getattr(self, name), bool):
                 raise fail(name, value, "True or False")
@@ -250,6 +248,13 @@ class SimulationConfig:
         return length_law("output", self.output_length_dist, self.output_dist_params)
 
     @property
+    def _computed(self) -> LengthLaw:
+        """The law of what is computed of prompts: not what they share, once cached."""
+        if self.prefix_caching and isinstance(law := self.prompts, Longer):
+            return law.law
+        return self.prompts
+
+    @property
     def step_time(self) -> StepTime:
         """The seven coefficients as a law of step times."""
         return StepTime(**{name: getattr(self, name) for name in LAW})
@@ -291,30 +296,23 @@ class SimulationConfig:
         Static: B/E[T_B]. Continuous: a saturated server that always runs B (THEORY 9),
         or fewer if KV memory or the token budget have no room for them; then it is an
         upper bound, without what preemption computes again and what is held for later.
-        Shared prefixes are found by all if there is a prefix cache.
+        It takes what a prefix cache finds to cost nothing.
 
         >>> round(SimulationConfig().stable_rate(4), 2)
         5.09
         """
-        prompts, outputs, law = self.prompts, self.outputs, self.step_time
+        prompts, outputs, law = self._computed, self.outputs, self.step_time
         if self.server == "static":
             time = law.mean_batch_time(prompts, outputs, batch_size)
             return batch_size / time if time > 0.0 else float("inf")
         sequences = min(float(batch_size), self._most_sequences())
         ahead = int(self.async_scheduling)
-        if not (self.prefix_caching and isinstance(prompts, Longer)):
-            return law.saturation_rate(prompts, outputs, sequences, ahead=ahead)
-        own, kept = prompts.law, float(prompts.more)
-        rate = law.saturation_rate(own, outputs, sequences, ahead=ahead)
-        found = law.kappa * kept * (outputs.expectation() - 1.0)  # s a request
-        return 1.0 / (1.0 / rate + found + law.epsilon * kept * own.expectation())
+        return law.saturation_rate(prompts, outputs, sequences, ahead=ahead)
 
     def _most_sequences(self) -> float:
         """Sequences that memory and budget of a continuous server have room for."""
-        prompts, output, most = self.prompts, self.outputs.expectation(), float("inf")
-        if self.prefix_caching and isinstance(prompts, Longer):
-            prompts = prompts.law  # what all share is there once, and computed once
-        prompt = prompts.expectation()
+        prompt, output = self._computed.expectation(), self.outputs.expectation()
+        most = float("inf")
         if self.kv_blocks is not None:
             held = prompt + self.outputs.pairs() / output  # tokens, mean over its steps
             most = self.kv_blocks * self.block_size / held

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -20,7 +20,6 @@ from llminfer.laws.arrivals import ArrivalRate, unit_arrivals
 from llminfer.laws.lengths import LengthLaw
 from llminfer.laws.prefixes import SharedPrefixes
 from llminfer.request import Request
-
 
 Segments = tuple[tuple[tuple[int, int], ...], ...]
 
@@ -44,8 +43,6 @@ class Workload:
     output_length: IntArray
     request_class: IntArray
     segments: Segments | None = None
-
-    COLUMNS: ClassVar = "arrival_time prompt_length output_length request_class".split()
 
     @classmethod
     def generate(cls, config: SimulationConfig) -> Self:
@@ -164,7 +161,7 @@ class Workload:
     @property
     def columns(self) -> dict[str, Any]:
         """The columns of numbers by name: all but the segments."""
-        return {name: getattr(self, name) for name in self.COLUMNS}
+        return {name: its for name, its in vars(self).items() if name != "segments"}
 
     def requests(self) -> Iterator[Request]:
         """Fresh ``Request`` objects in order of arrival.
@@ -226,12 +223,14 @@ def _paths(given: Iterable[Iterable[tuple[int, int]]], room: IntArray) -> Segmen
     except (TypeError, ValueError):
         raise TraceError("segments: must be a path of (id, tokens) a request") from None
     if len(paths) != len(room):
-        raise TraceError(f"segments: {len(paths)} paths: must be {len(room)}, a request")
-    for row, path in enumerate(paths):
-        tokens = [t for _, t in path]
-        if min(tokens, default=1) < 1 or sum(tokens) > room[row]:
-            must = f"of tokens, at most {room[row]}: those of its prompt and output"
-            raise TraceError(f"segments[{row}]={path}: must be {must}")
+        raise TraceError(
+            f"segments: {len(paths)} paths: must be {len(room)}, a request"
+        )
+    least = [min((t for _, t in path), default=1) for path in paths]
+    _first_bad("least segment", np.array(least), np.array(least) < 1, "at least 1")
+    total = np.array([sum(t for _, t in path) for path in paths])
+    must = "at most the tokens of prompt and output"
+    _first_bad("tokens of segments", total, total > room, must)
     return paths
 
 

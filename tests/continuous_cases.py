@@ -108,7 +108,10 @@ def shared(draw, run):
     config, workload = draw(run)
     tree = draw(st.lists(st.integers(1, 30), min_size=1, max_size=6))  # tokens by id
     paths = []
-    for prompt, output in zip(workload.prompt_length, workload.output_length):
+    asks = zip(workload.prompt_length, workload.output_length, strict=True)
+    for prompt, output in asks:
+        workload.prompt_length, workload.output_length, strict=True
+    ):
         path = []
         room = int(prompt + output)
         while room and draw(st.integers(0, 4)):

@@ -160,7 +160,10 @@ class StepTwin:
         b, k = len(decoding), kv_tokens
         took = step_seconds(self.config, prefilled, pairs, b, k)
         blocks = len({block for s in self.running if not s.last for block in s.blocks})
-        makes = [s for s, tokens in work.items() if self.compute(s, tokens)]
+        # who decodes gives up its blocks first, by number, if they leave together
+        order = sorted(decoding, key=lambda s: s.request.id)
+        order += [s for s in work if not s.decoding]
+        makes = [s for s in order if self.compute(s, work[s])]
         return Step(
             start,
             start + took,

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-_PURPOSES = (
-    *("arrivals", "prompts", "outputs", "prediction", "classes", "routing"),
-    "prefixes",
-)
+_LAWS = ("arrivals", "prompts", "outputs", "prediction", "classes", "routing")
+_PURPOSES = (*_LAWS, "prefixes")
 
 
 def stream(seed: int | None, purpose: str) -> np.random.Generator:

@@ -83,7 +83,8 @@ class ServedLog:
         >>> len(log), int(log.first_completed(0.4).sum())
         (2000, 800)
         """
-        workload = Workload(*(getattr(record, each) for each in Workload.COLUMNS))
+        columns = (each.name for each in fields(Workload) if each.name != "segments")
+        workload = Workload(*(getattr(record, name) for name in columns))
         ends = record.first_token_time, record.processing_end_time
         begun = record.processing_start_time
         return cls(workload, record.queue_entry_time, *ends, begun)

@@ -28,7 +28,7 @@ from heapq import heappop, heappush
 from llminfer.config import SimulationConfig
 from llminfer.servers.batch_control import BatchLimit
 from llminfer.servers.event_log import Log, RequestTimes
-from llminfer.servers.kv_memory import BlockPool, block_pool
+from llminfer.servers.kv_memory import BlockPool, CachingPool, block_pools
 from llminfer.servers.queues import WaitingQueue
 
 
@@ -56,7 +56,7 @@ class Batch:
     chunked: bool = field(init=False)
     whole: bool = field(init=False)  # must a whole prompt fit into the free blocks?
     pool: BlockPool | None = field(init=False)  # if there is a limit
-    cache: BlockPool | None = field(init=False)  # the same, or where all stays
+    cache: CachingPool | None = field(init=False)  # the same, or where all stays
     prompt: memoryview[int] = field(init=False)
     output: memoryview[int] = field(init=False)
     start: array[float] = field(init=False)
@@ -94,8 +94,7 @@ class Batch:
         self.chunked = config.chunked_prefill
         self.whole = config.reserve_full_prompt or not self.chunked
         requests = self.requests
-        self.cache = block_pool(config, requests.paths)
-        self.pool = None if config.kv_blocks is None else self.cache
+        self.pool, self.cache = block_pools(config, requests.paths)
         self.log = Log(config.kv_blocks)
         self.prompt, self.output = requests.prompt, requests.output
         self.start, self.first = requests.start, requests.first
@@ -128,9 +127,8 @@ class Batch:
                 self.preempt(now)
                 return 0
             pool.free -= more
-        if self.cache is not None and self.cache.shares:
+        if self.cache is not None:
             self.cache.publish(self.partial, self.computed + tokens)
-            self.must_be_free = 0  # who waits may find some of these
         self.pairs += tokens * (self.computed + tokens / 2.0)
         self.computed += tokens
         if tokens == rest:
@@ -241,7 +239,7 @@ class Batch:
             budget: Tokens that may be prefilled for it.
             others: Tokens that are prefilled for others who enter.
         """
-        pool, cache, found, held = self.pool, self.cache, 0, 0  # full blocks
+        cache, pool, found, held = self.cache, self.pool, 0, 0  # full blocks
         if cache is not None and not (cache.shares or self.preempted):
             cache = None  # there is nothing for it
         if cache is not None:
@@ -253,21 +251,15 @@ class Batch:
                 tokens = budget
             elif others:
                 return 0
-        if pool is not None:
-            blocks = pool.blocks_for(known + tokens)
-            must_be_free = (pool.blocks_for(whole) if self.whole else blocks) - held
-            if must_be_free > pool.free:
-                if self.whole and (self.preempted or not self.queue.can_overtake):
-                    self.must_be_free = must_be_free
-                return 0
-            self.must_be_free = 0
+        if pool is not None and not self._fits(whole, known + tokens, held):
+            return 0
         if cache is not None:
             cache.hold(i)
             cache.publish(i, known + tokens)
             if not self.preempted:
                 self.requests.cached[i] = known
         if pool is not None:
-            pool.free -= blocks - found
+            pool.free -= pool.blocks_for(known + tokens) - found
         self.running[i] = -1
         self.pairs += tokens * (known + tokens / 2.0)
         if known + tokens == whole:
@@ -275,6 +267,24 @@ class Batch:
         else:
             self.partial, self.computed = i, known + tokens
         return tokens
+
+    def _fits(self, whole: int, now: int, held: int) -> bool:
+        """Is there room for a request that has ``held`` blocks in common with others?
+
+        Args:
+            whole: Tokens to be computed before its next one comes out.
+            now: Those in its cache after this step.
+            held: Blocks.
+        """
+        pool = self.pool
+        assert pool is not None
+        need = pool.blocks_for(whole if self.whole else now) - held
+        if fits := need <= pool.free:
+            self.must_be_free = 0
+        elif self.whole and (self.preempted or not self.queue.can_overtake):
+            # others may come to hold more of the blocks that it shares
+            self.must_be_free = 0 if self.requests.paths else need
+        return fits
 
     # When tokens come out
 
@@ -326,23 +336,21 @@ class Batch:
         self.finished[i] = end
         self.running[i] = -1  # no entry of the heap is its own any more
         tokens = self.prompt[i] + self.output[i] - 1
-        self.leaving[i] = tokens if self.cache is not None else 0
+        self.leaving[i] = tokens
 
     def let_go(self) -> int:
         """Those whose last token is out give up place and blocks; how many of these."""
-        cache, control, leaving, free = self.cache, self.control, self.leaving, 0
-        if cache is not None:
-            free, leaving = cache.free, cache.in_order(leaving)
-        for i, tokens in leaving.items():
+        pool, control = self.pool or self.cache, self.control
+        free = 0 if pool is None else pool.free
+        for i, tokens in self.leaving.items():
             del self.running[i]
             self.tokens_done += self.prompt[i] + self.output[i]
-            if tokens:
-                assert cache is not None
-                cache.give_back(i, tokens)
+            if tokens and pool is not None:
+                pool.give_back(i, tokens)
             if control is not None:
                 end = self.finished[i]
                 control.seen.finish(end, [end - self.requests.arrival[i]])
         self.leaving.clear()
         if self.left is not None:
             self.left()
-        return 0 if cache is None else cache.free - free
+        return 0 if pool is None else pool.free - free

@@ -119,7 +119,7 @@ def write_up(
         batch_start=rows["start"],
         batch_end=rows["end"],
         batch_size=rows["size"],
-        steps=_step_log(config, requests, logs, rows, server, replica),
+        steps=_step_log(config, requests, logs, rows, server=server, replica=replica),
         **limit,
     )
 
@@ -129,6 +129,7 @@ def _step_log(
     requests: RequestTimes,
     logs: Sequence[Log],
     rows: Any,
+    *,
     server: Any,
     replica: IntArray,
 ) -> StepLog:

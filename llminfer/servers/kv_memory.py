@@ -1,8 +1,9 @@
 """KV memory in blocks: how many are free, who needs one when, what can be found again.
 
-Blocks are counted; those that requests share have names as well. A sequence that decodes needs a new block whenever its
-KV tokens fill the last one, every ``block_size`` steps, so a histogram of the places
-in that cycle says how many blocks any number of steps takes.
+Blocks are counted; those that requests may share have names as well. A sequence that
+decodes needs a new block whenever its KV tokens fill the last one, every ``block_size``
+steps, so a histogram of the places in that cycle says how many blocks any number of
+steps takes.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections import deque
 from dataclasses import dataclass, field
-from itertools import accumulate, count
+from itertools import accumulate
 
 from llminfer.config import SimulationConfig
 from llminfer.servers.prefixes import Paths
@@ -31,11 +32,8 @@ class BlockPool:
 
     Attributes:
         free: Blocks that nobody holds.
-        shares: Can requests find blocks of others?
         cycle: Sequences that decode, by the place at which they are counted.
     """
-
-    shares = False
 
     def __init__(self, blocks: int, block_size: int) -> None:
         self.blocks = blocks
@@ -78,25 +76,6 @@ class BlockPool:
         """
         self.free += self.blocks_for(tokens)
 
-    def look(self, request: int, tokens: int) -> tuple[int, int]:
-        """Full blocks that a request finds, and how many of these somebody holds.
-
-        Args:
-            request: Its number.
-            tokens: Those to be computed; the last one is, whatever it finds.
-        """
-        return 0, 0
-
-    def hold(self, request: int) -> None:
-        """A request takes the blocks that it found when it last looked."""
-
-    def publish(self, request: int, tokens: int) -> None:
-        """Let others find the full blocks of the first so many tokens of a request."""
-
-    def in_order(self, requests: dict[int, int]) -> dict[int, int]:
-        """``requests`` in the order in which they came to hold blocks, if it counts."""
-        return requests
-
 
 @dataclass(slots=True, eq=False)
 class Span:
@@ -113,21 +92,6 @@ class Span:
     blocks: int
     holders: set[int] = field(default_factory=set)
     freed: list[Span] | None = None
-
-
-@dataclass(slots=True, eq=False)
-class _Holding:
-    """The named blocks that a request holds.
-
-    Args:
-        turn: Requests that came to hold some before it.
-        spans: In order.
-        blocks: How many these have.
-    """
-
-    turn: int
-    spans: list[Span]
-    blocks: int
 
 
 class CachingPool(BlockPool):
@@ -158,9 +122,8 @@ class CachingPool(BlockPool):
         self._loose = 0  # that are to stand at its end, and nobody will look for
         self._first: dict[int, Span] = {}  # that begin with a name and are found
         self._copies: dict[int, list[Span]] = {}  # of a named block, by age
-        self._held: dict[int, _Holding] = {}  # by request
-        self._turns = count()
-        self._left: dict[int, tuple[Span, int]] = {}  # without, full blocks in these
+        self._held: dict[int, list[Span]] = {}  # named ones, by request
+        self._left: dict[int, tuple[Span, int]] = {}  # others, and how many are full
         self._seen: tuple[list[tuple[Span, int]], int] = [], 0
 
     def give_back(self, request: int, tokens: int, returns: bool = False) -> None:
@@ -170,13 +133,14 @@ class CachingPool(BlockPool):
             return
         self._catch_up()
         self.publish(request, tokens)
-        mine = self._held.pop(request, None) or _Holding(0, [], 0)
-        rest = Span(-1, self.blocks_for(tokens) - mine.blocks)
-        if returns:
-            self._left[request] = rest, tokens // self.block_size - mine.blocks
         freed: list[Span] = []
+        mine = self._held.pop(request, [])
+        named = sum([span.blocks for span in mine])
+        rest = Span(-1, self.blocks_for(tokens) - named)
+        if returns:
+            self._left[request] = rest, tokens // self.block_size - named
         blocks = rest.blocks
-        for span in mine.spans:
+        for span in mine:
             span.holders.discard(request)
             if not span.holders:
                 blocks += span.blocks
@@ -189,6 +153,12 @@ class CachingPool(BlockPool):
         self.free += blocks
 
     def look(self, request: int, tokens: int) -> tuple[int, int]:
+        """Full blocks that a request finds, and how many of these somebody holds.
+
+        Args:
+            request: Its number.
+            tokens: Those to be computed; the last one is, whatever it finds.
+        """
         self._catch_up()
         seen: list[tuple[Span, int]] = []
         found = held = 0
@@ -210,11 +180,11 @@ class CachingPool(BlockPool):
         return found + own, held
 
     def hold(self, request: int) -> None:
+        """A request takes the blocks that it found when it last looked."""
         seen, taken = self._seen
         if left := self._left.pop(request, None):
             left[0].blocks -= taken
-        mine = _Holding(next(self._turns), [], 0)
-        self._held[request] = mine
+        self._held[request] = [span for span, _ in seen]
         for span, blocks in seen:
             if blocks < span.blocks:
                 self._split(span, blocks)
@@ -223,38 +193,28 @@ class CachingPool(BlockPool):
                 span.freed.remove(span)
                 taken += blocks
             span.holders.add(request)
-            mine.spans.append(span)
-            mine.blocks += blocks
         self._queued -= taken
         self.free -= taken
 
     def publish(self, request: int, tokens: int) -> None:
+        """Let others find the full blocks of the first so many tokens of a request."""
         if not self.shares:
             return
-        mine = self._held[request]
+        mine, first = self._held[request], self._first
         end = min(tokens // self.block_size, self._paths.blocks[request])
-        if end == mine.blocks:
+        if end == (begin := sum([span.blocks for span in mine])):
             return
-        for names in self._paths.between(request, mine.blocks, end):
-            mine.blocks += len(names)
+        for names in self._paths.between(request, begin, end):
             for name in names:
-                if there := self._first.get(name):  # others have computed the same
+                if there := first.get(name):  # others have computed the same
                     if there.blocks > 1:
                         self._split(there, 1)
-                    span = Span(name, 1, {request})
-                    self._copies.setdefault(name, []).append(span)
-                    mine.spans.append(span)
+                    mine.append(Span(name, 1, {request}))
+                    self._copies.setdefault(name, []).append(mine[-1])
                 else:
-                    span = Span(name, names.stop - name, {request})
-                    self._first[name] = span
-                    mine.spans.append(span)
+                    first[name] = span = Span(name, names.stop - name, {request})
+                    mine.append(span)
                     break
-
-    def in_order(self, requests: dict[int, int]) -> dict[int, int]:
-        if len(requests) == 1 or not self.shares:
-            return requests
-        turns = sorted(requests, key=lambda i: self._held[i].turn)
-        return {i: requests[i] for i in turns}
 
     def _joined(self, span: Span, rest: Span) -> bool:
         """Let what came free together be one span, if both can be found as one."""
@@ -272,7 +232,7 @@ class CachingPool(BlockPool):
         name = span.start + blocks
         rest = Span(name, span.blocks - blocks, set(span.holders), span.freed)
         span.blocks, self._first[name] = blocks, rest
-        lists = [self._held[request].spans for request in span.holders]
+        lists = [self._held[request] for request in span.holders]
         for each in lists or [span.freed or []]:
             each.insert(each.index(span) + 1, rest)
 
@@ -312,14 +272,17 @@ class CachingPool(BlockPool):
 _ENDLESS = 2**62  # blocks
 
 
-def block_pool(config: SimulationConfig, paths: Paths | None) -> BlockPool | None:
-    """The blocks of a server; None if there is no limit, and nothing to be found.
+def block_pools(
+    config: SimulationConfig, paths: Paths | None
+) -> tuple[BlockPool | None, CachingPool | None]:
+    """The blocks of a server, if there is a limit; and those to be found again, if any.
 
     Args:
         config: Its memory.
         paths: What its requests share, or None.
     """
-    blocks = config.kv_blocks
-    if config.prefix_caching and (blocks is not None or paths is not None):
-        return CachingPool(blocks or _ENDLESS, config.block_size, paths)
-    return None if blocks is None else BlockPool(blocks, config.block_size)
+    blocks, size = config.kv_blocks, config.block_size
+    if not config.prefix_caching or (blocks is None and paths is None):
+        return (None if blocks is None else BlockPool(blocks, size)), None
+    cache = CachingPool(blocks or _ENDLESS, size, paths)
+    return (None if blocks is None else cache), cache

@@ -73,8 +73,8 @@ def routes(config: SimulationConfig, workload: Workload) -> IntArray | None:
         return None
     turns = np.arange(requests)
     if config.router == "session" and paths is not None:
-        turn: dict[int, int] = {}  # a request without a path is a session of its own
-        firsts = (path[0][0] if path else ~i for i, path in enumerate(paths))
+        turn: dict[object, int] = {}  # a request without a path is a session of its own
+        firsts = (path[0][0] if path else (i,) for i, path in enumerate(paths))
         turns = np.array([turn.setdefault(its, len(turn)) for its in firsts])
     return turns % config.replicas
 

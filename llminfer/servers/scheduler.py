@@ -207,7 +207,9 @@ class Scheduler(Batch):
             return 0
         if self.partial >= 0:  # what was scheduled of its prompt by then
             ends = range(1, self.steps)
-            later = bisect_left(ends, time, key=lambda k: self.end_after(k - self.ahead))
+            later = bisect_left(
+                ends, time, key=lambda k: self.end_after(k - self.ahead)
+            )
             cache.publish(self.partial, self.computed + later * self.tokens)
         return cache.look(i, self.prompt[i])[0]
 
