@@ -110,8 +110,6 @@ def shared(draw, run):
     paths = []
     asks = zip(workload.prompt_length, workload.output_length, strict=True)
     for prompt, output in asks:
-        workload.prompt_length, workload.output_length, strict=True
-    ):
         path = []
         room = int(prompt + output)
         while room and draw(st.integers(0, 4)):

@@ -55,4 +55,4 @@ class Longer(LengthLaw):
         return self.law._quantile(u) + self.more
 
     def _exceeds(self, x: FloatArray) -> FloatArray:
-        return self.law._exceeds(x - self.more)
+        return self.law._exceeds(np.maximum(x - self.more, 1.0))

@@ -190,6 +190,8 @@ class Scheduler(Batch):
             self.note(self.pack(*row))
         if partial and steps > 1:
             self.computed += (steps - 1) * self.tokens
+            if self.cache is not None:
+                self.cache.publish(self.partial, self.computed)
         if decodes:
             self.decoded = decoded = self.decoded + steps
             self.kv_tokens += steps * decodes
