@@ -104,13 +104,16 @@ class Batch:
 
     # Who runs
 
-    def make_room(self, now: float) -> int:
-        """Preempt until all that decode can; the blocks that they need."""
-        pool = self.pool
-        assert pool is not None
+    def make_room(self, now: float) -> bool:
+        """Take the blocks of all that decode; had someone to be preempted for them?"""
+        pool, short = self.pool, False
+        if pool is None or not self.decoding:
+            return False
         while (need := pool.cycle[self.decoded % pool.block_size]) > pool.free:
             self.preempt(now)
-        return need
+            short = True
+        pool.free -= need
+        return short
 
     def prefill_on(self, now: float) -> int:
         """Prefill what the budget allows of the prompt in progress, tokens.

@@ -235,11 +235,7 @@ class Scheduler(Batch):
 
     def _mixed(self, now: float, waiting: int) -> bool:
         """Schedule a mixed step; True if the stretch is this one step."""
-        pool, short, tokens = self.pool, False, 0
-        if pool is not None and self.decoding:
-            if (need := pool.cycle[self.decoded % pool.block_size]) > pool.free:
-                need, short = self.make_room(self.began), True
-            pool.free -= need
+        short, tokens = self.make_room(self.began), 0
         if self.partial >= 0:
             tokens = self.prefill_on(self.began)
             short = not tokens
@@ -254,13 +250,10 @@ class Scheduler(Batch):
 
     def _apart(self, now: float, waiting: int) -> bool:
         """Schedule a step of one phase; True if the stretch is this one step."""
-        pool, short, tokens = self.pool, False, 0
+        tokens = 0
         if self.may_enter(waiting):
             tokens = self.admit(now, waiting, self.budget)
-        if pool is not None and self.decoding and not tokens:
-            if (need := pool.cycle[self.decoded % pool.block_size]) > pool.free:
-                need, short = self.make_room(self.began), True
-            pool.free -= need
+        short = not tokens and self.make_room(self.began)
         self.decodes, self.tokens = 0 if tokens else self.decoding, tokens
         return short or tokens > 0
 
