@@ -107,8 +107,7 @@ class Batch:
     def make_room(self, now: float) -> bool:
         """Take the blocks of all that decode; had someone to be preempted for them?"""
         pool, short = self.pool, False
-        if pool is None or not self.decoding:
-            return False
+        assert pool is not None
         while (need := pool.cycle[self.decoded % pool.block_size]) > pool.free:
             self.preempt(now)
             short = True

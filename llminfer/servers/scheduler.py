@@ -235,7 +235,7 @@ class Scheduler(Batch):
 
     def _mixed(self, now: float, waiting: int) -> bool:
         """Schedule a mixed step; True if the stretch is this one step."""
-        short, tokens = self.make_room(self.began), 0
+        short, tokens = self.pool is not None and self.make_room(self.began), 0
         if self.partial >= 0:
             tokens = self.prefill_on(self.began)
             short = not tokens
@@ -253,7 +253,7 @@ class Scheduler(Batch):
         tokens = 0
         if self.may_enter(waiting):
             tokens = self.admit(now, waiting, self.budget)
-        short = not tokens and self.make_room(self.began)
+        short = not tokens and self.pool is not None and self.make_room(self.began)
         self.decodes, self.tokens = 0 if tokens else self.decoding, tokens
         return short or tokens > 0
 
