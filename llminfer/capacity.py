@@ -13,6 +13,7 @@ from llminfer.base.errors import ConfigError, fail, number, whole
 from llminfer.config import SimulationConfig
 from llminfer.experiment import Metrics, Row, in_parallel, replicated
 from llminfer.laws.lengths import Geometric
+from llminfer.laws.prefixes import rounds
 from llminfer.record import RunRecord
 from llminfer.servers.overload import described
 from llminfer.stats.intervals import jackknife
@@ -230,7 +231,10 @@ class Plan:
             n = _LONGER * config.num_requests
             return self.requests(config.replace(num_requests=n))
         its = self.requests(config)
-        return its.repeated(_LONGER, every=float(len(its)))
+        after = np.repeat(np.arange(_LONGER), len(its)) * float(len(its))
+        columns = {name: np.tile(its, _LONGER) for name, its in its.columns.items()}
+        columns["arrival_time"] = columns["arrival_time"] + after
+        return Workload(**columns, segments=rounds(its.segments, _LONGER))
 
 
 @dataclass

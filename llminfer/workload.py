@@ -18,10 +18,8 @@ from llminfer.base.trace_csv import read_csv
 from llminfer.config import SimulationConfig
 from llminfer.laws.arrivals import ArrivalRate, unit_arrivals
 from llminfer.laws.lengths import LengthLaw
-from llminfer.laws.prefixes import SharedPrefixes
+from llminfer.laws.prefixes import Segments, SharedPrefixes, checked_paths
 from llminfer.request import Request
-
-Segments = tuple[tuple[tuple[int, int], ...], ...]
 
 
 @dataclass(frozen=True, eq=False)
@@ -136,7 +134,7 @@ class Workload:
         prompts = _whole("prompt_length", prompt_length, len(arrival), 1, "tokens")
         outputs = _whole("output_length", output_length, len(arrival), 1, "tokens")
         classes = _whole("request_class", classes, len(arrival), 0, "a class")
-        paths = None if segments is None else _paths(segments, prompts + outputs)
+        paths = None if segments is None else checked_paths(segments, prompts + outputs)
         return cls(arrival, prompts, outputs, classes, paths)
 
     @classmethod
@@ -187,22 +185,6 @@ class Workload:
         factor = number("rate_factor", rate_factor, above=0.0)
         return type(self)(**{**vars(self), "arrival_time": self.arrival_time / factor})
 
-    def repeated(self, times: int, every: float) -> Self:
-        """So many rounds of the same requests, and of other prefixes each.
-
-        Args:
-            times: How many.
-            every: Seconds from one round to the next.
-        """
-        columns = {name: np.tile(its, times) for name, its in self.columns.items()}
-        columns["arrival_time"] += np.repeat(np.arange(times) * every, len(self))
-        paths = self.segments and tuple(
-            tuple((name * times + turn, tokens) for name, tokens in path)
-            for turn in range(times)
-            for path in self.segments
-        )
-        return type(self)(**columns, segments=paths)
-
     def to_frame(self) -> pd.DataFrame:
         """One row a request: request_id and the columns."""
         return pd.DataFrame({"request_id": np.arange(len(self)), **self.columns})
@@ -214,24 +196,6 @@ class Workload:
         """
         columns = ["arrival_time", "prompt_length", "output_length"]
         self.to_frame()[columns].to_csv(path, index=False)
-
-
-def _paths(given: Iterable[Iterable[tuple[int, int]]], room: IntArray) -> Segments:
-    """Checked paths; ``room`` are the tokens of prompt and answer, shape (n,)."""
-    try:
-        paths = tuple(tuple((int(i), int(t)) for i, t in path) for path in given)
-    except (TypeError, ValueError):
-        raise TraceError("segments: must be a path of (id, tokens) a request") from None
-    if len(paths) != len(room):
-        raise TraceError(
-            f"segments: {len(paths)} paths: must be {len(room)}, a request"
-        )
-    least = [min((t for _, t in path), default=1) for path in paths]
-    _first_bad("least segment", np.array(least), np.array(least) < 1, "at least 1")
-    total = np.array([sum(t for _, t in path) for path in paths])
-    must = "at most the tokens of prompt and output"
-    _first_bad("tokens of segments", total, total > room, must)
-    return paths
 
 
 def _column(name: str, given: npt.ArrayLike) -> FloatArray:

@@ -20,6 +20,7 @@ from llminfer import (
     simulate,
 )
 from llminfer.calibrate import errors, fit
+from llminfer.capacity import Plan
 from llminfer.data import fetch
 from llminfer.data.logs import ServedLog
 from llminfer.metrics import MetricsCollector
@@ -188,12 +189,13 @@ def test_a_cache_raises_what_a_server_carries():
     assert off.max_stable_rate < LAW.max_stable_rate <= own.max_stable_rate
 
 
-def test_rounds_of_a_workload_have_other_prefixes():
+def test_rounds_of_a_trace_have_other_prefixes():
     work = Workload.generate(LAW)
-    twice = pickle.loads(pickle.dumps(work.repeated(2, every=1000.0))).scaled(2.0)
-    record = serve(LAW, twice)
-    assert (record.steps.cached_tokens == 0).sum() == 6
-    assert len(list(twice.requests())) == len(twice.to_frame()) == 800
+    plan = Plan(pickle.loads(pickle.dumps(work)), 1, 1, 42)
+    longer = plan.longer(LAW).scaled(0.1)
+    record = serve(LAW, longer)
+    assert (record.steps.cached_tokens == 0).sum() == 3 * 3
+    assert len(list(longer.requests())) == len(longer.to_frame()) == 1200
 
 
 @pytest.mark.parametrize(
@@ -203,9 +205,9 @@ def test_rounds_of_a_workload_have_other_prefixes():
         ([[(1, 2)], [3]], "segments: must be a path of (id, tokens) a request"),
         (
             [[], [(1, 9), (2, 3)]],
-            "tokens of segments[1]=12: must be at most",
+            "segments[1]=[(1, 9), (2, 3)]: must be of tokens",
         ),
-        ([[], [(1, 0)]], "least segment[1]=0: must be at least 1"),
+        ([[], [(1, 0)]], "segments[1]=[(1, 0)]: must be of tokens, at most"),
     ],
 )
 def test_paths_that_cannot_be_are_refused(segments, message):
