@@ -204,16 +204,17 @@ class Scheduler(Batch):
 
     def found(self, i: int, time: float) -> int:
         """Full blocks that a request would find here at ``time``, seconds."""
-        cache = self.cache
-        if cache is None:
+        if (cache := self.cache) is None:
             return 0
-        if self.partial >= 0:  # what was scheduled of its prompt by then
-            ends = range(1, self.steps)
-            later = bisect_left(
-                ends, time, key=lambda k: self.end_after(k - self.ahead)
-            )
+        ends = range(1, self.steps)  # steps scheduled by then, after the first
+        later = bisect_left(ends, time, key=lambda k: self.end_after(k - self.ahead))
+        if self.partial >= 0:
             cache.publish(self.partial, self.computed + later * self.tokens)
-        return cache.look(i, self.prompt[i])[0]
+        taken = 0 if self.pool is None else self._later_blocks(later)
+        cache.free -= taken
+        blocks, _ = cache.look(i, self.prompt[i])
+        cache.free += taken
+        return blocks
 
     # Who is in the next step
 
