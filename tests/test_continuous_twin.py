@@ -84,7 +84,7 @@ def test_server_equals_the_step_by_step_twin(runs, data):
 @pytest.mark.parametrize(
     "runs", [EXACT, FREE], ids=["events coincide", "continuous times"]
 )
-@settings(max_examples=300)
+@settings(max_examples=250)
 @given(data=st.data())
 def test_shared_prefixes_are_found_as_in_the_twin_of_named_blocks(runs, data):
     config, workload = data.draw(shared(runs))
