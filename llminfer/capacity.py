@@ -23,6 +23,7 @@ from llminfer.config import SimulationConfig
 from llminfer.data.logs import ServedLog
 from llminfer.experiment import Metrics, Row, replicated, run_many
 from llminfer.laws.lengths import Geometric
+from llminfer.laws.prefixes import rounds
 from llminfer.record import RunRecord
 from llminfer.servers.overload import described
 from llminfer.servers.token_gaps import token_gaps
@@ -626,11 +627,11 @@ def _round(trace: Workload, times: int, rate: float) -> Workload:
     """A trace, so many times in turn, at a mean rate."""
     arrival, n = trace.arrival_time, len(trace)
     span = float(arrival[-1] - arrival[0])
-    columns = {name: np.tile(its, times) for name, its in vars(trace).items()}
-    rounds = np.repeat(np.arange(times), n) * float(n)
-    at = np.tile(arrival * n / span, times) + rounds
+    columns = {name: np.tile(its, times) for name, its in trace.columns.items()}
+    begin = np.repeat(np.arange(times), n) * float(n)
+    at = np.tile(arrival * n / span, times) + begin
     columns["arrival_time"] = np.maximum.accumulate(at)  # a round ends where one begins
-    return Workload(**columns).scaled(rate)
+    return Workload(**columns, segments=rounds(trace.segments, times)).scaled(rate)
 
 
 def _measured(
@@ -682,6 +683,7 @@ def _has_exact_rate(config: SimulationConfig) -> bool:
     """Is lambda* exact? Other orders, outputs and controllers carry more or less."""
     by_theory = config.server == "static" or isinstance(config.outputs, Geometric)
     free = config.kv_blocks is None and config.batch_control == "static"
+    free &= not (config.shared_prefixes and config.prefix_caching)
     return by_theory and free and config.scheduling_policy == "FCFS"
 
 
