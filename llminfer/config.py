@@ -24,7 +24,8 @@ from llminfer.base.errors import (
 from llminfer.base.frozen import Classes, Params, plain, thawed
 from llminfer.laws.arrivals import ArrivalRate, arrival_law
 from llminfer.laws.engines import COEFFICIENTS, LAW, PRESETS, STEP_LAWS
-from llminfer.laws.lengths import LengthLaw, length_law
+from llminfer.laws.lengths import LENGTH_LAWS, LengthLaw, length_law
+from llminfer.laws.seconds import seconds_law
 from llminfer.policies import POLICIES, SchedulingPolicy, get_policy
 from llminfer.request import RequestClass
 from llminfer.servers.batch_control import BatchController, batch_controller
@@ -43,12 +44,15 @@ _CHECKS: Mapping[str, Callable[[str, Any], Any]] = {
     **dict.fromkeys(COEFFICIENTS, _not_negative),
     **dict.fromkeys(("batch_size", "max_batched_tokens", "kv_blocks"), _positive),
     **dict.fromkeys(("block_size", "replicas", "num_requests"), _positive),
+    **dict.fromkeys(("max_concurrency", "clients", "queue_limit"), _positive),
     **dict.fromkeys(
         ("graph_tokens", "warmup_requests"), functools.partial(whole, least=0)
     ),
     "random_seed": functools.partial(whole, least=0),
 }
-_MAY_BE_NONE = ("batch_timeout", "kv_blocks", "random_seed")
+_TIMES = ("think_time", "patience", "request_timeout")
+_MAY_BE_NONE = ("batch_timeout", "kv_blocks", "random_seed", "max_concurrency")
+_MAY_BE_NONE += ("clients", "queue_limit")
 
 
 def _params(**values: Any) -> Any:
@@ -64,6 +68,19 @@ class SimulationConfig:
         arrival_pattern: How the rate varies: constant, step, sinusoidal or ramp.
         arrival_pattern_params: The pattern's parameters.
         arrival_cv: Coefficient of variation of the gaps; 1 is Poisson.
+        max_concurrency: Most requests that are unanswered at once: the others wait at
+            the client until they are sent, which is when their latency begins.
+        clients: Users, each of whom sends a request when he has thought about the
+            last answer; None sends them by the clock, at ``arrival_rate``.
+        think_time: Seconds from an answer to the same user's next request: a number,
+            or a law such as ``{"dist": "exponential", "mean": 5.0}``; others are
+            lognormal (mu, sigma), uniform (min, max) and constant (value).
+        turns: Requests in a conversation of a user, whose prompts repeat all that was
+            said in it: a number or a law, ``{"dist": "geometric", "mean": 4}``.
+        queue_limit: Who finds so many waiting is refused; None refuses nobody.
+        patience: Seconds from sending to the first token after which a request is
+            given up: a number or a law, as ``think_time``; None is for ever.
+        request_timeout: The same to the last token.
         prompt_length_dist: Law of prompt lengths.
         prompt_dist_params: Its parameters, tokens.
         output_length_dist: Law of output lengths.
@@ -117,6 +134,13 @@ class SimulationConfig:
     arrival_pattern: str = "constant"
     arrival_pattern_params: Mapping[str, Any] = _params()
     arrival_cv: float = 1.0
+    max_concurrency: int | None = None
+    clients: int | None = None
+    think_time: float | Mapping[str, Any] = 0.0
+    turns: int | Mapping[str, Any] | None = None
+    queue_limit: int | None = None
+    patience: float | Mapping[str, Any] | None = None
+    request_timeout: float | Mapping[str, Any] | None = None
     prompt_length_dist: str = "lognormal"
     prompt_dist_params: Mapping[str, Any] = _params(mu=4, sigma=1.5)
     output_length_dist: str = "truncated_normal"
@@ -159,6 +183,7 @@ class SimulationConfig:
             if (value := getattr(self, name)) is not None or name not in _MAY_BE_NONE:
                 self._set(name, checked(name, value))
         self._check_server()
+        self._check_clients()
         if self.warmup_requests >= self.num_requests:
             must = f"below num_requests={self.num_requests}, which counts warm-up too"
             raise fail("warmup_requests", self.warmup_requests, must)
@@ -189,6 +214,18 @@ class SimulationConfig:
         elif self.replicas > 1 and self.batch_control != "static":
             must = "static for several replicas"
             raise fail("batch_control", self.batch_control, must)
+
+    def _check_clients(self) -> None:
+        for name in (*_TIMES, "turns"):
+            if isinstance(value := getattr(self, name), Mapping):
+                self._set(name, _frozen(value))
+            if name != "turns" and value is not None:
+                seconds_law(name, value)
+        if self.turns is not None:
+            self.conversations
+        if self.clients is None and (self.turns is not None or self.think_time):
+            name = "think_time" if self.turns is None else "turns"
+            raise fail("clients", None, f"a number of users, who have {name}")
 
     def _set(self, name: str, value: Any) -> None:
         object.__setattr__(self, name, value)
@@ -228,6 +265,20 @@ class SimulationConfig:
     def outputs(self) -> LengthLaw:
         """The law of output lengths."""
         return length_law("output", self.output_length_dist, self.output_dist_params)
+
+    @property
+    def conversations(self) -> LengthLaw:
+        """The law of turns in a conversation: one, unless ``turns`` is given."""
+        law = 1 if self.turns is None else self.turns
+        own = {"value": law} if not isinstance(law, Mapping) else dict(law)
+        name = choice("turns.dist", own.pop("dist", "constant"), LENGTH_LAWS)
+        return build(LENGTH_LAWS[name], name, own, "turns")
+
+    @property
+    def sheds(self) -> bool:
+        """May requests be refused or given up, so that no overload lasts?"""
+        limits = self.queue_limit, self.patience, self.request_timeout
+        return limits != (None, None, None)
 
     @property
     def step_time(self) -> StepTime:
@@ -314,10 +365,13 @@ class SimulationConfig:
     def offered_load(self) -> float:
         """Mean arrival rate of the run over lambda*(B); stable below 1.
 
+        Users who wait for their answers arrive as fast as they are served: NaN.
+
         >>> round(SimulationConfig(batch_size=4).offered_load, 2)  # far too much
         1.96
         """
-        return self.arrivals.mean(self.num_requests) / self.max_stable_rate
+        rate = self.arrivals.mean(self.num_requests)
+        return rate / self.max_stable_rate if self.clients is None else float("nan")
 
     @property
     def peak_load(self) -> float:

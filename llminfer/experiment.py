@@ -116,11 +116,12 @@ def _watched(config: SimulationConfig, workload: Workload | None) -> RunRecord:
 
 def _simulated(config: SimulationConfig, workload: Workload | None) -> RunRecord:
     env = simpy.Environment()
-    requests = Workload.generate(config) if workload is None else workload
-    if config.warmup_requests >= len(requests):
-        must = f"below the workload's {len(requests)} requests"
+    if workload is None and config.clients is None:  # else users draw their own
+        workload = Workload.generate(config)
+    if workload is not None and config.warmup_requests >= len(workload):
+        must = f"below the workload's {len(workload)} requests"
         raise fail("warmup_requests", config.warmup_requests, must)
-    server = _SERVERS[config.server](env, config, requests)
+    server = _SERVERS[config.server](env, config, workload)
     env.process(server.run())
     env.run()
     return server.record

@@ -24,6 +24,7 @@ _COLUMNS = (
     "request_class",
 )
 _TIMES = tuple(name for name in _COLUMNS if name.endswith("_time"))
+OUTCOMES = COMPLETED, REFUSED, GIVEN_UP = range(3)
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,20 +71,24 @@ class RunRecord:
     """A finished run as columns; times in seconds.
 
     Attributes:
-        arrival_time: Shape (n,), in order of arrival; so are all columns of requests.
+        arrival_time: When each came to the client, shape (n,), in order of arrival; so
+            are all columns of requests.
         prompt_length: Tokens.
-        output_length: Tokens made.
+        output_length: Tokens made, or that would have been.
         request_class: Class number.
-        queue_entry_time: When each entered the queue.
-        processing_start_time: When its batch began.
+        queue_entry_time: When each was sent, and entered the queue.
+        processing_start_time: When its batch began; NaN if it never was in one.
         first_token_time: When its first token appeared.
-        processing_end_time: When it was complete.
+        processing_end_time: When it was complete, refused or given up.
         batch_start: Shape (batches,), in order of time.
         batch_end: Shape (batches,).
         batch_size: Requests in each, shape (batches,).
         limit_time: When the batch limit was set or changed, ascending.
         batch_limit: The limit from then on, same shape.
         steps: What a continuous server adds; None from a static one.
+        outcome: 0 of a request that was completed, 1 refused, 2 given up; None if all
+            were completed by the nature of the run.
+        wasted_tokens: Prompt and output tokens computed for those given up.
 
     >>> from llminfer import SimulationConfig, Workload, simulate
     >>> work = Workload.from_arrays([0.0, 0.5, 4.0], [100, 50, 200], [20, 10, 30])
@@ -114,6 +119,8 @@ class RunRecord:
     limit_time: FloatArray = field(default_factory=lambda: np.empty(0))
     batch_limit: IntArray = field(default_factory=lambda: np.empty(0, dtype=np.int64))
     steps: StepLog | None = None
+    outcome: IntArray | None = None
+    wasted_tokens: IntArray | None = None
 
     @classmethod
     def served(
@@ -122,7 +129,7 @@ class RunRecord:
         start: FloatArray,
         first: FloatArray,
         end: FloatArray,
-        **batches: Any,
+        **more: Any,
     ) -> Self:
         """The record of a served workload; each request is queued as it arrives.
 
@@ -131,16 +138,12 @@ class RunRecord:
             start: When each request's batch began, seconds.
             first: When its first token appeared.
             end: When it was complete.
-            batches: The columns of batches, the path of the limit, and the steps.
+            more: The columns of batches, the path of the limit, the steps, and columns
+                of requests that clients know better.
         """
-        return cls(
-            **vars(workload),
-            queue_entry_time=workload.arrival_time,
-            processing_start_time=start,
-            first_token_time=first,
-            processing_end_time=end,
-            **batches,
-        )
+        known = {"queue_entry_time": workload.arrival_time, **vars(workload)}
+        known |= {"processing_start_time": start, "first_token_time": first}
+        return cls(**{**known, "processing_end_time": end, **more})
 
     @classmethod
     def from_frame(cls, frame: pd.DataFrame) -> Self:
@@ -193,10 +196,26 @@ class RunRecord:
             frame["replica"] = self.steps.replica
         return frame
 
+    def measured(self, skip: int = 0) -> Any:
+        """Which requests count, without the first ``skip``: those completed."""
+        if self.outcome is None:
+            return slice(skip, None)
+        return skip + np.flatnonzero(self.outcome[skip:] == COMPLETED)
+
+    @property
+    def sent_time(self) -> FloatArray:
+        """When each request was sent, seconds: as it arrived, unless it was held back."""
+        return self.queue_entry_time
+
+    @property
+    def client_wait(self) -> FloatArray:
+        """Seconds each request was held back at the client before it was sent."""
+        return self.sent_time - self.arrival_time
+
     @property
     def latency(self) -> FloatArray:
-        """Seconds from each request's arrival to its last token, shape (n,)."""
-        return self.processing_end_time - self.arrival_time
+        """Seconds from each request's sending to its last token, shape (n,)."""
+        return self.processing_end_time - self.sent_time
 
     @property
     def wait(self) -> FloatArray:
@@ -205,8 +224,8 @@ class RunRecord:
 
     @property
     def ttft(self) -> FloatArray:
-        """Time to first token of each request, seconds from its arrival."""
-        return self.first_token_time - self.arrival_time
+        """Time to first token of each request, seconds from its sending."""
+        return self.first_token_time - self.sent_time
 
     @property
     def tpot(self) -> FloatArray:
@@ -218,9 +237,13 @@ class RunRecord:
     def waits(self) -> tuple[FloatArray, FloatArray]:
         """When each wait in the queue began, and when it ended, seconds.
 
-        A preempted request waits again.
+        A preempted request waits again, and some give up before they are served.
         """
         begin, end = self.queue_entry_time, self.processing_start_time
+        if self.outcome is not None:
+            some = self.outcome != REFUSED
+            left = np.where(np.isnan(end), self.processing_end_time, end)
+            begin, end = begin[some], left[some]
         if self.steps is not None and len(self.steps.preempted_time):
             begin = np.concatenate((begin, self.steps.preempted_time))
             end = np.concatenate((end, self.steps.resumed_time))
@@ -239,12 +262,8 @@ class RunRecord:
 
         A queue only grows until a request leaves it, so it is greatest just before.
         """
-        if self.steps is None:
-            begin, leave = self.queue_entry_time, self.batch_start
-            left = np.cumsum(self.batch_size) - self.batch_size
-        else:
-            begin, leave = map(np.sort, self.waits)
-            left = np.searchsorted(leave, leave)
+        begin, leave = map(np.sort, self.waits)
+        left = np.searchsorted(leave, leave)
         entered = np.searchsorted(begin, leave, side="right")
         return int((entered - left).max(initial=0))
 

@@ -139,6 +139,19 @@ class ClassQueue(Generic[T]):
         self._waiting -= len(batch)
         return batch
 
+    def discard(self, request: T) -> None:
+        """``request`` leaves without having been served."""
+        number = self._class_of(request)
+        queue = self._queues[number]
+        at_head = queue[0] == request
+        queue.remove(request)
+        self._waiting -= 1
+        if at_head:
+            place = next(place for place, _, its in self._heap if its == number)
+            others = [its for its in self._heap if its[2] != number]
+            self._heap = others + [(place, queue[0], number)] if queue else others
+            heapq.heapify(self._heap)
+
     def oldest(self) -> T:
         """The earliest to arrive of those that wait."""
         return min(request for _, request, _ in self._heap)

@@ -13,11 +13,13 @@ from llminfer.base.arrays import IntArray
 from llminfer.base.errors import fail
 from llminfer.config import SimulationConfig
 from llminfer.servers.event_log import RequestTimes, write_up
-from llminfer.servers.queues import waiting_queue
-from llminfer.servers.routing import Replica, least, routes
+from llminfer.servers.routing import LOADS, Replica, least, routes
 from llminfer.servers.scheduler import Scheduler
 from llminfer.servers.server import Process, WorkloadServer, batch_limit
 from llminfer.workload import Workload
+
+
+_AFTER_ENDS, _LAST = 2, 3  # priorities: SimPy's own are 0 and 1
 
 
 class ContinuousBatchingServer(WorkloadServer):
@@ -29,32 +31,43 @@ class ContinuousBatchingServer(WorkloadServer):
     Args:
         env: The SimPy environment; ``env.process(server.run())`` starts the server.
         config: Coefficients, limits and policy.
-        workload: Requests to serve.
+        workload: Requests to serve; None where users draw their own.
 
     Raises:
         ConfigError: A request can never fit into the KV memory.
     """
 
     def __init__(
-        self, env: simpy.Environment, config: SimulationConfig, workload: Workload
+        self,
+        env: simpy.Environment,
+        config: SimulationConfig,
+        workload: Workload | None,
     ) -> None:
         super().__init__(env, config, workload)
-        _refuse_what_never_fits(config, workload)
-        self._requests = RequestTimes.of(workload)
+        _refuse_what_never_fits(config, self.workload)
+        clients = self.clients
+        self._requests = clients.times if clients else RequestTimes.of(self.workload)
         self._limit = batch_limit(env, config, self._requests.arrival)
-        self._routes = routes(config, len(workload))
+        self._routes = routes(config, len(self.workload))
         self._replicas = [self._replica(i) for i in range(config.replicas)]
         self._processes: list[simpy.Process] = []
         self._asleep: dict[int, simpy.Event] = {}
+        if clients is not None:
+            clients.desk = self
+            self._gone: list[list[int]] = [[] for _ in self._replicas]
+            self._armed = -math.inf  # when the clients are to be asked, seconds
 
     def _replica(self, i: int) -> Replica:
-        config, workload, n = self.config, self.workload, len(self.workload)
-        queue = waiting_queue(config.policy(), workload, every=config.replicas == 1)
+        config, n = self.config, len(self.workload)
+        queue = self.waiting_queue(every=config.replicas == 1)
         control = self._limit if self._limit.controlled else None
-        scheduler = Scheduler(config, self._requests, queue, control)
+        answer = None if self.clients is None else self.clients.answer
+        scheduler = Scheduler(config, self._requests, queue, control, answer)
+        if answer is not None and config.replicas == 1:
+            return Replica(scheduler, array("q"), array("d", [math.inf]))
         if config.replicas == 1:
             return Replica(scheduler, range(n), self._times(slice(None)))
-        if self._routes is None:
+        if answer is not None or self._routes is None:
             return Replica(scheduler, array("q"), array("d", [math.inf]), closed=False)
         members = np.flatnonzero(self._routes == i)
         return Replica(scheduler, array("q", members.tobytes()), self._times(members))
@@ -69,7 +82,9 @@ class ContinuousBatchingServer(WorkloadServer):
         """SimPy process: serve until nothing is left."""
         servers = range(self.config.replicas)
         self._processes = [self.env.process(self._serve(place)) for place in servers]
-        if self._routes is None:
+        if self.clients is not None:
+            self._arm()
+        elif self._routes is None:
             self._routes = np.zeros(len(self.workload), dtype=np.int64)
             self.env.process(self._route(self._routes))
         yield self.env.all_of(self._processes)
@@ -80,7 +95,8 @@ class ContinuousBatchingServer(WorkloadServer):
             self._requests,
             [replica.scheduler.log for replica in self._replicas],
             replica=self._routes,
-            limit=self._limit.path(),
+            more=self._limit.path()
+            | ({} if self.clients is None else self.clients.columns()),
         )
 
     def _serve(self, place: int) -> Process:
@@ -88,15 +104,21 @@ class ContinuousBatchingServer(WorkloadServer):
         scheduler, number, time = replica.scheduler, replica.number, replica.time
         begin, finish, queue = scheduler.begin, scheduler.finish, scheduler.queue
         can_overtake, join = queue.can_overtake, queue.add  # else the scheduler counts
-        env, schedule = self.env, self.env.schedule
+        env, schedule, clients = self.env, self.env.schedule, self.clients
         stretch = _Stretch(env)
         now = clock = env.now
         arrived = 0
+        several = clients is not None and not replica.closed
         while True:
+            if clients is not None:
+                clients.advance(now)
+                time[-1] = clients.next_sent if replica.closed else math.inf
             while (arrival := time[arrived]) <= now:
                 if can_overtake:
                     join(number[arrived])
                 arrived += 1
+            if clients is not None:
+                self._let_go(place)
             due = begin(now, arrived, arrival)
             if due < math.inf:
                 delay = due - clock if due > clock else 0.0
@@ -111,6 +133,11 @@ class ContinuousBatchingServer(WorkloadServer):
                     clock = env.now
                 finish()
                 now = due
+                if several:  # all that happens now comes before the next step
+                    scheduler.open = False
+                    self._arm()
+                    yield _Moment(env, now, _LAST)
+                    clock = env.now
             elif arrival < math.inf:
                 now = arrival
             elif replica.closed:
@@ -123,10 +150,14 @@ class ContinuousBatchingServer(WorkloadServer):
     def _route(self, routes: IntArray) -> Process:
         """SimPy process: send every request to a server as it arrives."""
         for i, time in enumerate(self._requests.arrival):
-            yield _Arrival(self.env, time)
+            yield _Moment(self.env, time)
             place = least(self._replicas, self.config.router)
             routes[i] = place
             self._send(i, time, place)
+        self._close()
+
+    def _close(self) -> None:
+        """Nothing more will be sent."""
         for place, replica in enumerate(self._replicas):
             replica.closed = True
             if place in self._asleep:
@@ -142,6 +173,65 @@ class ContinuousBatchingServer(WorkloadServer):
             scheduler.shorten(time)
             self._processes[place].interrupt()
 
+    # Clients
+
+    def receive(self, i: int, time: float) -> bool:
+        """Take request ``i`` at ``time``, seconds; False if too many wait there."""
+        if self.config.clients is not None:
+            _refuse_what_never_fits(self.config, self.workload, slice(i, i + 1))
+        if self._routes is None:
+            self._routes = np.zeros(len(self.workload), dtype=np.int64)
+        if self.config.router in LOADS:
+            self._routes[i] = least(self._replicas, self.config.router)
+        place = int(self._routes[i])
+        if self.config.queue_limit is not None:
+            batch, sent = self._replicas[place].scheduler, self._replicas[place].number
+            left = sum(gone not in batch.running for gone in self._gone[place])
+            waiting = len(sent) - batch.admitted + len(batch.preempted) - left
+            if waiting >= self.config.queue_limit:
+                return False
+        self._send(i, time, place)
+        return True
+
+    def drop(self, i: int) -> None:
+        """Request ``i`` has been given up; it leaves when the next step is composed."""
+        assert self._routes is not None
+        self._gone[self._routes[i]].append(i)
+
+    def _let_go(self, place: int) -> None:
+        """All that were given up leave a server, which composes a step now."""
+        batch, clients, gone = self._replicas[place].scheduler, self.clients, self._gone[place]
+        assert clients is not None
+        for i in gone:
+            if math.isnan(self._requests.start[i]):
+                batch.queue.discard(i)
+                batch.admitted += 1
+                batch.tokens_done += self._requests.prompt[i] + self._requests.output[i]
+                self._limit.seen.take(1)
+            else:
+                clients.wasted[i] = batch.cancel(i)
+        gone.clear()
+        batch.latest = clients.next_left
+
+    def _arm(self) -> None:
+        """Ask the clients of several servers again when they act next."""
+        assert self.clients is not None
+        soon = min(self.clients.next_sent, self.clients.next_left)
+        if self.config.replicas == 1 or soon == self._armed:
+            return
+        self._armed = soon
+        if soon < math.inf:
+            moment = _Moment(self.env, soon, _AFTER_ENDS)
+            moment.callbacks.append(lambda _: self._ask(soon))
+        elif self.clients.shut(False):
+            self._close()
+
+    def _ask(self, now: float) -> None:
+        """Let the clients of several servers act up to ``now``, seconds."""
+        assert self.clients is not None
+        self.clients.advance(now)
+        self._arm()
+
 
 class _Stretch(simpy.Event):
     """A timeout to be scheduled again and again, in half the time of new ones."""
@@ -151,22 +241,27 @@ class _Stretch(simpy.Event):
         self._ok, self._value = True, None
 
 
-class _Arrival(_Stretch):
+class _Moment(_Stretch):
     """An event at a time still to come, seconds, before all others of that instant."""
 
-    def __init__(self, env: simpy.Environment, time: float) -> None:
+    def __init__(
+        self, env: simpy.Environment, time: float, priority: Any = simpy.events.URGENT
+    ) -> None:
         super().__init__(env)
-        env.schedule(self, simpy.events.URGENT, max(time - env.now, 0.0))
+        env.schedule(self, priority, max(time - env.now, 0.0))
 
 
-def _refuse_what_never_fits(config: SimulationConfig, workload: Workload) -> None:
+def _refuse_what_never_fits(
+    config: SimulationConfig, workload: Workload, some: slice = slice(None)
+) -> None:
     if config.kv_blocks is None:
         return
-    tokens = workload.prompt_length + workload.output_length - 1
-    blocks = -(-tokens // config.block_size)
+    prompt, output = workload.prompt_length[some], workload.output_length[some]
+    blocks = -(-(prompt + output - 1) // config.block_size)
     if int(blocks.max()) <= config.kv_blocks:
         return
     i = int(np.argmax(blocks > config.kv_blocks))
-    asks = f"prompt {workload.prompt_length[i]}, output {workload.output_length[i]}"
-    must = f"at least {blocks.max()}: request {i} ({asks} tokens) needs {blocks[i]}"
+    asks = f"prompt {prompt[i]}, output {output[i]} tokens"
+    which = f"request {i + (some.start or 0)} ({asks})"
+    must = f"at least {blocks.max()}: {which} needs {blocks[i]}"
     raise fail("kv_blocks", config.kv_blocks, must)

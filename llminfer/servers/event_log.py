@@ -40,9 +40,9 @@ class RequestTimes:
     end: array[float]  # last token, s
 
     @classmethod
-    def of(cls, workload: Workload) -> RequestTimes:
-        """Those of a workload, to which nothing has happened yet."""
-        nothing = array("d", bytes(8 * len(workload)))
+    def of(cls, workload: Workload, never: float = 0.0) -> RequestTimes:
+        """Those of a workload, to which nothing has happened yet: ``never`` says so."""
+        nothing = array("d", [never]) * len(workload)
         return cls(
             memoryview(workload.arrival_time),  # type: ignore[arg-type]
             memoryview(workload.prompt_length),  # type: ignore[arg-type]
@@ -94,7 +94,7 @@ def write_up(
     logs: Sequence[Log],
     *,
     replica: IntArray,
-    limit: Mapping[str, Any],
+    more: Mapping[str, Any],
 ) -> RunRecord:
     """The record of a finished run.
 
@@ -104,7 +104,8 @@ def write_up(
         requests: What happened to it.
         logs: One a server.
         replica: The server that took each request, shape (n,).
-        limit: The path of the batch limit, as columns of the record.
+        more: Columns of the record: the path of the batch limit, and what the clients
+            know better.
     """
     rows, server = _in_order([log.stretches() for log in logs], "start")
     return RunRecord.served(
@@ -114,7 +115,7 @@ def write_up(
         batch_end=rows["end"],
         batch_size=rows["size"],
         steps=_step_log(config, logs, rows, server, replica),
-        **limit,
+        **more,
     )
 
 

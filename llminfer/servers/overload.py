@@ -77,7 +77,7 @@ def warn_ahead(
         spread = np.ptp(workload.arrival_time) > 0.0
         many = [c for c in configs if spread and len(workload) > _few(c)]
         configs = [described(workload, config) for config in many]
-    over = [config for config in configs if config.offered_load >= 1.0]
+    over = [c for c in configs if not c.sheds and c.offered_load >= 1.0]
     if over:
         worst = max(over, key=lambda config: config.offered_load)
         rate = worst.arrivals.mean(worst.num_requests)

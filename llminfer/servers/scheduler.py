@@ -60,6 +60,7 @@ class Scheduler(Batch):
     decodes: int = 0  # sequences that decode in it
     tokens: int = 0  # prefilled in each step
     open: bool = False  # does an arrival end it?
+    latest: float = math.inf  # when it is to be scheduled whatever happens, seconds
     first_free: int = 0  # blocks that are free in the first step
 
     def __post_init__(self) -> None:
@@ -110,7 +111,7 @@ class Scheduler(Batch):
         self.steps, self.growth = steps, self.law.growth(self.decodes, chunk)
         self.end = self.end_after(steps)
         self.due = due = self.end_after(steps - 1) if self.ahead else self.end
-        if self.control is not None:
+        if self.control is not None or self.latest < math.inf:
             arrival = self._until(arrival)
         return self.shorten(arrival) if self.open and arrival < due else due
 
@@ -212,11 +213,13 @@ class Scheduler(Batch):
 
     def _until(self, arrival: float) -> float:
         """When the stretch must end at the latest: an arrival or a change of limit."""
-        assert self.control is not None
+        tick = self.latest
+        if self.control is not None:
+            tick = min(tick, self.control.tick)
         if self.open:
-            return min(arrival, self.control.tick)
+            return min(arrival, tick)
         self.open = True
-        return self.control.tick
+        return tick
 
     def _mixed(self, now: float, waiting: int) -> bool:
         """Schedule a mixed step; True if the stretch is this one step."""

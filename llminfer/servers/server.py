@@ -11,6 +11,8 @@ import simpy
 from llminfer.config import SimulationConfig
 from llminfer.record import RunRecord
 from llminfer.servers.batch_control import BatchLimit, Observed
+from llminfer.servers.clients import own_clients
+from llminfer.servers.queues import WaitingQueue, waiting_queue
 from llminfer.workload import Workload
 
 Process = Generator[simpy.Event, Any, None]
@@ -36,16 +38,28 @@ class WorkloadServer(ABC):
     Args:
         env: The SimPy environment; ``env.process(server.run())`` starts the server.
         config: Coefficients, limits and policy.
-        workload: Requests to serve.
+        workload: Requests to serve; None where users draw their own.
     """
 
     def __init__(
-        self, env: simpy.Environment, config: SimulationConfig, workload: Workload
+        self,
+        env: simpy.Environment,
+        config: SimulationConfig,
+        workload: Workload | None,
     ) -> None:
         self.env = env
         self.config = config
-        self.workload = workload
+        self.clients = own_clients(config, workload)
+        self.workload = workload if self.clients is None else self.clients.sent
         self._record: RunRecord | None = None
+
+    def waiting_queue(self, every: bool = True) -> WaitingQueue:
+        """An empty queue; ``every``: will all requests join it?"""
+        clients, policy = self.clients, self.config.policy()
+        if clients is None:
+            return waiting_queue(policy, self.workload, every=every)
+        every = every and not self.config.sheds
+        return waiting_queue(policy, self.workload, every=every, live=True)
 
     @abstractmethod
     def run(self) -> Process:

@@ -187,7 +187,7 @@ def token_gaps(record: RunRecord, law: StepTime, warmup_requests: int = 0) -> Ga
     for server in range(log.replicas):
         parts += _server_gaps(record, log, server, law, warmup_requests)
     # Steps that take no time hold gaps of no time, which no clock tells apart.
-    gaps = int((record.output_length[warmup_requests:] - 1).sum())
+    gaps = int((record.output_length[record.measured(warmup_requests)] - 1).sum())
     unseen = gaps - sum(part.number() for part in parts)
     if unseen or not parts:
         parts.append(_single(np.zeros(1), unseen))
@@ -197,8 +197,10 @@ def token_gaps(record: RunRecord, law: StepTime, warmup_requests: int = 0) -> Ga
 def _static_gaps(record: RunRecord, kappa: float, skip: int) -> Gaps:
     batch = np.searchsorted(record.batch_start, record.processing_start_time)
     longest = np.zeros(len(record.batch_start), dtype=np.int64)
-    np.maximum.at(longest, batch, record.output_length)
-    mine = skip + np.flatnonzero(record.output_length[skip:] > 1)
+    served = batch < len(longest)
+    np.maximum.at(longest, batch[served], record.output_length[served])
+    some = np.arange(len(batch))[record.measured(skip)]
+    mine = some[record.output_length[some] > 1]
     batch = batch[mine]
     growth = np.asarray(kappa * record.batch_size[batch], dtype=np.float64)
     time = record.processing_end_time[mine] - record.first_token_time[mine]
@@ -216,7 +218,8 @@ def _server_gaps(
 ) -> Iterator[Gaps]:
     """The gaps of the requests from ``skip`` on that one server took."""
     rows = np.flatnonzero((log.batch_replica == server) & (log.batch_decoding > 0))
-    mine = skip + np.flatnonzero(log.replica[skip:] == server)
+    some = np.arange(len(log.replica))[record.measured(skip)]
+    mine = some[log.replica[some] == server]
     begin, last, away = _decoding_times(record, log, mine, record.batch_end[rows])
     yield _single(away, 1)
     some = last > begin
