@@ -178,7 +178,8 @@ class Batch:
     def cancel(self, i: int) -> int:
         """A request that was admitted leaves for good; the tokens computed for it.
 
-        Its tokens of the step in progress are lost, and its blocks are free.
+        Its tokens of the step in progress are lost, and its blocks are free; they are
+        already if that step was its last.
         """
         pool, blocks, made = self.pool, 0, self.made.get(i, self.output[i])
         tokens = self.prompt[i] + made - 1 if made else 0
@@ -188,9 +189,11 @@ class Batch:
         elif i in self.leaving:
             self.running.pop(i)
             blocks = self.leaving.pop(i)
-        else:
+        elif i in self.running:
             tokens = self._stop(i)
             blocks = pool.blocks_for(tokens) if pool is not None else 0
+        else:
+            return tokens
         if pool is not None:
             pool.free += blocks
             pool.released += blocks

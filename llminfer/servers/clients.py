@@ -132,6 +132,7 @@ class Clients:
     Attributes:
         sent: The requests as the server sees them: they arrive when they are sent.
         wanted: When each arrived at the client, seconds.
+        entered: When those that were not refused were sent, seconds.
         times: When things happened to them in the server; NaN if they did not.
         wasted: Tokens computed for those who gave up.
     """
@@ -149,6 +150,7 @@ class Clients:
         self.sent = Workload(np.full(n, math.inf), *own)
         self.sent_at: Any = memoryview(self.sent.arrival_time)  # type: ignore[arg-type]
         self.times = RequestTimes.of(self.sent, math.nan)
+        self.entered = array("d")
         self.end, self.wanted = array("d", [math.nan]) * n, array("d", [math.nan]) * n
         self.outcome = array("b", [_UNANSWERED]) * n
         self.wasted = array("q", bytes(8 * n))
@@ -207,9 +209,9 @@ class Clients:
 
     def shut(self, waits: bool) -> bool:
         """Will nobody send any more, or, if ``waits``, nobody before an answer?"""
-        return not (self._coming or self._held) or (
-            waits and (not self._coming or self._unanswered >= self._most)
-        )
+        if waits and (not self._coming or self._unanswered >= self._most):
+            return True
+        return self._arrived == self._n and not self._held
 
     # What happens
 
@@ -246,6 +248,7 @@ class Clients:
         if not self.desk.receive(i, time):
             self._over(i, time, REFUSED)
             return
+        self.entered.append(time)
         first, last = self._limits[i]
         for limit, whole in ((first, False), (last, True)):
             if limit < math.inf:

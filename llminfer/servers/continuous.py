@@ -47,7 +47,8 @@ class ContinuousBatchingServer(WorkloadServer):
         _refuse_what_never_fits(config, self.workload)
         clients = self.clients
         self._requests = clients.times if clients else RequestTimes.of(self.workload)
-        self._limit = batch_limit(env, config, self._requests.arrival)
+        entered = clients.entered if clients else self._requests.arrival
+        self._limit = batch_limit(env, config, entered)
         self._routes = routes(config, len(self.workload))
         self._replicas = [self._replica(i) for i in range(config.replicas)]
         self._processes: list[simpy.Process] = []
@@ -112,7 +113,7 @@ class ContinuousBatchingServer(WorkloadServer):
         while True:
             if clients is not None:
                 clients.advance(now)
-                time[-1] = clients.next_sent if replica.closed else math.inf
+                time[-1] = math.inf if several else clients.next_sent
             while (arrival := time[arrived]) <= now:
                 if can_overtake:
                     join(number[arrived])
@@ -169,6 +170,8 @@ class ContinuousBatchingServer(WorkloadServer):
         scheduler = replica.scheduler
         if place in self._asleep:
             self._asleep.pop(place).succeed()
+        elif len(self._replicas) == 1:
+            return  # it has asked for this, and is about to schedule a step
         elif scheduler.open and time < scheduler.due:
             scheduler.shorten(time)
             self._processes[place].interrupt()
@@ -186,7 +189,8 @@ class ContinuousBatchingServer(WorkloadServer):
         place = int(self._routes[i])
         if self.config.queue_limit is not None:
             batch, sent = self._replicas[place].scheduler, self._replicas[place].number
-            left = sum(gone not in batch.running for gone in self._gone[place])
+            start, gone = self._requests.start, self._gone[place]
+            left = sum(math.isnan(start[j]) or j in batch.preempted for j in gone)
             waiting = len(sent) - batch.admitted + len(batch.preempted) - left
             if waiting >= self.config.queue_limit:
                 return False
@@ -223,7 +227,7 @@ class ContinuousBatchingServer(WorkloadServer):
         if soon < math.inf:
             moment = _Moment(self.env, soon, _AFTER_ENDS)
             moment.callbacks.append(lambda _: self._ask(soon))
-        elif self.clients.shut(False):
+        if self.clients.shut(False):
             self._close()
 
     def _ask(self, now: float) -> None:

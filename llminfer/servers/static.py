@@ -45,7 +45,8 @@ class LLMInferenceServer(WorkloadServer):
     ) -> None:
         super().__init__(env, config, workload)
         self._arrival = self._column("arrival_time")
-        self._limit = batch_limit(env, config, self._arrival)
+        entered = self.clients.entered if self.clients else self._arrival
+        self._limit = batch_limit(env, config, entered)
 
     def run(self) -> Process:
         """SimPy process: serve until nothing is left."""
