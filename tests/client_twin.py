@@ -64,7 +64,9 @@ class Senders:
             laws = config.patience, config.request_timeout
             self.limits = [
                 tuple(
-                    math.inf if law is None else float(seconds_law("x", law)(v[None])[0])
+                    math.inf
+                    if law is None
+                    else float(seconds_law("x", law)(v[None])[0])
                     for law, v in zip(laws, row, strict=True)
                 )
                 for row in u
@@ -100,7 +102,11 @@ class Senders:
             work = self.workload
             lengths = [
                 int(column[i])
-                for column in (work.prompt_length, work.output_length, work.request_class)
+                for column in (
+                    work.prompt_length,
+                    work.output_length,
+                    work.request_class,
+                )
             ]
         its = Asked(i, who if self.users else None, time, *lengths, limits)
         self.asked.append(its)
@@ -146,6 +152,7 @@ class ClosedTwin(StepTwin):
     def __init__(self, config):
         super().__init__(config)
         self.asked: dict[Sequence, Asked] = {}
+        self.dropped: set[Sequence] = set()
 
     def room(self, limit):
         gone = [self.asked[s].outcome != "unanswered" for s in self.queued]
@@ -170,6 +177,7 @@ class ClosedTwin(StepTwin):
 
     def drop(self, sequence, its):
         its.wasted = sequence.computed
+        self.dropped.add(sequence)
         if sequence in self.preempted and sequence.made:
             its.wasted = sequence.tokens - 1
         if sequence in self.waiting:
@@ -233,8 +241,12 @@ def run_closed(config, workload):
 
 
 def load(server, now, router):
-    """Requests, or their tokens, in a server: those whose last token is not out."""
-    left = [s.request for s in server.everyone if not (s.done and s.token_times[-1] <= now)]
+    """Requests, or their tokens, in a server: with tokens to come, and not dropped."""
+    left = [
+        s.request
+        for s in server.everyone
+        if s not in server.dropped and not (s.done and s.token_times[-1] <= now)
+    ]
     if router == "least_loaded":
         return len(left)
     return sum(r.prompt_length + r.expected_output_length for r in left)

@@ -93,9 +93,7 @@ def _limits(config: SimulationConfig, u: FloatArray) -> list[tuple[float, float]
     return list(zip(*(column.tolist() for column in columns), strict=True))
 
 
-def own_clients(
-    config: SimulationConfig, workload: Workload | None
-) -> Clients | None:
+def own_clients(config: SimulationConfig, workload: Workload | None) -> Clients | None:
     """Those of a run; None if its requests come by the clock and stay until answered.
 
     Args:

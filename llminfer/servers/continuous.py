@@ -185,6 +185,9 @@ class ContinuousBatchingServer(WorkloadServer):
         if self._routes is None:
             self._routes = np.zeros(len(self.workload), dtype=np.int64)
         if self.config.router in LOADS:
+            for batch in (replica.scheduler for replica in self._replicas):
+                if batch.leaving and batch.finished[next(iter(batch.leaving))] <= time:
+                    batch.first_free += batch.let_go()
             self._routes[i] = least(self._replicas, self.config.router)
         place = int(self._routes[i])
         if self.config.queue_limit is not None:
@@ -204,7 +207,11 @@ class ContinuousBatchingServer(WorkloadServer):
 
     def _let_go(self, place: int) -> None:
         """All that were given up leave a server, which composes a step now."""
-        batch, clients, gone = self._replicas[place].scheduler, self.clients, self._gone[place]
+        batch, clients, gone = (
+            self._replicas[place].scheduler,
+            self.clients,
+            self._gone[place],
+        )
         assert clients is not None
         for i in gone:
             if math.isnan(self._requests.start[i]):

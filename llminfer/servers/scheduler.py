@@ -112,7 +112,7 @@ class Scheduler(Batch):
         self.end = self.end_after(steps)
         self.due = due = self.end_after(steps - 1) if self.ahead else self.end
         if self.control is not None or self.latest < math.inf:
-            arrival = self._until(arrival)
+            return self._in_time(arrival)
         return self.shorten(arrival) if self.open and arrival < due else due
 
     def _first_step(self) -> float:
@@ -211,15 +211,15 @@ class Scheduler(Batch):
         if control.every_dispatch and (waiting or self.preempted):
             self.limit = control.act(now)
 
-    def _until(self, arrival: float) -> float:
-        """When the stretch must end at the latest: an arrival or a change of limit."""
-        tick = self.latest
+    def _in_time(self, arrival: float) -> float:
+        """End the stretch early enough for an arrival, a give-up or another limit."""
+        open_ended, latest = self.open, self.latest
         if self.control is not None:
-            tick = min(tick, self.control.tick)
-        if self.open:
-            return min(arrival, tick)
-        self.open = True
-        return tick
+            latest = min(latest, self.control.tick)
+        if (time := min(arrival, latest) if open_ended else latest) < self.due:
+            self.shorten(time)
+        self.open = open_ended  # who is sent meanwhile may end it still earlier
+        return self.due
 
     def _mixed(self, now: float, waiting: int) -> bool:
         """Schedule a mixed step; True if the stretch is this one step."""

@@ -116,7 +116,9 @@ class LLMInferenceServer(WorkloadServer):
         """A column to be read one by one, as it is, or as the clients fill it."""
         column = getattr(self.workload, name)
         live = self.clients is not None
-        return memoryview(column) if live else array(column.dtype.char, column.tobytes())
+        return (
+            memoryview(column) if live else array(column.dtype.char, column.tobytes())
+        )
 
     def _write_up(
         self, order: array[int], starts: array[float], sizes: array[int]
@@ -144,4 +146,3 @@ class LLMInferenceServer(WorkloadServer):
             **self._limit.path(),
             **({} if self.clients is None else self.clients.columns()),
         )
-
