@@ -35,6 +35,8 @@ SERVERS = ("static", "continuous")
 ROUTERS = ("round_robin", "random", "least_loaded", "shortest_queue")
 
 
+_TIMES = ("think_time", "patience", "request_timeout")
+_CLIENTS = ("max_concurrency", "clients", "queue_limit")
 _positive = functools.partial(whole, least=1)
 _not_negative = functools.partial(number, least=0.0)
 _CHECKS: Mapping[str, Callable[[str, Any], Any]] = {
@@ -44,15 +46,13 @@ _CHECKS: Mapping[str, Callable[[str, Any], Any]] = {
     **dict.fromkeys(COEFFICIENTS, _not_negative),
     **dict.fromkeys(("batch_size", "max_batched_tokens", "kv_blocks"), _positive),
     **dict.fromkeys(("block_size", "replicas", "num_requests"), _positive),
-    **dict.fromkeys(("max_concurrency", "clients", "queue_limit"), _positive),
+    **dict.fromkeys(_CLIENTS, _positive),
     **dict.fromkeys(
         ("graph_tokens", "warmup_requests"), functools.partial(whole, least=0)
     ),
     "random_seed": functools.partial(whole, least=0),
 }
-_TIMES = ("think_time", "patience", "request_timeout")
-_MAY_BE_NONE = ("batch_timeout", "kv_blocks", "random_seed", "max_concurrency")
-_MAY_BE_NONE += ("clients", "queue_limit")
+_MAY_BE_NONE = ("batch_timeout", "kv_blocks", "random_seed", *_CLIENTS)
 
 
 def _params(**values: Any) -> Any:
@@ -219,13 +219,11 @@ class SimulationConfig:
         for name in (*_TIMES, "turns"):
             if isinstance(value := getattr(self, name), Mapping):
                 self._set(name, _frozen(value))
-            if name != "turns" and value is not None:
+            if name in _TIMES and value is not None:
                 seconds_law(name, value)
-        if self.turns is not None:
-            self.conversations
+        self.conversations  # noqa: B018
         if self.clients is None and (self.turns is not None or self.think_time):
-            name = "think_time" if self.turns is None else "turns"
-            raise fail("clients", None, f"a number of users, who have {name}")
+            raise fail("clients", None, "given beside think_time and turns")
 
     def _set(self, name: str, value: Any) -> None:
         object.__setattr__(self, name, value)

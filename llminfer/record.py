@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Self
 
@@ -124,26 +124,19 @@ class RunRecord:
 
     @classmethod
     def served(
-        cls,
-        workload: Workload,
-        start: FloatArray,
-        first: FloatArray,
-        end: FloatArray,
-        **more: Any,
+        cls, workload: Workload, times: Iterable[FloatArray], more: Mapping[str, Any]
     ) -> Self:
         """The record of a served workload; each request is queued as it arrives.
 
         Args:
             workload: What was served.
-            start: When each request's batch began, seconds.
-            first: When its first token appeared.
-            end: When it was complete.
+            times: When each request's batch began, when its first token appeared, and
+                when it was complete, seconds.
             more: The columns of batches, the path of the limit, the steps, and columns
                 of requests that clients know better.
         """
         known = {"queue_entry_time": workload.arrival_time, **vars(workload)}
-        known |= {"processing_start_time": start, "first_token_time": first}
-        return cls(**{**known, "processing_end_time": end, **more})
+        return cls(**{**known, **dict(zip(_TIMES[-3:], times, strict=True)), **more})
 
     @classmethod
     def from_frame(cls, frame: pd.DataFrame) -> Self:
@@ -204,7 +197,7 @@ class RunRecord:
 
     @property
     def sent_time(self) -> FloatArray:
-        """When each request was sent, seconds: as it arrived, unless it was held back."""
+        """When each request was sent, seconds: as it came, unless it was held back."""
         return self.queue_entry_time
 
     @property

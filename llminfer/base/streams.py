@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-_PURPOSES = ("arrivals", "prompts", "outputs", "prediction", "classes", "routing")
-_PURPOSES += ("users", "patience")
+_PURPOSES = ["arrivals", "prompts", "outputs", "prediction", "classes", "routing"]
+_PURPOSES += ["users", "patience"]
 
 
 def stream(seed: int | None, purpose: str, *which: int) -> np.random.Generator:

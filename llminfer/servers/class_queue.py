@@ -149,7 +149,7 @@ class ClassQueue(Generic[T]):
         if at_head:
             place = next(place for place, _, its in self._heap if its == number)
             others = [its for its in self._heap if its[2] != number]
-            self._heap = others + [(place, queue[0], number)] if queue else others
+            self._heap = [*others, (place, queue[0], number)] if queue else others
             heapq.heapify(self._heap)
 
     def oldest(self) -> T:

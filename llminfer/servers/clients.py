@@ -362,3 +362,8 @@ class StaticDesk:
         for i in batch:
             times.start[i], times.first[i] = start, first
             self._clients.answer(i, end)
+
+
+def static_desk(clients: Clients | None, *its: Any) -> StaticDesk | None:
+    """A ``StaticDesk``; None without clients, who then come by the clock."""
+    return None if clients is None else StaticDesk(clients, *its)

@@ -18,7 +18,6 @@ from llminfer.servers.scheduler import Scheduler
 from llminfer.servers.server import Process, WorkloadServer, batch_limit
 from llminfer.workload import Workload
 
-
 _AFTER_ENDS, _LAST = 2, 3  # priorities: SimPy's own are 0 and 1
 
 
@@ -83,21 +82,22 @@ class ContinuousBatchingServer(WorkloadServer):
         """SimPy process: serve until nothing is left."""
         servers = range(self.config.replicas)
         self._processes = [self.env.process(self._serve(place)) for place in servers]
+        if self._routes is None:
+            self._routes = np.zeros(len(self.workload), dtype=np.int64)
+            if self.clients is None:
+                self.env.process(self._route(self._routes))
         if self.clients is not None:
             self._arm()
-        elif self._routes is None:
-            self._routes = np.zeros(len(self.workload), dtype=np.int64)
-            self.env.process(self._route(self._routes))
         yield self.env.all_of(self._processes)
         self._limit.at(max(replica.scheduler.end for replica in self._replicas))
+        own = self.clients.columns() if self.clients else {}
         self._record = write_up(
             self.config,
             self.workload,
             self._requests,
             [replica.scheduler.log for replica in self._replicas],
             replica=self._routes,
-            more=self._limit.path()
-            | ({} if self.clients is None else self.clients.columns()),
+            more=self._limit.path() | own,
         )
 
     def _serve(self, place: int) -> Process:
@@ -182,8 +182,7 @@ class ContinuousBatchingServer(WorkloadServer):
         """Take request ``i`` at ``time``, seconds; False if too many wait there."""
         if self.config.clients is not None:
             _refuse_what_never_fits(self.config, self.workload, slice(i, i + 1))
-        if self._routes is None:
-            self._routes = np.zeros(len(self.workload), dtype=np.int64)
+        assert self._routes is not None
         if self.config.router in LOADS:
             for batch in (replica.scheduler for replica in self._replicas):
                 if batch.leaving and batch.finished[next(iter(batch.leaving))] <= time:

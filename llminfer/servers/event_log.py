@@ -110,12 +110,14 @@ def write_up(
     rows, server = _in_order([log.stretches() for log in logs], "start")
     return RunRecord.served(
         workload,
-        *map(np.asarray, (requests.start, requests.first, requests.end)),
-        batch_start=rows["start"],
-        batch_end=rows["end"],
-        batch_size=rows["size"],
-        steps=_step_log(config, logs, rows, server, replica),
-        **more,
+        [np.asarray(x) for x in (requests.start, requests.first, requests.end)],
+        {
+            "batch_start": rows["start"],
+            "batch_end": rows["end"],
+            "batch_size": rows["size"],
+            "steps": _step_log(config, logs, rows, server, replica),
+            **more,
+        },
     )
 
 

@@ -50,16 +50,18 @@ class WorkloadServer(ABC):
         self.env = env
         self.config = config
         self.clients = own_clients(config, workload)
-        self.workload = workload if self.clients is None else self.clients.sent
+        if self.clients is not None:
+            workload = self.clients.sent
+        assert workload is not None  # without users nobody else can draw it
+        self.workload = workload
         self._record: RunRecord | None = None
 
     def waiting_queue(self, every: bool = True) -> WaitingQueue:
         """An empty queue; ``every``: will all requests join it?"""
-        clients, policy = self.clients, self.config.policy()
-        if clients is None:
-            return waiting_queue(policy, self.workload, every=every)
-        every = every and not self.config.sheds
-        return waiting_queue(policy, self.workload, every=every, live=True)
+        every, live = every and not self.config.sheds, self.clients is not None
+        return waiting_queue(
+            self.config.policy(), self.workload, every=every, live=live
+        )
 
     @abstractmethod
     def run(self) -> Process:

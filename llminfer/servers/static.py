@@ -12,7 +12,7 @@ import simpy
 from llminfer.base.arrays import FloatArray, IntArray
 from llminfer.config import SimulationConfig
 from llminfer.record import RunRecord
-from llminfer.servers.clients import StaticDesk
+from llminfer.servers.clients import static_desk
 from llminfer.servers.server import Process, WorkloadServer, batch_limit
 from llminfer.workload import Workload
 
@@ -50,22 +50,17 @@ class LLMInferenceServer(WorkloadServer):
 
     def run(self) -> Process:
         """SimPy process: serve until nothing is left."""
-        law, arrival, clients = self.config.step_time, self._arrival, self.clients
+        law, arrival = self.config.step_time, self._arrival
         prompt_of = self._column("prompt_length").__getitem__
         output_of = self._column("output_length").__getitem__
         waiting = self.waiting_queue()
         join, take = waiting.add, waiting.take
         order, starts, sizes = array("q"), array("d"), array("q")
-        prefill, decode = law.prefill, law.decode
         timeout, control = self.config.batch_timeout, self._limit
-        limit, tick = control.size, control.tick
-        controlled, every_dispatch = control.controlled, control.every_dispatch
+        limit, tick, controlled = control.size, control.tick, control.controlled
         env, timer, n = self.env, self.env.timeout, len(arrival)
-        arrived = served = 0
-        desk = None
-        if clients is not None:
-            desk = StaticDesk(clients, waiting, self.config, control.seen)
-            arrived = n
+        desk = static_desk(self.clients, waiting, self.config, control.seen)
+        arrived, served = 0 if desk is None else n, 0
         free = env.now  # when the server is next without work
         while served < n or desk is not None:
             if desk is not None:
@@ -75,30 +70,25 @@ class LLMInferenceServer(WorkloadServer):
             else:
                 # A full batch is there with the arrival of request served + limit,
                 # under any policy; if there is none, the last one ends the wait.
-                full = served + limit
-                start = arrival[full - 1 if full < n else -1]
+                start = arrival[min(served + limit, n) - 1]
                 if timeout is not None and start > free:
-                    oldest = arrival[waiting.oldest() if arrived > served else arrived]
-                    start = min(start, oldest + timeout)
-                if start < free:
-                    start = free
+                    oldest = waiting.oldest() if arrived > served else arrived
+                    start = min(start, arrival[oldest] + timeout)
+                start = max(start, free)
             if start >= tick:  # the limit changes first, and what is due with it
-                limit = control.act(tick)
-                free = max(free, tick)
+                limit, free = control.act(tick), max(free, tick)
                 tick = control.tick
                 continue
             while arrived < n and arrival[arrived] <= start:
                 join(arrived)
                 arrived += 1
-            if every_dispatch:
+            if control.every_dispatch:
                 limit = control.act(start)
             batch = take(limit, start)
-            size = len(batch)
-            tokens = sum(map(prompt_of, batch))
-            steps = max(map(output_of, batch))
+            size, tokens = len(batch), sum(map(prompt_of, batch))
             pairs = sum(prompt_of(i) ** 2 for i in batch) / 2.0 if law.epsilon else 0.0
-            first = start + prefill(tokens, pairs)
-            free = first + decode(size, tokens, steps)
+            first = start + law.prefill(tokens, pairs)
+            free = first + law.decode(size, tokens, max(map(output_of, batch)))
             if desk is not None:
                 desk.serve(batch, start, first, free)
             order.extend(batch)
@@ -115,10 +105,9 @@ class LLMInferenceServer(WorkloadServer):
     def _column(self, name: str) -> Any:
         """A column to be read one by one, as it is, or as the clients fill it."""
         column = getattr(self.workload, name)
-        live = self.clients is not None
-        return (
-            memoryview(column) if live else array(column.dtype.char, column.tobytes())
-        )
+        if self.clients is not None:
+            return memoryview(column)
+        return array(column.dtype.char, column.tobytes())
 
     def _write_up(
         self, order: array[int], starts: array[float], sizes: array[int]
@@ -137,12 +126,6 @@ class LLMInferenceServer(WorkloadServer):
         end = first + law.decode(size, tokens, steps)
         times = np.empty((3, len(workload)))
         times[:, members] = np.repeat([start, first, end], size, axis=1)
-        return RunRecord.served(
-            workload,
-            *times,
-            batch_start=start,
-            batch_end=end,
-            batch_size=size,
-            **self._limit.path(),
-            **({} if self.clients is None else self.clients.columns()),
-        )
+        more = self._limit.path() | (self.clients.columns() if self.clients else {})
+        more |= {"batch_start": start, "batch_end": end, "batch_size": size}
+        return RunRecord.served(workload, times, more)
