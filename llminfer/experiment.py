@@ -109,6 +109,7 @@ def _watched(config: SimulationConfig, workload: Workload | None) -> RunRecord:
     warned = overload.warn_ahead([config], workload)
     record = _simulated(config, workload)
     overload.warn_of_batches(config, record)
+    overload.warn_of_losses(record)
     if not warned:
         overload.warn_of_growth(config, record)
     return record

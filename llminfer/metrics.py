@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from llminfer.base.arrays import FloatArray
-from llminfer.base.errors import fail, number, whole
+from llminfer.base.errors import ConfigError, fail, number, whole
 from llminfer.record import OUTCOMES, RunRecord
 from llminfer.request import Request
 from llminfer.servers.token_gaps import Gaps, token_gaps
@@ -66,6 +66,8 @@ def metrics_and_times(
         name; and the gaps between tokens.
     """
     times = {name: np.sort(its) for name, its in _times(record, skip).items()}
+    if not len(times["latency"]):
+        raise ConfigError("nothing to measure: no request was completed")
     metrics = _of_requests(record, skip, step_time, times) | _whole_run(record)
     metrics |= _of_clients(record, skip)
     if record.steps is not None:

@@ -146,8 +146,11 @@ class RunRecord:
 
         Args:
             frame: Columns as ``to_frame`` gives them; requests that have not
-                finished (NaN) are left out, and all are of class 0 if none is given.
+                finished (NaN), were refused or given up are left out, and all are of
+                class 0 if none is given.
         """
+        if "outcome" in frame:
+            frame = frame[frame["outcome"] == COMPLETED]
         done = frame.dropna(subset=list(_TIMES)).sort_values(
             ["arrival_time", "request_id"], kind="stable"
         )
@@ -187,6 +190,8 @@ class RunRecord:
         if self.steps is not None:
             frame["preemptions"] = self.preemptions
             frame["replica"] = self.steps.replica
+        if self.outcome is not None:
+            frame["outcome"] = self.outcome
         return frame
 
     def measured(self, skip: int = 0) -> Any:

@@ -110,6 +110,14 @@ def warn_of_batches(config: SimulationConfig, record: RunRecord) -> None:
         _warn(said, UserWarning)
 
 
+def warn_of_losses(record: RunRecord) -> None:
+    """Warn if over 1% were refused or given up, whom no latency counts."""
+    lost = 0.0 if record.outcome is None else float(np.mean(record.outcome > 0))
+    if lost > 0.01:
+        said = f"{lost:.1%} of all requests were refused or given up: latencies are"
+        _warn(f"{said} those of the others, and flatter the server", UserWarning)
+
+
 def warn_of_growth(config: SimulationConfig, record: RunRecord) -> None:
     """Warn if more wait when the last request comes than a stable queue holds.
 
