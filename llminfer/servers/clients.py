@@ -85,6 +85,8 @@ class User:
 
 def _limits(config: SimulationConfig, u: FloatArray) -> list[tuple[float, float]]:
     """Seconds to the first token and to the last that requests wait at most."""
+    if not config.sheds:
+        return [(math.inf, math.inf)] * u.shape[1]
     columns = []
     for place, name in zip(u, ("patience", "request_timeout"), strict=True):
         law = getattr(config, name)
@@ -189,15 +191,17 @@ class Clients:
 
     def advance(self, now: float) -> None:
         """Let happen what happens up to ``now``, seconds."""
+        coming, deadlines = self._coming, self._deadlines
         while True:
-            time, kind, who = self._coming[0] if self._coming else _NEVER
-            left = self.next_left
-            if min(left, time) > now:
+            time, kind, who = coming[0] if coming else _NEVER
+            if time > now and (not deadlines or deadlines[0][0] > now):
                 return
-            if left < time or (left == time and kind == _ARRIVAL):
-                self._give_up(heappop(self._deadlines)[1], left)
+            if (left := self.next_left) <= now and (left, _ARRIVAL) <= (time, kind):
+                self._give_up(heappop(deadlines)[1], left)
                 continue
-            heappop(self._coming)
+            if time > now:
+                return
+            heappop(coming)
             if kind == _ARRIVAL:
                 self._arrive(who, time)
                 continue
@@ -220,7 +224,7 @@ class Clients:
         if self._users:
             self._ask(i, who, time)
             if over:
-                self._coming = [its for its in self._coming if its[1] == _ANSWER]
+                self._coming[:] = [its for its in self._coming if its[1] == _ANSWER]
                 heapify(self._coming)
         elif not over:
             heappush(self._coming, (self.wanted[i + 1], _ARRIVAL, i + 1))

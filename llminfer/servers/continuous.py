@@ -118,7 +118,7 @@ class ContinuousBatchingServer(WorkloadServer):
                 if can_overtake:
                     join(number[arrived])
                 arrived += 1
-            if clients is not None:
+            if self.config.sheds:
                 self._let_go(place)
             due = begin(now, arrived, arrival)
             if due < math.inf:

@@ -150,7 +150,9 @@ class _KeyedQueue:
 
         self.entry: Callable[[int], Any] = keyed
         self.number: Callable[[Any], int] = itemgetter(1)
-        if not live:
+        if type(policy).keys is policies.FCFSPolicy.keys:
+            self.entry = self.number = int
+        elif not live:
             numbers = np.arange(len(workload))
             keys = policy.keys(policies.Waiting(numbers, *columns))
             order = np.argsort(keys, kind="stable")
