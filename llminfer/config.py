@@ -24,8 +24,8 @@ from llminfer.base.errors import (
 from llminfer.base.frozen import Classes, Params, plain, thawed
 from llminfer.laws.arrivals import ArrivalRate, arrival_law
 from llminfer.laws.engines import COEFFICIENTS, LAW, PRESETS, STEP_LAWS
-from llminfer.laws.lengths import LENGTH_LAWS, LengthLaw, length_law
-from llminfer.laws.seconds import seconds_law
+from llminfer.laws.lengths import LengthLaw, length_law
+from llminfer.laws.people import people_law
 from llminfer.policies import POLICIES, SchedulingPolicy, get_policy
 from llminfer.request import RequestClass
 from llminfer.servers.batch_control import BatchController, batch_controller
@@ -35,7 +35,7 @@ SERVERS = ("static", "continuous")
 ROUTERS = ("round_robin", "random", "least_loaded", "shortest_queue")
 
 
-_TIMES = ("think_time", "patience", "request_timeout")
+_LAWS = ("think_time", "turns", "patience", "request_timeout")
 _CLIENTS = ("max_concurrency", "clients", "queue_limit")
 _positive = functools.partial(whole, least=1)
 _not_negative = functools.partial(number, least=0.0)
@@ -47,12 +47,13 @@ _CHECKS: Mapping[str, Callable[[str, Any], Any]] = {
     **dict.fromkeys(("batch_size", "max_batched_tokens", "kv_blocks"), _positive),
     **dict.fromkeys(("block_size", "replicas", "num_requests"), _positive),
     **dict.fromkeys(_CLIENTS, _positive),
+    **dict.fromkeys(_LAWS, people_law),
     **dict.fromkeys(
         ("graph_tokens", "warmup_requests"), functools.partial(whole, least=0)
     ),
     "random_seed": functools.partial(whole, least=0),
 }
-_MAY_BE_NONE = ("batch_timeout", "kv_blocks", "random_seed", *_CLIENTS)
+_MAY_BE_NONE = ("batch_timeout", "kv_blocks", "random_seed", *_CLIENTS, *_LAWS[1:])
 
 
 def _params(**values: Any) -> Any:
@@ -183,7 +184,6 @@ class SimulationConfig:
             if (value := getattr(self, name)) is not None or name not in _MAY_BE_NONE:
                 self._set(name, checked(name, value))
         self._check_server()
-        self._check_clients()
         if self.warmup_requests >= self.num_requests:
             must = f"below num_requests={self.num_requests}, which counts warm-up too"
             raise fail("warmup_requests", self.warmup_requests, must)
@@ -197,6 +197,8 @@ class SimulationConfig:
         return hash(tuple(plain))
 
     def _check_server(self) -> None:
+        if self.clients is None and (self.turns is not None or self.think_time):
+            raise fail("clients", None, "given beside think_time and turns")
         choice("server", self.server, SERVERS)
         choice("step_law", self.step_law, STEP_LAWS)
         choice("router", self.router, ROUTERS)
@@ -214,16 +216,6 @@ class SimulationConfig:
         elif self.replicas > 1 and self.batch_control != "static":
             must = "static for several replicas"
             raise fail("batch_control", self.batch_control, must)
-
-    def _check_clients(self) -> None:
-        for name in (*_TIMES, "turns"):
-            if isinstance(value := getattr(self, name), Mapping):
-                self._set(name, _frozen(value))
-            if name in _TIMES and value is not None:
-                seconds_law(name, value)
-        self.conversations  # noqa: B018
-        if self.clients is None and (self.turns is not None or self.think_time):
-            raise fail("clients", None, "given beside think_time and turns")
 
     def _set(self, name: str, value: Any) -> None:
         object.__setattr__(self, name, value)
@@ -263,14 +255,6 @@ class SimulationConfig:
     def outputs(self) -> LengthLaw:
         """The law of output lengths."""
         return length_law("output", self.output_length_dist, self.output_dist_params)
-
-    @property
-    def conversations(self) -> LengthLaw:
-        """The law of turns in a conversation: one, unless ``turns`` is given."""
-        law = 1 if self.turns is None else self.turns
-        own = {"value": law} if not isinstance(law, Mapping) else dict(law)
-        name = choice("turns.dist", own.pop("dist", "constant"), LENGTH_LAWS)
-        return build(LENGTH_LAWS[name], name, own, "turns")
 
     @property
     def sheds(self) -> bool:

@@ -11,7 +11,7 @@ import pandas as pd
 
 from llminfer.base.arrays import FloatArray
 from llminfer.base.errors import ConfigError, fail, number, whole
-from llminfer.record import OUTCOMES, RunRecord
+from llminfer.record import GIVEN_UP, REFUSED, RunRecord
 from llminfer.request import Request
 from llminfer.servers.token_gaps import Gaps, token_gaps
 from llminfer.timing import StepTime
@@ -169,10 +169,10 @@ def _of_clients(record: RunRecord, skip: int) -> dict[str, float]:
     if record.outcome is None or record.wasted_tokens is None:
         return {}
     metrics = _spread("client_wait", record.client_wait[skip:], "avg max p99")
-    for name, outcome in zip(("refused", "given_up"), OUTCOMES[1:], strict=True):
+    for name, outcome in ("refused", REFUSED), ("given_up", GIVEN_UP):
         those = record.outcome[skip:] == outcome
-        metrics |= {f"{name}_requests": int(those.sum())}
-        metrics |= {f"{name}_share": float(those.mean())}
+        metrics[f"{name}_requests"] = int(those.sum())
+        metrics[f"{name}_share"] = float(those.mean())
     return metrics | {"wasted_tokens": int(record.wasted_tokens[skip:].sum())}
 
 

@@ -24,7 +24,7 @@ _COLUMNS = (
     "request_class",
 )
 _TIMES = tuple(name for name in _COLUMNS if name.endswith("_time"))
-OUTCOMES = COMPLETED, REFUSED, GIVEN_UP = range(3)
+COMPLETED, REFUSED, GIVEN_UP = range(3)  # how a request ends
 
 
 @dataclass(frozen=True, eq=False)

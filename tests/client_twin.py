@@ -15,7 +15,7 @@ from step_twin import Sequence, StepTwin
 from twin import sorted_queue, step_seconds
 
 from llminfer.base.streams import stream
-from llminfer.laws.seconds import seconds_law
+from llminfer.laws.people import seconds_law
 from llminfer.policies import ClassPolicy
 from llminfer.request import Request
 from llminfer.servers.clients import User

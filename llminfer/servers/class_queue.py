@@ -141,16 +141,12 @@ class ClassQueue(Generic[T]):
 
     def discard(self, request: T) -> None:
         """``request`` leaves without having been served."""
-        number = self._class_of(request)
-        queue = self._queues[number]
-        at_head = queue[0] == request
-        queue.remove(request)
+        self._queues[self._class_of(request)].remove(request)
         self._waiting -= 1
-        if at_head:
-            place = next(place for place, _, its in self._heap if its == number)
-            others = [its for its in self._heap if its[2] != number]
-            self._heap = [*others, (place, queue[0], number)] if queue else others
-            heapq.heapify(self._heap)
+        queues = self._queues
+        heap = [(place, queues[n][0], n) for place, _, n in self._heap if queues[n]]
+        heapq.heapify(heap)
+        self._heap = heap
 
     def oldest(self) -> T:
         """The earliest to arrive of those that wait."""

@@ -18,8 +18,9 @@ import math
 from array import array
 from collections import deque
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from heapq import heapify, heappop, heappush
-from typing import Any, Protocol
+from typing import Any, Protocol, final
 
 import numpy as np
 
@@ -27,7 +28,7 @@ from llminfer.base.arrays import FloatArray
 from llminfer.base.errors import fail
 from llminfer.base.streams import stream
 from llminfer.config import SimulationConfig
-from llminfer.laws.seconds import seconds_law
+from llminfer.laws.people import seconds_law, turns_law
 from llminfer.record import COMPLETED, GIVEN_UP, REFUSED
 from llminfer.servers.batch_control import Observed
 from llminfer.servers.event_log import RequestTimes
@@ -66,7 +67,7 @@ class User:
     def _drawn(self) -> Iterator[tuple[float, int, int, tuple[float, float]]]:
         config, size = self._config, 4
         think = seconds_law("think_time", config.think_time)
-        laws = config.prompts, config.outputs, config.conversations
+        laws = config.prompts, config.outputs, turns_law(config.turns)
         left = said = 0
         while True:
             u = self._rng.random((size, 6)).T
@@ -119,6 +120,7 @@ class Desk(Protocol):
         """Request ``i`` has been given up."""
 
 
+@final  # so that a type checker knows that it is true
 class Clients:
     """The senders of a run.
 
@@ -156,6 +158,7 @@ class Clients:
         self.wasted = array("q", bytes(8 * n))
         self._most = config.max_concurrency or n
         self._gated = config.max_concurrency is not None
+        self.room, self.timeout = config.queue_limit or math.inf, config.batch_timeout
         self._unanswered = self._arrived = 0
         self._held: deque[int] = deque()
         self._deadlines: list[tuple[float, int, bool]] = []
@@ -292,39 +295,34 @@ class Clients:
         }
 
 
+@dataclass
 class StaticDesk:
     """Where the clients meet a static server: its queue, and what it asks of them.
 
     Args:
         clients: Who sends.
         queue: Where requests wait.
-        config: The limit of the queue, and the timeout of batches.
         seen: What a controller of the batch limit sees.
     """
 
-    def __init__(
-        self,
-        clients: Clients,
-        queue: WaitingQueue,
-        config: SimulationConfig,
-        seen: Observed,
-    ) -> None:
-        self._clients, self._queue, self._seen = clients, queue, seen
-        self._room = config.queue_limit or math.inf
-        self._timeout = config.batch_timeout
-        clients.desk = self
+    clients: Clients
+    queue: WaitingQueue
+    seen: Observed
+
+    def __post_init__(self) -> None:
+        self.clients.desk = self
 
     def receive(self, i: int, time: float) -> bool:
-        if len(self._queue) >= self._room:
+        if len(self.queue) >= self.clients.room:
             return False
-        self._queue.add(i)
+        self.queue.add(i)
         return True
 
     def drop(self, i: int) -> None:
-        clients = self._clients
+        clients = self.clients
         if math.isnan(clients.times.start[i]):
-            self._queue.discard(i)
-            self._seen.take(1)
+            self.queue.discard(i)
+            self.seen.take(1)
         else:  # its batch goes on
             clients.wasted[i] = clients.times.prompt[i] + clients.times.output[i]
 
@@ -341,17 +339,17 @@ class StaticDesk:
         Returns:
             Infinity when all is over.
         """
-        now, clients, timeout = free, self._clients, self._timeout
+        now, clients, timeout = free, self.clients, self.clients.timeout
         while True:
             clients.advance(now)
-            waiting = len(self._queue)
+            waiting = len(self.queue)
             if waiting >= limit:
                 return now
             due, soon = math.inf, min(clients.next_sent, clients.next_left)
             if waiting and clients.shut(timeout is None):
                 due = now
             elif waiting and timeout is not None:
-                due = max(now, clients.sent_at[self._queue.oldest()] + timeout)
+                due = max(now, clients.sent_at[self.queue.oldest()] + timeout)
             if due == soon == math.inf or due < min(soon, tick):
                 return due
             if tick <= min(soon, due):
@@ -362,12 +360,7 @@ class StaticDesk:
         self, batch: Iterable[int], start: float, first: float, end: float
     ) -> None:
         """A batch begins, has its first tokens and ends, seconds."""
-        times = self._clients.times
+        times = self.clients.times
         for i in batch:
             times.start[i], times.first[i] = start, first
-            self._clients.answer(i, end)
-
-
-def static_desk(clients: Clients | None, *its: Any) -> StaticDesk | None:
-    """A ``StaticDesk``; None without clients, who then come by the clock."""
-    return None if clients is None else StaticDesk(clients, *its)
+            self.clients.answer(i, end)

@@ -15,7 +15,13 @@ from llminfer.config import SimulationConfig
 from llminfer.servers.event_log import RequestTimes, write_up
 from llminfer.servers.routing import LOADS, Replica, least, routes
 from llminfer.servers.scheduler import Scheduler
-from llminfer.servers.server import Process, WorkloadServer, batch_limit
+from llminfer.servers.server import (
+    Moment,
+    Process,
+    Requests,
+    WorkloadServer,
+    batch_limit,
+)
 from llminfer.workload import Workload
 
 _AFTER_ENDS, _LAST = 2, 3  # priorities: SimPy's own are 0 and 1
@@ -37,10 +43,7 @@ class ContinuousBatchingServer(WorkloadServer):
     """
 
     def __init__(
-        self,
-        env: simpy.Environment,
-        config: SimulationConfig,
-        workload: Workload | None,
+        self, env: simpy.Environment, config: SimulationConfig, workload: Requests
     ) -> None:
         super().__init__(env, config, workload)
         _refuse_what_never_fits(config, self.workload)
@@ -137,7 +140,7 @@ class ContinuousBatchingServer(WorkloadServer):
                 if several:  # all that happens now comes before the next step
                     scheduler.open = False
                     self._arm()
-                    yield _Moment(env, now, _LAST)
+                    yield Moment(env, now, _LAST)
                     clock = env.now
             elif arrival < math.inf:
                 now = arrival
@@ -151,7 +154,7 @@ class ContinuousBatchingServer(WorkloadServer):
     def _route(self, routes: IntArray) -> Process:
         """SimPy process: send every request to a server as it arrives."""
         for i, time in enumerate(self._requests.arrival):
-            yield _Moment(self.env, time)
+            yield Moment(self.env, time, simpy.events.URGENT)
             place = least(self._replicas, self.config.router)
             routes[i] = place
             self._send(i, time, place)
@@ -231,7 +234,7 @@ class ContinuousBatchingServer(WorkloadServer):
             return
         self._armed = soon
         if soon < math.inf:
-            moment = _Moment(self.env, soon, _AFTER_ENDS)
+            moment = Moment(self.env, soon, _AFTER_ENDS)
             moment.callbacks.append(lambda _: self._ask(soon))
         if self.clients.shut(False):
             self._close()
@@ -249,16 +252,6 @@ class _Stretch(simpy.Event):
     def __init__(self, env: simpy.Environment) -> None:
         super().__init__(env)
         self._ok, self._value = True, None
-
-
-class _Moment(_Stretch):
-    """An event at a time still to come, seconds, before all others of that instant."""
-
-    def __init__(
-        self, env: simpy.Environment, time: float, priority: Any = simpy.events.URGENT
-    ) -> None:
-        super().__init__(env)
-        env.schedule(self, priority, max(time - env.now, 0.0))
 
 
 def _refuse_what_never_fits(

@@ -16,6 +16,22 @@ from llminfer.servers.queues import WaitingQueue, waiting_queue
 from llminfer.workload import Workload
 
 Process = Generator[simpy.Event, Any, None]
+Requests = Workload | None  # None where users draw their own
+
+
+class Moment(simpy.Event):
+    """An event at a time still to come, seconds.
+
+    Args:
+        env: The SimPy environment.
+        time: When it happens.
+        priority: Of all events of that instant the least come first.
+    """
+
+    def __init__(self, env: simpy.Environment, time: float, priority: Any) -> None:
+        super().__init__(env)
+        self._ok, self._value = True, None
+        env.schedule(self, priority, max(time - env.now, 0.0))
 
 
 def batch_limit(
@@ -42,10 +58,7 @@ class WorkloadServer(ABC):
     """
 
     def __init__(
-        self,
-        env: simpy.Environment,
-        config: SimulationConfig,
-        workload: Workload | None,
+        self, env: simpy.Environment, config: SimulationConfig, workload: Requests
     ) -> None:
         self.env = env
         self.config = config

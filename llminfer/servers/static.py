@@ -12,9 +12,8 @@ import simpy
 from llminfer.base.arrays import FloatArray, IntArray
 from llminfer.config import SimulationConfig
 from llminfer.record import RunRecord
-from llminfer.servers.clients import static_desk
-from llminfer.servers.server import Process, WorkloadServer, batch_limit
-from llminfer.workload import Workload
+from llminfer.servers.clients import StaticDesk
+from llminfer.servers.server import Process, Requests, WorkloadServer, batch_limit
 
 
 class LLMInferenceServer(WorkloadServer):
@@ -38,10 +37,7 @@ class LLMInferenceServer(WorkloadServer):
     """
 
     def __init__(
-        self,
-        env: simpy.Environment,
-        config: SimulationConfig,
-        workload: Workload | None,
+        self, env: simpy.Environment, config: SimulationConfig, workload: Requests
     ) -> None:
         super().__init__(env, config, workload)
         self._arrival = self._column("arrival_time")
@@ -59,7 +55,7 @@ class LLMInferenceServer(WorkloadServer):
         timeout, control = self.config.batch_timeout, self._limit
         limit, tick, controlled = control.size, control.tick, control.controlled
         env, timer, n = self.env, self.env.timeout, len(arrival)
-        desk = static_desk(self.clients, waiting, self.config, control.seen)
+        desk = self.clients and StaticDesk(self.clients, waiting, control.seen)
         arrived, served = 0 if desk is None else n, 0
         free = env.now  # when the server is next without work
         while served < n or desk is not None:

@@ -1,4 +1,4 @@
-"""Laws of times that people take: to think, or until they lose patience, in seconds."""
+"""Laws of people: how long they think or wait, and how often they ask back."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ import numpy as np
 from scipy.special import ndtri
 
 from llminfer.base.arrays import FloatArray
-from llminfer.base.errors import choice, fail, number
+from llminfer.base.errors import build, choice, fail, number
+from llminfer.base.frozen import Params, plain
+from llminfer.laws.lengths import LENGTH_LAWS, LengthLaw
 
 Quantile = Callable[[FloatArray], FloatArray]
 
@@ -49,3 +51,26 @@ def seconds_law(field: str, given: Any) -> Quantile:
     for key, value in params.items():
         number(f"{field}.{key}", value, least=-1e3 if key == "mu" else 0.0)
     return partial(quantile, **params)
+
+
+def turns_law(given: Any) -> LengthLaw:
+    """The law of turns in a conversation: a number, or a law of whole numbers.
+
+    Raises:
+        ConfigError: No such law, a parameter that it has not, or a bad value.
+    """
+    own = dict(given) if isinstance(given, Mapping) else {"value": given or 1}
+    name = choice("turns.dist", own.pop("dist", "constant"), LENGTH_LAWS)
+    return build(LENGTH_LAWS[name], name, own, "turns")
+
+
+def people_law(field: str, given: Any) -> Any:
+    """``given`` as a configuration keeps it, fixed, if it is a law for ``field``.
+
+    Raises:
+        ConfigError: It is none.
+    """
+    turns_law(given) if field == "turns" else seconds_law(field, given)
+    if not isinstance(given, Mapping):
+        return given
+    return Params({name: plain(value) for name, value in given.items()})
