@@ -324,6 +324,23 @@ def test_prompts_of_a_conversation_repeat_what_was_said():
         assert asked.max() <= 9
 
 
+def test_the_path_of_a_turn_goes_on_where_the_last_answer_ended():
+    users = [User(ONE_BY_ONE.replace(clients=2, turns=3), number) for number in (0, 1)]
+    named = set()
+    for user in users:
+        before = ()
+        for turn in range(9):
+            if turn % 3 == 0:
+                before = ()
+            assert user.path[:-2] == before
+            assert sum(tokens for _, tokens in user.path) == user.prompt + user.output
+            assert user.path[-1][1] == user.output
+            named |= {name for name, _ in user.path}
+            before = user.path
+            user.go_on()
+    assert len(named) == 2 * 9 * 2  # a question and an answer a request, all distinct
+
+
 def test_metrics_say_how_requests_ended():
     """The second waits, is in a batch at 0.155 s, and gives up at 0.2 s."""
     work = Workload.from_arrays([0.0, 0.0, 0.0, 10.0], [10] * 4, [10] * 4)

@@ -176,7 +176,7 @@ class Batch:
         return tokens
 
     def cancel(self, i: int) -> int:
-        """A request that was admitted leaves for good; the tokens computed for it.
+        """A request leaves for good; the tokens computed for it.
 
         Its tokens of the step in progress are lost, and its blocks are free; they are
         already if that step was its last.
@@ -184,7 +184,13 @@ class Batch:
         pool, blocks, made = self.pool, 0, self.made.get(i, self.output[i])
         tokens = self.prompt[i] + made - 1 if made else 0
         self.must_be_free = 0
-        if i in self.preempted:
+        if math.isnan(self.start[i]):
+            self.queue.discard(i)
+            self.admitted += 1
+            if self.control is not None:
+                self.control.seen.take(1)
+            tokens = 0
+        elif i in self.preempted:
             self.preempted.remove(i)
         elif i in self.leaving:
             self.running.pop(i)

@@ -38,6 +38,7 @@ from llminfer.workload import Workload
 _UNANSWERED = -1
 _ANSWER, _ARRIVAL = 0, 1
 _NEVER = (math.inf, _ARRIVAL, -1)
+Path = tuple[tuple[int, int], ...]
 _MOST_DRAWN = 64  # requests of a user at a time
 
 
@@ -52,7 +53,7 @@ class User:
     """
 
     def __init__(self, config: SimulationConfig, number: int) -> None:
-        self._config = config
+        self._config, self._number = config, number
         self._rng = stream(config.random_seed, "users", number)
         shares = np.cumsum([its.share for its in config.classes] or [1.0])
         place = self._rng.random() * shares[-1]
@@ -61,14 +62,19 @@ class User:
         self.go_on()
 
     def go_on(self) -> None:
-        """Turn to the next request: its think time, prompt, output and limits."""
-        self.think, self.prompt, self.output, self.limits = next(self._asks)
+        """Turn to the next request: its think time, lengths, limits, and its path.
 
-    def _drawn(self) -> Iterator[tuple[float, int, int, tuple[float, float]]]:
+        A path has (id, tokens) of all that was said in the conversation, with this
+        question and its answer at the end.
+        """
+        said = next(self._asks)
+        self.think, self.prompt, self.output, self.limits, self.path = said
+
+    def _drawn(self) -> Iterator[tuple[float, int, int, tuple[float, float], Path]]:
         config, size = self._config, 4
         think = seconds_law("think_time", config.think_time)
         laws = config.prompts, config.outputs, turns_law(config.turns)
-        left = said = 0
+        left, name, path = 0, 2 * self._number, Path()
         while True:
             u = self._rng.random((size, 6)).T
             tokens = [law.tokens(u[k]).tolist() for k, law in enumerate(laws, 1)]
@@ -76,11 +82,11 @@ class User:
             for pause, question, answer, turns, its in zip(
                 think(u[0]).tolist(), *tokens, limits, strict=True
             ):
-                if not left:
-                    left, said = turns, 0
-                left -= 1
-                yield pause, said + question, answer, its
-                said += question + answer if config.turns is not None else 0
+                left, path = (left, path) if left else (turns, ())
+                prompt = sum(tokens for _, tokens in path) + question
+                path += (name, question), (name + 1, answer)
+                yield pause, prompt, answer, its, path
+                left, name = left - 1, name + 2 * (config.clients or 1)
             size = min(2 * size, _MOST_DRAWN)
 
 
@@ -108,6 +114,14 @@ def own_clients(config: SimulationConfig, workload: Workload | None) -> Clients 
     if config.clients is not None or gated or config.sheds:
         return Clients(config, workload)
     return None
+
+
+def _not_sent(n: int, workload: Workload | None) -> Workload:
+    """``n`` requests of which none has been sent; None has no lengths of them yet."""
+    own: Any = np.zeros((3, n), dtype=np.int64)
+    if workload is not None:
+        own = workload.prompt_length, workload.output_length, workload.request_class
+    return Workload(np.full(n, math.inf), *own)
 
 
 class Desk(Protocol):
@@ -146,10 +160,7 @@ class Clients:
             must = "None beside a workload, whose prompts are what they are"
             raise fail("turns", config.turns, must)
         self._n = n = config.num_requests if workload is None else len(workload)
-        own: Any = np.zeros((3, n), dtype=np.int64)
-        if workload is not None:
-            own = workload.prompt_length, workload.output_length, workload.request_class
-        self.sent = Workload(np.full(n, math.inf), *own)
+        self.sent = _not_sent(n, workload)
         self.sent_at: Any = memoryview(self.sent.arrival_time)  # type: ignore[arg-type]
         self.times = RequestTimes.of(self.sent, math.nan)
         self.entered = array("d")

@@ -113,6 +113,7 @@ class ContinuousBatchingServer(WorkloadServer):
         now = clock = env.now
         arrived = 0
         several = clients is not None and not replica.closed
+        sheds = self.config.sheds
         while True:
             if clients is not None:
                 clients.advance(now)
@@ -121,7 +122,7 @@ class ContinuousBatchingServer(WorkloadServer):
                 if can_overtake:
                     join(number[arrived])
                 arrived += 1
-            if self.config.sheds:
+            if sheds:
                 self._let_go(place)
             due = begin(now, arrived, arrival)
             if due < math.inf:
@@ -209,21 +210,11 @@ class ContinuousBatchingServer(WorkloadServer):
 
     def _let_go(self, place: int) -> None:
         """All that were given up leave a server, which composes a step now."""
-        batch, clients, gone = (
-            self._replicas[place].scheduler,
-            self.clients,
-            self._gone[place],
-        )
+        batch, clients = self._replicas[place].scheduler, self.clients
         assert clients is not None
-        for i in gone:
-            if math.isnan(self._requests.start[i]):
-                batch.queue.discard(i)
-                batch.admitted += 1
-                batch.tokens_done += self._requests.prompt[i] + self._requests.output[i]
-                self._limit.seen.take(1)
-            else:
-                clients.wasted[i] = batch.cancel(i)
-        gone.clear()
+        for i in self._gone[place]:
+            clients.wasted[i] = batch.cancel(i)
+        self._gone[place].clear()
         batch.latest = clients.next_left
 
     def _arm(self) -> None:

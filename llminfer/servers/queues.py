@@ -50,11 +50,7 @@ class WaitingQueue(Protocol):
 
 
 def waiting_queue(
-    policy: policies.SchedulingPolicy,
-    workload: Workload,
-    *,
-    every: bool = True,
-    live: bool = False,
+    policy: policies.SchedulingPolicy, workload: Workload, *, every: bool, live: bool
 ) -> WaitingQueue:
     """The cheapest queue that keeps ``policy``'s order.
 

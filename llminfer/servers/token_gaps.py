@@ -181,25 +181,25 @@ def token_gaps(record: RunRecord, law: StepTime, warmup_requests: int = 0) -> Ga
         warmup_requests: The first so many by arrival are left out.
     """
     log = record.steps
+    some = np.arange(len(record.arrival_time))[record.measured(warmup_requests)]
     if log is None:
-        return _static_gaps(record, law.kappa, warmup_requests)
+        return _static_gaps(record, law.kappa, some)
     parts: list[Gaps] = []
     for server in range(log.replicas):
-        parts += _server_gaps(record, log, server, law, warmup_requests)
+        parts += _server_gaps(record, log, server, law, some)
     # Steps that take no time hold gaps of no time, which no clock tells apart.
-    gaps = int((record.output_length[record.measured(warmup_requests)] - 1).sum())
+    gaps = int((record.output_length[some] - 1).sum())
     unseen = gaps - sum(part.number() for part in parts)
     if unseen or not parts:
         parts.append(_single(np.zeros(1), unseen))
     return _joined(parts)
 
 
-def _static_gaps(record: RunRecord, kappa: float, skip: int) -> Gaps:
+def _static_gaps(record: RunRecord, kappa: float, some: IntArray) -> Gaps:
     batch = np.searchsorted(record.batch_start, record.processing_start_time)
     longest = np.zeros(len(record.batch_start), dtype=np.int64)
     served = batch < len(longest)
     np.maximum.at(longest, batch[served], record.output_length[served])
-    some = np.arange(len(batch))[record.measured(skip)]
     mine = some[record.output_length[some] > 1]
     batch = batch[mine]
     growth = np.asarray(kappa * record.batch_size[batch], dtype=np.float64)
@@ -214,11 +214,10 @@ def _first_step(time: FloatArray, steps: IntArray, growth: FloatArray) -> FloatA
 
 
 def _server_gaps(
-    record: RunRecord, log: StepLog, server: int, law: StepTime, skip: int
+    record: RunRecord, log: StepLog, server: int, law: StepTime, some: IntArray
 ) -> Iterator[Gaps]:
-    """The gaps of the requests from ``skip`` on that one server took."""
+    """The gaps of those of ``some`` requests that one server took."""
     rows = np.flatnonzero((log.batch_replica == server) & (log.batch_decoding > 0))
-    some = np.arange(len(log.replica))[record.measured(skip)]
     mine = some[log.replica[some] == server]
     begin, last, away = _decoding_times(record, log, mine, record.batch_end[rows])
     yield _single(away, 1)
