@@ -260,8 +260,12 @@ class RunRecord:
 
         A queue only grows until a request leaves it, so it is greatest just before.
         """
-        begin, leave = map(np.sort, self.waits)
-        left = np.searchsorted(leave, leave)
+        if self.steps is None and self.outcome is None:
+            begin, leave = self.queue_entry_time, self.batch_start
+            left = np.cumsum(self.batch_size) - self.batch_size
+        else:
+            begin, leave = map(np.sort, self.waits)
+            left = np.searchsorted(leave, leave)
         entered = np.searchsorted(begin, leave, side="right")
         return int((entered - left).max(initial=0))
 

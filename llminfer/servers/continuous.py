@@ -118,12 +118,12 @@ class ContinuousBatchingServer(WorkloadServer):
             if clients is not None:
                 clients.advance(now)
                 time[-1] = math.inf if several else clients.next_sent
+                if sheds:
+                    arrived = self._let_go(place, now, arrived)
             while (arrival := time[arrived]) <= now:
                 if can_overtake:
                     join(number[arrived])
                 arrived += 1
-            if sheds:
-                self._let_go(place)
             due = begin(now, arrived, arrival)
             if due < math.inf:
                 delay = due - clock if due > clock else 0.0
@@ -208,14 +208,22 @@ class ContinuousBatchingServer(WorkloadServer):
         assert self._routes is not None
         self._gone[self._routes[i]].append(i)
 
-    def _let_go(self, place: int) -> None:
-        """All that were given up leave a server, which composes a step now."""
-        batch, clients = self._replicas[place].scheduler, self.clients
+    def _let_go(self, place: int, now: float, arrived: int) -> int:
+        """All that were given up leave a server, which composes a step now.
+
+        First all must join that were sent; how many have joined then.
+        """
+        replica, clients = self._replicas[place], self.clients
         assert clients is not None
+        batch = replica.scheduler
+        while replica.time[arrived] <= now:
+            batch.queue.add(replica.number[arrived])
+            arrived += 1
         for i in self._gone[place]:
             clients.wasted[i] = batch.cancel(i)
         self._gone[place].clear()
         batch.latest = clients.next_left
+        return arrived
 
     def _arm(self) -> None:
         """Ask the clients of several servers again when they act next."""

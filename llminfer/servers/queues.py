@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import heapq
 from array import array
-from collections.abc import Callable, Sequence
-from operator import itemgetter
+from collections import OrderedDict
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -69,7 +69,7 @@ def waiting_queue(
     ):
         if every and type(policy).keys is policies.FCFSPolicy.keys:
             return _ArrivalQueue()
-        return _KeyedQueue(policy, workload, live)
+        return (_LiveQueue if live else _KeyedQueue)(policy, workload)
     if (
         isinstance(policy, policies.ClassPolicy)
         and sorts is policies.ClassPolicy.sort_requests
@@ -124,77 +124,93 @@ class _ArrivalQueue:
 
 
 class _KeyedQueue:
-    """Requests under a fixed key: a heap of their ranks, or of keys as they come.
-
-    Args:
-        policy: Has the keys.
-        workload: The requests.
-        live: Are its columns filled in as requests come?
-    """
+    """Requests under a fixed key: a heap of their ranks."""
 
     can_overtake, time_dependent = True, False
 
-    def __init__(
-        self, policy: policies.KeyedPolicy, workload: Workload, live: bool
-    ) -> None:
-        columns = list(vars(workload).values())[:4]
-
-        def keyed(i: int) -> tuple[float, int]:
-            its = (column[i : i + 1] for column in columns)
-            key = policy.keys(policies.Waiting(np.array([i]), *its))
-            return float(key[0]), i
-
-        self.entry: Callable[[int], Any] = keyed
-        self.number: Callable[[Any], int] = itemgetter(1)
-        if type(policy).keys is policies.FCFSPolicy.keys:
-            self.entry = self.number = int
-        elif not live:
-            numbers = np.arange(len(workload))
-            keys = policy.keys(policies.Waiting(numbers, *columns))
-            order = np.argsort(keys, kind="stable")
-            rank = np.empty_like(order)
-            rank[order] = numbers
-            self.entry = array("q", rank.tobytes()).__getitem__
-            self.number = array("q", order.tobytes()).__getitem__
-        self.heap: list[Any] = []  # some may have left
-        self.left = 0  # how many of these
-        self.waits = bytearray(len(workload))
+    def __init__(self, policy: policies.KeyedPolicy, workload: Workload) -> None:
+        numbers = np.arange(len(workload))
+        columns = policies.Waiting(
+            numbers,
+            workload.arrival_time,
+            workload.prompt_length,
+            workload.output_length,
+            workload.request_class,
+        )
+        order = np.argsort(policy.keys(columns), kind="stable")
+        rank = np.empty_like(order)
+        rank[order] = numbers
+        self.order = array("q", order.tobytes())
+        self.rank = array("q", rank.tobytes())
+        self.heap: list[int] = []
+        self.gone = bytearray(len(workload))
         self.first = 0
 
     def __len__(self) -> int:
-        return len(self.heap) - self.left
+        return len(self.heap)
 
     def add(self, i: int) -> None:
-        heapq.heappush(self.heap, self.entry(i))
-        self.waits[i] = 1
+        heapq.heappush(self.heap, self.rank[i])
 
     def peek(self, now: float) -> int:
-        while not self.waits[i := self.number(self.heap[0])]:
-            heapq.heappop(self.heap)
-            self.left -= 1
-        return i
+        return self.order[self.heap[0]]
 
     def take(self, most: int, now: float) -> Sequence[int]:
-        heap, number, waits, pop = self.heap, self.number, self.waits, heapq.heappop
-        batch: list[int] = []
-        most = min(most, len(self))
-        while len(batch) < most:
-            batch += [number(pop(heap)) for _ in range(most - len(batch))]
-            if self.left:
-                here = [i for i in batch if waits[i]]
-                self.left -= len(batch) - len(here)
-                batch = here
+        heap, order = self.heap, self.order
+        pop = heapq.heappop
+        batch = [order[pop(heap)] for _ in range(min(most, len(heap)))]
         for i in batch:
-            waits[i] = 0
+            self.gone[i] = 1
         return batch
 
     def discard(self, i: int) -> None:
-        self.waits[i] = 0
-        self.left += 1
+        """Nobody leaves this queue before being taken."""
 
     def oldest(self) -> int:
-        self.first = self.waits.index(1, self.first)
+        while self.gone[self.first]:
+            self.first += 1
         return self.first
+
+
+class _LiveQueue:
+    """Requests under a fixed key that is known when they join, and that may leave."""
+
+    can_overtake, time_dependent = True, False
+
+    def __init__(self, policy: policies.KeyedPolicy, workload: Workload) -> None:
+        self.policy, self.columns = policy, list(vars(workload).values())[:4]
+        self.counts = type(policy).keys is policies.FCFSPolicy.keys
+        self.heap: list[tuple[float, int]] = []  # some may have left
+        self.waiting = OrderedDict[int, None]()
+
+    def __len__(self) -> int:
+        return len(self.waiting)
+
+    def add(self, i: int) -> None:
+        key = 0.0
+        if not self.counts:  # in order of number
+            its = (column[i : i + 1] for column in self.columns)
+            key = float(self.policy.keys(policies.Waiting(np.array([i]), *its))[0])
+        heapq.heappush(self.heap, (key, i))
+        self.waiting[i] = None
+
+    def peek(self, now: float) -> int:
+        while (i := self.heap[0][1]) not in self.waiting:
+            heapq.heappop(self.heap)
+        return i
+
+    def take(self, most: int, now: float) -> Sequence[int]:
+        batch = []
+        for _ in range(min(most, len(self.waiting))):
+            batch.append(i := self.peek(now))
+            del self.waiting[i]
+        return batch
+
+    def discard(self, i: int) -> None:
+        del self.waiting[i]
+
+    def oldest(self) -> int:
+        return next(iter(self.waiting))
 
 
 class _SortedQueue:

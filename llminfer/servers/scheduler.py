@@ -60,12 +60,14 @@ class Scheduler(Batch):
     decodes: int = 0  # sequences that decode in it
     tokens: int = 0  # prefilled in each step
     open: bool = False  # does an arrival end it?
+    pressed: bool = False  # may a change of limit, or somebody giving up, end it?
     latest: float = math.inf  # when it is to be scheduled whatever happens, seconds
     first_free: int = 0  # blocks that are free in the first step
 
     def __post_init__(self) -> None:
         Batch.__post_init__(self)
         self.law = self.config.step_time
+        self.pressed = self.control is not None or self.config.sheds
         self.pack, self.note = self.log.pack, self.log.rows.extend
 
     def begin(self, now: float, arrived: int, arrival: float) -> float:
@@ -111,7 +113,7 @@ class Scheduler(Batch):
         self.steps, self.growth = steps, self.law.growth(self.decodes, chunk)
         self.end = self.end_after(steps)
         self.due = due = self.end_after(steps - 1) if self.ahead else self.end
-        if self.control is not None or self.latest < math.inf:
+        if self.pressed:
             return self._in_time(arrival)
         return self.shorten(arrival) if self.open and arrival < due else due
 

@@ -51,14 +51,14 @@ class LLMInferenceServer(WorkloadServer):
         output_of = self._column("output_length").__getitem__
         waiting = self.waiting_queue()
         join, take = waiting.add, waiting.take
+        prefill, decode = law.prefill, law.decode
         order, starts, sizes = array("q"), array("d"), array("q")
         timeout, control = self.config.batch_timeout, self._limit
         limit, tick, controlled = control.size, control.tick, control.controlled
-        env, timer, n = self.env, self.env.timeout, len(arrival)
+        env, timer, n, free = self.env, self.env.timeout, len(arrival), self.env.now
         desk = self.clients and StaticDesk(self.clients, waiting, control.seen)
         arrived, served = 0 if desk is None else n, 0
-        free = env.now  # when the server is next without work
-        while served < n or desk is not None:
+        while served < n or desk is not None:  # free: when it has no work any more
             if desk is not None:
                 start = desk.dispatch(free, limit, tick)
                 if start == math.inf:
@@ -70,21 +70,21 @@ class LLMInferenceServer(WorkloadServer):
                 if timeout is not None and start > free:
                     oldest = waiting.oldest() if arrived > served else arrived
                     start = min(start, arrival[oldest] + timeout)
-                start = max(start, free)
+                if start < free:
+                    start = free
             if start >= tick:  # the limit changes first, and what is due with it
-                limit, free = control.act(tick), max(free, tick)
-                tick = control.tick
+                limit, free, tick = control.act(tick), max(free, tick), control.tick
                 continue
             while arrived < n and arrival[arrived] <= start:
                 join(arrived)
                 arrived += 1
-            if control.every_dispatch:
+            if controlled and control.every_dispatch:
                 limit = control.act(start)
             batch = take(limit, start)
             size, tokens = len(batch), sum(map(prompt_of, batch))
             pairs = sum(prompt_of(i) ** 2 for i in batch) / 2.0 if law.epsilon else 0.0
-            first = start + law.prefill(tokens, pairs)
-            free = first + law.decode(size, tokens, max(map(output_of, batch)))
+            first = start + prefill(tokens, pairs)
+            free = first + decode(size, tokens, max(map(output_of, batch)))
             if desk is not None:
                 desk.serve(batch, start, first, free)
             order.extend(batch)

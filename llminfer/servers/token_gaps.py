@@ -214,11 +214,11 @@ def _first_step(time: FloatArray, steps: IntArray, growth: FloatArray) -> FloatA
 
 
 def _server_gaps(
-    record: RunRecord, log: StepLog, server: int, law: StepTime, some: IntArray
+    record: RunRecord, log: StepLog, server: int, law: StepTime, asked: IntArray
 ) -> Iterator[Gaps]:
-    """The gaps of those of ``some`` requests that one server took."""
+    """The gaps of those of the requests asked for that one server took."""
     rows = np.flatnonzero((log.batch_replica == server) & (log.batch_decoding > 0))
-    mine = some[log.replica[some] == server]
+    mine = asked[log.replica[asked] == server]
     begin, last, away = _decoding_times(record, log, mine, record.batch_end[rows])
     yield _single(away, 1)
     some = last > begin
