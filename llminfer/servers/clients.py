@@ -9,7 +9,15 @@ the next one is sent:
 
 What happens at one instant happens in this order: answers, then who gives up, then who
 sends. A server asks for all that happened up to a time with ``advance``, and must do so
-before it decides anything at that time.
+before it decides anything at that time. With one request at a time, the second is sent
+when the first is answered:
+
+>>> from llminfer import simulate
+>>> work = Workload.from_arrays([0.0, 0.0], [100, 100], [20, 20])
+>>> config = SimulationConfig(batch_size=4, max_concurrency=1, warmup_requests=0)
+>>> record = simulate(config, work)
+>>> record.sent_time.round(3).tolist(), record.latency.round(3).tolist()
+([0.0, 0.16], [0.16, 0.16])
 """
 
 from __future__ import annotations

@@ -225,24 +225,23 @@ class ContinuousBatchingServer(WorkloadServer):
         batch.latest = clients.next_left
         return arrived
 
-    def _arm(self) -> None:
-        """Ask the clients of several servers again when they act next."""
+    def _arm(self, now: float = -math.inf) -> None:
+        """Let the clients of several servers act up to ``now``, and when they act next.
+
+        Args:
+            now: Seconds; nothing happens before the beginning.
+        """
         assert self.clients is not None
+        self.clients.advance(now)
         soon = min(self.clients.next_sent, self.clients.next_left)
         if self.config.replicas == 1 or soon == self._armed:
             return
         self._armed = soon
         if soon < math.inf:
             moment = Moment(self.env, soon, _AFTER_ENDS)
-            moment.callbacks.append(lambda _: self._ask(soon))
+            moment.callbacks.append(lambda _: self._arm(soon))
         if self.clients.shut(False):
             self._close()
-
-    def _ask(self, now: float) -> None:
-        """Let the clients of several servers act up to ``now``, seconds."""
-        assert self.clients is not None
-        self.clients.advance(now)
-        self._arm()
 
 
 class _Stretch(simpy.Event):

@@ -27,6 +27,7 @@ class LLMInferenceServer(WorkloadServer):
         config: Coefficients, batch limit, timeout and policy.
         workload: Requests to serve.
 
+    >>> from llminfer import Workload
     >>> env = simpy.Environment()
     >>> work = Workload.from_arrays([0.0, 0.5], [100, 50], [20, 10])
     >>> server = LLMInferenceServer(env, SimulationConfig(batch_size=2), work)
