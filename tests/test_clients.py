@@ -161,6 +161,16 @@ def test_static_server_with_clients_equals_the_twin(run):
     check_static(*run)
 
 
+@settings(max_examples=40)
+@given(CASES[1], st.integers(1, 6), st.sampled_from([None, 1, 3]))
+def test_users_with_requests_of_their_own_equal_the_twin(run, users, turns):
+    lengths = {"prompt_length_dist": "uniform", "output_length_dist": "geometric"}
+    lengths |= {"prompt_dist_params": {"min": 1, "max": 12}}
+    lengths |= {"output_dist_params": {"mean": 6, "max": 30}}
+    config = run[0].replace(clients=users, turns=turns, num_requests=40, **lengths)
+    check(config.replace(kv_blocks=None), None)
+
+
 # Theory: one server that takes one request at a time, for an exponential time
 
 SERVICE = 0.25  # s, mean

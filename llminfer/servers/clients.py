@@ -82,7 +82,7 @@ class User:
         config, size = self._config, 4
         think = seconds_law("think_time", config.think_time)
         laws = config.prompts, config.outputs, turns_law(config.turns)
-        left, name, path = 0, 2 * self._number, Path()
+        left, said, name, path = 0, 0, 2 * self._number, Path()
         while True:
             u = self._rng.random((size, 6)).T
             tokens = [law.tokens(u[k]).tolist() for k, law in enumerate(laws, 1)]
@@ -90,11 +90,13 @@ class User:
             for pause, question, answer, turns, its in zip(
                 think(u[0]).tolist(), *tokens, limits, strict=True
             ):
-                left, path = (left, path) if left else (turns, ())
-                prompt = sum(tokens for _, tokens in path) + question
-                path += (name, question), (name + 1, answer)
-                yield pause, prompt, answer, its, path
-                left, name = left - 1, name + 2 * (config.clients or 1)
+                if not left:
+                    left, said, path = turns, 0, ()
+                if config.turns is not None:
+                    path += (name, question), (name + 1, answer)
+                yield pause, said + question, answer, its, path
+                said, left = said + question + answer, left - 1
+                name += 2 * (config.clients or 1)
             size = min(2 * size, _MOST_DRAWN)
 
 
