@@ -20,7 +20,7 @@ from llminfer import (
     simulate,
 )
 from llminfer.calibrate import errors, fit
-from llminfer.capacity import Plan
+from llminfer.capacity import _round
 from llminfer.data import fetch
 from llminfer.data.logs import ServedLog
 from llminfer.metrics import MetricsCollector
@@ -191,8 +191,7 @@ def test_a_cache_raises_what_a_server_carries():
 
 def test_rounds_of_a_trace_have_other_prefixes():
     work = Workload.generate(LAW)
-    plan = Plan(pickle.loads(pickle.dumps(work)), 1, 1, 42)
-    longer = plan.longer(LAW).scaled(0.1)
+    longer = _round(pickle.loads(pickle.dumps(work)), 3, 0.1)
     record = serve(LAW, longer)
     assert (record.steps.cached_tokens == 0).sum() == 3 * 3
     assert len(list(longer.requests())) == len(longer.to_frame()) == 1200
