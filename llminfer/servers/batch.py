@@ -41,14 +41,15 @@ class Batch:
         requests: The run's requests, to be read and filled in.
         queue: Where new requests wait.
         control: What sets the batch limit; None leaves it at ``batch_size``.
-        answer: Hears of each request when its last token comes out, seconds.
+        answer: Hears of each request when its last token comes out, seconds, and says
+            whether anybody waits for it still.
     """
 
     config: SimulationConfig
     requests: RequestTimes
     queue: WaitingQueue
     control: BatchLimit | None = None
-    answer: Callable[[int, float], None] | None = None
+    answer: Callable[[int, float], bool] | None = None
     log: Log = field(init=False)
     # Settings
     limit: int = field(init=False)  # sequences at most
@@ -79,6 +80,7 @@ class Batch:
     # With the last token out, or made by the step in progress, but a place and so many
     # blocks until that ends; 0 if it had to give them up before
     leaving: dict[int, int] = field(default_factory=dict)
+    late: set[int] = field(default_factory=set)  # of these, those given up before
     # Who waits, or is gone
     admitted: int = 0  # how many have left the queue
     preempted: list[int] = field(default_factory=list)  # the last returns first
@@ -355,8 +357,8 @@ class Batch:
     def _leave(self, i: int, end: float) -> None:
         """A request has its last token at ``end``."""
         self.finished[i] = end
-        if self.answer is not None:
-            self.answer(i, end)
+        if self.answer is not None and not self.answer(i, end):
+            self.late.add(i)
         self.running[i] = -1  # no entry of the heap is its own any more
         tokens = self.prompt[i] + self.output[i] - 1
         self.leaving[i] = self.pool.blocks_for(tokens) if self.pool is not None else 0
@@ -367,7 +369,7 @@ class Batch:
         for i in self.leaving:
             del self.running[i]
             self.tokens_done += self.prompt[i] + self.output[i]
-            if control is not None:
+            if control is not None and i not in self.late:
                 end = self.finished[i]
                 control.seen.finish(end, [end - self.requests.arrival[i]])
         blocks = sum(self.leaving.values())
