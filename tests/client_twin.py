@@ -175,6 +175,11 @@ class ClosedTwin(StepTwin):
                 self.drop(sequence, its)
         return super().compose(start)
 
+    def answers(self, sequence):
+        its, times = self.asked[sequence], sequence.token_times
+        first, last = (its.sent + limit for limit in its.limits)
+        return times[0] <= first and times[-1] <= last
+
     def drop(self, sequence, its):
         its.wasted = sequence.computed
         self.dropped.add(sequence)

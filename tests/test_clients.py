@@ -31,6 +31,7 @@ from llminfer.calibrate import fit
 from llminfer.data import read_steps
 from llminfer.experiment import metrics_of, sweep
 from llminfer.servers.clients import User
+from llminfer.servers.prefixes import Paths
 from llminfer.servers.token_gaps import token_gaps
 
 
@@ -137,7 +138,7 @@ ROUTERS = st.sampled_from(["round_robin", "random", "least_loaded", "shortest_qu
 def behind_a_router(run, replicas, router):
     """Servers whose steps never end together: there the last bit would decide."""
     config, workload = run
-    fields = {"step_law": "sum", "alpha": 0.00411, "kappa": 0.00017}
+    fields = {"step_law": "sum", "launch": 0.0, "alpha": 0.00411, "kappa": 0.00017}
     fields |= {"replicas": replicas, "router": router}
     fields |= {"batch_control": "static", "batch_control_params": {}}
     return config.replace(**fields), workload
@@ -168,7 +169,53 @@ def test_users_with_requests_of_their_own_equal_the_twin(run, users, turns):
     lengths |= {"prompt_dist_params": {"min": 1, "max": 12}}
     lengths |= {"output_dist_params": {"mean": 6, "max": 30}}
     config = run[0].replace(clients=users, turns=turns, num_requests=40, **lengths)
-    check(config.replace(kv_blocks=None), None)
+    check(config.replace(kv_blocks=None, prefix_caching=False), None)
+
+
+@settings(max_examples=60)
+@given(
+    CASES[1],
+    st.integers(1, 6),
+    st.sampled_from([1, 3, {"dist": "geometric", "mean": 4}]),
+    st.sampled_from([None, 60, 100]),
+    st.sampled_from([{}, {"count": 2, "tokens": 9}]),
+)
+def test_users_with_a_cache_are_served_as_what_they_sent_is(
+    run, users, turns, blocks, shared
+):
+    """Who decides when a request comes is nothing to the server."""
+    patient = dict.fromkeys(("queue_limit", "patience", "request_timeout"))
+    config = run[0].replace(
+        **patient,
+        clients=users,
+        turns=turns,
+        num_requests=40,
+        shared_prefixes=shared,
+        prefix_caching=True,
+        block_size=4,
+        kv_blocks=blocks and 4 * blocks,
+        prompt_length_dist="uniform",
+        prompt_dist_params={"min": 1, "max": 12},
+        output_dist_params={"value": 5},
+        output_length_dist="constant",
+        max_batched_tokens=max(run[0].max_batched_tokens, run[0].largest_batch),
+    )
+    said, add = [], Paths.add
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Paths, "add", lambda s, i, p: (said.append(p), add(s, i, p))[1])
+        try:
+            record = serve(config, None)
+        except ConfigError:  # a conversation became too long for the memory
+            return
+    alone = dict.fromkeys(("clients", "turns", "max_concurrency"), None)
+    alone |= {"think_time": 0.0, "shared_prefixes": {}}
+    names = ("sent_time", "prompt_length", "output_length", "request_class")
+    work = Workload.from_arrays(*(getattr(record, name) for name in names), said)
+    again = serve(config.replace(**alone), work)
+    for name in ("first_token_time", "processing_end_time", "processing_start_time"):
+        assert_close(getattr(record, name), getattr(again, name), name)
+    cached = again.steps.cached_tokens
+    assert record.steps.cached_tokens.tolist() == cached.tolist()
 
 
 # Theory: one server that takes one request at a time, for an exponential time

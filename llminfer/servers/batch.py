@@ -41,15 +41,16 @@ class Batch:
         requests: The run's requests, to be read and filled in.
         queue: Where new requests wait.
         control: What sets the batch limit; None leaves it at ``batch_size``.
+        answer: Hears of each request when its last token comes out, seconds, and says
+            whether anybody waits for it still.
         left: Hears when requests have left.
-        answer: Hears of each request when its last token comes out, seconds.
     """
 
     config: SimulationConfig
     requests: RequestTimes
     queue: WaitingQueue
     control: BatchLimit | None = None
-    answer: Callable[[int, float], None] | None = None
+    answer: Callable[[int, float], bool] | None = None
     left: Callable[[], None] | None = None
     log: Log = field(init=False)
     # Settings
@@ -82,6 +83,7 @@ class Batch:
     # With the last token out, or made by the step in progress, but a place and the
     # blocks of so many tokens until that ends; 0 if it had to give them up before
     leaving: dict[int, int] = field(default_factory=dict)
+    late: set[int] = field(default_factory=set)  # of these, those given up before
     # Who waits, or is gone
     admitted: int = 0  # how many have left the queue
     preempted: list[int] = field(default_factory=list)  # the last returns first
@@ -376,8 +378,8 @@ class Batch:
     def _leave(self, i: int, end: float) -> None:
         """A request has its last token at ``end``."""
         self.finished[i] = end
-        if self.answer is not None:
-            self.answer(i, end)
+        if self.answer is not None and not self.answer(i, end):
+            self.late.add(i)
         self.running[i] = -1  # no entry of the heap is its own any more
         tokens = self.prompt[i] + self.output[i] - 1
         self.leaving[i] = tokens
@@ -391,7 +393,7 @@ class Batch:
             self.tokens_done += self.prompt[i] + self.output[i]
             if tokens and pool is not None:
                 pool.give_back(i, tokens)
-            if control is not None:
+            if control is not None and i not in self.late:
                 end = self.finished[i]
                 control.seen.finish(end, [end - self.requests.arrival[i]])
         self.leaving.clear()

@@ -298,13 +298,14 @@ class Clients:
         """The number of the user who sends request ``i``; -1 by the clock."""
         return self._user_of[i] if self._users else -1
 
-    def answer(self, i: int, end: float) -> None:
-        """A request has its last token at ``end``, seconds, unless it is given up."""
+    def answer(self, i: int, end: float) -> bool:
+        """A request has its last token at ``end``, seconds; False if it is given up."""
         if self.outcome[i] != _UNANSWERED:
-            return
+            return False
         since, (first, last) = self.sent_at[i], self._limits[i]
         if self.times.first[i] <= since + first and end <= since + last:
             self._over(i, end, COMPLETED)
+        return self.outcome[i] == COMPLETED
 
     def _give_up(self, i: int, time: float) -> None:
         self._over(i, time, GIVEN_UP)
@@ -397,9 +398,9 @@ class StaticDesk:
 
     def serve(
         self, batch: Iterable[int], start: float, first: float, end: float
-    ) -> None:
-        """A batch begins, has its first tokens and ends, seconds."""
+    ) -> list[int]:
+        """A batch begins, has its first tokens and ends, seconds; who waits for it."""
         times = self.clients.times
         for i in batch:
             times.start[i], times.first[i] = start, first
-            self.clients.answer(i, end)
+        return [i for i in batch if self.clients.answer(i, end)]

@@ -86,15 +86,14 @@ class LLMInferenceServer(WorkloadServer):
             pairs = sum(prompt_of(i) ** 2 for i in batch) / 2.0 if law.epsilon else 0.0
             first = start + prefill(tokens, pairs)
             free = first + decode(size, tokens, max(map(output_of, batch)))
-            if desk is not None:
-                desk.serve(batch, start, first, free)
+            done = batch if desk is None else desk.serve(batch, start, first, free)
             order.extend(batch)
             starts.append(start)
             sizes.append(size)
             served += size
             if controlled:
                 control.seen.take(size)
-                control.seen.finish(free, (free - arrival[i] for i in batch))
+                control.seen.finish(free, (free - arrival[i] for i in done))
             yield timer(free - env.now if free > env.now else 0.0)
         control.at(free)
         self._record = self._write_up(order, starts, sizes)
