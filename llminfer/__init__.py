@@ -13,7 +13,7 @@ from llminfer.base import cache
 from llminfer.base.errors import ConfigError, OverloadWarning, TraceError
 from llminfer.capacity import SLO, capacity, fewest_replicas
 from llminfer.config import SimulationConfig
-from llminfer.data import read_settings, read_vllm_log
+from llminfer.data import read_vllm_log
 from llminfer.data.public import fetch
 from llminfer.experiment import SimulationRunner, simulate, sweep
 from llminfer.laws.engines import PRESETS
@@ -48,7 +48,6 @@ __all__ = [
     "fewest_replicas",
     "goodput",
     "plan",
-    "read_settings",
     "read_vllm_log",
     "register_policy",
     "simulate",
@@ -58,6 +57,7 @@ __all__ = [
 
 _ELSEWHERE = {  # names of the source design, loaded when they are asked for
     "course": "ExperimentConfig ExperimentRunner RequestGenerator save_results",
+    "data": "read_settings",
     "laws.arrivals": "ArrivalRate constant_rate ramp_rate sinusoidal_rate step_rate",
     "metrics": "MetricsCollector",
     "policies": "ClassRoundRobinPolicy FCFSPolicy PredictedSJFPolicy PriorityPolicy "

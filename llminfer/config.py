@@ -4,62 +4,23 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import functools
 import inspect
-import json
-import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from pathlib import Path
 from typing import Any, Self
 
-from llminfer.base.errors import (
-    ConfigError,
-    build,
-    choice,
-    fail,
-    nearest,
-    number,
-    numbers,
-    whole,
-)
-from llminfer.base.frozen import Classes, Params, plain, thawed
+from llminfer.base.errors import build, choice, fail
+from llminfer.base.frozen import Classes, Params
+from llminfer.base.settings import Settings
 from llminfer.laws.arrivals import ArrivalRate, arrival_law
-from llminfer.laws.engines import COEFFICIENTS, LAW, PRESETS, STEP_LAWS
+from llminfer.laws.engines import LAW, PRESETS
+from llminfer.laws.fields import CHECKS, MAY_BE_NONE
 from llminfer.laws.lengths import LengthLaw, length_law
-from llminfer.laws.people import people_law
 from llminfer.laws.prefixes import Longer, SharedPrefixes
 from llminfer.policies import POLICIES, SchedulingPolicy, get_policy
 from llminfer.request import RequestClass
 from llminfer.servers.batch_control import BatchController, batch_controller
 from llminfer.timing import StepTime
-
-SERVERS = ("static", "continuous")
-ROUTERS = ("round_robin", "random", "least_loaded", "shortest_queue")
-CACHE_ROUTERS = ("session", "longest_prefix")
-
-
-_LAWS = ("think_time", "turns", "patience", "request_timeout")
-_CLIENTS = ("max_concurrency", "clients", "queue_limit")
-_positive = functools.partial(whole, least=1)
-_not_negative = functools.partial(number, least=0.0)
-_CHECKS: Mapping[str, Callable[[str, Any], Any]] = {
-    "arrival_rate": functools.partial(number, above=0.0),
-    "arrival_cv": functools.partial(number, least=0.0, most=100.0),
-    "arrival_gaps": lambda name, gaps: numbers(name, plain(gaps), 0.0),
-    "batch_timeout": _not_negative,
-    **dict.fromkeys(COEFFICIENTS, _not_negative),
-    **dict.fromkeys(("batch_size", "max_batched_tokens", "kv_blocks"), _positive),
-    **dict.fromkeys(("block_size", "replicas", "num_requests"), _positive),
-    **dict.fromkeys(_CLIENTS, _positive),
-    **dict.fromkeys(_LAWS, people_law),
-    **dict.fromkeys(
-        ("graph_tokens", "warmup_requests"), functools.partial(whole, least=0)
-    ),
-    "random_seed": functools.partial(whole, least=0),
-}
-_NONE = ("arrival_gaps", "batch_timeout", "kv_blocks", "random_seed")
-_MAY_BE_NONE = (*_NONE, *_CLIENTS, *_LAWS[1:])
 
 
 def _params(**values: Any) -> Any:
@@ -67,7 +28,7 @@ def _params(**values: Any) -> Any:
 
 
 @dataclass(frozen=True, slots=True, repr=False)
-class SimulationConfig:
+class SimulationConfig(Settings):
     """What a run simulates. Everything is checked here, before anything runs.
 
     Args:
@@ -193,17 +154,16 @@ class SimulationConfig:
     random_seed: int | None = None
 
     def __post_init__(self) -> None:
-        for f in fields(self):
-            if f.name.endswith(("_params", "_prefixes")):
-                self._freeze(f.name)
-        for name, checked in _CHECKS.items():
-            if (value := getattr(self, name)) is not None or name not in _MAY_BE_NONE:
-                self._set(name, checked(name, value))
+        for name, checked in CHECKS.items():
+            if (value := getattr(self, name)) is not None or name not in MAY_BE_NONE:
+                object.__setattr__(self, name, checked(name, value))
         self._check_server()
         if self.warmup_requests >= self.num_requests:
             must = f"below num_requests={self.num_requests}, which counts warm-up too"
             raise fail("warmup_requests", self.warmup_requests, must)
-        self._freeze_classes()
+        if self.classes and not sum(its.share for its in self.classes) > 0.0:
+            must = "of shares with a sum above 0"
+            raise fail("request_classes", self.request_classes, must)
         if self.arrival_gaps is not None and self.arrival_cv != 1.0:
             raise fail("arrival_cv", self.arrival_cv, "1 beside arrival_gaps")
         self.arrivals, self.outputs.partner(self.prompts), self.step_time
@@ -218,12 +178,6 @@ class SimulationConfig:
     def _check_server(self) -> None:
         if self.clients is None and (self.turns is not None or self.think_time):
             raise fail("clients", None, "given beside think_time and turns")
-        choice("server", self.server, SERVERS)
-        choice("step_law", self.step_law, STEP_LAWS)
-        choice("router", self.router, ROUTERS + CACHE_ROUTERS)
-        for name in (f.name for f in fields(self) if f.type == "bool"):
-            if not isinstance(value := getattr(self, name), bool):
-                raise fail(name, value, "True or False")
         if self.server == "static":
             for name, usual in _CONTINUOUS.items():
                 if (value := getattr(self, name)) != usual:
@@ -237,29 +191,6 @@ class SimulationConfig:
         elif self.replicas > 1 and self.batch_control != "static":
             must = "static for several replicas"
             raise fail("batch_control", self.batch_control, must)
-
-    def _set(self, name: str, value: Any) -> None:
-        object.__setattr__(self, name, value)
-
-    def _freeze(self, name: str) -> None:
-        params = getattr(self, name)
-        if not isinstance(params, Mapping) or not all(
-            isinstance(k, str) for k in params
-        ):
-            raise fail(name, params, "a dict of parameters by name")
-        self._set(name, _frozen(params))
-
-    def _freeze_classes(self) -> None:
-        given = self.request_classes
-        if not isinstance(given, Mapping) or not all(
-            isinstance(k, str) and isinstance(v, Mapping) for k, v in given.items()
-        ):
-            must = 'a dict such as {"chat": {"share": 2}, "batch": {"share": 1}}'
-            raise fail("request_classes", given, must)
-        frozen = {k: _frozen(v) for k, v in given.items()}
-        self._set("request_classes", Classes(frozen))
-        if given and not sum(its.share for its in self.classes) > 0.0:
-            raise fail("request_classes", given, "of shares with a sum above 0")
 
     @property
     def arrivals(self) -> ArrivalRate:
@@ -426,87 +357,18 @@ class SimulationConfig:
         SimulationConfig(batch_size=8)
         """
         whole_fields = {k: v for k, v in changes.items() if "." not in k}
-        _check_fields(whole_fields)
+        self.check_names(whole_fields)
         for dotted in (k for k in changes if "." in k):
             owner, _, name = dotted.partition(".")
             if not owner.endswith("_params"):
                 raise fail(dotted, changes[dotted], "a field or a parameter of one")
-            _check_fields({owner: None})
+            self.check_names({owner: None})
             old = whole_fields.get(owner, getattr(self, owner))
             whole_fields[owner] = {**old, name: changes[dotted]}
         if changes.get("server") == "static" != self.server:
             whole_fields = {**_CONTINUOUS, **whole_fields}
         return dataclasses.replace(self, **whole_fields)
 
-    def to_dict(self) -> dict[str, Any]:
-        """All fields by name, as plain values.
-
-        Raises:
-            ConfigError: The policy is an object, which has no name to write down.
-        """
-        if isinstance(policy := self.scheduling_policy, SchedulingPolicy):
-            raise fail("scheduling_policy", policy, "a name to be written")
-        values = {f.name: getattr(self, f.name) for f in fields(self)}
-        return {k: thawed(v) for k, v in values.items()}
-
-    def to_json(self, path: str | Path | None = None) -> str:
-        """This configuration as JSON, also written to ``path`` if given."""
-        text = json.dumps(self.to_dict(), indent=2) + "\n"
-        if path is not None:
-            Path(path).write_text(text)
-        return text
-
-    @classmethod
-    def from_json(cls, source: str | Path) -> Self:
-        """The configuration in a JSON file or in a string that starts with ``{``.
-
-        Raises:
-            ConfigError: It is no JSON object, or a field is unknown or bad.
-
-        >>> SimulationConfig.from_json('{"batch_size": 4}')
-        SimulationConfig(batch_size=4)
-        """
-        inline = isinstance(source, str) and source.lstrip().startswith("{")
-        text = str(source) if inline else Path(source).read_text()
-        try:
-            values = json.loads(text)
-        except ValueError as error:
-            raise ConfigError(f"configuration: not JSON: {error}") from None
-        if not isinstance(values, dict):
-            raise fail("configuration", values, "a JSON object of fields")
-        return cls(**values)
-
-    def __repr__(self) -> str:
-        """The call that makes this, without what is default; long lists are cut."""
-        default = SimulationConfig()
-        names = (f.name for f in fields(self))
-        values = ((name, getattr(self, name), getattr(default, name)) for name in names)
-        shown = (f"{name}={value!r}" for name, value, usual in values if value != usual)
-        cut = re.sub(r"((?:[^(), ]+, ){3})[^()]{400,}\)", r"\1...)", ", ".join(shown))
-        return f"{type(self).__name__}({cut})"
-
-
-def _frozen(params: Mapping[str, Any]) -> Params:
-    return Params({k: plain(v) for k, v in params.items()})
-
-
-def _check_fields(given: Mapping[str, Any]) -> None:
-    names = [f.name for f in fields(SimulationConfig)]
-    for name, value in given.items():
-        if name not in names:
-            hint = nearest(name, names) or ": help(SimulationConfig) lists them"
-            raise ConfigError(f"{name}={value!r}: no such field{hint}")
-
 
 # what only that server has, from max_batched_tokens to router, and its default
 _CONTINUOUS = {f.name: f.default for f in fields(SimulationConfig)[-12:-3]}
-_made = SimulationConfig.__init__
-
-
-@functools.wraps(_made)
-def _named(self: SimulationConfig, *args: Any, **given: Any) -> None:
-    _check_fields(given)
-    _made(self, *args, **given)
-
-
-SimulationConfig.__init__ = _named  # type: ignore[method-assign]

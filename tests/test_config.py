@@ -6,6 +6,7 @@ import dataclasses
 import json
 import math
 import pickle
+import re
 import warnings
 
 import numpy as np
@@ -26,6 +27,8 @@ from llminfer import (
     simulate,
     sweep,
 )
+from llminfer.base.errors import truth
+from llminfer.laws.fields import CHECKS
 from llminfer.servers.overload import may_carry_more
 
 PRESETS_OF_THE_DESIGN = {
@@ -433,3 +436,16 @@ def test_a_policy_knows_the_coefficients_of_its_configuration():
     policy = config.policy()
     assert (policy.alpha, policy.beta, policy.gamma) == (0.5, 0.25, 2.0)
     assert get_policy("Priority", aging_rate=3.0).aging_rate == 3.0
+
+
+@pytest.mark.parametrize("field", dataclasses.fields(SimulationConfig))
+def test_every_field_has_its_check(field):
+    by_its_law = "pattern$|dist$|control$|policy$"
+    assert field.name in CHECKS or re.search(by_its_law, field.name)
+    assert (field.type == "bool") == (CHECKS.get(field.name) is truth)
+
+
+def test_numbers_of_numpy_are_written_as_any_other():
+    own = {"patience": np.int64(3), "turns": np.int64(2), "clients": np.int64(4)}
+    config = SimulationConfig(**own, alpha=np.float64(0.5))
+    assert SimulationConfig.from_json(config.to_json()) == config

@@ -89,6 +89,17 @@ def numbers(
     return found
 
 
+def truth(name: str, value: object) -> bool:
+    """``value`` if it is True or False.
+
+    Raises:
+        ConfigError: It is not.
+    """
+    if not isinstance(value, bool):
+        raise fail(name, value, "True or False")
+    return value
+
+
 def choice(name: str, value: object, known: Collection[str]) -> str:
     """``value`` if it is one of ``known``.
 

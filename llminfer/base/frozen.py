@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
+
+from llminfer.base.errors import fail
 
 
 class Params(dict[str, Any]):
@@ -44,3 +47,28 @@ def thawed(value: Any) -> Any:
     """Parameters as plain dicts, however deep."""
     frozen = isinstance(value, Params)
     return {k: thawed(v) for k, v in value.items()} if frozen else value
+
+
+def frozen_params(name: str, given: Any) -> Params:
+    """``given`` as it is kept, if it is a dict of parameters.
+
+    Raises:
+        ConfigError: It is none.
+    """
+    if not isinstance(given, Mapping) or not all(isinstance(k, str) for k in given):
+        raise fail(name, given, "a dict of parameters by name")
+    return Params({key: plain(value) for key, value in given.items()})
+
+
+def frozen_classes(name: str, given: Any) -> Classes:
+    """``given`` as it is kept, if it is a dict of classes.
+
+    Raises:
+        ConfigError: It is none.
+    """
+    if not isinstance(given, Mapping) or not all(
+        isinstance(k, str) and isinstance(v, Mapping) for k, v in given.items()
+    ):
+        must = 'a dict such as {"chat": {"share": 2}, "batch": {"share": 1}}'
+        raise fail(name, given, must)
+    return Classes({key: frozen_params(name, its) for key, its in given.items()})

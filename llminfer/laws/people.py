@@ -72,5 +72,5 @@ def people_law(field: str, given: Any) -> Any:
     """
     turns_law(given) if field == "turns" else seconds_law(field, given)
     if not isinstance(given, Mapping):
-        return given
+        return plain(given)
     return Params({name: plain(value) for name, value in given.items()})

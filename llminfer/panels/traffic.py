@@ -7,8 +7,9 @@ import ipywidgets as w
 import numpy as np
 from matplotlib.figure import Figure
 
-from llminfer.config import SERVERS, SimulationConfig
+from llminfer.config import SimulationConfig
 from llminfer.experiment import simulate
+from llminfer.laws.fields import SERVERS
 from llminfer.panels.controls import Control, log
 from llminfer.panels.html import seconds
 from llminfer.panels.panel import Panel

@@ -1,0 +1,92 @@
+"""A frozen dataclass of settings: its names are checked, and it is written as JSON."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import fields
+from numbers import Number
+from pathlib import Path
+from typing import Any, Self
+
+from llminfer.base.errors import ConfigError, fail, nearest
+from llminfer.base.frozen import Params, thawed
+
+_WRITTEN = (str, Number, tuple, Params, type(None))
+
+
+class Settings:
+    """What a frozen dataclass of settings, all with defaults, can do beside holding."""
+
+    __slots__ = ()
+
+    def __new__(cls, *_: Any, **given: Any) -> Self:
+        """Checks the names; the dataclass takes the values."""
+        cls.check_names(given)
+        return super().__new__(cls)
+
+    @classmethod
+    def check_names(cls, given: Mapping[str, Any]) -> None:
+        """Refuse what is no field, naming the nearest that is.
+
+        Raises:
+            ConfigError: A name is none.
+        """
+        names = [f.name for f in fields(cls)]  # type: ignore[arg-type]
+        for name, value in given.items():
+            if name not in names:
+                hint = nearest(name, names) or f": help({cls.__name__}) lists them"
+                raise ConfigError(f"{name}={value!r}: no such field{hint}")
+
+    def to_dict(self) -> dict[str, Any]:
+        """All fields by name, as plain values.
+
+        Raises:
+            ConfigError: A policy is an object, which has no name to write down.
+        """
+        values = self._values()
+        for name, value in values.items():
+            if not isinstance(value, _WRITTEN):
+                raise fail(name, value, "a name to be written")
+        return {name: thawed(value) for name, value in values.items()}
+
+    def to_json(self, path: str | Path | None = None) -> str:
+        """This configuration as JSON, also written to ``path`` if given."""
+        text = json.dumps(self.to_dict(), indent=2) + "\n"
+        if path is not None:
+            Path(path).write_text(text)
+        return text
+
+    @classmethod
+    def from_json(cls, source: str | Path) -> Self:
+        """The configuration in a JSON file or in a string that starts with ``{``.
+
+        Raises:
+            ConfigError: It is no JSON object, or a field is unknown or bad.
+
+        >>> from llminfer import SimulationConfig
+        >>> SimulationConfig.from_json('{"batch_size": 4}')
+        SimulationConfig(batch_size=4)
+        """
+        inline = isinstance(source, str) and source.lstrip().startswith("{")
+        text = str(source) if inline else Path(source).read_text()
+        try:
+            values = json.loads(text)
+        except ValueError as error:
+            raise ConfigError(f"configuration: not JSON: {error}") from None
+        if not isinstance(values, dict):
+            raise fail("configuration", values, "a JSON object of fields")
+        return cls(**values)
+
+    def __repr__(self) -> str:
+        """The call that makes this, without what is default; long lists are cut."""
+        usual = type(self)()._values()
+        own = {k: v for k, v in self._values().items() if v != usual[k]}
+        shown = ", ".join(f"{name}={value!r}" for name, value in own.items())
+        cut = re.sub(r"((?:[^(), ]+, ){3})[^()]{400,}\)", r"\1...)", shown)
+        return f"{type(self).__name__}({cut})"
+
+    def _values(self) -> dict[str, Any]:
+        names = (f.name for f in fields(self))  # type: ignore[arg-type]
+        return {name: getattr(self, name) for name in names}

@@ -1,0 +1,42 @@
+"""What each field of a configuration must be, whatever the others are."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+from llminfer.base.errors import choice, number, numbers, truth, whole
+from llminfer.base.frozen import frozen_classes, frozen_params, plain
+from llminfer.laws.engines import COEFFICIENTS, STEP_LAWS
+from llminfer.laws.people import people_law
+
+SERVERS = ("static", "continuous")
+ROUTERS = ("round_robin", "random", "least_loaded", "shortest_queue")
+CACHE_ROUTERS = ("session", "longest_prefix")
+
+_PARAMS = ("arrival_pattern", "prompt_dist", "output_dist", "batch_control")
+_SWITCHES = ("chunked_prefill", "reserve_full_prompt", "prefix_caching")
+_SIZES = ("batch_size", "max_batched_tokens", "kv_blocks", "block_size", "replicas")
+_CLIENTS = ("max_concurrency", "clients", "queue_limit")
+_LAWS = ("think_time", "turns", "patience", "request_timeout")
+_COUNTS = ("graph_tokens", "warmup_requests", "random_seed")
+
+CHECKS: Mapping[str, Callable[[str, Any], Any]] = {
+    **{f"{name}_params": frozen_params for name in (*_PARAMS, "scheduling_policy")},
+    "shared_prefixes": frozen_params,
+    "arrival_rate": partial(number, above=0.0),
+    "arrival_cv": partial(number, least=0.0, most=100.0),
+    "arrival_gaps": lambda name, gaps: numbers(name, plain(gaps), 0.0),
+    **dict.fromkeys(("batch_timeout", *COEFFICIENTS), partial(number, least=0.0)),
+    **dict.fromkeys((*_SIZES, "num_requests", *_CLIENTS), partial(whole, least=1)),
+    **dict.fromkeys(_LAWS, people_law),
+    **dict.fromkeys(_COUNTS, partial(whole, least=0)),
+    "server": partial(choice, known=SERVERS),
+    "step_law": partial(choice, known=STEP_LAWS),
+    "router": partial(choice, known=ROUTERS + CACHE_ROUTERS),
+    **dict.fromkeys((*_SWITCHES, "async_scheduling"), truth),
+    "request_classes": frozen_classes,
+}
+_NONE = ("arrival_gaps", "batch_timeout", "kv_blocks", "random_seed")
+MAY_BE_NONE = (*_NONE, *_CLIENTS, *_LAWS[1:])
