@@ -11,7 +11,8 @@ from typing import Any
 from llminfer import theory
 from llminfer.base import cache
 from llminfer.base.errors import ConfigError, OverloadWarning, TraceError
-from llminfer.capacity import SLO, capacity, fewest_replicas
+from llminfer.base.slo import SLO
+from llminfer.capacity import capacity, fewest_replicas
 from llminfer.config import SimulationConfig
 from llminfer.data import read_vllm_log
 from llminfer.data.public import fetch

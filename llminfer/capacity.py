@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import product
-from typing import Any, NamedTuple
+from typing import Any, Self
 
 import numpy as np
 import pandas as pd
@@ -19,6 +19,7 @@ import pandas as pd
 from llminfer import calibrate
 from llminfer.base.arrays import FloatArray, IntArray
 from llminfer.base.errors import ConfigError, choice, fail, number, whole
+from llminfer.base.slo import SLO, TIMES
 from llminfer.config import SimulationConfig
 from llminfer.data.logs import ServedLog
 from llminfer.experiment import Metrics, Row, replicated, run_many
@@ -31,14 +32,11 @@ from llminfer.stats.intervals import Estimate, t_quantile
 from llminfer.stats.pooling import by_replication, kept
 from llminfer.workload import Workload
 
-Bound = float | Mapping[str, float] | None
 Configs = Sequence[SimulationConfig]
 What = SimulationConfig | calibrate.Calibration | ServedLog
 
-_TIMES = ("ttft", "tpot", "latency")  # of each request; itl is of each token
-_METRICS = [f"{first}_{time}" for time in _TIMES for first in ("p99", "avg")]
+_METRICS = [f"{first}_{time}" for time in TIMES for first in ("p99", "avg")]
 _METRICS += ["waiting", "within", "avg_output_length"]
-_STATISTICS = ("mean", "p50", "p75", "p90", "p95", "p99", "p999")
 _FEWEST = 2000  # requests measured in all replications: 20 beyond the p99
 _BATCHES = 3  # a run has so many times the requests that the servers hold
 _NEAR, _LONGER = 0.95, 3  # from this share of lambda* on so much longer runs decide
@@ -50,119 +48,6 @@ _SCALES = {  # powers of the rate that the parameters of a pattern go with
     **dict.fromkeys(("step_time", "period", "duration"), -1),
     **dict.fromkeys(("step_rate", "amplitude", "end_rate"), 1),
 }
-
-
-class Limit(NamedTuple):
-    """One limit of an SLO.
-
-    Attributes:
-        time: ttft, tpot, itl or latency; within for a goodput.
-        statistic: p50, p99 and so on, or mean; nothing for a goodput.
-        bound: Seconds; of a goodput the share.
-        of: The class of requests it is of; nothing for all.
-    """
-
-    time: str
-    statistic: str
-    bound: float
-    of: str = ""
-
-    @property
-    def metric(self) -> str:
-        """Its name among the metrics.
-
-        >>> Limit("ttft", "p50", 0.3, of="chat").metric
-        'p50_ttft[chat]'
-        """
-        first = {"mean": "avg_", "": ""}.get(self.statistic, f"{self.statistic}_")
-        return first + self.time + f"[{self.of}]" * bool(self.of)
-
-    def excess(self, value: float) -> float:
-        """By how much ``value`` breaks it, in logs, or as a share; 0 or less if not."""
-        if self.time == "within":
-            return self.bound - value
-        return math.log(max(value, 1e-9) / self.bound) if value >= 0.0 else -math.inf
-
-    def __str__(self) -> str:
-        time = self.time if self.time == "latency" else self.time.upper()
-        words = f"{self.statistic} {time} ≤ {self.bound:g} s"
-        words = words if self.statistic else f"goodput ≥ {self.bound:g}"
-        return words + f" of {self.of}" * bool(self.of)
-
-
-@dataclass(frozen=True)
-class SLO:
-    """What users are promised: at least one limit, in seconds.
-
-    A plain number is a limit on the p99 of its time; a dict limits any quantile, or
-    the mean. With ``goodput`` the limits are on each request instead, and that share
-    of the requests must be within all of them at once; a request of one token has no
-    TPOT to miss.
-
-    Args:
-        ttft: Of the time to the first token.
-        tpot: Of the time an output token after the first.
-        latency: Of the time to the last token.
-        goodput: Share of requests, such as 0.9.
-        itl: Of the gap between two tokens, all gaps of all requests together.
-        classes: More limits for the requests of a class, an SLO by its name among
-            the configuration's ``request_classes`` or by its number.
-
-    Raises:
-        ConfigError: No limit, one that is not above 0, or no share.
-
-    >>> for limit in SLO(ttft={"p50": 0.3, "p99": 1.0}, tpot=0.05).limits:
-    ...     print(limit)
-    p50 TTFT ≤ 0.3 s
-    p99 TTFT ≤ 1 s
-    p99 TPOT ≤ 0.05 s
-    """
-
-    ttft: Bound = None
-    tpot: Bound = None
-    latency: Bound = None
-    goodput: float | None = None
-    itl: Bound = field(default=None, kw_only=True)
-    classes: Mapping[str | int, SLO] = field(default_factory=dict, kw_only=True)
-
-    def __post_init__(self) -> None:
-        for name, its in self.classes.items():
-            if not isinstance(its, SLO) or its.classes or its.itl is not None:
-                must = "an SLO of ttft, tpot, latency or goodput"
-                raise fail(f"classes[{name!r}]", its, must)
-        if not self.bounds and (self.goodput is not None or not self.classes):
-            must = "must be of ttft, tpot, itl or latency"
-            raise ConfigError(f"slo: no limit given: {must}")
-        for time, statistic, bound, _ in self.bounds:
-            choice(time, statistic, _STATISTICS)
-            number(time, bound, above=0.0)
-        if self.goodput is not None:
-            number("goodput", self.goodput, above=0.0, most=1.0)
-            if self.itl or any(its.statistic != "p99" for its in self.bounds):
-                must = "None beside itl or limits that are no plain numbers: it is of"
-                raise fail("goodput", self.goodput, f"{must} requests within all")
-
-    @property
-    def bounds(self) -> list[Limit]:
-        """The limits on the times of all requests."""
-        given = [(name, getattr(self, name)) for name in (*_TIMES, "itl")]
-        return [
-            Limit(name, *one)
-            for name, its in given
-            if its is not None
-            for one in (its if isinstance(its, Mapping) else {"p99": its}).items()
-        ]
-
-    @property
-    def limits(self) -> list[Limit]:
-        """All limits, those of classes last."""
-        share = self.goodput
-        own = self.bounds if share is None else [Limit("within", "", share)]
-        return own + [
-            limit._replace(of=str(name))
-            for name, its in self.classes.items()
-            for limit in its.limits
-        ]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -300,11 +185,13 @@ def capacity(
     room left there: mean latency ≤ 2 s, 1%; the queue, 29%
     95% interval: 5 replications
     """
+    how = slo, workload, replications, n_jobs, random_seed_start, tolerance
     base, *draws = loads(what)
-    trials = Trials(
-        base, slo, workload, replications, n_jobs, random_seed_start, tolerance
-    )
-    return trials.found(draws) if over is None else _table(trials, draws, over)
+    trials = Trials(base, *how, draws)
+    if over is None:
+        return trials.found()
+    every = [dict(zip(over, its, strict=True)) for its in product(*over.values())]
+    return pd.DataFrame([its | trials.row(its) for its in every])
 
 
 def fitted_to(what: ServedLog | calibrate.Calibration) -> calibrate.Calibration:
@@ -331,14 +218,6 @@ def loads(what: What) -> list[SimulationConfig]:
         return [what]
     its = fitted_to(what)
     return [its.config(), *its.draws(_DRAWS)]
-
-
-def _table(
-    trials: Trials, draws: Configs, over: Mapping[str, Sequence[Any]]
-) -> pd.DataFrame:
-    """A row a combination of settings, as ``capacity`` says."""
-    every = [dict(zip(over, its, strict=True)) for its in product(*over.values())]
-    return pd.DataFrame([its | trials.row(its, draws) for its in every])
 
 
 def largest_rates(runs: pd.DataFrame, metric: str, limit: float) -> pd.Series:
@@ -404,7 +283,10 @@ def _spread(logs: FloatArray, draws: FloatArray) -> Estimate:
 
 @dataclass
 class Trials:
-    """Tries rates, and remembers what came of each."""
+    """Tries rates, and remembers what came of each.
+
+    ``draws`` are configurations that ``config`` could as well be.
+    """
 
     config: SimulationConfig
     slo: SLO
@@ -413,6 +295,7 @@ class Trials:
     n_jobs: int | None
     first_seed: int
     tolerance: float = 0.02
+    draws: Configs = ()
     rows: dict[float, Row] = field(default_factory=dict, init=False)
     numbers: dict[float, pd.DataFrame] = field(default_factory=dict, init=False)
 
@@ -444,17 +327,15 @@ class Trials:
         limited = [limit.metric for limit in self.slo.limits]
         self._metrics = list(dict.fromkeys([*_METRICS, *limited]))
 
-    def changed(self, changes: Mapping[str, Any], **own: Any) -> Trials:
+    def changed(self, changes: Mapping[str, Any]) -> Self:
         """Trials of other settings; more replicas serve as many requests each."""
-        config = own.pop("config", self.config)
-        of_its_own = self.workload is None and "replicas" in changes
-        more = changes["replicas"] / config.replicas if of_its_own else 1.0
-        n, skipped = config.num_requests, config.warmup_requests
-        run = {
-            "num_requests": round(more * n),
-            "warmup_requests": round(more * skipped),
-        }
-        return replace(self, config=config.replace(**{**run, **changes}), **own)
+        config, run = self.config, dict(changes)
+        if self.workload is None and "replicas" in changes:
+            more = changes["replicas"] / config.replicas
+            for name in ("num_requests", "warmup_requests"):
+                run.setdefault(name, round(more * getattr(config, name)))
+        config, *draws = (its.replace(**run) for its in (config, *self.draws))
+        return replace(self, config=config, draws=draws)
 
     def meets(self, rate: float) -> bool:
         """Are the limits kept at ``rate``, and does the queue not grow?"""
@@ -472,7 +353,7 @@ class Trials:
             self.numbers[rate], self.rows[rate] = numbers, found | {"meets": bool(kept)}
         return bool(self.rows[rate]["meets"])
 
-    def excess(self, found: Mapping[str, float], rate: float) -> list[float]:
+    def excess(self, found: Mapping[str, float], rate: float) -> dict[str, float]:
         """By how much each limit is broken, and the queue's (in logs); 0 or less: not.
 
         Args:
@@ -483,49 +364,49 @@ class Trials:
             queue = math.log(rate / self._most) + 1e-9
         else:
             queue = math.log(max(found["waiting"], 1e-9) / self._queue)
-        return [its.excess(found[its.metric]) for its in self.slo.limits] + [queue]
+        own = {str(its): its.excess(found[its.metric]) for its in self.slo.limits}
+        return own | {"the queue": queue}
 
     def _worst(self, numbers: pd.DataFrame, rate: float) -> list[float]:
         """The greatest excess of all replications, then without each in turn."""
         rows = _left_out(numbers.to_numpy(dtype=np.float64))
-        return [
-            max(self.excess(dict(zip(self._metrics, row, strict=True)), rate))
-            for row in rows
-        ]
+        every = (dict(zip(numbers, row, strict=True)) for row in rows)
+        return [max(self.excess(found, rate).values()) for found in every]
 
-    def found(self, draws: Configs, changes: Row | None = None) -> Capacity:
-        """The largest rate, and how unsure it is under other coefficients too.
-
-        Args:
-            draws: Configurations with these coefficients.
-            changes: To each of them.
-        """
+    def found(self) -> Capacity:
+        """The largest rate, and how unsure it is under other coefficients too."""
         low, high = self.search()
         logs, few = self.logs(low), min(self.replications, _REPLAYS)
-        others = [
-            self.changed(changes or {}, config=c, replications=few) for c in draws
-        ]
-        drawn = np.array([its.log_rate(low) for its in others])
-        spread = _spread(logs, drawn)
-        upper = max(math.exp(spread.upper), high)
-        upper = min(upper, self._most) if self._exact and not draws else upper
-        interval = min(math.exp(spread.lower), low), upper
-        metrics = _metrics(self.rows[low])
-        names = [*map(str, self.slo.limits), "the queue"]
-        binds = names[int(np.argmax(self.excess(self.rows[high], high)))]
-        room = [-math.expm1(x) for x in self.excess(metrics, low)]
+        others = [replace(self, config=c, replications=few) for c in self.draws]
+        draws = np.array([its.log_rate(low) for its in others])
+        spread, most = _spread(logs, draws), math.inf
+        if self._exact and not others:
+            most = self._most
+        metrics, broken = _metrics(self.rows[low]), self.excess(self.rows[high], high)
         part = "replications" if self.workload is None else "blocks of the trace"
         basis = f"{len(logs)} {part}"
-        basis += f", {len(drawn)} draws of the coefficients" * bool(draws)
-        tried, slack = _by("rate", self.rows), dict(zip(names, room, strict=True))
-        many = self.config.replicas
-        answer = low, (low, high), interval, metrics, tried, binds, slack, basis, many
-        return Capacity(*answer, logs, drawn)
+        basis += f", {len(draws)} draws of the coefficients" * bool(others)
+        return Capacity(
+            rate=low,
+            bracket=(low, high),
+            interval=(
+                min(math.exp(spread.lower), low),
+                min(max(math.exp(spread.upper), high), most),
+            ),
+            metrics=metrics,
+            evaluated=_by("rate", self.rows),
+            binds=max(broken, key=broken.__getitem__),
+            slack={k: -math.expm1(x) for k, x in self.excess(metrics, low).items()},
+            basis=basis,
+            replicas=self.config.replicas,
+            logs=logs,
+            draws=draws,
+        )
 
-    def row(self, changes: Row, draws: Configs, base: Capacity | None = None) -> Row:
+    def row(self, changes: Row, base: Capacity | None = None) -> Row:
         """A row of a table: what other settings carry, and how much more than one."""
         try:
-            its = self.changed(changes).found(draws, changes)
+            its = self.changed(changes).found()
         except KeptNowhere as error:
             nothing = Estimate(0.0, 0.0, 0.0).row("rate")
             return {**nothing, "binds": str(error)}
@@ -668,7 +549,7 @@ def _times(record: RunRecord, part: IntArray, slo: SLO) -> Row:
     """Times of some requests, and the share that is within all limits of a request."""
     found: Row = {"avg_output_length": float(np.mean(record.output_length[part]))}
     late = np.zeros(len(part), dtype=np.bool_)
-    for name in _TIMES:
+    for name in TIMES:
         times = getattr(record, name)[part]
         known = np.sort(times[~np.isnan(times)])
         found |= kept(name, known)
@@ -768,17 +649,17 @@ def fewest_replicas(
     number("rate", rate, above=0.0)
     whole("gpus_per_replica", gpus_per_replica, 1)
     prices = {"price_per_gpu_hour": price_per_gpu_hour, "watts_per_gpu": watts_per_gpu}
-    given = {name: value for name, value in prices.items() if value is not None}
-    each = {name: number(name, value, above=0.0) for name, value in given.items()}
+    for name, its in prices.items():
+        if its is not None:
+            number(name, its, above=0.0)
     how = slo, workload, replications, n_jobs, random_seed_start
     n, rows = _search(Trials(loads(what)[0].replace(replicas=1), *how), rate)
-    metrics = _metrics(rows[n])
-    gpus = n * gpus_per_replica
+    metrics, gpus = _metrics(rows[n]), n * gpus_per_replica
     million = rate * metrics["avg_output_length"] * 3600.0 / 1e6  # tokens an hour
     bill: list[float | None] = []
-    for name, unit in (("price_per_gpu_hour", 1.0), ("watts_per_gpu", 1000.0)):
-        cost = gpus * each[name] / unit if name in each else None
-        bill += [cost, None if cost is None else cost / million]
+    for its, unit in (price_per_gpu_hour, 1.0), (watts_per_gpu, 1000.0):
+        all_of_them = None if its is None else gpus * its / unit
+        bill += [all_of_them, all_of_them and all_of_them / million]
     return Fleet(n, gpus, metrics, _by("replicas", rows), *bill)
 
 

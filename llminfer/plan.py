@@ -15,8 +15,9 @@ import numpy as np
 import pandas as pd
 
 from llminfer.base.errors import TraceError
+from llminfer.base.slo import SLO
 from llminfer.calibrate import Calibration
-from llminfer.capacity import SLO, Capacity, Trials, fitted_to, loads
+from llminfer.capacity import Capacity, Trials, fitted_to, loads
 from llminfer.config import SimulationConfig
 from llminfer.data.logs import ServedLog
 from llminfer.experiment import metrics_of
@@ -117,11 +118,11 @@ def plan(what: ServedLog | Calibration, slo: SLO, n_jobs: int | None = None) -> 
         must = f"must be at most {_WORST:.0%}, or the simulator is not this engine"
         raise TraceError(f"log: {said}: {must}")
     base, *draws = loads(fitted)
-    trials = Trials(base, slo, None, _RUNS, n_jobs, 42)
-    its, own = trials.found(draws), _rate(fitted.log)
+    trials = Trials(base, slo, None, _RUNS, n_jobs, 42, draws=draws)
+    its, own = trials.found(), _rate(fitted.log)
     rows = [{"setting": "as it is", **its.row()}]
     for setting, changes in _changes(base, its.binds).items():
-        rows.append({"setting": setting, **trials.row(changes, draws, its)})
+        rows.append({"setting": setting, **trials.row(changes, its)})
     what_ifs = pd.DataFrame(rows)
     limits = ", ".join(map(str, slo.limits))
     sentence = (
