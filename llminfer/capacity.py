@@ -370,7 +370,7 @@ class Trials:
     def _worst(self, numbers: pd.DataFrame, rate: float) -> list[float]:
         """The greatest excess of all replications, then without each in turn."""
         rows = _left_out(numbers.to_numpy(dtype=np.float64))
-        every = (dict(zip(numbers, row, strict=True)) for row in rows)
+        every = (dict(zip(self._metrics, row, strict=True)) for row in rows)
         return [max(self.excess(found, rate).values()) for found in every]
 
     def found(self) -> Capacity:
