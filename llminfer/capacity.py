@@ -14,6 +14,7 @@ from itertools import product
 from typing import Any, Self
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 
 from llminfer import calibrate
@@ -25,7 +26,7 @@ from llminfer.data.logs import ServedLog
 from llminfer.experiment import Metrics, Row, replicated, run_many
 from llminfer.laws.lengths import Geometric
 from llminfer.laws.prefixes import rounds
-from llminfer.record import RunRecord
+from llminfer.record import COMPLETED, RunRecord
 from llminfer.servers.overload import described
 from llminfer.servers.token_gaps import token_gaps
 from llminfer.stats.intervals import Estimate, t_quantile
@@ -161,7 +162,8 @@ def capacity(
         what: Everything but the rate: a configuration; a calibration, which is asked
             for requests like those of its log; or a log that knows the settings of
             its engine, to which the engine is fitted first.
-        slo: The limits.
+        slo: The limits; of a goodput where requests may be refused or given up, who
+            miss all of them.
         workload: A trace to replay at scaled rates instead, once.
         over: Values by field: the answer is a table, a row a combination.
         replications: Runs a rate; their requests are judged together.
@@ -177,7 +179,8 @@ def capacity(
         TPOT, tokens a second). ``report.figures.draw_capacity`` draws it.
 
     Raises:
-        ConfigError: Limits that no rate keeps, or too few requests to tell.
+        ConfigError: Limits that no rate keeps, too few requests to tell, or users who
+            wait for their answers: they send at no rate.
 
     >>> config = SimulationConfig(batch_size=4, num_requests=2500, batch_timeout=0.0)
     >>> print(capacity(config, SLO(latency={"mean": 2.0}), replications=5, n_jobs=1))
@@ -303,6 +306,11 @@ class Trials:
         config, trace = self.config, self.workload
         if not isinstance(self.slo, SLO):
             raise fail("slo", self.slo, "an SLO such as SLO(ttft=1.0)")
+        if config.clients is not None:
+            raise fail("clients", config.clients, "None: they send when answered")
+        if config.sheds and self.slo.goodput is None:
+            must = "of a goodput: those refused or given up have no latency"
+            raise fail("slo", self.slo, must)
         number("tolerance", self.tolerance, least=_FINEST)
         runs = whole("replications", self.replications, 1) if trace is None else 1
         self._configs = replicated(config, runs, self.first_seed)
@@ -546,18 +554,24 @@ def _class_number(config: SimulationConfig, name: str | int) -> int:
 
 
 def _times(record: RunRecord, part: IntArray, slo: SLO) -> Row:
-    """Times of some requests, and the share that is within all limits of a request."""
-    found: Row = {"avg_output_length": float(np.mean(record.output_length[part]))}
-    late = np.zeros(len(part), dtype=np.bool_)
+    """Times of those completed of some requests, and the share within all limits."""
+    found: Row = {"avg_output_length": _mean(record.output_length[part])}
+    lost = np.zeros(len(part), dtype=np.bool_)
+    if record.outcome is not None:
+        lost = record.outcome[part] != COMPLETED
+    late = lost.copy()
     for name in TIMES:
         times = getattr(record, name)[part]
-        known = np.sort(times[~np.isnan(times)])
-        found |= kept(name, known)
-        found[f"avg_{name}"] = float(known.mean()) if len(known) else math.nan
+        known = np.sort(times[~(lost | np.isnan(times))])
+        found |= {**kept(name, known), f"avg_{name}": _mean(known)}
         bounds = [its.bound for its in slo.bounds if its.time == name]
         late |= times > max(bounds, default=math.inf)
-    found["within"] = 1.0 - float(late.mean()) if len(part) else math.nan
-    return found
+    return found | {"within": 1.0 - _mean(late)}
+
+
+def _mean(values: npt.NDArray[Any]) -> float:
+    """The mean, NaN of no values."""
+    return float(values.mean()) if len(values) else math.nan
 
 
 def _has_exact_rate(config: SimulationConfig) -> bool:

@@ -109,7 +109,9 @@ def plan(what: ServedLog | Calibration, slo: SLO, n_jobs: int | None = None) -> 
         TraceError: The log cannot tell: fewer than 100 requests, a closed loop, or a
             mean that is over 15% wrong on the requests held back.
     """
-    _check_log(what if isinstance(what, ServedLog) else what.log)
+    log = what.log if isinstance(what, Calibration) else what
+    if isinstance(log, ServedLog):
+        _check_log(log)
     fitted = fitted_to(what)
     errors = fitted.errors()
     off = errors["mean"].abs()

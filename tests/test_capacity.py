@@ -628,3 +628,42 @@ def test_largest_rates_are_those_of_all_runs_with_the_jackknifes_interval():
     direct = jackknife(logs.mean(), left_out)
     found = compute_confidence_interval(logs)
     assert found["ci_upper"] == pytest.approx(direct.upper)
+
+
+# those who are refused, who give up, who wait for their answers, who are not there
+
+
+@pytest.mark.parametrize("shed", [{"queue_limit": 5}, {"patience": 0.5}])
+def test_who_is_not_served_is_within_no_limit(shed):
+    config = REAL.replace(**shed)
+    slo = SLO(ttft=1.0, goodput=0.9)
+    found = capacity(config, slo, tolerance=0.2, **ONE)
+    assert found.binds == "goodput ≥ 0.9"
+    runs = sweep(
+        config, {"arrival_rate": [*found.bracket]}, **ONE, measure=within_a_second
+    )
+    shares = runs.groupby("arrival_rate")["within"].mean()
+    assert shares.iloc[0] >= 0.9 > shares.iloc[1]
+    assert found.metrics["within"] == pytest.approx(shares.iloc[0])
+    with pytest.raises(ConfigError, match="of a goodput: those refused or given up"):
+        capacity(config, SLO(ttft=1.0), **ONE)
+
+
+def within_a_second(config, record):
+    served = np.nan_to_num(record.ttft[config.warmup_requests :], nan=np.inf) <= 1.0
+    return {"within": np.mean(served & (record.outcome[config.warmup_requests :] == 0))}
+
+
+def test_users_who_wait_for_answers_send_at_no_rate():
+    with pytest.raises(ConfigError, match="clients=20: must be None"):
+        capacity(REAL.replace(clients=20), SLO(tpot=0.05), **ONE)
+
+
+def test_a_class_without_requests_breaks_nothing():
+    classes = {"a": {"share": 1}, "none": {"share": 0}}
+    config = REAL.replace(request_classes=classes)
+    alone = SLO(ttft=1.0, classes={"a": SLO(ttft=0.5)})
+    its = {"a": SLO(ttft=0.5), "none": SLO(ttft=0.1, goodput=0.9)}
+    both = SLO(ttft=1.0, classes=its)
+    rates = [capacity(config, s, tolerance=0.2, **ONE).rate for s in (alone, both)]
+    assert rates[0] == rates[1]

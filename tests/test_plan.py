@@ -231,3 +231,8 @@ def test_requests_that_were_given_up_count_in_what_an_engine_carries(monkeypatch
     )
     assert found.binds == "the queue"
     assert found.rate == pytest.approx(config.max_stable_rate, rel=0.05)
+
+
+def test_what_is_neither_a_log_nor_fitted_to_one_is_named():
+    with pytest.raises(ConfigError, match="what=3: must be"):
+        plan(3, LIMITS)
