@@ -14,7 +14,7 @@ import math
 import warnings
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property, partial
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -29,6 +29,7 @@ from llminfer.experiment import metrics_of, simulate
 from llminfer.laws.engines import COEFFICIENTS, PRESETS, STEP_LAWS
 from llminfer.record import RunRecord
 from llminfer.stats.intervals import Estimate, jackknife, require_columns
+from llminfer.stats.least_squares import least_squares, robust
 from llminfer.workload import Workload
 
 MEASURES = ("ttft", "tpot", "latency")
@@ -43,14 +44,11 @@ _LAUNCH = 0.015  # s; this is the CPU's, and hardly depends on the GPU
 _NOISE = 0.03  # what the law misses of a latency, relative
 _STEP_NOISE = 0.02  # and of the time of a stretch of steps
 _ALIKE = 9.0  # requests served together err together: so many count as one
-_ROBUST = 0.05  # relative errors above it count linearly, not squared
 _FLOOR = 50.0  # TPOTs; shorter times tell more of where in a step somebody arrived
 _UNSURE = math.log(2.0)  # a standard error of a factor of two: not identified
 _LEAST = 10  # requests to fit to
 _GROUPS = 10  # of requests, for the jackknife
 _FASTEST = 0.8  # of the TPOT of the fastest tenth is gamma, to begin with
-_ROUNDS, _CLOUDS = 7, 2  # of the search; bundles of directions in each round
-_WIDE, _FURTHEST = 0.3, 1.0  # widest cloud and longest step, in logarithms
 _HANDICAP = {"sum": 1.0, "roofline": 0.8}  # of a law's error, where they compete
 _STRETCH = 40  # steps, over which the late clock of single ones averages out
 _QUIET = 2  # steps on both sides of a step without prefill, for a cut there
@@ -69,7 +67,6 @@ _STATISTICS = {  # a table's columns, and the metrics that they are
     for key in ("mean", "p50", "p95", "p99")
 } | {"achieved_rate": "throughput_req_per_sec"}
 
-Residuals = Callable[[FloatArray], FloatArray]
 Mask = npt.NDArray[np.bool_]
 
 
@@ -613,13 +610,6 @@ def _usual(gamma: float) -> FloatArray:
     return np.append(logs, math.log(_LAUNCH))
 
 
-def _robust(errors: FloatArray) -> FloatArray:
-    """The root of the soft-L1 loss, so that its squares add up to it."""
-    scaled = errors / _ROBUST
-    root = np.sqrt(2.0 * (np.sqrt(1.0 + scaled**2) - 1.0))
-    return np.asarray(_ROBUST * np.sign(scaled) * root)
-
-
 def _fit_laws(runs: Sequence[_Source], named: Collection[str]) -> Fitted:
     """The law of those named, or of all, that fits best what was held back."""
     tries = {name: _fit_law(runs, name) for name in sorted(named or STEP_LAWS)}
@@ -634,53 +624,23 @@ def _fit_law(runs: Sequence[_Source], law: str) -> tuple[FloatArray, FloatArray,
     start = _usual(math.log(_FASTEST * min(run.fastest for run in runs)))
     start = start[: len(start) - (law == "sum")]  # which has no launch
     sources = [run.stretches or run for run in runs]
-    parts = [partial(source.misses, law=law) for source in sources]
-    return _least(parts, start, max(source.noise for source in sources))
+    noise = max(source.noise for source in sources)
 
+    def off(logs: FloatArray) -> FloatArray:
+        misses = [robust(source.misses(logs, law)) for source in sources]
+        ratios = np.delete(logs - _usual(logs[2])[: len(logs)], 2)
+        return np.concatenate((*misses, noise * math.sqrt(_ALIKE) * ratios))
 
-def _least(
-    parts: Sequence[Residuals], start: FloatArray, noise: float
-) -> tuple[FloatArray, FloatArray, float]:
-    """Logarithms of coefficients with the least squares, the Jacobian, the error.
-
-    A simulation answers in small jumps. So each round looks at a cloud of points, as
-    wide as the coefficients are unsure after the round before; a plane through their
-    residuals gives the derivatives and the next point.
-    """
-    rng, size, unsure = np.random.default_rng(0), len(start), noise * math.sqrt(_ALIKE)
-
-    def residuals(logs: FloatArray) -> FloatArray:
-        own = [_robust(part(logs)) for part in parts]
-        return np.concatenate(
-            (*own, unsure * np.delete(logs - _usual(logs[2])[:size], 2))
-        )
-
-    at, spread, best = start, _WIDE * np.eye(size), (math.inf, start, start)
-    for last in range(_ROUNDS + 1):
-        if (cost := float((here := residuals(at)) @ here)) < best[0]:
-            best = cost, at, here
-        if last == _ROUNDS:
-            at = best[1]  # the derivatives where they are reported
-        bundles = np.linalg.qr(rng.normal(size=(_CLOUDS, size, size)))[0]
-        moves = math.sqrt(size) * np.concatenate(bundles) @ spread.T
-        moves = np.concatenate((moves, -moves))
-        seen = [residuals(at + move) for move in moves]
-        plane = np.column_stack((np.ones(len(moves)), moves))
-        fitted = np.linalg.lstsq(plane, np.stack(seen))[0]
-        middle, slopes = fitted[0], np.asarray(fitted[1:].T, np.float64)
-        step = -np.linalg.lstsq(slopes, middle)[0]
-        at = at + step * min(1.0, _FURTHEST / float(np.abs(step).max()))
-        spread[:] = unsure * np.linalg.cholesky(np.linalg.inv(slopes.T @ slopes))
-        spread *= min(1.0, _WIDE / float(np.sqrt((spread**2).sum(axis=1)).max()))
-    own = best[2][: 1 - size]
-    return best[1], slopes, max(noise, float(np.sqrt(np.mean(own**2))))
+    at, slopes, errors = least_squares(off, start, noise * math.sqrt(_ALIKE))
+    own = errors[: 1 - len(start)]  # without those of the ratios
+    return at, slopes, max(noise, float(np.sqrt(np.mean(own**2))))
 
 
 def _score(runs: Sequence[_Source], law: str, logs: FloatArray) -> float:
     """Root mean square of the errors on what was held back, or on all if nothing."""
     held_back = any(run.rest.any() for run in runs)
     misses = [run.misses(logs, law, held_back) for run in runs]
-    return float(np.sqrt(np.mean(_robust(np.concatenate(misses)) ** 2)))
+    return float(np.sqrt(np.mean(robust(np.concatenate(misses)) ** 2)))
 
 
 def _estimates(
