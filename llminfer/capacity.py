@@ -304,24 +304,13 @@ class Trials:
 
     def __post_init__(self) -> None:
         config, trace = self.config, self.workload
-        if not isinstance(self.slo, SLO):
-            raise fail("slo", self.slo, "an SLO such as SLO(ttft=1.0)")
-        if config.clients is not None:
-            raise fail("clients", config.clients, "None: they send when answered")
-        if config.sheds and self.slo.goodput is None:
-            must = "of a goodput: those refused or given up have no latency"
-            raise fail("slo", self.slo, must)
-        number("tolerance", self.tolerance, least=_FINEST)
-        runs = whole("replications", self.replications, 1) if trace is None else 1
+        self._check()
+        runs = self.replications if trace is None else 1
         self._configs = replicated(config, runs, self.first_seed)
         n = config.num_requests if trace is None else len(trace)
-        if trace is not None and not np.ptp(trace.arrival_time) > 0.0:
-            must = "several requests that come at different times"
-            raise fail("workload", trace, must)
         holds = config.largest_batch * config.replicas
-        skipped = config.warmup_requests
-        least = max(_BATCHES * holds, skipped + math.ceil(_FEWEST / runs))
-        if n < least:
+        measured = config.warmup_requests + math.ceil(_FEWEST / runs)
+        if n < (least := max(_BATCHES * holds, measured)):
             must = (
                 f"at least {least} requests: {_FEWEST} measured ones in all have 20 "
                 f"beyond the p99, and the {holds} in service must be few of a run's"
@@ -334,6 +323,23 @@ class Trials:
         self._fills = config.server == "static" and config.batch_timeout is None
         limited = [limit.metric for limit in self.slo.limits]
         self._metrics = list(dict.fromkeys([*_METRICS, *limited]))
+
+    def _check(self) -> None:
+        """Refuse what no search can answer."""
+        slo, trace, clients = self.slo, self.workload, self.config.clients
+        if not isinstance(slo, SLO):
+            raise fail("slo", slo, "an SLO such as SLO(ttft=1.0)")
+        if clients is not None:
+            raise fail("clients", clients, "None: they send when answered")
+        if self.config.sheds and slo.goodput is None:
+            must = "of a goodput: those refused or given up have no latency"
+            raise fail("slo", slo, must)
+        number("tolerance", self.tolerance, least=_FINEST)
+        if trace is None:
+            whole("replications", self.replications, 1)
+        elif not np.ptp(trace.arrival_time) > 0.0:
+            must = "several requests that come at different times"
+            raise fail("workload", trace, must)
 
     def changed(self, changes: Mapping[str, Any]) -> Self:
         """Trials of other settings; more replicas serve as many requests each."""

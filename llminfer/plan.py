@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import html
 import io
 import math
-import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,28 +19,21 @@ from llminfer.config import SimulationConfig
 from llminfer.data.logs import ServedLog
 from llminfer.experiment import metrics_of
 from llminfer.report.latex import shown_with_bounds
+from llminfer.report.page import Page, Part
 from llminfer.stats.intervals import Estimate
 
 _LEAST = 100  # requests
 _RUNS = 10  # replications
 _WORST = 0.15  # error of a mean on the requests held back, relative
 _AT_ONCE = 0.05  # of the mean gap: who is sent so soon after an answer waited for it
-_PAGE = (
-    '<!doctype html><html lang="en"><meta charset="utf-8"><title>Plan</title><style>'
-    "body{font:16px/1.5 system-ui,sans-serif;max-width:50em;margin:2em auto;"
-    "padding:0 1em}td,th{padding:.2em 1em .2em 0;white-space:nowrap}"
-    "svg{max-width:100%;height:auto}</style>"
-)
 _RESTS = (
     "Changes are paired: the same requests and the same draws of the coefficients with "
     "and without. Another model, other hardware or other requests are not in this."
 )
 
-Part = str | pd.DataFrame
-
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Report:
+class Report(Page):
     """What an engine carries within limits: print it, show it, or save its page.
 
     Attributes:
@@ -56,39 +46,17 @@ class Report:
             paired difference.
     """
 
-    sentence: str
-    sections: Mapping[str, Sequence[Part]]
     fitted: Calibration
     capacity: Capacity
     what_ifs: pd.DataFrame
 
-    def __repr__(self) -> str:
-        blocks: list[Part] = [self.sentence]
-        for title, parts in self.sections.items():
-            blocks += [title.upper(), *parts]
-        return "\n\n".join(
-            textwrap.fill(its, 88)
-            if isinstance(its, str)
-            else its.to_string(index=False)
-            for its in blocks
-        )
+    def picture(self) -> str:
+        """What each change would carry, as SVG."""
+        from llminfer.report import figures  # slow to load
 
-    def _repr_html_(self) -> str:
-        blocks = [f"<h2>{html.escape(self.sentence)}</h2>", _svg(self.what_ifs)]
-        for title, parts in self.sections.items():
-            blocks.append(f"<h3>{title}</h3>")
-            blocks += [
-                f"<p>{html.escape(its)}</p>"
-                if isinstance(its, str)
-                else its.to_html(index=False, border=0, justify="left")
-                for its in parts
-            ]
-        return "\n".join(blocks)
-
-    def to_html(self, path: str | Path) -> None:
-        """Write the page, which needs no other file."""
-        page = f"{_PAGE}<body>{self._repr_html_()}</body></html>"
-        Path(path).write_text(page, encoding="utf-8")
+        fig, text = figures.draw_capacity(self.what_ifs), io.StringIO()
+        fig.savefig(text, format="svg")
+        return text.getvalue()[text.getvalue().index("<svg") :]
 
 
 def plan(what: ServedLog | Calibration, slo: SLO, n_jobs: int | None = None) -> Report:
@@ -121,24 +89,28 @@ def plan(what: ServedLog | Calibration, slo: SLO, n_jobs: int | None = None) -> 
         raise TraceError(f"log: {said}: {must}")
     base, *draws = loads(fitted)
     trials = Trials(base, slo, None, _RUNS, n_jobs, 42, draws=draws)
-    its, own = trials.found(), _rate(fitted.log)
+    its = trials.found()
     rows = [{"setting": "as it is", **its.row()}]
     for setting, changes in _changes(base, its.binds).items():
         rows.append({"setting": setting, **trials.row(changes, its)})
     what_ifs = pd.DataFrame(rows)
-    limits = ", ".join(map(str, slo.limits))
-    sentence = (
-        f"This engine carries {str(its).partition(', ')[0]} like those of its log "
-        f"within {limits}: {its.rate / own:.2g} times the {own:.3g} of the log. What "
-        f"breaks first is {its.binds}."
-    )
     sections: dict[str, list[Part]] = {
         "The log": [_held(fitted, base)],
         "The fit": _fit(fitted, errors),
         "What it carries": [*str(its).splitlines()],
         "What if": [_shown(what_ifs), _RESTS],
     }
-    return Report(sentence, sections, fitted, its, what_ifs)
+    return Report(_answer(slo, its, fitted.log), sections, fitted, its, what_ifs)
+
+
+def _answer(slo: SLO, its: Capacity, log: ServedLog) -> str:
+    """The sentence of a plan."""
+    limits, own = ", ".join(map(str, slo.limits)), _rate(log)
+    return (
+        f"This engine carries {str(its).partition(', ')[0]} like those of its log "
+        f"within {limits}: {its.rate / own:.2g} times the {own:.3g} of the log. What "
+        f"breaks first is {its.binds}."
+    )
 
 
 def _check_log(log: ServedLog) -> None:
@@ -221,12 +193,3 @@ def _fit(fitted: Calibration, errors: pd.DataFrame) -> list[Part]:
         "to gamma of other engines, give or take a factor that the draws count in."
     )
     return [said, table, cannot]
-
-
-def _svg(table: pd.DataFrame) -> str:
-    """The figure of a table of capacities."""
-    from llminfer.report import figures
-
-    fig, text = figures.draw_capacity(table), io.StringIO()
-    fig.savefig(text, format="svg")
-    return text.getvalue()[text.getvalue().index("<svg") :]

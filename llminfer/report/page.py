@@ -1,0 +1,85 @@
+"""A page of paragraphs and tables: as text, in a notebook, or as a file."""
+
+from __future__ import annotations
+
+import html
+import textwrap
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+
+Part = str | pd.DataFrame
+
+_PAGE = (
+    '<!doctype html><html lang="en"><meta charset="utf-8"><title>Plan</title><style>'
+    "body{font:16px/1.5 system-ui,sans-serif;max-width:50em;margin:2em auto;"
+    "padding:0 1em}td,th{padding:.2em 1em .2em 0;white-space:nowrap}"
+    "svg{max-width:100%;height:auto}</style>"
+)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Page:
+    """Print it, show it, or save it.
+
+    Attributes:
+        sentence: What it says, in one.
+        sections: What that rests on: by title paragraphs and tables.
+
+    >>> Page("It works.", {"Why": ["It was tried."]})
+    It works.
+    <BLANKLINE>
+    WHY
+    <BLANKLINE>
+    It was tried.
+    """
+
+    sentence: str
+    sections: Mapping[str, Sequence[Part]]
+
+    def picture(self) -> str:
+        """What stands below the sentence, as HTML or SVG."""
+        return ""
+
+    def __repr__(self) -> str:
+        def said(text: str) -> str:
+            return textwrap.fill(text, 88)
+
+        def table(its: pd.DataFrame) -> str:
+            return its.to_string(index=False)
+
+        return "\n\n".join([said(self.sentence), *self._parts(str.upper, said, table)])
+
+    def _repr_html_(self) -> str:
+        def title(text: str) -> str:
+            return f"<h3>{text}</h3>"
+
+        def said(text: str) -> str:
+            return f"<p>{html.escape(text)}</p>"
+
+        def table(its: pd.DataFrame) -> str:
+            return its.to_html(index=False, border=0, justify="left")
+
+        head = f"<h2>{html.escape(self.sentence)}</h2>"
+        return "\n".join([head, self.picture(), *self._parts(title, said, table)])
+
+    def _parts(
+        self,
+        title: Callable[[str], str],
+        said: Callable[[str], str],
+        table: Callable[[pd.DataFrame], str],
+    ) -> list[str]:
+        found = []
+        for name, parts in self.sections.items():
+            found.append(title(name))
+            found += [
+                said(its) if isinstance(its, str) else table(its) for its in parts
+            ]
+        return found
+
+    def to_html(self, path: str | Path) -> None:
+        """Write the page, which needs no other file."""
+        page = f"{_PAGE}<body>{self._repr_html_()}</body></html>"
+        Path(path).write_text(page, encoding="utf-8")
