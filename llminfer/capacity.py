@@ -29,6 +29,7 @@ from llminfer.laws.prefixes import rounds
 from llminfer.record import COMPLETED, RunRecord
 from llminfer.servers.overload import described
 from llminfer.servers.token_gaps import token_gaps
+from llminfer.stats.crossing import crossing_logs, left_out_means
 from llminfer.stats.intervals import Estimate, t_quantile
 from llminfer.stats.pooling import by_replication, kept
 from llminfer.workload import Workload
@@ -111,13 +112,23 @@ class Capacity:
     def row(self) -> dict[str, Any]:
         """A row of the table of capacities."""
         tokens = self.rate * self.metrics["avg_output_length"]
+        tpot = self.metrics["avg_tpot"]
         return {
             **Estimate(self.rate, *self.interval).row("rate"),
             "binds": self.binds,
             "throughput": tokens,
             "throughput_per_gpu": tokens / self.replicas,
-            "user_speed": 1.0 / self.metrics["avg_tpot"],
+            "user_speed": 1.0 / tpot if tpot else math.inf,
         }
+
+
+def _spread(logs: FloatArray, draws: FloatArray) -> Estimate:
+    """The mean of pseudo-values, with how unsure runs and draws make it."""
+    its = Estimate.of_mean(logs)
+    half = its.upper - its.value
+    if len(draws):
+        half = math.hypot(half, t_quantile(0.95, len(draws) - 1) * draws.std(ddof=1))
+    return Estimate(its.value, its.value - half, its.value + half)
 
 
 class KeptNowhere(ConfigError):
@@ -249,39 +260,9 @@ def largest_rates(runs: pd.DataFrame, metric: str, limit: float) -> pd.Series:
     table = runs.assign(number=numbers).pivot(
         index="replication", columns="arrival_rate", values="number"
     )
-    excess = np.log(_left_out(table.to_numpy()) / limit)
-    logs = _pseudo_logs(excess, table.columns.to_numpy(dtype=np.float64))
+    excess = np.log(left_out_means(table.to_numpy()) / limit)
+    logs = crossing_logs(excess, table.columns.to_numpy(dtype=np.float64))
     return pd.Series(np.exp(logs), table.index, name="arrival_rate")
-
-
-def _left_out(numbers: FloatArray) -> FloatArray:
-    """The mean of pseudo-values, then without each in turn, shape (1 + n, ...)."""
-    pooled = pd.DataFrame(numbers).mean().to_numpy()
-    off = np.nan_to_num(numbers - pooled) / max(len(numbers) - 1, 1)
-    return np.concatenate((pooled[None], pooled - off))
-
-
-def _pseudo_logs(excess: FloatArray, rates: FloatArray) -> FloatArray:
-    """The log rate at which limits begin to break, a pseudo-value a replication.
-
-    Args:
-        excess: Of all, and without each replication, shape (1 + n, rates).
-        rates: Ascending.
-    """
-    logs = np.log(rates)
-    found, *left_out = (
-        np.interp(0.0, np.maximum.accumulate(row), logs) for row in excess
-    )
-    return found + (len(left_out) - 1) * (np.mean(left_out) - np.array(left_out))
-
-
-def _spread(logs: FloatArray, draws: FloatArray) -> Estimate:
-    """The mean of pseudo-values, with how unsure runs and draws make it."""
-    its = Estimate.of_mean(logs)
-    half = its.upper - its.value
-    if len(draws):
-        half = math.hypot(half, t_quantile(0.95, len(draws) - 1) * draws.std(ddof=1))
-    return Estimate(its.value, its.value - half, its.value + half)
 
 
 @dataclass
@@ -358,7 +339,7 @@ class Trials:
             numbers = pd.DataFrame(
                 {name: by_replication(runs, name, ["rate"]) for name in self._metrics}
             )
-            if self._worst(numbers, rate)[0] <= 0.0 and rate > self._near:
+            if rate > self._near and self._worst(numbers, rate)[0] <= 0.0:
                 longer = self._run(rate, _LONGER)["waiting"]
                 numbers["waiting"] = longer / math.sqrt(_LONGER)
             found: Row = {name: float(numbers[name].mean()) for name in self._metrics}
@@ -383,7 +364,7 @@ class Trials:
 
     def _worst(self, numbers: pd.DataFrame, rate: float) -> list[float]:
         """The greatest excess of all replications, then without each in turn."""
-        rows = _left_out(numbers.to_numpy(dtype=np.float64))
+        rows = left_out_means(numbers.to_numpy(dtype=np.float64))
         every = (dict(zip(self._metrics, row, strict=True)) for row in rows)
         return [max(self.excess(found, rate).values()) for found in every]
 
@@ -445,7 +426,7 @@ class Trials:
         broken = [r for r, row in self.rows.items() if r < rate and not row["meets"]]
         rates = sorted(r for r in self.rows if r > max(broken, default=0.0))
         worst = [self._worst(self.numbers[rate], rate) for rate in rates]
-        return _pseudo_logs(np.array(worst).T, np.array(rates))
+        return crossing_logs(np.array(worst).T, np.array(rates))
 
     def search(self) -> tuple[float, float]:
         """The largest rate that keeps the limits, and the next, which breaks them."""

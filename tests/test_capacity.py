@@ -667,3 +667,11 @@ def test_a_class_without_requests_breaks_nothing():
     both = SLO(ttft=1.0, classes=its)
     rates = [capacity(config, s, tolerance=0.2, **ONE).rate for s in (alone, both)]
     assert rates[0] == rates[1]
+
+
+def test_decoding_that_takes_no_time_has_no_end_of_speed():
+    free = SINGLE.replace(gamma=0.0)
+    (row,) = capacity(
+        free, SLO(ttft=1.0), over={"beta": [0.05]}, tolerance=0.2, **ONE
+    ).to_dict("records")
+    assert row["user_speed"] == math.inf
