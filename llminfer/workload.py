@@ -11,8 +11,9 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from llminfer.base.arrays import MOST_TOKENS, FloatArray, IntArray
-from llminfer.base.errors import TraceError, choice, number
+from llminfer.base.arrays import FloatArray, IntArray
+from llminfer.base.columns import arrival_column, whole_column
+from llminfer.base.errors import choice, number
 from llminfer.base.streams import stream
 from llminfer.base.trace_csv import Names, csv_table, requests
 from llminfer.config import SimulationConfig
@@ -127,17 +128,12 @@ class Workload:
         >>> work
         Workload(3 requests in 4.0 s, mean prompt 116.7, mean output 20.0 tokens)
         """
-        arrival = _column("arrival_time", arrival_time)
-        if not len(arrival):
-            raise TraceError("arrival_time: empty: must have at least one request")
-        _first_bad("arrival_time", arrival, ~np.isfinite(arrival), "finite")
-        _first_bad("arrival_time", arrival, arrival < 0.0, "at least 0")
-        earlier = np.concatenate(([False], np.diff(arrival) < 0.0))
-        _first_bad("arrival_time", arrival, earlier, "no earlier than the one before")
-        classes = np.zeros(len(arrival)) if request_class is None else request_class
-        prompts = _whole("prompt_length", prompt_length, len(arrival), 1, "tokens")
-        outputs = _whole("output_length", output_length, len(arrival), 1, "tokens")
-        classes = _whole("request_class", classes, len(arrival), 0, "a class")
+        arrival = arrival_column("arrival_time", arrival_time)
+        n = len(arrival)
+        classes = np.zeros(n) if request_class is None else request_class
+        prompts = whole_column("prompt_length", prompt_length, n, 1, "tokens")
+        outputs = whole_column("output_length", output_length, n, 1, "tokens")
+        classes = whole_column("request_class", classes, n, 0, "a class")
         paths = None if segments is None else checked_paths(segments, prompts + outputs)
         return cls(arrival, prompts, outputs, classes, paths)
 
@@ -299,31 +295,3 @@ class Workload:
         """
         columns = ["arrival_time", "prompt_length", "output_length"]
         self.to_frame()[columns].to_csv(path, index=False)
-
-
-def _column(name: str, given: npt.ArrayLike) -> FloatArray:
-    try:
-        column = np.array(given, dtype=np.float64)
-    except (TypeError, ValueError):
-        raise TraceError(f"{name}: must be numbers") from None
-    if column.ndim != 1:
-        raise TraceError(f"{name}: of {column.ndim} dimensions: must be a plain list")
-    return column
-
-
-def _whole(name: str, given: npt.ArrayLike, n: int, least: int, of: str) -> IntArray:
-    column = _column(name, given)
-    if len(column) != n:
-        raise TraceError(f"{name}: {len(column)} values: must be {n}, as arrivals")
-    bad = ~((column >= least) & (column <= MOST_TOKENS)) | (column % 1.0 != 0.0)
-    _first_bad(name, column, bad, f"a whole number of {of}, at least {least}")
-    return column.astype(np.int64)
-
-
-def _first_bad(
-    name: str, column: FloatArray, bad: npt.NDArray[np.bool_], must: str
-) -> None:
-    if bad.any():
-        row = int(np.argmax(bad))
-        value = float(column[row])
-        raise TraceError(f"{name}[{row}]={value:g}: must be {must}")

@@ -674,4 +674,4 @@ def test_decoding_that_takes_no_time_has_no_end_of_speed():
     (row,) = capacity(
         free, SLO(ttft=1.0), over={"beta": [0.05]}, tolerance=0.2, **ONE
     ).to_dict("records")
-    assert row["user_speed"] == math.inf
+    assert row["user_speed"] == np.inf

@@ -1,0 +1,68 @@
+"""Columns of requests: what is bad is named by its row."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from llminfer.base.arrays import MOST_TOKENS, FloatArray, IntArray
+from llminfer.base.errors import TraceError
+
+
+def arrival_column(name: str, given: npt.ArrayLike) -> FloatArray:
+    """Times of requests, at least one, in order.
+
+    Raises:
+        TraceError: They are not.
+    """
+    column = _column(name, given)
+    if not len(column):
+        raise TraceError(f"{name}: empty: must have at least one request")
+    _refuse(name, column, ~np.isfinite(column), "finite")
+    _refuse(name, column, column < 0.0, "at least 0")
+    earlier = np.diff(column, prepend=column[0]) < 0.0
+    _refuse(name, column, earlier, "no earlier than the one before")
+    return column
+
+
+def whole_column(
+    name: str, given: npt.ArrayLike, n: int, least: int, of: str
+) -> IntArray:
+    """So many whole numbers.
+
+    Args:
+        name: What they are called.
+        given: The numbers.
+        n: How many there must be.
+        least: The least that each may be.
+        of: What they count.
+
+    >>> whole_column("prompt_length", [3.0, 4.0], 2, 1, "tokens")
+    array([3, 4])
+
+    Raises:
+        TraceError: They are not.
+    """
+    column = _column(name, given)
+    if len(column) != n:
+        raise TraceError(f"{name}: {len(column)} values: must be {n}, as arrivals")
+    bad = ~((column >= least) & (column <= MOST_TOKENS)) | (column % 1.0 != 0.0)
+    _refuse(name, column, bad, f"a whole number of {of}, at least {least}")
+    return column.astype(np.int64)
+
+
+def _column(name: str, given: npt.ArrayLike) -> FloatArray:
+    try:
+        column = np.array(given, dtype=np.float64)
+    except (TypeError, ValueError):
+        raise TraceError(f"{name}: must be numbers") from None
+    if column.ndim != 1:
+        raise TraceError(f"{name}: of {column.ndim} dimensions: must be a plain list")
+    return column
+
+
+def _refuse(
+    name: str, column: FloatArray, bad: npt.NDArray[np.bool_], must: str
+) -> None:
+    for row in np.flatnonzero(bad)[:1]:
+        raise TraceError(f"{name}[{row}]={column[row]:g}: must be {must}")
