@@ -104,7 +104,8 @@ class ServedLog:
         (2000, 800)
         """
         names = [f.name for f in fields(Workload) if hasattr(record, f.name)]
-        workload = Workload(**{name: getattr(record, name) for name in names})
+        columns = {name: getattr(record, name) for name in names}
+        workload = Workload(**columns | {"arrival_time": record.sent_time})
         ends = record.first_token_time, record.processing_end_time
         begun = record.processing_start_time
         queued = record.queue_entry_time
