@@ -28,7 +28,6 @@ _CLOCK = ("begin", "scheduled", "done")
 _PARTS = ("prefill_tokens", "prefill_seqs", "prefill_kv", "decode_seqs", "decode_kv")
 _STEP = (*_PARTS, "running", "waiting", "preempted")
 _ASYNCHRONOUS = (0, 14)  # the version of vLLM since which it is the default
-_ON = ("prefix_caching", "chunked_prefill", "reserve_full_prompt")  # unless said
 _CONFIGS = ("cache_config", "scheduler_config", "parallel_config")
 
 
@@ -70,12 +69,11 @@ class ServedLog:
 
     def __post_init__(self) -> None:
         for each in fields(self)[1:7]:
-            if (given := getattr(self, each.name)) is None:
-                continue
-            object.__setattr__(self, each.name, column := np.asarray(given))
-            if column.shape != (len(self),):
-                must = f"must be ({len(self)},), a value a request"
-                raise TraceError(f"{each.name}: of shape {column.shape}: {must}")
+            if (given := getattr(self, each.name)) is not None:
+                object.__setattr__(self, each.name, column := np.asarray(given))
+                if column.shape != (len(self),):
+                    must = f"must be ({len(self)},), a value a request"
+                    raise TraceError(f"{each.name}: of shape {column.shape}: {must}")
         before, there = self.workload.arrival_time, np.ones(len(self), dtype=bool)
         for earlier, name in pairwise(_ORDER):
             times = np.asarray(getattr(self, name), dtype=np.float64)
@@ -237,17 +235,13 @@ def read_settings(path: str | Path | Mapping[str, Any]) -> dict[str, Any]:
     said = _said(path if isinstance(path, Mapping) else document(file))
     said = {"max_num_seqs": None, "max_num_batched_tokens": None, **said}
     cells = pd.DataFrame([said], [""], dtype=object).rename_axis(file.name)
-    usual: dict[str, Any] = {
-        **dict.fromkeys(_ON, True),
-        "block_size": 16,
-        "replicas": 1,
-    }
-    usual |= {"enforce_eager": False, "async_scheduling": _recent(said)}
+    usual = FORMATS["usual"] | {"async_scheduling": _recent(said)}
     settings: dict[str, Any] = {"server": "continuous"}
     for ours, name in FORMATS["settings"].items():
-        settings[ours] = usual.get(ours)
-        if name in cells and isinstance(settings[ours], bool):
-            settings[ours] = _flag(cells[name]).item()
+        settings[ours] = said.get(name, usual.get(ours))
+        if isinstance(usual.get(ours), bool):
+            bad = pd.Series(not isinstance(settings[ours], bool), cells.index)
+            refuse(cells.get(name, bad), bad, "true or false")
         elif name in cells:
             settings[ours] = tokens(cells[name], int(ours != "graph_tokens")).item()
     if settings["graph_tokens"] is None:
@@ -256,9 +250,16 @@ def read_settings(path: str | Path | Mapping[str, Any]) -> dict[str, Any]:
         settings["graph_tokens"] = 0
     if settings["replicas"] == 1:
         said.pop("enable_expert_parallel", None)  # with more they would keep step
-    if other := _not_modelled(said):
+    modelled = FORMATS["modelled"]
+    odd = [
+        name
+        for name in modelled
+        if said.get(name, modelled[name][0]) not in modelled[name]
+    ]
+    if odd:
+        other = ", ".join(f"{name}={said[name]!r:.40}" for name in odd)
         what = "changes the run and is not modelled"
-        warnings.warn(f"{file.name}: {', '.join(other)}: {what}", stacklevel=2)
+        warnings.warn(f"{file.name}: {other}: {what}", stacklevel=2)
     router = "round_robin" if settings["replicas"] == 1 else "least_loaded"
     return {**settings, "router": said.get("router", router)}
 
@@ -283,18 +284,6 @@ def _recent(said: Mapping[str, Any]) -> bool:
     """Whether this vLLM, the newest if not said, schedules asynchronously unasked."""
     known = re.match(r"v?(\d+)\.(\d+)", str(said.get("vllm_version", said.get("vllm"))))
     return not known or tuple(map(int, known.groups())) >= _ASYNCHRONOUS
-
-
-def _not_modelled(said: Mapping[str, Any]) -> list[str]:
-    """The settings that change a run in a way that no configuration has."""
-    usual = FORMATS["modelled"]
-    odd = (name for name in usual if said.get(name, usual[name][0]) not in usual[name])
-    return [f"{name}={said[name]!r:.40}" for name in odd]
-
-
-def _flag(cells: pd.Series) -> pd.Series:
-    refuse(cells, ~cells.map(type).isin([bool]), "true or false")
-    return cells
 
 
 def inside(path: str | Path, name: str) -> Path:
