@@ -6,11 +6,11 @@ that carry a rate, with their cost.
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import product
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -23,6 +23,7 @@ from llminfer.config import SimulationConfig
 from llminfer.data.logs import ServedLog
 from llminfer.experiment import Metrics, Row, replicated, run_many
 from llminfer.laws.lengths import Geometric
+from llminfer.laws.prefixes import rounds
 from llminfer.record import RunRecord
 from llminfer.servers.overload import described
 from llminfer.servers.token_gaps import token_gaps
@@ -31,6 +32,7 @@ from llminfer.stats.pooling import by_replication, kept
 from llminfer.workload import Workload
 
 Bound = float | Mapping[str, float] | None
+Configs = Sequence[SimulationConfig]
 What = SimulationConfig | calibrate.Calibration | ServedLog
 
 _TIMES = ("ttft", "tpot", "latency")  # of each request; itl is of each token
@@ -312,7 +314,7 @@ def fitted_to(what: ServedLog | calibrate.Calibration) -> calibrate.Calibration:
         ConfigError: A log without settings, or something else.
     """
     if isinstance(what, ServedLog):
-        if settings := getattr(what, "settings", None):
+        if settings := what.settings:
             return calibrate.fit(what, settings)
         raise fail("log", what, "with its engine's settings: see calibrate.fit")
     if not isinstance(what, calibrate.Calibration):
@@ -327,26 +329,16 @@ def loads(what: What) -> list[SimulationConfig]:
     """
     if isinstance(what, SimulationConfig):
         return [what]
-    its, found = fitted_to(what), []
-    for config in (its.config(), *its.draws(_DRAWS)):
-        n = max(_FEWEST, (_BATCHES + 1) * config.largest_batch * config.replicas)
-        found.append(config.replace(num_requests=n + n // 10, warmup_requests=n // 10))
-    return found
+    its = fitted_to(what)
+    return [its.config(), *its.draws(_DRAWS)]
 
 
 def _table(
-    trials: Trials, draws: Sequence[SimulationConfig], over: Mapping[str, Sequence[Any]]
+    trials: Trials, draws: Configs, over: Mapping[str, Sequence[Any]]
 ) -> pd.DataFrame:
     """A row a combination of settings, as ``capacity`` says."""
-    rows = []
-    for combination in itertools.product(*over.values()):
-        changes = dict(zip(over, combination, strict=True))
-        try:
-            row = trials.changed(changes).found(draws, changes).row()
-        except KeptNowhere as error:
-            row = {**Estimate(0.0, 0.0, 0.0).row("rate"), "binds": str(error)}
-        rows.append({**changes, **row})
-    return pd.DataFrame(rows)
+    every = [dict(zip(over, its, strict=True)) for its in product(*over.values())]
+    return pd.DataFrame([its | trials.row(its, draws) for its in every])
 
 
 def largest_rates(runs: pd.DataFrame, metric: str, limit: float) -> pd.Series:
@@ -501,11 +493,7 @@ class Trials:
             for row in rows
         ]
 
-    def found(
-        self,
-        draws: Sequence[SimulationConfig],
-        changes: Mapping[str, Any] | None = None,
-    ) -> Capacity:
+    def found(self, draws: Configs, changes: Row | None = None) -> Capacity:
         """The largest rate, and how unsure it is under other coefficients too.
 
         Args:
@@ -522,7 +510,7 @@ class Trials:
         upper = max(math.exp(spread.upper), high)
         upper = min(upper, self._most) if self._exact and not draws else upper
         interval = min(math.exp(spread.lower), low), upper
-        metrics = {k: v for k, v in self.rows[low].items() if k != "meets"}
+        metrics = _metrics(self.rows[low])
         names = [*map(str, self.slo.limits), "the queue"]
         binds = names[int(np.argmax(self.excess(self.rows[high], high)))]
         room = [-math.expm1(x) for x in self.excess(metrics, low)]
@@ -533,6 +521,16 @@ class Trials:
         many = self.config.replicas
         answer = low, (low, high), interval, metrics, tried, binds, slack, basis, many
         return Capacity(*answer, logs, drawn)
+
+    def row(self, changes: Row, draws: Configs, base: Capacity | None = None) -> Row:
+        """A row of a table: what other settings carry, and how much more than one."""
+        try:
+            its = self.changed(changes).found(draws, changes)
+        except KeptNowhere as error:
+            nothing = Estimate(0.0, 0.0, 0.0).row("rate")
+            return {**nothing, "binds": str(error)}
+        more = {} if base is None else its.against(base).row("difference")
+        return its.row() | more
 
     def log_rate(self, near: float) -> float:
         """The logarithm of the largest rate, from a few rates around one."""
@@ -629,11 +627,11 @@ def _round(trace: Workload, times: int, rate: float) -> Workload:
     """A trace, so many times in turn, at a mean rate."""
     arrival, n = trace.arrival_time, len(trace)
     span = float(arrival[-1] - arrival[0])
-    columns = {name: np.tile(its, times) for name, its in vars(trace).items()}
-    rounds = np.repeat(np.arange(times), n) * float(n)
-    at = np.tile(arrival * n / span, times) + rounds
+    columns = {name: np.tile(its, times) for name, its in trace.columns.items()}
+    begin = np.repeat(np.arange(times), n) * float(n)
+    at = np.tile(arrival * n / span, times) + begin
     columns["arrival_time"] = np.maximum.accumulate(at)  # a round ends where one begins
-    return Workload(**columns).scaled(rate)
+    return Workload(**columns, segments=rounds(trace.segments, times)).scaled(rate)
 
 
 def _measured(
@@ -685,7 +683,13 @@ def _has_exact_rate(config: SimulationConfig) -> bool:
     """Is lambda* exact? Other orders, outputs and controllers carry more or less."""
     by_theory = config.server == "static" or isinstance(config.outputs, Geometric)
     free = config.kv_blocks is None and config.batch_control == "static"
+    free &= not (config.shared_prefixes and config.prefix_caching)
     return by_theory and free and config.scheduling_policy == "FCFS"
+
+
+def _metrics(row: Row) -> Metrics:
+    """A row without its verdict."""
+    return {name: value for name, value in row.items() if name != "meets"}
 
 
 def _by(name: str, rows: Mapping[float, Row]) -> pd.DataFrame:
@@ -759,23 +763,22 @@ def fewest_replicas(
     >>> fleet.replicas, fleet.cost_per_hour
     (6, 12.0)
     """
-    if isinstance(rate, SLO):
-        raise fail("slo", slo, "before the rate: the order is what, slo, rate")
+    if not isinstance(slo, SLO):
+        raise fail("slo", slo, "an SLO: the order is what, slo, rate")
     number("rate", rate, above=0.0)
     whole("gpus_per_replica", gpus_per_replica, 1)
     prices = {"price_per_gpu_hour": price_per_gpu_hour, "watts_per_gpu": watts_per_gpu}
     given = {name: value for name, value in prices.items() if value is not None}
     each = {name: number(name, value, above=0.0) for name, value in given.items()}
-    one = loads(what)[0].replace(replicas=1)
-    how = replications, n_jobs, random_seed_start
-    n, rows = _search(Trials(one, slo, workload, *how), rate)
-    metrics = {name: value for name, value in rows[n].items() if name != "meets"}
+    how = slo, workload, replications, n_jobs, random_seed_start
+    n, rows = _search(Trials(loads(what)[0].replace(replicas=1), *how), rate)
+    metrics = _metrics(rows[n])
     gpus = n * gpus_per_replica
     million = rate * metrics["avg_output_length"] * 3600.0 / 1e6  # tokens an hour
     bill: list[float | None] = []
     for name, unit in (("price_per_gpu_hour", 1.0), ("watts_per_gpu", 1000.0)):
-        all_of_them = gpus * each[name] / unit if name in each else None
-        bill += [all_of_them, None if all_of_them is None else all_of_them / million]
+        cost = gpus * each[name] / unit if name in each else None
+        bill += [cost, None if cost is None else cost / million]
     return Fleet(n, gpus, metrics, _by("replicas", rows), *bill)
 
 

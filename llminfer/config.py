@@ -27,6 +27,7 @@ from llminfer.base.frozen import Classes, Params, plain, thawed
 from llminfer.laws.arrivals import ArrivalRate, arrival_law
 from llminfer.laws.engines import COEFFICIENTS, LAW, PRESETS, STEP_LAWS
 from llminfer.laws.lengths import LengthLaw, length_law
+from llminfer.laws.prefixes import Longer, SharedPrefixes
 from llminfer.policies import POLICIES, SchedulingPolicy, get_policy
 from llminfer.request import RequestClass
 from llminfer.servers.batch_control import BatchController, batch_controller
@@ -34,6 +35,7 @@ from llminfer.timing import StepTime
 
 SERVERS = ("static", "continuous")
 ROUTERS = ("round_robin", "random", "least_loaded", "shortest_queue")
+CACHE_ROUTERS = ("session", "longest_prefix")
 
 
 _positive = functools.partial(whole, least=1)
@@ -67,10 +69,13 @@ class SimulationConfig:
         arrival_pattern: How the rate varies: constant, step, sinusoidal or ramp.
         arrival_pattern_params: The pattern's parameters.
         arrival_cv: Coefficient of variation of the gaps; 1 is Poisson.
-        arrival_gaps: Gaps to go round in their order instead, from a place that is
-            drawn, in any unit; ``Workload.law`` gives those of a log.
+        arrival_gaps: Gaps to draw from instead, in any unit, a tenth of them in a row;
+            ``Workload.law`` gives those of a log.
         prompt_length_dist: Law of prompt lengths.
         prompt_dist_params: Its parameters, tokens.
+        shared_prefixes: What a prompt of that law follows on: one of ``count`` system
+            prompts of ``tokens`` tokens, the k-th with a chance in proportion to
+            k^-``zipf``, which is 0 unless given; empty for none.
         output_length_dist: Law of output lengths.
         output_dist_params: Its parameters, tokens.
         batch_size: Most requests in a batch; under control, at the start.
@@ -105,11 +110,14 @@ class SimulationConfig:
             False prefills whole prompts in steps that decode nothing.
         reserve_full_prompt: Admit a request only where its whole prompt fits into the
             free blocks; False asks for the first part alone.
-        prefix_caching: Let a preempted request find again what nobody has overwritten.
+        prefix_caching: Compute only what is not in a block that others with the same
+            prefix, or the request itself before it was preempted, have left behind.
         async_scheduling: Compose each step while the one before runs, as vLLM does.
         replicas: Servers behind one router.
         router: Which server takes a request: round_robin, random, least_loaded
-            (fewest requests there) or shortest_queue (fewest tokens there).
+            (fewest requests there), shortest_queue (fewest tokens there), session
+            (where its first segment went; sessions take turns) or longest_prefix
+            (where most of its prompt is cached, then fewest requests).
         num_requests: Measured and warm-up requests together.
         warmup_requests: The first so many by arrival are not measured.
         random_seed: One seed for all streams; None draws a fresh one.
@@ -125,6 +133,7 @@ class SimulationConfig:
     arrival_gaps: tuple[float, ...] | None = None
     prompt_length_dist: str = "lognormal"
     prompt_dist_params: Mapping[str, Any] = _params(mu=4, sigma=1.5)
+    shared_prefixes: Mapping[str, Any] = _params()
     output_length_dist: str = "truncated_normal"
     output_dist_params: Mapping[str, Any] = _params(mu=100, sigma=30, min=10, max=500)
     batch_size: int = 32
@@ -159,7 +168,7 @@ class SimulationConfig:
 
     def __post_init__(self) -> None:
         for f in fields(self):
-            if f.name.endswith("_params"):
+            if f.name.endswith(("_params", "_prefixes")):
                 self._freeze(f.name)
         for name, checked in _CHECKS.items():
             if (value := getattr(self, name)) is not None or name not in _MAY_BE_NONE:
@@ -183,7 +192,7 @@ class SimulationConfig:
     def _check_server(self) -> None:
         choice("server", self.server, SERVERS)
         choice("step_law", self.step_law, STEP_LAWS)
-        choice("router", self.router, ROUTERS)
+        choice("router", self.router, ROUTERS + CACHE_ROUTERS)
         for name in (f.name for f in fields(self) if f.type == "bool"):
             if not isinstance(value := getattr(self, name), bool):
                 raise fail(name, value, "True or False")
@@ -195,6 +204,8 @@ class SimulationConfig:
         elif self.max_batched_tokens < self.largest_batch:
             must = f"at least the batch limit, {self.largest_batch}: each may decode"
             raise fail("max_batched_tokens", self.max_batched_tokens, must)
+        elif self.router == "longest_prefix" and not self.prefix_caching:
+            raise fail("prefix_caching", False, "True for router longest_prefix")
         elif self.replicas > 1 and self.batch_control != "static":
             must = "static for several replicas"
             raise fail("batch_control", self.batch_control, must)
@@ -230,13 +241,27 @@ class SimulationConfig:
 
     @property
     def prompts(self) -> LengthLaw:
-        """The law of prompt lengths."""
-        return length_law("prompt", self.prompt_length_dist, self.prompt_dist_params)
+        """The law of prompt lengths, what they share included."""
+        own = length_law("prompt", self.prompt_length_dist, self.prompt_dist_params)
+        return own if self.prefixes is None else Longer(own, self.prefixes.tokens)
+
+    @property
+    def prefixes(self) -> SharedPrefixes | None:
+        """The law of what prompts begin with."""
+        given, name = self.shared_prefixes, "shared_prefixes"
+        return build(SharedPrefixes, name, given, name) if given else None
 
     @property
     def outputs(self) -> LengthLaw:
         """The law of output lengths."""
         return length_law("output", self.output_length_dist, self.output_dist_params)
+
+    @property
+    def _computed(self) -> LengthLaw:
+        """The law of what is computed of prompts: not what they share, once cached."""
+        if self.prefix_caching and isinstance(law := self.prompts, Longer):
+            return law.law
+        return self.prompts
 
     @property
     def step_time(self) -> StepTime:
@@ -280,11 +305,12 @@ class SimulationConfig:
         Static: B/E[T_B]. Continuous: a saturated server that always runs B (THEORY 9),
         or fewer if KV memory or the token budget have no room for them; then it is an
         upper bound, without what preemption computes again and what is held for later.
+        It takes what a prefix cache finds to cost nothing.
 
         >>> round(SimulationConfig().stable_rate(4), 2)
         5.09
         """
-        prompts, outputs, law = self.prompts, self.outputs, self.step_time
+        prompts, outputs, law = self._computed, self.outputs, self.step_time
         if self.server == "static":
             time = law.mean_batch_time(prompts, outputs, batch_size)
             return batch_size / time if time > 0.0 else float("inf")
@@ -294,7 +320,7 @@ class SimulationConfig:
 
     def _most_sequences(self) -> float:
         """Sequences that memory and budget of a continuous server have room for."""
-        prompt, output = self.prompts.expectation(), self.outputs.expectation()
+        prompt, output = self._computed.expectation(), self.outputs.expectation()
         most = float("inf")
         if self.kv_blocks is not None:
             held = self.outputs.joint(self.prompts) + self.outputs.pairs()

@@ -69,6 +69,9 @@ def metrics_and_times(
     metrics = _of_requests(record, skip, step_time, times) | _whole_run(record)
     if record.steps is not None:
         metrics["preemptions"] = int(record.preemptions[skip:].sum())
+        if (cached := record.steps.cached_tokens) is not None:
+            metrics["cached_tokens"] = found = int(cached[skip:].sum())
+            metrics["kv_hit_rate"] = found / float(record.prompt_length[skip:].sum())
     if step_time is None or not len(record.batch_start):
         return metrics, times, None
     gaps = token_gaps(record, step_time, skip)

@@ -16,7 +16,7 @@ import pandas as pd
 
 from llminfer.base.errors import TraceError
 from llminfer.calibrate import Calibration
-from llminfer.capacity import SLO, Capacity, KeptNowhere, Trials, fitted_to, loads
+from llminfer.capacity import SLO, Capacity, Trials, fitted_to, loads
 from llminfer.config import SimulationConfig
 from llminfer.data.logs import ServedLog
 from llminfer.experiment import metrics_of
@@ -29,9 +29,9 @@ _WORST = 0.15  # error of a mean on the requests held back, relative
 _AT_ONCE = 0.05  # of the mean gap: who is sent so soon after an answer waited for it
 _PAGE = (
     '<!doctype html><html lang="en"><meta charset="utf-8"><title>Plan</title><style>'
-    "body{font:16px/1.5 system-ui,sans-serif;max-width:46em;margin:2em auto;"
-    "padding:0 1em}td,th{padding:.2em 1em .2em 0}svg{max-width:100%;height:auto}"
-    "</style>"
+    "body{font:16px/1.5 system-ui,sans-serif;max-width:50em;margin:2em auto;"
+    "padding:0 1em}td,th{padding:.2em 1em .2em 0;white-space:nowrap}"
+    "svg{max-width:100%;height:auto}</style>"
 )
 _RESTS = (
     "Changes are paired: the same requests and the same draws of the coefficients with "
@@ -121,7 +121,7 @@ def plan(what: ServedLog | Calibration, slo: SLO, n_jobs: int | None = None) -> 
     its, own = trials.found(draws), _rate(fitted.log)
     rows = [{"setting": "as it is", **its.row()}]
     for setting, changes in _changes(base, its.binds).items():
-        rows.append({"setting": setting, **_changed(trials, draws, changes, its)})
+        rows.append({"setting": setting, **trials.row(changes, draws, its)})
     what_ifs = pd.DataFrame(rows)
     limits = ", ".join(map(str, slo.limits))
     sentence = (
@@ -169,17 +169,6 @@ def _changes(config: SimulationConfig, binds: str) -> dict[str, dict[str, Any]]:
         f"{more} replicas": {"replicas": more, "router": "least_loaded"},
     }
     return {name: its for name, its in changes.items() if its}
-
-
-def _changed(
-    trials: Trials, draws: Sequence[SimulationConfig], changes: Any, base: Capacity
-) -> dict[str, Any]:
-    """Columns of a what-if."""
-    try:
-        its = trials.changed(changes).found(draws, changes)
-    except KeptNowhere:
-        return {"rate": 0.0, "binds": "limits broken at every rate", "difference": -1.0}
-    return its.row() | its.against(base).row("difference")
 
 
 def _words(row: Mapping[Any, Any], quantity: str, spec: str = "") -> str:

@@ -47,6 +47,8 @@ class StepLog:
         preempted_time: When, seconds.
         resumed_time: When it was admitted again.
         caught_up_time: When its next token appeared; NaN if it was preempted before.
+        cached_tokens: Prompt tokens that each request found in the prefix cache when it
+            was first admitted, shape (n,); None without a cache.
     """
 
     replica: IntArray
@@ -63,6 +65,7 @@ class StepLog:
     preempted_time: FloatArray
     resumed_time: FloatArray
     caught_up_time: FloatArray
+    cached_tokens: IntArray | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -134,7 +137,7 @@ class RunRecord:
             batches: The columns of batches, the path of the limit, and the steps.
         """
         return cls(
-            **vars(workload),
+            **workload.columns,
             queue_entry_time=workload.arrival_time,
             processing_start_time=start,
             first_token_time=first,
@@ -191,6 +194,8 @@ class RunRecord:
         if self.steps is not None:
             frame["preemptions"] = self.preemptions
             frame["replica"] = self.steps.replica
+            if self.steps.cached_tokens is not None:
+                frame["cached_tokens"] = self.steps.cached_tokens
         return frame
 
     @property

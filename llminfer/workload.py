@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -18,6 +18,7 @@ from llminfer.base.trace_csv import TRACE, Names, csv_table, recognised, request
 from llminfer.config import SimulationConfig
 from llminfer.laws.arrivals import ArrivalRate, unit_arrivals
 from llminfer.laws.lengths import LengthLaw
+from llminfer.laws.prefixes import Segments, SharedPrefixes, checked_paths
 from llminfer.request import Request
 
 
@@ -30,12 +31,16 @@ class Workload:
         prompt_length: Tokens, at least 1.
         output_length: Tokens, at least 1.
         request_class: Class number, from 0.
+        segments: How each request's tokens begin, for a prefix cache: a path of (id,
+            tokens) pairs over its prompt and, where it goes on, its answer. Requests
+            whose paths begin alike begin with the same tokens; None has no such.
     """
 
     arrival_time: FloatArray
     prompt_length: IntArray
     output_length: IntArray
     request_class: IntArray
+    segments: Segments | None = None
 
     @classmethod
     def generate(cls, config: SimulationConfig) -> Self:
@@ -53,6 +58,7 @@ class Workload:
             arrival_cv=config.arrival_cv,
             arrival_gaps=config.arrival_gaps,
             class_shares=[its.share for its in config.classes],
+            prefixes=config.prefixes,
         )
 
     @classmethod
@@ -67,6 +73,7 @@ class Workload:
         arrival_cv: float = 1.0,
         arrival_gaps: Sequence[float] | None = None,
         class_shares: Sequence[float] = (),
+        prefixes: SharedPrefixes | None = None,
     ) -> Self:
         """The first ``n`` requests of laws; more would begin with the same ones.
 
@@ -77,18 +84,20 @@ class Workload:
             prompts: Law of prompt lengths.
             outputs: Law of output lengths.
             arrival_cv: Coefficient of variation of the gaps; 1 is Poisson.
-            arrival_gaps: The gaps themselves, in any unit, from a place that is drawn.
+            arrival_gaps: Gaps to draw from, in any unit, a tenth of them in a row.
             class_shares: Each class's part, relative; empty for one class.
+            prefixes: What prompts begin with, all of them longer than that.
         """
         unit = unit_arrivals(n, arrival_cv, stream(seed, "arrivals"), arrival_gaps)
         below = np.cumsum(class_shares or (1.0,))
-        purposes = ("classes", "prompts", "outputs")
-        classes, prompt, output = (stream(seed, its).random(n) for its in purposes)
+        purposes = ("classes", "prompts", "outputs", "prefixes")
+        classes, prompt, output, prefix = (stream(seed, p).random(n) for p in purposes)
         return cls(
             arrivals.inverse(unit),
             prompts.tokens(prompt),
             outputs.beside(prompts, prompt, output),
             np.searchsorted(below / below[-1], classes, side="right"),
+            None if prefixes is None else prefixes.segments(prefix),
         )
 
     @classmethod
@@ -98,6 +107,7 @@ class Workload:
         prompt_length: npt.ArrayLike,
         output_length: npt.ArrayLike,
         request_class: npt.ArrayLike | None = None,
+        segments: Iterable[Iterable[tuple[int, int]]] | None = None,
     ) -> Self:
         """A workload of given columns, each of shape (n,).
 
@@ -106,11 +116,12 @@ class Workload:
             prompt_length: Tokens.
             output_length: Tokens.
             request_class: Class numbers, from 0; None puts all in class 0.
+            segments: A path of (id, tokens) pairs a request; None has none.
 
         Raises:
             TraceError: Columns of unlike length, nothing in them, arrivals that are
-                unsorted, negative or not finite, or tokens or classes that are no
-                whole numbers of at least 1 or 0.
+                unsorted, negative or not finite, tokens or classes that are no whole
+                numbers of at least 1 or 0, or paths of more tokens than a request has.
 
         >>> work = Workload.from_arrays([0.0, 0.5, 4.0], [100, 50, 200], [20, 10, 30])
         >>> work
@@ -124,12 +135,11 @@ class Workload:
         earlier = np.concatenate(([False], np.diff(arrival) < 0.0))
         _first_bad("arrival_time", arrival, earlier, "no earlier than the one before")
         classes = np.zeros(len(arrival)) if request_class is None else request_class
-        return cls(
-            arrival,
-            _whole("prompt_length", prompt_length, len(arrival), 1, "tokens"),
-            _whole("output_length", output_length, len(arrival), 1, "tokens"),
-            _whole("request_class", classes, len(arrival), 0, "a class"),
-        )
+        prompts = _whole("prompt_length", prompt_length, len(arrival), 1, "tokens")
+        outputs = _whole("output_length", output_length, len(arrival), 1, "tokens")
+        classes = _whole("request_class", classes, len(arrival), 0, "a class")
+        paths = None if segments is None else checked_paths(segments, prompts + outputs)
+        return cls(arrival, prompts, outputs, classes, paths)
 
     @classmethod
     def from_csv(
@@ -191,6 +201,11 @@ class Workload:
             f"mean output {self.output_length.mean():.1f} tokens)"
         )
 
+    @property
+    def columns(self) -> dict[str, Any]:
+        """The columns of numbers by name: all but the segments."""
+        return {name: its for name, its in vars(self).items() if name != "segments"}
+
     def requests(self) -> Iterator[Request]:
         """Fresh ``Request`` objects in order of arrival.
 
@@ -198,7 +213,7 @@ class Workload:
         >>> [request.prompt_length for request in work.requests()]
         [100, 50, 200]
         """
-        columns = (column.tolist() for column in vars(self).values())
+        columns = (column.tolist() for column in self.columns.values())
         for i, row in enumerate(zip(*columns, strict=True)):
             yield Request(i, *row)
 
@@ -223,9 +238,9 @@ class Workload:
         change of it mends.
 
         Args:
-            arrivals: ``gaps`` are those of the workload, in their order, from a place
-                that is drawn, and round again; ``gamma`` has their coefficient of
-                variation, and ``poisson`` nothing of them but the rate.
+            arrivals: ``gaps`` are those of the workload, a tenth of them in a row from
+                places that are drawn; ``gamma`` has their coefficient of variation,
+                and ``poisson`` nothing of them but the rate.
 
         Raises:
             ConfigError: Other arrivals.
@@ -272,7 +287,7 @@ class Workload:
 
     def to_frame(self) -> pd.DataFrame:
         """One row a request: request_id and the columns."""
-        return pd.DataFrame({"request_id": np.arange(len(self)), **vars(self)})
+        return pd.DataFrame({"request_id": np.arange(len(self)), **self.columns})
 
     def to_csv(self, path: str | Path) -> None:
         """Write ``arrival_time,prompt_length,output_length``, exact to the last bit.

@@ -96,11 +96,29 @@ def runs(draw, number, coefficient, **fields):
         warmup_requests=0,
         random_seed=draw(st.integers(0, 99)),
         **law,
-        **draw(memory(prompts, outputs)),
-        **{name: draw(strategy) for name, strategy in fields.items()},
+        **draw(memory(prompts, outputs)) | {f: draw(its) for f, its in fields.items()},
     )
     classes = draw(st.lists(st.integers(0, 2), **_sized(n)))
     return config, Workload.from_arrays(arrivals, prompts, outputs, classes)
+
+
+@st.composite
+def shared(draw, run):
+    """Runs whose prompts, and some answers, are on paths with much in common."""
+    config, workload = draw(run)
+    tree = draw(st.lists(st.integers(1, 30), min_size=1, max_size=6))  # tokens by id
+    paths = []
+    asks = zip(workload.prompt_length, workload.output_length, strict=True)
+    for prompt, output in asks:
+        path = []
+        room = int(prompt + output)
+        while room and draw(st.integers(0, 4)):
+            name = draw(st.integers(0, len(tree) - 1))
+            path.append((name, min(tree[name], room)))
+            room -= path[-1][1]
+        paths.append(path)
+    columns = workload.columns.values()
+    return config, Workload.from_arrays(*columns, segments=paths)
 
 
 def _sized(n):

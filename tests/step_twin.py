@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from array import array
-from collections import deque
+from collections import Counter, deque
 from dataclasses import dataclass, field
 
 from twin import step_seconds
@@ -17,6 +17,8 @@ from llminfer.config import SimulationConfig
 from llminfer.request import Request
 from llminfer.servers.batch_control import BatchLimit, Observed
 from llminfer.workload import Workload
+
+ENOUGH = 5000  # blocks, if there is no limit
 
 
 @dataclass(eq=False)
@@ -29,6 +31,8 @@ class Sequence:
     decoding: bool = False
     last: bool = False  # the step that makes its last token is composed
     blocks: list[int] = field(default_factory=list)
+    path: tuple[tuple[int, int], ...] = ()
+    cached: int = 0  # tokens found when it was first admitted
     start: float | None = None
     token_times: list[float] = field(default_factory=list)
     preempted_at: list[float] = field(default_factory=list)
@@ -76,8 +80,12 @@ class StepTwin:
         self.control = BatchLimit(config.controller(), config.batch_size, seen)
         self.limit = config.batch_size
         blocks = config.kv_blocks
+        if blocks is None and config.prefix_caching:
+            blocks = ENOUGH
         self.free = None if blocks is None else deque(range(blocks))
-        self.content: dict[int, tuple[int, int]] = {}  # block: its request and place
+        self.content: dict[int, tuple] = {}  # what is in a block, in order of filling
+        self.filled: dict[int, float] = {}  # when it was
+        self.users: Counter[int] = Counter()  # requests that hold a block
 
     # Time
 
@@ -86,12 +94,12 @@ class StepTwin:
         while self.busy and self.now < until:
             self.step()
 
-    def arrive(self, request: Request) -> None:
+    def arrive(self, request: Request, path=()) -> None:
         if not self.busy:
             self.now = max(self.now, request.arrival_time)
         request.queue_entry_time = request.arrival_time
         self.entered.append(request.arrival_time)
-        sequence = Sequence(request)
+        sequence = Sequence(request, path=path)
         self.waiting.append(sequence)
         self.everyone.append(sequence)
 
@@ -104,7 +112,7 @@ class StepTwin:
         left = [
             s.request for s in self.everyone if not s.done or s.token_times[-1] >= now
         ]
-        if self.config.router == "least_loaded":
+        if self.config.router in ("least_loaded", "longest_prefix"):
             return len(left)
         return sum(r.prompt_length + r.expected_output_length for r in left)
 
@@ -151,8 +159,11 @@ class StepTwin:
         kv_tokens = sum(s.computed for s in decoding)
         b, k = len(decoding), kv_tokens
         took = step_seconds(self.config, prefilled, pairs, b, k)
-        blocks = sum(len(s.blocks) for s in self.running if not s.last)
-        makes = [s for s, tokens in work.items() if self.compute(s, tokens)]
+        blocks = len({block for s in self.running if not s.last for block in s.blocks})
+        # who decodes gives up its blocks first, by number, if they leave together
+        order = sorted(decoding, key=lambda s: s.request.id)
+        order += [s for s in work if not s.decoding]
+        makes = [s for s in order if self.compute(s, work[s])]
         return Step(
             start,
             start + took,
@@ -171,6 +182,7 @@ class StepTwin:
             if sequence.done:
                 if sequence in self.running:
                     self.running.remove(sequence)
+                self.fill(sequence, sequence.computed, step.end)
                 self.release(sequence)
                 latency = step.end - sequence.request.arrival_time
                 self.control.seen.finish(step.end, [latency])
@@ -195,6 +207,8 @@ class StepTwin:
                 self.preempt(victim)
                 if victim is sequence:
                     return True
+            if not sequence.decoding:
+                self.fill(sequence, sequence.computed + tokens)
             work[sequence] = tokens
             budget -= tokens
             place += 1
@@ -202,6 +216,7 @@ class StepTwin:
 
     def preempt(self, sequence: Sequence) -> None:
         sequence.preempted_at.append(self.stops)  # its step in progress ends first
+        self.fill(sequence, sequence.computed)
         self.release(sequence)
         if sequence.last:  # and makes its last token: it need not return
             sequence.resumed_at.append(self.stops)
@@ -230,7 +245,8 @@ class StepTwin:
             if self.free is not None:
                 whole = self.config.reserve_full_prompt
                 must_hold = sequence.tokens if whole else known + tokens
-                if self.blocks_for(must_hold) - len(kept) > len(self.free) - len(kept):
+                idle = sum(not self.users[block] for block in kept)
+                if self.blocks_for(must_hold) - len(kept) > len(self.free) - idle:
                     return
             if self.preempted:
                 self.preempted.remove(sequence)
@@ -238,12 +254,16 @@ class StepTwin:
             else:
                 self.waiting.remove(sequence)
                 sequence.start = self.now
+                sequence.cached = known
             self.control.seen.take(1)
             for block in kept:
-                self.free.remove(block)
+                if not self.users[block]:
+                    self.free.remove(block)
+                self.users[block] += 1
             sequence.blocks = kept
             sequence.computed = known
             assert self.allocate(sequence, known + tokens)
+            self.fill(sequence, known + tokens)
             self.running.append(sequence)
             work[sequence] = tokens
             budget -= tokens
@@ -258,10 +278,6 @@ class StepTwin:
     def compute(self, sequence: Sequence, tokens: int) -> bool:
         """The step will have computed so many tokens; does it make a new one?"""
         sequence.computed += tokens
-        if self.config.prefix_caching and self.free is not None:
-            for place in range(sequence.computed // self.config.block_size):
-                key = (sequence.request.id, place)
-                self.content[sequence.blocks[place]] = key
         if sequence.computed < sequence.tokens:
             return False
         sequence.made += 1
@@ -284,35 +300,80 @@ class StepTwin:
         for _ in range(more):
             block = self.free.popleft()  # the one freed longest ago
             self.content.pop(block, None)
+            self.users[block] = 1
             sequence.blocks.append(block)
         return True
 
     def release(self, sequence: Sequence) -> None:
-        if self.free is not None:
-            self.free.extend(reversed(sequence.blocks))
+        for block in reversed(sequence.blocks):
+            self.users[block] -= 1
+            if not self.users[block]:
+                self.free.append(block)
         sequence.blocks = []
 
-    def still_there(self, sequence: Sequence) -> list[int]:
-        """The leading blocks of ``sequence`` that nobody has taken."""
-        where = {key: block for block, key in self.content.items()}
+    # Rule 7
+
+    def fill(self, sequence: Sequence, tokens: int, at: float | None = None) -> None:
+        """The blocks full with the first so many tokens of ``sequence`` have names."""
+        if self.config.prefix_caching:
+            for place in range(len(sequence.blocks)):
+                if (place + 1) * self.config.block_size <= tokens:
+                    block = sequence.blocks[place]
+                    if block not in self.content:
+                        self.content[block] = self.name(sequence, place)
+                        self.filled[block] = self.now if at is None else at
+
+    def name(self, sequence: Sequence, place: int) -> tuple:
+        """What is in a full block: all segments up to its end, or its own tokens."""
+        end = 0
+        for i, (_, tokens) in enumerate(sequence.path):
+            end += tokens
+            if (place + 1) * self.config.block_size <= end:
+                return sequence.path[: i + 1], place
+        return sequence.request.id, place
+
+    def still_there(self, sequence: Sequence, now: float = math.inf) -> list[int]:
+        """The leading blocks of ``sequence`` that nobody has taken, all but its last.
+
+        Of several with the same content the one that was filled first.
+        """
+        where: dict[tuple, int] = {}
+        for block, name in self.content.items():
+            if self.filled[block] < now:
+                where.setdefault(name, block)
         kept: list[int] = []
-        while (sequence.request.id, len(kept)) in where:
-            kept.append(where[sequence.request.id, len(kept)])
+        while (len(kept) + 1) * self.config.block_size < sequence.tokens:
+            name = self.name(sequence, len(kept))
+            if name not in where:
+                break
+            kept.append(where[name])
         return kept
 
 
 def run_twins(config: SimulationConfig, workload: Workload) -> list[StepTwin]:
     """Serve ``workload`` by stepping: one server, or several behind a router."""
     servers = [StepTwin(config) for _ in range(config.replicas)]
+    sessions: list[int] = []
     for i, request in enumerate(workload.requests()):
+        path = workload.segments[i] if workload.segments else ()
+        now = request.arrival_time
         for server in servers:
-            server.advance(request.arrival_time)
+            server.advance(now)
         if config.router == "round_robin" or config.replicas == 1:
             place = i % config.replicas
+        elif config.router == "session":
+            session = path[0][0] if path else -1 - i
+            if session not in sessions:
+                sessions.append(session)
+            place = sessions.index(session) % config.replicas
         else:
-            loads = [server.load(request.arrival_time) for server in servers]
+            loads = [(server.load(now),) for server in servers]
+            if config.router == "longest_prefix":
+                asks = Sequence(request, path=path)
+                found = [len(server.still_there(asks, now)) for server in servers]
+                loads = [(-f, *load) for f, load in zip(found, loads, strict=True)]
             place = loads.index(min(loads))
-        servers[place].arrive(request)
+        servers[place].arrive(request, path)
     for server in servers:
         server.advance(math.inf)
         server.control.at(server.steps[-1].end if server.steps else 0.0)

@@ -38,7 +38,7 @@ class BoundedEnvironment(simpy.Environment):
         super().step()
 
 
-ROUTERS = ["round_robin", "random", "least_loaded", "shortest_queue"]
+ROUTERS = ["round_robin", "random", "least_loaded", "shortest_queue", "session"]
 
 
 @settings(max_examples=250)

@@ -168,7 +168,7 @@ def test_a_budget_below_the_batch_limit_is_no_matter_to_the_static_server():
 def test_who_comes_a_last_bit_after_a_step_is_in_the_one_after_it(began, step, growth):
     workload = Workload.from_arrays([0.0], [1], [1])
     line = waiting_queue(SERVER.policy(), workload)
-    scheduler = Scheduler(SERVER, RequestTimes.of(workload), line)
+    scheduler = Scheduler(SERVER, RequestTimes.of(workload, SERVER), line)
     scheduler.began, scheduler.step, scheduler.growth = began, step, growth
     n = np.arange(1, 400)
     ends = (began + n * step + growth * (n * (n - 1) // 2)).tolist()

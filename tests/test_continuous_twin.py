@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from continuous_cases import EXACT, FREE, serve
+from continuous_cases import EXACT, FREE, serve, shared
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from step_twin import run_twins
@@ -79,3 +79,18 @@ def test_server_equals_the_step_by_step_twin(runs, data):
         assert_same_gaps(record, twin.everyone, config.step_time, skip)
     assert record.batch_limit.tolist() == twin.control.path()["batch_limit"].tolist()
     assert_close(record.limit_time, twin.control.path()["limit_time"], "limit")
+
+
+@pytest.mark.parametrize(
+    "runs", [EXACT, FREE], ids=["events coincide", "continuous times"]
+)
+@settings(max_examples=250)
+@given(data=st.data())
+def test_shared_prefixes_are_found_as_in_the_twin_of_named_blocks(runs, data):
+    config, workload = data.draw(shared(runs))
+    config = config.replace(prefix_caching=True)
+    record = serve(config, workload)
+    (twin,) = run_twins(config, workload)
+    assert record.steps.cached_tokens.tolist() == [s.cached for s in twin.everyone]
+    assert_same_requests(record, twin.everyone)
+    assert_same_steps(record, twin.steps)

@@ -6,7 +6,7 @@ import itertools
 
 import numpy as np
 import pytest
-from continuous_cases import FLOATS, runs, serve
+from continuous_cases import FLOATS, runs, serve, shared
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from step_twin import run_twins
@@ -39,8 +39,21 @@ def share(record, replicas):
     )
 
 
-@settings(max_examples=150)
-@given(ROUTED)
+POSITIVE = st.floats(1e-4, 0.1)  # no step ends as it begins
+CACHED = shared(
+    runs(
+        st.floats(1e-3, 3.0),
+        POSITIVE,
+        replicas=st.integers(2, 4),
+        router=st.sampled_from(["longest_prefix", "session"]),
+        batch_size=st.integers(1, 4),
+        prefix_caching=st.just(True),
+    )
+)
+
+
+@settings(max_examples=250)
+@given(ROUTED | CACHED)
 def test_servers_behind_a_router_equal_as_many_twins(run):
     config, workload = run
     record = serve(config, workload)
@@ -50,6 +63,8 @@ def test_servers_behind_a_router_equal_as_many_twins(run):
     ]
     served.sort(key=lambda entry: entry[0])
     assert record.steps.replica.tolist() == [place for _, place, _ in served]
+    if config.prefix_caching:
+        assert record.steps.cached_tokens.tolist() == [s.cached for _, _, s in served]
     ends = [s.token_times[-1] for _, _, s in served]
     firsts = [s.token_times[0] for _, _, s in served]
     np.testing.assert_allclose(record.processing_end_time, ends, rtol=1e-9, atol=1e-9)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-_PURPOSES = ("arrivals", "prompts", "outputs", "prediction", "classes", "routing")
+_LAWS = ("arrivals", "prompts", "outputs", "prediction", "classes", "routing")
+_PURPOSES = (*_LAWS, "prefixes")
 
 
 def stream(seed: int | None, purpose: str) -> np.random.Generator:
@@ -12,7 +13,8 @@ def stream(seed: int | None, purpose: str) -> np.random.Generator:
 
     Args:
         seed: Seed of the run; None draws a fresh one.
-        purpose: One of arrivals, prompts, outputs, prediction, classes, routing.
+        purpose: One of arrivals, prompts, outputs, prediction, classes, routing,
+            prefixes.
     """
     child = np.random.SeedSequence(seed, spawn_key=(_PURPOSES.index(purpose),))
     return np.random.Generator(np.random.PCG64(child))

@@ -13,6 +13,8 @@ import numpy as np
 from llminfer.base.arrays import FloatArray
 from llminfer.base.errors import build, choice, fail, number
 
+_BLOCKS = 10  # of a log's gaps that stay in their order
+
 
 @dataclass(frozen=True)
 class ArrivalRate(ABC):
@@ -241,15 +243,20 @@ def unit_arrivals(
         requests: How many.
         arrival_cv: Coefficient of variation of the gaps; 1 is Poisson, 0 is a clock.
         stream: Source of randomness, one value a request.
-        gaps: These in their order instead, over their mean, again and again from a
-            place that is drawn, so that the pattern of bursts stays.
+        gaps: These over their mean instead, a tenth of them in a row, each from a
+            place that is drawn: the pattern of bursts stays, and no two runs are alike.
 
     >>> unit_arrivals(4, 1.0, np.random.default_rng(1), gaps=[3.0, 1.0])
-    array([0.5, 2. , 2.5, 4. ])
+    array([0.5, 1. , 2.5, 4. ])
+
+    Source: the circular block bootstrap, Politis and Romano (1992).
     """
     if gaps is not None:
-        place = int(stream.random() * len(gaps)) + np.arange(requests)
-        each = np.asarray(gaps)[place % len(gaps)] / np.mean(gaps)
+        n = len(gaps)
+        block = math.ceil(n / _BLOCKS)
+        begin = (stream.random(math.ceil(requests / block)) * n).astype(np.int64)
+        place = (begin[:, None] + np.arange(block)).ravel()[:requests]
+        each = np.asarray(gaps)[place % n] / np.mean(gaps)
     elif arrival_cv == 1.0:
         each = stream.standard_exponential(requests)
     elif arrival_cv == 0.0:

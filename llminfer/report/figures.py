@@ -218,9 +218,9 @@ def draw_capacity(table: pd.DataFrame) -> Figure:
     on = fastest[front]
     right.plot(on["user_speed"], on["throughput_per_gpu"], "--", color=GHOST)
     right.set(xlabel="tokens/s a user", ylabel="tokens/s a GPU")
-    for ax in (left, right):
-        ax.set_xlim(left=0.0)
-    right.set_ylim(bottom=0.0)
+    left.set_xlim(0.0, 1.1 * table["rate_upper"].max())
+    right.set_xlim(0.0, 1.1 * fastest["user_speed"].max())
+    right.set_ylim(0.0, 1.1 * fastest["throughput_per_gpu"].max())
     return fig
 
 

@@ -21,13 +21,14 @@ from __future__ import annotations
 
 import math
 from array import array
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from heapq import heappop, heappush
 
 from llminfer.config import SimulationConfig
 from llminfer.servers.batch_control import BatchLimit
 from llminfer.servers.event_log import Log, RequestTimes
-from llminfer.servers.kv_memory import BlockPool, block_pool
+from llminfer.servers.kv_memory import BlockPool, CachingPool, block_pools
 from llminfer.servers.queues import WaitingQueue
 
 
@@ -40,19 +41,22 @@ class Batch:
         requests: The run's requests, to be read and filled in.
         queue: Where new requests wait.
         control: What sets the batch limit; None leaves it at ``batch_size``.
+        left: Hears when requests have left.
     """
 
     config: SimulationConfig
     requests: RequestTimes
     queue: WaitingQueue
     control: BatchLimit | None = None
+    left: Callable[[], None] | None = None
     log: Log = field(init=False)
     # Settings
     limit: int = field(init=False)  # sequences at most
     budget: int = field(init=False)  # tokens a step at most
     chunked: bool = field(init=False)
     whole: bool = field(init=False)  # must a whole prompt fit into the free blocks?
-    pool: BlockPool | None = field(init=False)
+    pool: BlockPool | None = field(init=False)  # if there is a limit
+    cache: CachingPool | None = field(init=False)  # the same, or where all stays
     prompt: memoryview[int] = field(init=False)
     output: memoryview[int] = field(init=False)
     start: array[float] = field(init=False)
@@ -73,8 +77,8 @@ class Batch:
     # Whose prefill ends in this step
     prefilled: list[int] = field(default_factory=list)
     pairs: float = 0.0  # of a token that is prefilled in it and one it attends to
-    # With the last token out, or made by the step in progress, but a place and so many
-    # blocks until that ends; 0 if it had to give them up before
+    # With the last token out, or made by the step in progress, but a place and the
+    # blocks of so many tokens until that ends; 0 if it had to give them up before
     leaving: dict[int, int] = field(default_factory=dict)
     # Who waits, or is gone
     admitted: int = 0  # how many have left the queue
@@ -89,11 +93,9 @@ class Batch:
         self.limit, self.budget = config.batch_size, config.max_batched_tokens
         self.chunked = config.chunked_prefill
         self.whole = config.reserve_full_prompt or not self.chunked
-        self.pool = block_pool(
-            config.kv_blocks, config.block_size, config.prefix_caching
-        )
-        self.log = Log(config.kv_blocks)
         requests = self.requests
+        self.pool, self.cache = block_pools(config, requests.paths)
+        self.log = Log(config.kv_blocks)
         self.prompt, self.output = requests.prompt, requests.output
         self.start, self.first = requests.start, requests.first
         self.finished = requests.end
@@ -102,13 +104,15 @@ class Batch:
 
     # Who runs
 
-    def make_room(self, now: float) -> int:
-        """Preempt until all that decode can; the blocks that they need."""
-        pool = self.pool
+    def make_room(self, now: float) -> bool:
+        """Take the blocks of all that decode; had someone to be preempted for them?"""
+        pool, short = self.pool, False
         assert pool is not None
         while (need := pool.cycle[self.decoded % pool.block_size]) > pool.free:
             self.preempt(now)
-        return need
+            short = True
+        pool.free -= need
+        return short
 
     def prefill_on(self, now: float) -> int:
         """Prefill what the budget allows of the prompt in progress, tokens.
@@ -125,6 +129,8 @@ class Batch:
                 self.preempt(now)
                 return 0
             pool.free -= more
+        if self.cache is not None:
+            self.cache.publish(self.partial, self.computed + tokens)
         self.pairs += tokens * (self.computed + tokens / 2.0)
         self.computed += tokens
         if tokens == rest:
@@ -143,10 +149,9 @@ class Batch:
         assert pool is not None
         i = next(i for i in reversed(self.running) if self.leaving.get(i, 1))
         self.must_be_free = 0
-        if blocks := self.leaving.get(i):  # its last token is made: it needs no return
+        if tokens := self.leaving.get(i):  # its last token is made: it needs no return
             self.leaving[i] = 0
-            pool.free += blocks
-            pool.released += blocks
+            pool.give_back(i, tokens)
             self._note_preemption(i, now, now)
             return
         entry = self.running.pop(i)
@@ -161,7 +166,7 @@ class Batch:
             self.kv_tokens -= tokens
             pool.cycle[(self.decoded - tokens) % pool.block_size] -= 1
             self._forget_the_gone()
-        pool.abandon(i, tokens)
+        pool.give_back(i, tokens, returns=True)
         self.preempted.append(i)
         if self.control is not None:
             self.control.seen.take(-1)
@@ -199,7 +204,7 @@ class Batch:
         can_overtake = queue.can_overtake
         while waiting and total < budget and len(running) < limit:
             i = queue.peek(now) if can_overtake else self.admitted
-            tokens = self._enter(i, self.prompt[i], 0, budget - total, total)
+            tokens = self._enter(i, self.prompt[i], budget - total, total)
             if not tokens:
                 break
             if can_overtake:
@@ -214,13 +219,11 @@ class Batch:
 
     def _readmit(self, now: float, budget: int) -> int:
         """Admit preempted requests that fit; the tokens to prefill for them."""
-        pool, preempted, total = self.pool, self.preempted, 0
-        assert pool is not None
+        preempted, total = self.preempted, 0
         while preempted and total < budget and len(self.running) < self.limit:
             i = preempted[-1]
             whole = self.prompt[i] + self.made[i]
-            known = pool.found(i) * pool.block_size
-            tokens = self._enter(i, whole, known, budget - total, total)
+            tokens = self._enter(i, whole, budget - total, total)
             if not tokens:
                 break
             total += tokens
@@ -229,35 +232,36 @@ class Batch:
                 self.control.seen.take(1)
         return total
 
-    def _enter(self, i: int, whole: int, known: int, budget: int, others: int) -> int:
+    def _enter(self, i: int, whole: int, budget: int, others: int) -> int:
         """Let a request run if it fits; its tokens to prefill in this step, or 0.
 
         Args:
             i: The request.
             whole: Tokens to be computed before its next one comes out.
-            known: Those it finds in full blocks that are still there.
             budget: Tokens that may be prefilled for it.
             others: Tokens that are prefilled for others who enter.
         """
+        cache, pool, found, held = self.cache, self.pool, 0, 0  # full blocks
+        if cache is not None and not (cache.shares or self.preempted):
+            cache = None  # there is nothing for it
+        if cache is not None:
+            found, held = cache.look(i, whole)
+        known = found * self.config.block_size if found else 0
         tokens = whole - known
         if tokens > budget:
             if self.chunked:
                 tokens = budget
             elif others:
                 return 0
-        pool = self.pool
+        if pool is not None and not self._fits(whole, known + tokens, held):
+            return 0
+        if cache is not None:
+            cache.hold(i)
+            cache.publish(i, known + tokens)
+            if not self.preempted:
+                self.requests.cached[i] = known
         if pool is not None:
-            size = pool.block_size
-            blocks = -(-(known + tokens) // size)
-            must_be_free = -(-whole // size) if self.whole else blocks
-            if must_be_free > pool.free:
-                if self.whole and (self.preempted or not self.queue.can_overtake):
-                    self.must_be_free = must_be_free
-                return 0
-            self.must_be_free = 0
-            if self.preempted:
-                pool.reclaim(i)
-            pool.free -= blocks - known // size
+            pool.free -= pool.blocks_for(known + tokens) - found
         self.running[i] = -1
         self.pairs += tokens * (known + tokens / 2.0)
         if known + tokens == whole:
@@ -265,6 +269,24 @@ class Batch:
         else:
             self.partial, self.computed = i, known + tokens
         return tokens
+
+    def _fits(self, whole: int, now: int, held: int) -> bool:
+        """Is there room for a request that has ``held`` blocks in common with others?
+
+        Args:
+            whole: Tokens to be computed before its next one comes out.
+            now: Those in its cache after this step.
+            held: Blocks.
+        """
+        pool = self.pool
+        assert pool is not None
+        need = pool.blocks_for(whole if self.whole else now) - held
+        if fits := need <= pool.free:
+            self.must_be_free = 0
+        elif self.whole and (self.preempted or not self.queue.can_overtake):
+            # others may come to hold more of the blocks that it shares
+            self.must_be_free = 0 if self.requests.paths else need
+        return fits
 
     # When tokens come out
 
@@ -316,20 +338,21 @@ class Batch:
         self.finished[i] = end
         self.running[i] = -1  # no entry of the heap is its own any more
         tokens = self.prompt[i] + self.output[i] - 1
-        self.leaving[i] = self.pool.blocks_for(tokens) if self.pool is not None else 0
+        self.leaving[i] = tokens
 
     def let_go(self) -> int:
         """Those whose last token is out give up place and blocks; how many of these."""
-        pool, control = self.pool, self.control
-        for i in self.leaving:
+        pool, control = self.pool or self.cache, self.control
+        free = 0 if pool is None else pool.free
+        for i, tokens in self.leaving.items():
             del self.running[i]
             self.tokens_done += self.prompt[i] + self.output[i]
+            if tokens and pool is not None:
+                pool.give_back(i, tokens)
             if control is not None:
                 end = self.finished[i]
                 control.seen.finish(end, [end - self.requests.arrival[i]])
-        blocks = sum(self.leaving.values())
-        if pool is not None:
-            pool.free += blocks
-            pool.released += blocks
         self.leaving.clear()
-        return blocks
+        if self.left is not None:
+            self.left()
+        return 0 if pool is None else pool.free - free

@@ -14,7 +14,7 @@ from llminfer.base.errors import fail
 from llminfer.config import SimulationConfig
 from llminfer.servers.event_log import RequestTimes, write_up
 from llminfer.servers.queues import waiting_queue
-from llminfer.servers.routing import Replica, least, routes
+from llminfer.servers.routing import Replica, Router, routes
 from llminfer.servers.scheduler import Scheduler
 from llminfer.servers.server import Process, WorkloadServer, batch_limit
 from llminfer.workload import Workload
@@ -40,9 +40,9 @@ class ContinuousBatchingServer(WorkloadServer):
     ) -> None:
         super().__init__(env, config, workload)
         _refuse_what_never_fits(config, workload)
-        self._requests = RequestTimes.of(workload)
+        self._requests = RequestTimes.of(workload, config)
         self._limit = batch_limit(env, config, self._requests.arrival)
-        self._routes = routes(config, len(workload))
+        self._routes = routes(config, workload)
         self._replicas = [self._replica(i) for i in range(config.replicas)]
         self._processes: list[simpy.Process] = []
         self._asleep: dict[int, simpy.Event] = {}
@@ -122,9 +122,10 @@ class ContinuousBatchingServer(WorkloadServer):
 
     def _route(self, routes: IntArray) -> Process:
         """SimPy process: send every request to a server as it arrives."""
+        router = Router(self.config.router, self._replicas)
         for i, time in enumerate(self._requests.arrival):
             yield _Arrival(self.env, time)
-            place = least(self._replicas, self.config.router)
+            place = router.choose(i, time)
             routes[i] = place
             self._send(i, time, place)
         for place, replica in enumerate(self._replicas):

@@ -14,6 +14,7 @@ import numpy as np
 from llminfer.base.arrays import IntArray
 from llminfer.config import SimulationConfig
 from llminfer.record import RunRecord, StepLog
+from llminfer.servers.prefixes import Paths
 from llminfer.workload import Workload
 
 _STRETCH = [
@@ -38,10 +39,13 @@ class RequestTimes:
     start: array[float]  # first admission, s
     first: array[float]  # first token, s
     end: array[float]  # last token, s
+    cached: array[int]  # prompt tokens found as they were first admitted
+    paths: Paths | None = None  # the blocks they share; None shares nothing
 
     @classmethod
-    def of(cls, workload: Workload) -> RequestTimes:
+    def of(cls, workload: Workload, config: SimulationConfig) -> RequestTimes:
         """Those of a workload, to which nothing has happened yet."""
+        segments = workload.segments if config.prefix_caching else None
         nothing = array("d", bytes(8 * len(workload)))
         return cls(
             memoryview(workload.arrival_time),  # type: ignore[arg-type]
@@ -50,6 +54,8 @@ class RequestTimes:
             nothing,
             nothing[:],
             nothing[:],
+            array("q", bytes(8 * len(workload))),
+            None if segments is None else Paths.of(segments, config.block_size),
         )
 
 
@@ -113,15 +119,17 @@ def write_up(
         batch_start=rows["start"],
         batch_end=rows["end"],
         batch_size=rows["size"],
-        steps=_step_log(config, logs, rows, server, replica),
+        steps=_step_log(config, requests, logs, rows, server=server, replica=replica),
         **limit,
     )
 
 
 def _step_log(
     config: SimulationConfig,
+    requests: RequestTimes,
     logs: Sequence[Log],
     rows: Any,
+    *,
     server: Any,
     replica: IntArray,
 ) -> StepLog:
@@ -145,6 +153,7 @@ def _step_log(
         preempted_time=preempted["preempted"],
         resumed_time=preempted["resumed"],
         caught_up_time=preempted["caught_up"],
+        cached_tokens=np.asarray(requests.cached) if config.prefix_caching else None,
     )
 
 

@@ -1,21 +1,26 @@
 """KV memory in blocks: how many are free, who needs one when, what can be found again.
 
-Blocks are counted, not named. A sequence that decodes needs a new block whenever its
-KV tokens fill the last one, every ``block_size`` steps, so a histogram of the places
-in that cycle says how many blocks any number of steps takes.
+Blocks are counted; those that requests may share have names as well. A sequence that
+decodes needs a new block whenever its KV tokens fill the last one, every ``block_size``
+steps, so a histogram of the places in that cycle says how many blocks any number of
+steps takes.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_right
 from collections import deque
+from dataclasses import dataclass, field
 from itertools import accumulate
+
+from llminfer.config import SimulationConfig
+from llminfer.servers.prefixes import Paths
 
 
 class BlockPool:
     """The KV blocks of one server.
 
-    To take blocks is to lower ``free``; who gives some back raises ``released`` too.
+    To take blocks is to lower ``free``.
 
     A step is named by the number of decode steps before it. A sequence that decodes is
     counted at ``(step - its KV tokens) % block_size``, which stays while it decodes: it
@@ -27,7 +32,6 @@ class BlockPool:
 
     Attributes:
         free: Blocks that nobody holds.
-        released: Blocks that complete requests have given back, since the beginning.
         cycle: Sequences that decode, by the place at which they are counted.
     """
 
@@ -35,7 +39,6 @@ class BlockPool:
         self.blocks = blocks
         self.block_size = block_size
         self.free = blocks
-        self.released = 0
         self.cycle = [0] * block_size
 
     def blocks_for(self, tokens: int) -> int:
@@ -63,68 +66,223 @@ class BlockPool:
         cycle = self.cycle[place:] + self.cycle[:place]
         return min(most, steps + bisect_right(list(accumulate(cycle)), left))
 
-    def abandon(self, request: int, tokens: int) -> None:
-        """A preempted request gives up the blocks that hold its tokens."""
+    def give_back(self, request: int, tokens: int, returns: bool = False) -> None:
+        """A request gives up the blocks that hold its tokens.
+
+        Args:
+            request: Its number.
+            tokens: Those computed.
+            returns: Was it preempted?
+        """
         self.free += self.blocks_for(tokens)
 
-    def found(self, request: int) -> int:
-        """Full blocks that a preempted request would find as it left them."""
-        return 0
 
-    def reclaim(self, request: int) -> None:
-        """A preempted request takes the blocks it finds."""
+@dataclass(slots=True, eq=False)
+class Span:
+    """Neighbouring blocks that the same requests hold, or that came free together.
+
+    Args:
+        start: The name of the first; the others' follow. -1 if they have no names.
+        blocks: How many there are.
+        holders: The requests that hold them.
+        freed: If nobody does, all that came free together, in order.
+    """
+
+    start: int
+    blocks: int
+    holders: set[int] = field(default_factory=set)
+    freed: list[Span] | None = None
 
 
 class CachingPool(BlockPool):
     """Blocks whose contents can be found again until somebody takes them.
 
-    The free blocks stand in a queue, as runs of blocks that were given back together;
-    who takes blocks takes those at its head. A request gives its last block back
-    first, so that what is left of a run is always the beginning of its tokens.
+    The free blocks stand in a queue; who takes blocks takes those at its head. A
+    request gives its last block back first. The blocks on its path have names, and
+    anybody finds them; if several have computed the same, the first copy that is still
+    there. The others it finds itself if it was preempted and returns. Who has a block
+    also has those before it on the path, so that what is left of a path in the queue
+    is always its beginning.
+
+    Args:
+        blocks: How many there are.
+        block_size: Tokens in each.
+        paths: The names of the requests' blocks; None has no names.
+
+    Attributes:
+        shares: Are there names?
     """
 
-    def __init__(self, blocks: int, block_size: int) -> None:
+    def __init__(self, blocks: int, block_size: int, paths: Paths | None) -> None:
         super().__init__(blocks, block_size)
-        self._queue: deque[list[int]] = deque([[blocks]])
+        self.shares = paths is not None
+        self._paths = paths or Paths(block_size)
+        self._queue = deque([[Span(-1, blocks)]])  # what came free together
         self._queued = blocks  # all that stand there
-        self._known = 0  # of ``released``, those that stand there
-        self._left: dict[int, tuple[list[int], int]] = {}  # its run, its full blocks
+        self._loose = 0  # that are to stand at its end, and nobody will look for
+        self._first: dict[int, Span] = {}  # that begin with a name and are found
+        self._copies: dict[int, list[Span]] = {}  # of a named block, by age
+        self._held: dict[int, list[Span]] = {}  # named ones, by request
+        self._left: dict[int, tuple[Span, int]] = {}  # others, and how many are full
+        self._seen: tuple[list[tuple[Span, int]], int] = [], 0
 
-    def abandon(self, request: int, tokens: int) -> None:
+    def give_back(self, request: int, tokens: int, returns: bool = False) -> None:
+        if not (self.shares or returns):
+            self._loose += (blocks := self.blocks_for(tokens))
+            self.free += blocks
+            return
         self._catch_up()
-        run = [self.blocks_for(tokens)]
-        self._queue.append(run)
-        self._queued += run[0]
-        self.free += run[0]
-        self._left[request] = run, tokens // self.block_size
+        self.publish(request, tokens)
+        freed: list[Span] = []
+        mine = self._held.pop(request, [])
+        named = sum([span.blocks for span in mine])
+        rest = Span(-1, self.blocks_for(tokens) - named)
+        if returns:
+            self._left[request] = rest, tokens // self.block_size - named
+        blocks = rest.blocks
+        for span in mine:
+            span.holders.discard(request)
+            if not span.holders:
+                blocks += span.blocks
+                if not (freed and self._joined(freed[-1], span)):
+                    span.freed = freed
+                    freed.append(span)
+        freed.append(rest)
+        self._queue.append(freed)
+        self._queued += blocks
+        self.free += blocks
 
-    def found(self, request: int) -> int:
+    def look(self, request: int, tokens: int) -> tuple[int, int]:
+        """Full blocks that a request finds, and how many of these somebody holds.
+
+        Args:
+            request: Its number.
+            tokens: Those to be computed; the last one is, whatever it finds.
+        """
         self._catch_up()
-        run, full = self._left[request]
-        return min(run[0], full)
+        seen: list[tuple[Span, int]] = []
+        found = held = 0
+        most = (tokens - 1) // self.block_size
+        for names in self._paths.between(request, 0, most) if self.shares else ():
+            name, end = names.start, names.stop
+            while name < end and (span := self._first.get(name)):
+                blocks = min(span.blocks, end - name)
+                seen.append((span, blocks))
+                found += blocks
+                if span.holders:
+                    held += blocks
+                name += blocks
+            if name < end:
+                break
+        rest, full = self._left.get(request, (None, 0))
+        own = 0 if rest is None else min(rest.blocks, full)
+        self._seen = seen, own
+        return found + own, held
 
-    def reclaim(self, request: int) -> None:
-        blocks = self.found(request)
-        self._left.pop(request)[0][0] -= blocks
-        self._queued -= blocks
-        self.free -= blocks
+    def hold(self, request: int) -> None:
+        """A request takes the blocks that it found when it last looked."""
+        seen, taken = self._seen
+        if left := self._left.pop(request, None):
+            left[0].blocks -= taken
+        self._held[request] = [span for span, _ in seen]
+        for span, blocks in seen:
+            if blocks < span.blocks:
+                self._split(span, blocks)
+            if not span.holders:
+                assert span.freed is not None
+                span.freed.remove(span)
+                taken += blocks
+            span.holders.add(request)
+        self._queued -= taken
+        self.free -= taken
+
+    def publish(self, request: int, tokens: int) -> None:
+        """Let others find the full blocks of the first so many tokens of a request."""
+        if not self.shares:
+            return
+        mine, first = self._held[request], self._first
+        end = min(tokens // self.block_size, self._paths.blocks[request])
+        if end == (begin := sum([span.blocks for span in mine])):
+            return
+        for names in self._paths.between(request, begin, end):
+            for name in names:
+                if there := first.get(name):  # others have computed the same
+                    if there.blocks > 1:
+                        self._split(there, 1)
+                    mine.append(Span(name, 1, {request}))
+                    self._copies.setdefault(name, []).append(mine[-1])
+                else:
+                    first[name] = span = Span(name, names.stop - name, {request})
+                    mine.append(span)
+                    break
+
+    def _joined(self, span: Span, rest: Span) -> bool:
+        """Let what came free together be one span, if both can be found as one."""
+        first, name = self._first, rest.start
+        if name != span.start + span.blocks or self._copies.get(name - 1):
+            return False
+        if first.get(name) is not rest or first.get(span.start) is not span:
+            return False
+        span.blocks += rest.blocks
+        del first[name]
+        return True
+
+    def _split(self, span: Span, blocks: int) -> None:
+        """Make a span of its own of what is behind the first so many blocks."""
+        name = span.start + blocks
+        rest = Span(name, span.blocks - blocks, set(span.holders), span.freed)
+        span.blocks, self._first[name] = blocks, rest
+        lists = [self._held[request] for request in span.holders]
+        for each in lists or [span.freed or []]:
+            each.insert(each.index(span) + 1, rest)
 
     def _catch_up(self) -> None:
-        """Put into the queue what was released, and take off what was taken."""
-        self._queue.append([self.released - self._known])
-        self._queued += self.released - self._known
-        self._known = self.released
+        """Put into the queue what is loose, and take off what was taken."""
+        if self._loose:
+            self._queue.append([Span(-1, self._loose)])
+            self._queued += self._loose
+            self._loose = 0
         while self._queued > self.free:
-            run = self._queue[0]
-            taken = min(self._queued - self.free, run[0])
-            run[0] -= taken
-            self._queued -= taken
-            if not run[0]:
+            if not (freed := self._queue[0]):
                 self._queue.popleft()
+                continue
+            blocks = min(self._queued - self.free, freed[-1].blocks)
+            self._queued -= blocks
+            self._take(freed[-1], blocks)
+            if not freed[-1].blocks:
+                freed.pop()
+
+    def _take(self, span: Span, blocks: int) -> None:
+        """The last blocks of a span are taken: the next copies are found now."""
+        start, first = span.start, self._first
+        span.blocks -= blocks
+        if start < 0:
+            return
+        if first.get(start) is not span:
+            self._copies[start].remove(span)
+            return
+        if not span.blocks:
+            del first[start]
+        end = start + span.blocks
+        for name in range(end, end + blocks) if self._copies else ():
+            if copies := self._copies.get(name):
+                first[name] = copies.pop(0)
 
 
-def block_pool(blocks: int | None, block_size: int, caching: bool) -> BlockPool | None:
-    """The blocks of a server; None if there is no limit to them."""
-    if blocks is None:
-        return None
-    return (CachingPool if caching else BlockPool)(blocks, block_size)
+_ENDLESS = 2**62  # blocks
+
+
+def block_pools(
+    config: SimulationConfig, paths: Paths | None
+) -> tuple[BlockPool | None, CachingPool | None]:
+    """The blocks of a server, if there is a limit; and those to be found again, if any.
+
+    Args:
+        config: Its memory.
+        paths: What its requests share, or None.
+    """
+    blocks, size = config.kv_blocks, config.block_size
+    if not config.prefix_caching or (blocks is None and paths is None):
+        return (None if blocks is None else BlockPool(blocks, size)), None
+    cache = CachingPool(blocks or _ENDLESS, size, paths)
+    return (None if blocks is None else cache), cache

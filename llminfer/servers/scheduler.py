@@ -31,7 +31,7 @@ gives up its place and blocks when its step ends.
 from __future__ import annotations
 
 import math
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -190,6 +190,8 @@ class Scheduler(Batch):
             self.note(self.pack(*row))
         if partial and steps > 1:
             self.computed += (steps - 1) * self.tokens
+            if self.cache is not None:
+                self.cache.publish(self.partial, self.computed)
         if decodes:
             self.decoded = decoded = self.decoded + steps
             self.kv_tokens += steps * decodes
@@ -199,6 +201,20 @@ class Scheduler(Batch):
             self.emit(end)
         if self.leaving and not self.ahead:
             self.let_go()
+
+    def found(self, i: int, time: float) -> int:
+        """Full blocks that a request would find here at ``time``, seconds."""
+        if (cache := self.cache) is None:
+            return 0
+        ends = range(1, self.steps)  # steps scheduled by then, after the first
+        later = bisect_left(ends, time, key=lambda k: self.end_after(k - self.ahead))
+        if self.partial >= 0:
+            cache.publish(self.partial, self.computed + later * self.tokens)
+        taken = 0 if self.pool is None else self._later_blocks(later)
+        cache.free -= taken
+        blocks, _ = cache.look(i, self.prompt[i])
+        cache.free += taken
+        return blocks
 
     # Who is in the next step
 
@@ -220,11 +236,7 @@ class Scheduler(Batch):
 
     def _mixed(self, now: float, waiting: int) -> bool:
         """Schedule a mixed step; True if the stretch is this one step."""
-        pool, short, tokens = self.pool, False, 0
-        if pool is not None and self.decoding:
-            if (need := pool.cycle[self.decoded % pool.block_size]) > pool.free:
-                need, short = self.make_room(self.began), True
-            pool.free -= need
+        short, tokens = self.pool is not None and self.make_room(self.began), 0
         if self.partial >= 0:
             tokens = self.prefill_on(self.began)
             short = not tokens
@@ -239,13 +251,10 @@ class Scheduler(Batch):
 
     def _apart(self, now: float, waiting: int) -> bool:
         """Schedule a step of one phase; True if the stretch is this one step."""
-        pool, short, tokens = self.pool, False, 0
+        tokens = 0
         if self.may_enter(waiting):
             tokens = self.admit(now, waiting, self.budget)
-        if pool is not None and self.decoding and not tokens:
-            if (need := pool.cycle[self.decoded % pool.block_size]) > pool.free:
-                need, short = self.make_room(self.began), True
-            pool.free -= need
+        short = not tokens and self.pool is not None and self.make_room(self.began)
         self.decodes, self.tokens = 0 if tokens else self.decoding, tokens
         return short or tokens > 0
 
