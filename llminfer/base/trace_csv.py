@@ -25,7 +25,7 @@ _LONGEST_OBJECT = 64 * 2**20  # bytes; the results of a whole run may be on one
 _SPARSE = 60.0  # s between requests; milliseconds look like that
 _LATEST = 1e15  # s; the clock of day is at 1.8e9
 _OF_DAY = 1e9  # s; a clock that shows more is the time of day, and at most 4e9
-_WHOLE = re.compile(r"\s*[0-9]{1,18}(\.(?!000\s*$)0*)?\s*")  # 1.000 may be 1000
+_WHOLE = re.compile(r"\s*-?[0-9]{1,18}(\.(?!000\s*$)0*)?\s*")  # 1.000 may be 1000
 _DATE = re.compile(r"\s*[12]\d{3}-\d\d?-\d")
 _ZONE = re.compile(r":[\d:.,]*\s*(z|[+-]\d\d:?(\d\d)?)\s*$", re.IGNORECASE)
 _COMMA = re.compile(r"^\s*(-?\d+),(\d+)\s*$")
@@ -108,7 +108,7 @@ def recognised(
     for name in sorted(map(str, table), key=lambda name: name.count(".")):
         for start in range(name.count(".") + 1):
             names.setdefault(plain_name(name.split(".", start)[-1])[0], name)
-    found = {}
+    found = dict[str, pd.Series]()
     for role, aliases in known.items():
         here = [names[alias] for alias in aliases.split() if alias in names]
         here = [given[role]] if role in given else here
@@ -187,7 +187,7 @@ def tokens(cells: pd.Series, least: int = 1) -> pd.Series:
     Raises:
         TraceError: A cell holds none; names the first by row and column.
     """
-    counts = pd.Series([_count(cell) for cell in cells], cells.index)
+    counts = numbers(cells).where(cells.astype(str).str.fullmatch(_WHOLE))
     bad = ~counts.between(least, MOST_TOKENS)
     refuse(cells, bad, f"a whole number of at least {least}")
     return counts.astype(np.int64)
@@ -234,7 +234,7 @@ def arrivals(cells: pd.Series, unit: str | None = None) -> tuple[pd.Series, floa
     if dates is not None:
         return (dates - dates.min()) / pd.Timedelta(1, "s"), first
     since = times - first
-    told = unit or plain_name(str(cells.name))[1] or first > _OF_DAY
+    told = unit or plain_name(str(cells.name))[1] or 1.0 <= first / _OF_DAY < 4.0
     if not told and since.mean() > _SPARSE * len(since):
         say(cells, f"{cells.name} is read as seconds: give unit='ms' if it is not")
     return since, first
@@ -293,14 +293,6 @@ def place(cells: pd.Series | pd.DataFrame) -> str:
 def say(cells: pd.Series | pd.DataFrame, what: str) -> None:
     """Warn of something in the file that cells are of."""
     warnings.warn(f"{place(cells)}: {what}", stacklevel=4)
-
-
-def _count(cell: Any) -> float:
-    """The whole number that a cell holds, or NaN."""
-    if isinstance(cell, str) and _WHOLE.fullmatch(cell):
-        return int(cell.split(".")[0])
-    whole = isinstance(cell, int) or (isinstance(cell, float) and cell % 1.0 == 0.0)
-    return cell if whole and not isinstance(cell, bool) else math.nan
 
 
 def _time(cell: Any) -> float:

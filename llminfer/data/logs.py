@@ -28,6 +28,7 @@ _CLOCK = ("begin", "scheduled", "done")
 _PARTS = ("prefill_tokens", "prefill_seqs", "prefill_kv", "decode_seqs", "decode_kv")
 _STEP = (*_PARTS, "running", "waiting", "preempted")
 _ASYNCHRONOUS = (0, 14)  # the version of vLLM since which it is the default
+_LIMITS = ("max_num_seqs", "max_num_batched_tokens")  # must be said
 _CONFIGS = ("cache_config", "scheduler_config", "parallel_config")
 
 
@@ -233,16 +234,15 @@ def read_settings(path: str | Path | Mapping[str, Any]) -> dict[str, Any]:
     """
     file = Path("settings") if isinstance(path, Mapping) else inside(path, "meta.json")
     said = _said(path if isinstance(path, Mapping) else document(file))
-    said = {"max_num_seqs": None, "max_num_batched_tokens": None, **said}
-    cells = pd.DataFrame([said], [""], dtype=object).rename_axis(file.name)
     usual = FORMATS["usual"] | {"async_scheduling": _recent(said)}
+    said = dict.fromkeys(_LIMITS) | usual | said
+    cells = pd.DataFrame([said], [""], dtype=object).rename_axis(file.name)
     settings: dict[str, Any] = {"server": "continuous"}
     for ours, name in FORMATS["settings"].items():
-        settings[ours] = said.get(name, usual.get(ours))
-        if isinstance(usual.get(ours), bool):
-            bad = pd.Series(not isinstance(settings[ours], bool), cells.index)
-            refuse(cells.get(name, bad), bad, "true or false")
-        elif name in cells:
+        settings[ours] = said.get(name)
+        if isinstance(usual.get(name), bool):
+            refuse(cells[name], cells[name].map(type).ne(bool), "true or false")
+        elif name in said:
             settings[ours] = tokens(cells[name], int(ours != "graph_tokens")).item()
     if settings["graph_tokens"] is None:
         settings["graph_tokens"] = min(2 * settings["batch_size"], 512)
@@ -250,16 +250,13 @@ def read_settings(path: str | Path | Mapping[str, Any]) -> dict[str, Any]:
         settings["graph_tokens"] = 0
     if settings["replicas"] == 1:
         said.pop("enable_expert_parallel", None)  # with more they would keep step
-    modelled = FORMATS["modelled"]
-    odd = [
-        name
-        for name in modelled
-        if said.get(name, modelled[name][0]) not in modelled[name]
-    ]
-    if odd:
-        other = ", ".join(f"{name}={said[name]!r:.40}" for name in odd)
-        what = "changes the run and is not modelled"
-        warnings.warn(f"{file.name}: {other}: {what}", stacklevel=2)
+    fine = FORMATS["modelled"]
+    if odd := [
+        name for name in fine if said.get(name, fine[name][0]) not in fine[name]
+    ]:
+        what = ", ".join(f"{name}={said[name]!r:.40}" for name in odd)
+        what += ": changes the run and is not modelled"
+        warnings.warn(f"{file.name}: {what}", stacklevel=2)
     router = "round_robin" if settings["replicas"] == 1 else "least_loaded"
     return {**settings, "router": said.get("router", router)}
 

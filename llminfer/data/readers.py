@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,11 +30,6 @@ _LONGEST_DELAY = 3600.0  # s on the way from the client to the engine's queue
 _LONGEST_FIRST = 890.0  # s till the quickest first token; time zones are 900 s apart
 _ANSWER = {"output_length", "first_token_time", "last_token_time", "ttft", "latency"}
 _NOTHING = ("None", "", "0", "0.0")  # cells that say that there was no answer
-_RATIOS = (  # what follows from two other columns of a table of runs
-    ("achieved_rate", "requests", "duration"),
-    ("prompt_length", "total_prompt", "requests"),
-    ("output_length", "total_output", "requests"),
-)
 
 
 def read_log(
@@ -50,8 +44,8 @@ def read_log(
 
     A ``ServedLog`` where it says when each request was sent and answered; a
     ``Workload`` where only what was asked and when; a table of means and percentiles,
-    a row a run, where it has no single requests. Its ``source`` (of a table:
-    ``attrs["source"]``) names the format.
+    a row a run, where it has no single requests. The log's ``source``, and the table's
+    ``attrs["source"]``, name the format.
 
     Requests that were refused are left out and counted; those that were cut off
     stay, for they worked the engine, without the times that nobody knows.
@@ -96,8 +90,8 @@ def read_log(
     found = _needed(about, cells, columns)
     if not _is_served(found):
         return _workload(found, unit, form)
-    given = _settings(settings, file)
-    return _served(found, unit, settings=given, source=form["name"])
+    settings = _settings(settings, file)
+    return _served(found, unit, settings=settings, source=form["name"])
 
 
 def read_vllm_log(path: str | Path) -> ServedLog:
@@ -151,11 +145,11 @@ def _format(there: set[str], file: Path) -> dict[str, Any]:
 
 def _settings(given: Mapping[str, Any] | None, file: Path) -> dict[str, Any]:
     """The engine's settings: given, or those beside its log; else none."""
-    beside = file.with_name("meta.json")
-    if given or not (file.name.startswith("requests.jsonl") and beside.exists()):
-        return read_settings(given) if given else {}
-    with suppress(TraceError):  # it does not say all that is needed
-        return read_settings(beside)
+    if given:
+        return read_settings(given)
+    with suppress(TraceError):  # there are none, or not all that is needed
+        if file.name.startswith("requests.jsonl"):
+            return read_settings(file.with_name("meta.json"))
     return {}
 
 
@@ -206,25 +200,15 @@ def _workload(found: Columns, unit: str | None, form: dict[str, Any]) -> Workloa
             lambda ids: isinstance(ids, list) and {*map(type, ids)} <= {int}
         )
         refuse(hashes, ~good, "a list of whole numbers")
-        pairs = zip(hashes, rows["prompt_length"], strict=True)
-        paths = [
-            [(h, min(size, n - size * i)) for i, h in enumerate(p)] for p, n in pairs
-        ]
-    return _with(Workload.from_arrays(**rows), form["name"], paths)
+        blocks = zip(hashes, rows["prompt_length"], strict=True)
+        paths = [list(zip(ids, _blocks(n, size), strict=False)) for ids, n in blocks]
+    arrival, prompt, output = (rows[role] for role in TRACE)
+    return Workload.from_arrays(arrival, prompt, output, segments=paths)
 
 
-def _with(work: Workload, source: str, paths: Any) -> Workload:
-    """The workload, and of these what it can hold.
-
-    Args:
-        work: Of so many requests.
-        source: The format it was read from.
-        paths: Of (id, tokens) that prompts begin with, a list a request; or None.
-    """
-    segments = paths and tuple(tuple(p for p in path if p[1] > 0) for path in paths)
-    more: dict[str, Any] = {"source": source, "segments": segments}
-    can = {f.name for f in fields(work)}
-    return replace(work, **{name: more[name] for name in can.intersection(more)})
+def _blocks(prompt: int, size: int) -> list[int]:
+    """The tokens of a prompt by block."""
+    return [min(size, prompt - start) for start in range(0, prompt, size)]
 
 
 def _served(found: Columns, unit: str | None, **more: Any) -> ServedLog:
@@ -241,9 +225,9 @@ def _served(found: Columns, unit: str | None, **more: Any) -> ServedLog:
         None if rows[name].hasnans else rows[name].to_numpy(kind)
         for name, kind in (("scheduled", float), ("cached", int), ("prefix", int))
     ]
-    work = Workload.from_arrays(rows["sent"], rows["prompt"], rows["output"])
+    paths = _prefixes(rows)
     return ServedLog(
-        _with(work, more["source"], _prefixes(rows)),
+        Workload.from_arrays(rows["sent"], rows["prompt"], rows["output"], None, paths),
         *(rows[name].to_numpy() for name in ("queued", "first", "last")),
         *optional,
         refused=count - len(rows),
@@ -309,52 +293,53 @@ def _begun(found: Columns) -> pd.Series:
     return begun
 
 
-def _given(found: Columns, role: str, where: Any = True) -> pd.Series:
+def _given(found: Columns, role: str, where: pd.Series | bool = True) -> pd.Series:
     """The cells of those rows that have one, and are asked for."""
     cells = found.get(role, pd.Series(dtype=object, name=role))
     return cells[where & ~cells.map(str).isin(["None", ""])]
 
 
-def _times(
-    found: Columns, answered: pd.Series, unit: str | None
-) -> tuple[pd.DataFrame, float]:
-    """Seconds when each was sent, queued, scheduled, begun and done; and time 0.
-
-    Clients have a clock, and engines; durations are the client's.
-    """
+def _clocks(found: Columns, unit: str | None) -> tuple[pd.DataFrame, float]:
+    """Seconds when each was sent and queued; and what the engine's clock was at 0."""
     sent, origin = cell.arrivals(found["arrival_time"], unit)
     queued = cell.moments(_given(found, "queued_time"), unit)
     delay = queued - sent
     must = f"within {_LONGEST_DELAY:g} s of arrival_time once their clocks agree"
     refuse(found.get("queued_time", delay), delay - delay.min() > _LONGEST_DELAY, must)
     if len(queued) and not 0.0 <= delay.min() - origin < _ONE_CLOCK:
-        origin = float(delay.min())  # clocks are two
+        origin = float(delay.min())
+    # a client does not know when the engine queued its request
+    queued = (queued - origin).reindex(sent.index).fillna(sent)
+    return pd.DataFrame({"sent": sent, "queued": queued}), origin
+
+
+def _times(
+    found: Columns, answered: pd.Series, unit: str | None
+) -> tuple[pd.DataFrame, float]:
+    """Seconds when each was sent, queued, scheduled, begun and done; and time 0."""
+    rows, origin = _clocks(found, unit)
 
     def at(least: pd.Series, where: Any, clock: str, duration: str = "") -> pd.Series:
         least = least - 1e-6  # of floats that were added
-        if clock not in found:
-            after = _given(found, duration, where)
-            return sent + cell.seconds(after, (least - sent).clip(0.0), unit)
-        least = (least + origin).clip(0.0)
-        times = cell.moments(_given(found, clock, where), unit, least)
-        return (times - origin).reindex(sent.index)
+        if clock not in found:  # a client counts from when it sent
+            after, least = _given(found, duration, where), least - rows["sent"]
+            return rows["sent"] + cell.seconds(after, least.clip(0.0), unit)
+        times, least = _given(found, clock, where), least + origin
+        return cell.moments(times, unit, least.clip(0.0)) - origin
 
-    # a client does not know when the engine queued its request
-    rows = pd.DataFrame({"sent": sent, "queued": queued - origin})
-    rows["queued"] = rows["queued"].fillna(sent)
     rows["scheduled"] = at(rows["queued"], True, "scheduled_time")
     least, begun = rows["scheduled"].fillna(rows["queued"]), answered | _begun(found)
     rows["first"] = at(least, begun, "first_token_time", "ttft")
     least = rows["first"].fillna(least)
     rows["last"] = at(least, answered, "last_token_time", "latency")
-    if rows[answered].filter(["first", "last"]).isna().any(axis=None):
+    if rows.loc[answered, ["first", "last"]].isna().any(axis=None):
         decode = _decode(found, answered, unit)
         rows["first"] = rows["first"].fillna(rows["last"] - decode)
         rows["last"] = rows["last"].fillna(rows["first"] + decode)
-    if (wait := (rows["first"] - sent).min()) > _LONGEST_FIRST:
+    if (wait := (rows["first"] - rows["sent"]).min()) > _LONGEST_FIRST:
         what = f"all wait for a first token, at least {wait:.6g} s"
         how = "must be in seconds, and in one time zone, or read with unit='ms'"
-        raise TraceError(f"{place(sent)}: {what}: {how}")
+        raise TraceError(f"{place(rows)}: {what}: {how}")
     return rows, origin
 
 
@@ -383,7 +368,7 @@ def _prefixes(rows: pd.DataFrame) -> list[list[tuple[int, int]]] | None:
     shared = rows["cached"].where(rows["cached"] > 0).groupby(prefix).median()
     length = prefix.where(prefix >= 0).map(shared).clip(upper=rows["prompt"])
     pairs = zip(prefix, length.fillna(0).astype(int), strict=True)
-    return [[pair] for pair in pairs] if length.any() else None
+    return [[pair] * (pair[1] > 0) for pair in pairs] if length.any() else None
 
 
 def _counted(rows: pd.Series) -> str:
@@ -407,7 +392,7 @@ def _aggregates(cells: pd.DataFrame, unit: str | None) -> pd.DataFrame | None:
     for role, column in recognised(cells, known=FORMATS["aggregates"]).items():
         table[role] = cell.numbers(column)
         refuse(column, table[role].isna() & column.notna(), "a number")
-    for role, of, by in _RATIOS:
+    for role, (of, by) in FORMATS["ratios"].items():
         table[role] = table[role].fillna(table[of] / table[by])
     table = table.drop(columns=["total_prompt", "total_output", "duration"])
     table = table.assign(**statistics).dropna(axis=1, how="all")

@@ -33,13 +33,11 @@ def read_runs(file: Path) -> list[Run]:
     """
     if not (entries := _entries(file)):
         return [({}, csv_table(file))]
-    runs, single = [], {}
-    for n, entry in entries.items():
-        here = _runs(entry, file.name)
-        runs += here
-        if not here:
-            single[n] = entry
-    return runs + [({}, table(single, f"{file.name}, row "))][: bool(single)]
+    runs = {n: _runs(entry, file.name) for n, entry in entries.items()}
+    single = {n: entry for n, entry in entries.items() if not runs[n]}
+    if single:
+        runs[-1] = [({}, table(single, f"{file.name}, row "))]
+    return [*chain.from_iterable(runs.values())]
 
 
 def document(file: Path) -> Any:
