@@ -256,7 +256,8 @@ def moments(
     """
     if (dates := _dates(cells)) is not None:
         times = (dates - pd.Timestamp(0, tz="UTC")) / pd.Timedelta(1, "s")
-        refuse(cells, times < least, "no earlier than what came before it")
+        early = times < pd.Series(least, cells.index)
+        refuse(cells, early, "no earlier than what came before it")
         return times
     size = numbers(cells).median() / _OF_DAY
     days = (each for each in ("ms", "us", "ns") if 1.0 <= size * UNITS[each] < 4.0)
