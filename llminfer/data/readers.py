@@ -221,19 +221,12 @@ def _served(found: Columns, unit: str | None, **more: Any) -> ServedLog:
     rows["cached"] = cell.tokens(_given(found, "cached_tokens"), 0)
     rows["prefix"] = cell.tokens(_given(found, "prefix"), -1)
     rows = rows.sort_values("sent", kind="stable")
-    optional: list[Any] = [
-        None if rows[name].hasnans else rows[name].to_numpy(kind)
-        for name, kind in (("scheduled", float), ("cached", int), ("prefix", int))
-    ]
-    paths = _prefixes(rows)
-    return ServedLog(
-        Workload.from_arrays(rows["sent"], rows["prompt"], rows["output"], None, paths),
-        *(rows[name].to_numpy() for name in ("queued", "first", "last")),
-        *optional,
-        refused=count - len(rows),
-        origin=origin,
-        **more,
-    )
+    sent, prompt, output = (rows[name] for name in ("sent", "prompt", "output"))
+    work = Workload.from_arrays(sent, prompt, output, segments=_prefixes(rows))
+    times: list[Any] = [rows[name] for name in ("queued", "first", "last")]
+    whole = rows.dropna(axis="columns")  # what is known of all
+    times += map(whole.get, ("scheduled", "cached", "prefix"))
+    return ServedLog(work, *times, refused=count - len(rows), origin=origin, **more)
 
 
 def _kept(found: Columns) -> tuple[Columns, pd.Series]:
@@ -251,11 +244,9 @@ def _kept(found: Columns) -> tuple[Columns, pd.Series]:
         seen = seen.fillna(0.0).clip(gaps + _begun(kept))
     made = seen.where(cut & (seen >= 1.0)).fillna(cell.tokens(cells[~cut]))
     kept["output_length"] = made.fillna(made.max())
-    kinds = (
-        (~stay, "refused, and are left out"),
-        (stay & ~answered, "cut off, and stay in the load"),
-    )
-    what = [f"{_counted(rows)} were {how}" for rows, how in kinds if rows.any()]
+    kinds = {"refused, and are left out": ~stay}
+    kinds |= {"cut off, and stay in the load": stay & ~answered}
+    what = [f"{_counted(its)} were {how}" for how, its in kinds.items() if its.any()]
     if made.hasnans:
         unknown = f"{made.isna().sum()} unknown output lengths"
         what.append(f"{unknown} are taken to be the longest, {made.max():g}")
@@ -271,10 +262,9 @@ def _answered(found: Columns) -> tuple[pd.Series, pd.Series]:
     said = pd.Series("", found["prompt_length"].index)
     for role in found.keys() & {*cell.SAID}:
         said += f"{role}=" + found[role].map(str) + ";"
-    failed, ended, refused = (
-        said.str.contains(FORMATS["failures"][kind], case=False)
-        for kind in ("failed", "ended", "refused")
-    )
+    words = FORMATS["failures"].items()
+    has = {kind: said.str.contains(its, case=False) for kind, its in words}
+    failed = has["failed"]
     for role in _ANSWER & found.keys():
         nothing = _NOTHING[: 2 if role in ("ttft", "latency") else None]
         failed |= found[role].map(str).isin(nothing)
@@ -282,7 +272,8 @@ def _answered(found: Columns) -> tuple[pd.Series, pd.Series]:
         what = "no requests answered: must have at least one"
         raise TraceError(f"{place(failed)}: {what}")
     known = cell.numbers(found["prompt_length"]) >= 1.0
-    return ~failed, ~failed | ((ended | _begun(found)) & ~refused & known)
+    worked = (has["ended"] | _begun(found)) & ~has["refused"]
+    return ~failed, ~failed | (worked & known)
 
 
 def _begun(found: Columns) -> pd.Series:
