@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llminfer import ConfigError, TraceError, Workload, read_settings
-from llminfer.data import ServedLog, read_log, readers
+from llminfer.data import ServedLog, read_log, readers, rows
 
 CLEAN = {  # samples that load without a word
     "azure2024_conv_sorted.csv": (Workload, 5),
@@ -621,6 +621,31 @@ def test_all_at_once_and_no_times_is_a_workload(tmp_path):
     work, said = quietly(written(tmp_path, asked))
     assert work.arrival_time.tolist() == [0.0, 0.0]
     assert not said
+
+
+def test_a_table_of_runs_in_milliseconds_is_not_taken_for_seconds(tmp_path):
+    path = written(tmp_path, "concurrency,p50_ttft,p50_tpot\n1,34,12\n2,60,13\n")
+    with pytest.raises(TraceError, match="row 2, p50_tpot='12': must be seconds, not"):
+        read_log(path)
+    table = read_log(path, unit="ms")
+    np.testing.assert_allclose(table["p50_tpot"], [0.012, 0.013])
+
+
+def test_a_trace_of_our_own_that_starts_in_our_days_is_suspected(tmp_path):
+    head = "arrival_time,prompt_length,output_length"
+    path = written(tmp_path, f"{head}\n1770000000,9,2\n1770000001,7,3\n")
+    with pytest.warns(UserWarning, match="first arrives at 1770000000 s: subtract"):
+        assert Workload.from_csv(path).arrival_time.tolist() == [1.77e9, 1.77e9 + 1]
+
+
+@pytest.mark.parametrize("opened", [open, gzip.open])
+def test_a_document_is_bounded_packed_or_not(tmp_path, monkeypatch, opened):
+    monkeypatch.setattr(rows, "_LARGEST", 2**20)
+    path = tmp_path / ("a.json.gz" if opened is gzip.open else "a.json")
+    with opened(path, "wt") as file:
+        file.write("[" + "1,\n" * 2**19 + "1]")
+    with pytest.raises(TraceError, match=r"^a.json.*: over 1 MiB: save less"):
+        read_log(path)
 
 
 def test_milliseconds_without_a_unit_are_suspected(tmp_path):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import gzip
 import lzma
-import math
 import re
 import tomllib
 import warnings
@@ -70,6 +69,11 @@ def requests(found: Mapping[str, pd.Series], unit: str | None = None) -> pd.Data
     moment, prompt, output = (found[role][table.index] for role in TRACE)
     if (moment.name, prompt.name, output.name) == TRACE and _dates(moment) is None:
         table["arrival_time"] = seconds(moment, unit=unit)
+        if (first := table["arrival_time"].min()) > _OF_DAY:
+            say(
+                table,
+                f"the first arrives at {first:.10g} s: subtract it if it is a date",
+            )
     else:
         table["arrival_time"], _ = arrivals(moment, unit)
     table["prompt_length"], table["output_length"] = tokens(prompt), tokens(output)
@@ -283,7 +287,7 @@ def refuse(cells: pd.Series, bad: pd.Series, must: str) -> None:
 
 def numbers(cells: pd.Series) -> pd.Series:
     """The numbers that cells hold, NaN where they hold none."""
-    return pd.Series([_time(cell) for cell in cells], cells.index, np.float64)
+    return pd.to_numeric(cells.astype(str), errors="coerce").astype(np.float64)
 
 
 def place(cells: pd.Series | pd.DataFrame) -> str:
@@ -294,14 +298,6 @@ def place(cells: pd.Series | pd.DataFrame) -> str:
 def say(cells: pd.Series | pd.DataFrame, what: str) -> None:
     """Warn of something in the file that cells are of."""
     warnings.warn(f"{place(cells)}: {what}", stacklevel=4)
-
-
-def _time(cell: Any) -> float:
-    """The number that a cell holds, or NaN."""
-    try:
-        return math.nan if isinstance(cell, bool) else float(cell)
-    except (TypeError, ValueError, OverflowError):
-        return math.nan
 
 
 def _dates(cells: pd.Series) -> pd.Series | None:

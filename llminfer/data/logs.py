@@ -23,7 +23,7 @@ from llminfer.workload import Workload
 
 _ORDER = ("arrival_time", "queued_time", "first_token_time", "last_token_time")
 _CLOCK_ERROR = 1e-6  # s; the clock of day has so many digits in a float
-_SLOWEST = 4.0  # s a token; who is slower than that gave milliseconds
+SLOWEST = 4.0  # s a token; who is slower than that gave milliseconds
 _CLOCK = ("begin", "scheduled", "done")
 _PARTS = ("prefill_tokens", "prefill_seqs", "prefill_kv", "decode_seqs", "decode_kv")
 _STEP = (*_PARTS, "running", "waiting", "preempted")
@@ -87,7 +87,7 @@ class ServedLog:
                 how = "add the arrival to a duration; NaN is for who was cut off"
                 raise TraceError(f"{name}[{row}]={times[row]:.6g}: {must}: {how}")
             before, there = times, self.completed
-        if (pace := pd.Series(self.tpot).median()) > _SLOWEST:
+        if (pace := pd.Series(self.tpot).median()) > SLOWEST:
             what = f"half of the requests take over {pace:.3g} s a token"
             how = "must be seconds, not ms, or read with unit='ms'"
             raise TraceError(f"last_token_time: {what}: {how}")
@@ -104,9 +104,8 @@ class ServedLog:
         """
         names = [f.name for f in fields(Workload) if hasattr(record, f.name)]
         workload = Workload(**{name: getattr(record, name) for name in names})
+        queued, begun = record.queue_entry_time, record.processing_start_time
         ends = record.first_token_time, record.processing_end_time
-        begun = record.processing_start_time
-        queued = record.queue_entry_time
         return cls(workload, queued, *ends, begun, source="a simulation")
 
     def __len__(self) -> int:

@@ -19,7 +19,7 @@ import pandas as pd
 from llminfer.base import trace_csv as cell
 from llminfer.base.errors import TraceError
 from llminfer.base.trace_csv import TRACE, Names, place, recognised, refuse, say
-from llminfer.data.logs import ServedLog, inside, read_settings
+from llminfer.data.logs import SLOWEST, ServedLog, inside, read_settings
 from llminfer.data.rows import FORMATS, read_runs
 from llminfer.workload import Workload
 
@@ -375,7 +375,9 @@ def _aggregates(cells: pd.DataFrame, unit: str | None) -> pd.DataFrame | None:
         words = cell.plain_name(str(name))[0]
         kind, of = (_among(words, FORMATS[key]) for key in ("statistics", "measures"))
         if kind and of:
-            times = cell.seconds(cells[name].dropna(), unit=unit)
+            times = cell.seconds(given := cells[name].dropna(), unit=unit)
+            slow = (times > SLOWEST) & (of in ("tpot", "itl"))
+            refuse(given, slow, "seconds, not ms, or read with unit='ms'")
             statistics.setdefault(f"{kind}_{of}", times)
     if not statistics or recognised(cells).keys() >= {*TRACE}:
         return None

@@ -15,7 +15,7 @@ import pandas as pd
 from llminfer.base.errors import TraceError
 from llminfer.base.trace_csv import COLUMNS, UNITS, csv_table, plain_name, text_lines
 
-_LARGEST = 64 * 2**20  # bytes of one JSON document
+_LARGEST = 64 * 2**20  # characters of one JSON document, unpacked
 FORMATS = tomllib.loads(Path(__file__).with_name("formats.toml").read_text("utf-8"))
 _NAMES = {name for names in COLUMNS.values() for name in names.split()}
 _INTO = ("requests", "results", "successful", "errored", "incomplete", "benchmarks")
@@ -42,9 +42,12 @@ def read_runs(file: Path) -> list[Run]:
 
 def document(file: Path) -> Any:
     """The one JSON value in a file of bounded size."""
-    if file.exists() and file.stat().st_size > _LARGEST:
-        raise TraceError(f"{file.name}: over {_LARGEST // 2**20} MiB: save less")
-    return _parsed("".join(text_lines(file, _LARGEST)), file.name)
+    lines, room = list[str](), _LARGEST
+    for line in text_lines(file, _LARGEST):
+        lines.append(line)
+        if (room := room - len(line)) < 0:
+            raise TraceError(f"{file.name}: over {_LARGEST // 2**20} MiB: save less")
+    return _parsed("".join(lines), file.name)
 
 
 def table(entries: dict[int, dict[str, Any]], place: str) -> pd.DataFrame:
