@@ -568,6 +568,10 @@ GUESSES = {  # text, what is said
     ),
     "thousands with a comma": ("time;isl;osl\n0;1,000;20\n", "isl='1.000': must be"),
     "thousands with a point": ("time;isl;osl\n0;1.000;20\n", "isl='1.000': must be"),
+    "one number for all gaps": (
+        [{"sent": 0, "isl": 9, "osl": 3, "ttft": 0.5, "itls": 0.1}],
+        "itls=0.1: must be a list of seconds",
+    ),
     "no pace": (
         "sent,isl,osl,ttft,tpot\n0,9,3,0.5,0.1\n1,9,1,0.5,\n2,9,30,0.5,\n",
         "row 4, tpot='': must be seconds",

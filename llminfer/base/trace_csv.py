@@ -26,7 +26,7 @@ _LATEST = 1e15  # s; the clock of day is at 1.8e9
 _OF_DAY = 1e9  # s; a clock that shows more is the time of day, and at most 4e9
 _WHOLE = re.compile(r"\s*-?[0-9]{1,18}(\.(?!000\s*$)0*)?\s*")  # 1.000 may be 1000
 _DATE = re.compile(r"\s*[12]\d{3}-\d\d?-\d")
-_ZONE = re.compile(r":[\d:.,]*\s*(z|[+-]\d\d:?(\d\d)?)\s*$", re.IGNORECASE)
+_ZONE = re.compile(r":[\d:.,]*\s*(?:z|[+-]\d\d:?(?:\d\d)?)\s*$", re.IGNORECASE)
 _COMMA = re.compile(r"^\s*(-?\d+),(\d+)\s*$")
 _SEPARATORS = ",;\t|"
 _OPENERS: dict[str, Callable[..., Any]] = {".gz": gzip.open, ".xz": lzma.open}
@@ -302,13 +302,13 @@ def say(cells: pd.Series | pd.DataFrame, what: str) -> None:
 
 def _dates(cells: pd.Series) -> pd.Series | None:
     """Dates and times, or None where cells hold numbers."""
-    like = cells.map(lambda cell: bool(_DATE.match(str(cell))))
-    if not like.any():
+    text = cells.astype(str)
+    text = text.where(text.str.match(_DATE))
+    if text.isna().all():
         return None
-    dated = cells.where(like)
-    dates = pd.to_datetime(dated, format="ISO8601", utc=True, errors="coerce")
+    dates = pd.to_datetime(text, format="ISO8601", utc=True, errors="coerce")
     refuse(cells, dates.isna(), "a date and time such as 2023-11-16 18:15:46.68")
-    zoned = cells.map(lambda cell: bool(_ZONE.search(str(cell))))
+    zoned = text.str.contains(_ZONE)
     refuse(cells, zoned != zoned.iloc[0], "with a time zone if the first has one")
     return dates
 

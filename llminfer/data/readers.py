@@ -170,7 +170,7 @@ def _needed(
             raise TraceError(f"{place(cells)}: {what}: {how}")
         found["arrival_time"] = pd.Series(0.0, cells.index, name="request_rate")
     if "phase" in found:
-        early = found["phase"].map(lambda phase: "warm" in str(phase).lower())
+        early = found["phase"].astype(str).str.contains("warm", case=False)
         if early.any():
             say(cells, f"{_counted(early)} are of the warm-up, and are left out")
         found = {role: column[~early] for role, column in found.items()}
@@ -342,7 +342,7 @@ def _decode(found: Columns, answered: pd.Series, unit: str | None) -> pd.Series:
         return (pace * made).reindex(made.index, fill_value=0.0)
     gaps = found["itls"][answered]
     refuse(gaps, ~gaps.map(type).isin([list]), "a list of seconds")
-    count = gaps.map(len)
+    count = gaps.str.len()
     total = cell.seconds(gaps[count > 0].explode(), unit=unit).groupby(level=0).sum()
     total = total.reindex(made.index, fill_value=0.0)
     if count.nunique() == 1 and made.nunique() > 1 and (count < made).any():
