@@ -652,6 +652,18 @@ def test_a_document_is_bounded_packed_or_not(tmp_path, monkeypatch, opened):
         read_log(path)
 
 
+def test_a_unit_that_does_not_fit_the_clock_of_day_is_suspected(tmp_path):
+    rows = "1770000000.5,9,30,50,900\n1770000010.5,9,30,50,900\n"
+    path = written(tmp_path, f"{HEAD}\n{rows}")
+    with pytest.warns(UserWarning, match="sent is read as ms, and looks like seconds"):
+        read_log(path, unit="ms")
+
+
+def test_of_two_columns_of_one_name_the_first_counts(tmp_path):
+    frame = pd.DataFrame([[0, 1, 9, 2]], columns=["sent", "isl", "isl", "osl"])
+    assert Workload.from_frame(frame).prompt_length.tolist() == [1]
+
+
 def test_milliseconds_without_a_unit_are_suspected(tmp_path):
     path = written(tmp_path, "time,isl,osl\n0,9,2\n500,7,3\n1000,8,2\n")
     with pytest.warns(UserWarning, match=r"time is read as seconds: give unit='ms' if"):

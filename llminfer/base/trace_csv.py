@@ -106,6 +106,7 @@ def recognised(
         ConfigError: ``columns`` names what no column can hold.
         TraceError: A column that is named or needed is not there.
     """
+    table = table.loc[:, ~table.columns.duplicated()]  # the first of a name counts
     given, names = dict(columns or {}), dict[str, str]()
     for role in given:
         choice("columns", role, known)
@@ -175,7 +176,7 @@ def csv_table(path: Path, needed: Sequence[str] = ()) -> pd.DataFrame:
     table = pd.DataFrame([*rows.values()], [*rows], header, dtype=object)[1:]
     if apart != ",":  # then it may be a decimal point
         table = table.replace(_COMMA, r"\1.\2", regex=True)
-    return table.loc[:, ~table.columns.duplicated()].rename_axis(f"{path.name}, row ")
+    return table.rename_axis(f"{path.name}, row ")
 
 
 def tokens(cells: pd.Series, least: int = 1) -> pd.Series:
@@ -230,17 +231,19 @@ def arrivals(cells: pd.Series, unit: str | None = None) -> tuple[pd.Series, floa
     """Seconds since the first of clock times, exact for dates, and the first itself.
 
     Warns:
-        UserWarning: Times that no name or size tells the unit of, and that look like
-            milliseconds.
+        UserWarning: Times that no name tells the unit of, and that look like
+            milliseconds, or like the time of day in seconds where another is given.
     """
     times, dates = moments(cells, unit), _dates(cells)
     first = float(times.min())
     if dates is not None:
         return (dates - dates.min()) / pd.Timedelta(1, "s"), first
-    since = times - first
-    told = unit or plain_name(str(cells.name))[1] or 1.0 <= first / _OF_DAY < 4.0
-    if not told and since.mean() > _SPARSE * len(since):
+    since, named = times - first, plain_name(str(cells.name))[1]
+    of_day = 1.0 <= numbers(cells).min() / _OF_DAY < 4.0  # if they are seconds
+    if not (named or unit or of_day) and since.mean() > _SPARSE * len(since):
         say(cells, f"{cells.name} is read as seconds: give unit='ms' if it is not")
+    if unit and of_day and not named and UNITS[unit] < 1.0:
+        say(cells, f"{cells.name} is read as {unit}, and looks like seconds since 1970")
     return since, first
 
 
