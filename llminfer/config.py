@@ -27,6 +27,7 @@ from llminfer.base.frozen import Classes, Params, plain, thawed
 from llminfer.laws.arrivals import ArrivalRate, arrival_law
 from llminfer.laws.engines import COEFFICIENTS, LAW, PRESETS, STEP_LAWS
 from llminfer.laws.lengths import LengthLaw, length_law
+from llminfer.laws.people import people_law
 from llminfer.laws.prefixes import Longer, SharedPrefixes
 from llminfer.policies import POLICIES, SchedulingPolicy, get_policy
 from llminfer.request import RequestClass
@@ -38,6 +39,8 @@ ROUTERS = ("round_robin", "random", "least_loaded", "shortest_queue")
 CACHE_ROUTERS = ("session", "longest_prefix")
 
 
+_LAWS = ("think_time", "turns", "patience", "request_timeout")
+_CLIENTS = ("max_concurrency", "clients", "queue_limit")
 _positive = functools.partial(whole, least=1)
 _not_negative = functools.partial(number, least=0.0)
 _CHECKS: Mapping[str, Callable[[str, Any], Any]] = {
@@ -48,12 +51,15 @@ _CHECKS: Mapping[str, Callable[[str, Any], Any]] = {
     **dict.fromkeys(COEFFICIENTS, _not_negative),
     **dict.fromkeys(("batch_size", "max_batched_tokens", "kv_blocks"), _positive),
     **dict.fromkeys(("block_size", "replicas", "num_requests"), _positive),
+    **dict.fromkeys(_CLIENTS, _positive),
+    **dict.fromkeys(_LAWS, people_law),
     **dict.fromkeys(
         ("graph_tokens", "warmup_requests"), functools.partial(whole, least=0)
     ),
     "random_seed": functools.partial(whole, least=0),
 }
-_MAY_BE_NONE = ("arrival_gaps", "batch_timeout", "kv_blocks", "random_seed")
+_NONE = ("arrival_gaps", "batch_timeout", "kv_blocks", "random_seed")
+_MAY_BE_NONE = (*_NONE, *_CLIENTS, *_LAWS[1:])
 
 
 def _params(**values: Any) -> Any:
@@ -71,6 +77,19 @@ class SimulationConfig:
         arrival_cv: Coefficient of variation of the gaps; 1 is Poisson.
         arrival_gaps: Gaps to draw from instead, in any unit, a tenth of them in a row;
             ``Workload.law`` gives those of a log.
+        max_concurrency: Most requests that are unanswered at once: the others wait at
+            the client until they are sent, which is when their latency begins.
+        clients: Users, each of whom sends a request when he has thought about the
+            last answer; None sends them by the clock, at ``arrival_rate``.
+        think_time: Seconds from an answer to the same user's next request: a number,
+            or a law such as ``{"dist": "exponential", "mean": 5.0}``; others are
+            lognormal (mu, sigma), uniform (min, max) and constant (value).
+        turns: Requests in a conversation of a user, whose prompts repeat all that was
+            said in it: a number or a law, ``{"dist": "geometric", "mean": 4}``.
+        queue_limit: Who finds so many waiting is refused; None refuses nobody.
+        patience: Seconds from sending to the first token after which a request is
+            given up: a number or a law, as ``think_time``; None is for ever.
+        request_timeout: The same to the last token.
         prompt_length_dist: Law of prompt lengths.
         prompt_dist_params: Its parameters, tokens.
         shared_prefixes: What a prompt of that law follows on: one of ``count`` system
@@ -131,6 +150,13 @@ class SimulationConfig:
     arrival_pattern_params: Mapping[str, Any] = _params()
     arrival_cv: float = 1.0
     arrival_gaps: tuple[float, ...] | None = None
+    max_concurrency: int | None = None
+    clients: int | None = None
+    think_time: float | Mapping[str, Any] = 0.0
+    turns: int | Mapping[str, Any] | None = None
+    queue_limit: int | None = None
+    patience: float | Mapping[str, Any] | None = None
+    request_timeout: float | Mapping[str, Any] | None = None
     prompt_length_dist: str = "lognormal"
     prompt_dist_params: Mapping[str, Any] = _params(mu=4, sigma=1.5)
     shared_prefixes: Mapping[str, Any] = _params()
@@ -190,6 +216,8 @@ class SimulationConfig:
         return hash(tuple(plain))
 
     def _check_server(self) -> None:
+        if self.clients is None and (self.turns is not None or self.think_time):
+            raise fail("clients", None, "given beside think_time and turns")
         choice("server", self.server, SERVERS)
         choice("step_law", self.step_law, STEP_LAWS)
         choice("router", self.router, ROUTERS + CACHE_ROUTERS)
@@ -262,6 +290,12 @@ class SimulationConfig:
         if self.prefix_caching and isinstance(law := self.prompts, Longer):
             return law.law
         return self.prompts
+
+    @property
+    def sheds(self) -> bool:
+        """May requests be refused or given up, so that no overload lasts?"""
+        limits = self.queue_limit, self.patience, self.request_timeout
+        return limits != (None, None, None)
 
     @property
     def step_time(self) -> StepTime:
@@ -350,10 +384,13 @@ class SimulationConfig:
     def offered_load(self) -> float:
         """Mean arrival rate of the run over lambda*(B); stable below 1.
 
+        Users who wait for their answers arrive as fast as they are served: NaN.
+
         >>> round(SimulationConfig(batch_size=4).offered_load, 2)  # far too much
         1.96
         """
-        return self.arrivals.mean(self.num_requests) / self.max_stable_rate
+        rate = self.arrivals.mean(self.num_requests)
+        return rate / self.max_stable_rate if self.clients is None else float("nan")
 
     @property
     def peak_load(self) -> float:

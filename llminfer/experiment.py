@@ -111,6 +111,7 @@ def _watched(config: SimulationConfig, workload: Workload | None) -> RunRecord:
     warned = overload.warn_ahead([config], workload)
     record = _simulated(config, workload)
     overload.warn_of_batches(config, record)
+    overload.warn_of_losses(record)
     if not warned:
         overload.warn_of_growth(config, record)
     return record
@@ -118,8 +119,9 @@ def _watched(config: SimulationConfig, workload: Workload | None) -> RunRecord:
 
 def _simulated(config: SimulationConfig, workload: Workload | None) -> RunRecord:
     env = simpy.Environment()
-    requests = Workload.generate(config) if workload is None else workload
-    server = _SERVERS[config.server](env, config, requests)
+    if workload is None and config.clients is None:  # else users draw their own
+        workload = Workload.generate(config)
+    server = _SERVERS[config.server](env, config, workload)
     env.process(server.run())
     env.run()
     return server.record

@@ -10,8 +10,8 @@ import numpy as np
 import pandas as pd
 
 from llminfer.base.arrays import FloatArray
-from llminfer.base.errors import fail, number, whole
-from llminfer.record import RunRecord
+from llminfer.base.errors import ConfigError, fail, number, whole
+from llminfer.record import GIVEN_UP, REFUSED, RunRecord
 from llminfer.request import Request
 from llminfer.servers.token_gaps import Gaps, token_gaps
 from llminfer.timing import StepTime
@@ -66,7 +66,10 @@ def metrics_and_times(
         name; and the gaps between tokens.
     """
     times = {name: np.sort(its) for name, its in _times(record, skip).items()}
+    if not len(times["latency"]):
+        raise ConfigError("nothing to measure: no request was completed")
     metrics = _of_requests(record, skip, step_time, times) | _whole_run(record)
+    metrics |= _of_clients(record, skip)
     if record.steps is not None:
         metrics["preemptions"] = int(record.preemptions[skip:].sum())
         if (cached := record.steps.cached_tokens) is not None:
@@ -107,7 +110,7 @@ def goodput(
     skip = _measured(record, warmup_requests)
     in_time = record.ttft <= number("ttft_limit", ttft_limit, least=0.0)
     too_slow = record.tpot > number("tpot_limit", tpot_limit, least=0.0)
-    met = int((in_time & ~too_slow)[skip:].sum())
+    met = int((in_time & ~too_slow)[record.measured(skip)].sum())
     return _ratio(met, _span(record, skip))
 
 
@@ -122,11 +125,12 @@ def _measured(record: RunRecord, warmup_requests: int) -> int:
 
 def _times(record: RunRecord, skip: int) -> dict[str, FloatArray]:
     """What each measured request took, seconds; no TPOT of a single token."""
+    some = record.measured(skip)
     return {
-        "latency": record.latency[skip:],
-        "queue_wait": record.wait[skip:],
-        "ttft": record.ttft[skip:],
-        "tpot": record.tpot[skip:][record.output_length[skip:] > 1],
+        "latency": record.latency[some],
+        "queue_wait": record.wait[some],
+        "ttft": record.ttft[some],
+        "tpot": record.tpot[some][record.output_length[some] > 1],
     }
 
 
@@ -134,10 +138,11 @@ def _of_requests(
     record: RunRecord, skip: int, law: StepTime | None, times: Mapping[str, FloatArray]
 ) -> dict[str, float]:
     """What each measured request has, summed up; ``times`` in ascending order."""
-    latency = record.latency[skip:]
-    prompt = record.prompt_length[skip:].astype(np.float64)
-    output = record.output_length[skip:].astype(np.float64)
-    processing = (record.processing_end_time - record.processing_start_time)[skip:]
+    some = record.measured(skip)
+    latency = record.latency[some]
+    prompt = record.prompt_length[some].astype(np.float64)
+    output = record.output_length[some].astype(np.float64)
+    processing = (record.processing_end_time - record.processing_start_time)[some]
     metrics = _spread(
         "latency", times["latency"], "avg median std min max p50 p90 p95 p99"
     )
@@ -162,6 +167,18 @@ def _of_requests(
     )
 
 
+def _of_clients(record: RunRecord, skip: int) -> dict[str, float]:
+    """Waits at the client, and how measured requests ended; nothing by the clock."""
+    if record.outcome is None or record.wasted_tokens is None:
+        return {}
+    metrics = _spread("client_wait", record.client_wait[skip:], "avg max p99")
+    for name, outcome in ("refused", REFUSED), ("given_up", GIVEN_UP):
+        those = record.outcome[skip:] == outcome
+        metrics[f"{name}_requests"] = int(those.sum())
+        metrics[f"{name}_share"] = float(those.mean())
+    return metrics | {"wasted_tokens": int(record.wasted_tokens[skip:].sum())}
+
+
 def _totals(prompt: FloatArray, output: FloatArray, span: float) -> dict[str, float]:
     """Requests and tokens, and how many a second."""
     return {
@@ -176,8 +193,8 @@ def _totals(prompt: FloatArray, output: FloatArray, span: float) -> dict[str, fl
 
 
 def _span(record: RunRecord, skip: int) -> float:
-    """Seconds from the first measured arrival to the last measured completion."""
-    return float(record.processing_end_time[skip:].max() - record.arrival_time[skip])
+    """Seconds from the first measured sending to the last measured completion."""
+    return float(record.processing_end_time[skip:].max() - record.sent_time[skip])
 
 
 def _alone(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Self
 
@@ -24,6 +24,7 @@ _COLUMNS = (
     "request_class",
 )
 _TIMES = tuple(name for name in _COLUMNS if name.endswith("_time"))
+COMPLETED, REFUSED, GIVEN_UP = range(3)  # how a request ends
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,20 +74,24 @@ class RunRecord:
     """A finished run as columns; times in seconds.
 
     Attributes:
-        arrival_time: Shape (n,), in order of arrival; so are all columns of requests.
+        arrival_time: When each came to the client, shape (n,), in order of arrival; so
+            are all columns of requests.
         prompt_length: Tokens.
-        output_length: Tokens made.
+        output_length: Tokens made, or that would have been.
         request_class: Class number.
-        queue_entry_time: When each entered the queue.
-        processing_start_time: When its batch began.
+        queue_entry_time: When each was sent, and entered the queue.
+        processing_start_time: When its batch began; NaN if it never was in one.
         first_token_time: When its first token appeared.
-        processing_end_time: When it was complete.
+        processing_end_time: When it was complete, refused or given up.
         batch_start: Shape (batches,), in order of time.
         batch_end: Shape (batches,).
         batch_size: Requests in each, shape (batches,).
         limit_time: When the batch limit was set or changed, ascending.
         batch_limit: The limit from then on, same shape.
         steps: What a continuous server adds; None from a static one.
+        outcome: 0 of a request that was completed, 1 refused, 2 given up; None if all
+            were completed by the nature of the run.
+        wasted_tokens: Prompt and output tokens computed for those given up.
 
     >>> from llminfer import SimulationConfig, Workload, simulate
     >>> work = Workload.from_arrays([0.0, 0.5, 4.0], [100, 50, 200], [20, 10, 30])
@@ -117,33 +122,24 @@ class RunRecord:
     limit_time: FloatArray = field(default_factory=lambda: np.empty(0))
     batch_limit: IntArray = field(default_factory=lambda: np.empty(0, dtype=np.int64))
     steps: StepLog | None = None
+    outcome: IntArray | None = None
+    wasted_tokens: IntArray | None = None
 
     @classmethod
     def served(
-        cls,
-        workload: Workload,
-        start: FloatArray,
-        first: FloatArray,
-        end: FloatArray,
-        **batches: Any,
+        cls, workload: Workload, times: Iterable[FloatArray], more: Mapping[str, Any]
     ) -> Self:
         """The record of a served workload; each request is queued as it arrives.
 
         Args:
             workload: What was served.
-            start: When each request's batch began, seconds.
-            first: When its first token appeared.
-            end: When it was complete.
-            batches: The columns of batches, the path of the limit, and the steps.
+            times: When each request's batch began, when its first token appeared, and
+                when it was complete, seconds.
+            more: The columns of batches, the path of the limit, the steps, and columns
+                of requests that clients know better.
         """
-        return cls(
-            **workload.columns,
-            queue_entry_time=workload.arrival_time,
-            processing_start_time=start,
-            first_token_time=first,
-            processing_end_time=end,
-            **batches,
-        )
+        known = {"queue_entry_time": workload.arrival_time, **workload.columns}
+        return cls(**{**known, **dict(zip(_TIMES[-3:], times, strict=True)), **more})
 
     @classmethod
     def from_frame(cls, frame: pd.DataFrame) -> Self:
@@ -153,8 +149,11 @@ class RunRecord:
 
         Args:
             frame: Columns as ``to_frame`` gives them; requests that have not
-                finished (NaN) are left out, and all are of class 0 if none is given.
+                finished (NaN), were refused or given up are left out, and all are of
+                class 0 if none is given.
         """
+        if "outcome" in frame:
+            frame = frame[frame["outcome"] == COMPLETED]
         done = frame.dropna(subset=list(_TIMES)).sort_values(
             ["arrival_time", "request_id"], kind="stable"
         )
@@ -196,12 +195,30 @@ class RunRecord:
             frame["replica"] = self.steps.replica
             if self.steps.cached_tokens is not None:
                 frame["cached_tokens"] = self.steps.cached_tokens
+        if self.outcome is not None:
+            frame["outcome"] = self.outcome
         return frame
+
+    def measured(self, skip: int = 0) -> Any:
+        """Which requests count, without the first ``skip``: those completed."""
+        if self.outcome is None:
+            return slice(skip, None)
+        return skip + np.flatnonzero(self.outcome[skip:] == COMPLETED)
+
+    @property
+    def sent_time(self) -> FloatArray:
+        """When each request was sent, seconds: as it came, unless it was held back."""
+        return self.queue_entry_time
+
+    @property
+    def client_wait(self) -> FloatArray:
+        """Seconds each request was held back at the client before it was sent."""
+        return self.sent_time - self.arrival_time
 
     @property
     def latency(self) -> FloatArray:
-        """Seconds from each request's arrival to its last token, shape (n,)."""
-        return self.processing_end_time - self.arrival_time
+        """Seconds from each request's sending to its last token, shape (n,)."""
+        return self.processing_end_time - self.sent_time
 
     @property
     def wait(self) -> FloatArray:
@@ -210,8 +227,8 @@ class RunRecord:
 
     @property
     def ttft(self) -> FloatArray:
-        """Time to first token of each request, seconds from its arrival."""
-        return self.first_token_time - self.arrival_time
+        """Time to first token of each request, seconds from its sending."""
+        return self.first_token_time - self.sent_time
 
     @property
     def tpot(self) -> FloatArray:
@@ -223,9 +240,13 @@ class RunRecord:
     def waits(self) -> tuple[FloatArray, FloatArray]:
         """When each wait in the queue began, and when it ended, seconds.
 
-        A preempted request waits again.
+        A preempted request waits again, and some give up before they are served.
         """
         begin, end = self.queue_entry_time, self.processing_start_time
+        if self.outcome is not None:
+            some = self.outcome != REFUSED
+            left = np.where(np.isnan(end), self.processing_end_time, end)
+            begin, end = begin[some], left[some]
         if self.steps is not None and len(self.steps.preempted_time):
             begin = np.concatenate((begin, self.steps.preempted_time))
             end = np.concatenate((end, self.steps.resumed_time))
@@ -244,7 +265,7 @@ class RunRecord:
 
         A queue only grows until a request leaves it, so it is greatest just before.
         """
-        if self.steps is None:
+        if self.steps is None and self.outcome is None:
             begin, leave = self.queue_entry_time, self.batch_start
             left = np.cumsum(self.batch_size) - self.batch_size
         else:

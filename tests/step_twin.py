@@ -185,7 +185,12 @@ class StepTwin:
                 self.fill(sequence, sequence.computed, step.end)
                 self.release(sequence)
                 latency = step.end - sequence.request.arrival_time
-                self.control.seen.finish(step.end, [latency])
+                if self.answers(sequence):
+                    self.control.seen.finish(step.end, [latency])
+
+    def answers(self, sequence: Sequence) -> bool:
+        """Does anybody wait for its last token?"""
+        return True
 
     # Rules 1 and 2
 

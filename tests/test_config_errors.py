@@ -300,7 +300,7 @@ def test_a_configuration_in_a_file_must_be_an_object(tmp_path):
 def test_a_workload_shorter_than_the_warmup_is_refused():
     few = Workload.from_arrays([0.0, 1.0], [1, 1], [1, 1])
     message = refused(lambda: SimulationRunner(BASE, few).run(), "warmup_requests=500")
-    assert "2 requests" in message
+    assert "completed requests, 2" in message
 
 
 @pytest.mark.parametrize("confidence", [0.0, 1.0, -1, 95, math.nan, "x"])

@@ -167,7 +167,7 @@ def test_a_budget_below_the_batch_limit_is_no_matter_to_the_static_server():
 @pytest.mark.parametrize("growth", [0.0, 1e-3 / 7.0, 0.01, 0.7])
 def test_who_comes_a_last_bit_after_a_step_is_in_the_one_after_it(began, step, growth):
     workload = Workload.from_arrays([0.0], [1], [1])
-    line = waiting_queue(SERVER.policy(), workload)
+    line = waiting_queue(SERVER.policy(), workload, every=True, live=False)
     scheduler = Scheduler(SERVER, RequestTimes.of(workload, SERVER), line)
     scheduler.began, scheduler.step, scheduler.growth = began, step, growth
     n = np.arange(1, 400)

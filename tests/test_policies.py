@@ -101,7 +101,8 @@ def test_the_fast_loop_and_sort_requests_agree_to_the_last_bit(
 
 def lines_of(policy, workload):
     make = config(scheduling_policy=policy).policy
-    return waiting_queue(make(), workload), waiting_queue(make(), workload)
+    usual = {"every": True, "live": False}
+    return tuple(waiting_queue(make(), workload, **usual) for _ in range(2))
 
 
 moves = st.lists(st.tuples(st.integers(0, 9), st.integers(0, 6)), max_size=10)

@@ -20,7 +20,7 @@ from llminfer import (
     simulate,
 )
 from llminfer.calibrate import errors, fit
-from llminfer.capacity import Plan
+from llminfer.capacity import _round
 from llminfer.data import fetch
 from llminfer.data.logs import ServedLog
 from llminfer.metrics import MetricsCollector
@@ -191,8 +191,7 @@ def test_a_cache_raises_what_a_server_carries():
 
 def test_rounds_of_a_trace_have_other_prefixes():
     work = Workload.generate(LAW)
-    plan = Plan(pickle.loads(pickle.dumps(work)), 1, 1, 42)
-    longer = plan.longer(LAW).scaled(0.1)
+    longer = _round(pickle.loads(pickle.dumps(work)), 3, 0.1)
     record = serve(LAW, longer)
     assert (record.steps.cached_tokens == 0).sum() == 3 * 3
     assert len(list(longer.requests())) == len(longer.to_frame()) == 1200
@@ -271,10 +270,8 @@ def test_an_engine_is_predicted_with_its_hits():
     folder = fetch("vllm-h200-256x512-prefix")
     log = read_vllm_log(folder)
     columns = log.workload.columns
-    paths = [[(prefix, 1024)] for prefix in log.prefix.tolist()]
-    work = Workload.from_arrays(**columns, segments=paths)
     config = found.config(**read_settings(folder))
-    record = simulate(config, work)
+    record = simulate(config, log.workload)  # which brings its prefixes along
     assert record.steps.cached_tokens.tolist() == log.cached_tokens.tolist()
     ours = ServedLog.from_record(record)
     every = np.ones(len(log), dtype=bool)
@@ -282,5 +279,6 @@ def test_an_engine_is_predicted_with_its_hits():
     last = ours.last_token_time.max() / log.last_token_time.max()
     assert last == pytest.approx(1.0, abs=0.02)  # of as many requests: their rate
     # Without what it shares the same engine is slower than it was.
-    slow = ServedLog.from_record(simulate(config, log.workload))
+    alone = Workload.from_arrays(**columns)
+    slow = ServedLog.from_record(simulate(config, alone))
     assert errors(log, slow, every)["mean"].min() > 0.5

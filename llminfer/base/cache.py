@@ -60,7 +60,7 @@ def code_of(part: type | Callable[..., Any]) -> str | None:
     So that a method replaced in a kernel, or a module loaded again, is other code. None
     if some of it is no code of this package.
 
-    >>> code_of(RunStore) == code_of(RunStore), code_of(lambda: 0)
+    >>> code_of(RunStore) == code_of(RunStore), code_of(Path)
     (True, None)
     """
     bases = getattr(part, "__mro__", (part,))

@@ -247,7 +247,7 @@ def unit_arrivals(
             place that is drawn: the pattern of bursts stays, and no two runs are alike.
 
     >>> unit_arrivals(4, 1.0, np.random.default_rng(1), gaps=[3.0, 1.0])
-    array([0.5, 1. , 2.5, 4. ])
+    array([0.5, 1. , 2.5, 3. ])
 
     Source: the circular block bootstrap, Politis and Romano (1992).
     """

@@ -41,6 +41,8 @@ class Batch:
         requests: The run's requests, to be read and filled in.
         queue: Where new requests wait.
         control: What sets the batch limit; None leaves it at ``batch_size``.
+        answer: Hears of each request when its last token comes out, seconds, and says
+            whether anybody waits for it still.
         left: Hears when requests have left.
     """
 
@@ -48,6 +50,7 @@ class Batch:
     requests: RequestTimes
     queue: WaitingQueue
     control: BatchLimit | None = None
+    answer: Callable[[int, float], bool] | None = None
     left: Callable[[], None] | None = None
     log: Log = field(init=False)
     # Settings
@@ -80,6 +83,7 @@ class Batch:
     # With the last token out, or made by the step in progress, but a place and the
     # blocks of so many tokens until that ends; 0 if it had to give them up before
     leaving: dict[int, int] = field(default_factory=dict)
+    late: set[int] = field(default_factory=set)  # of these, those given up before
     # Who waits, or is gone
     admitted: int = 0  # how many have left the queue
     preempted: list[int] = field(default_factory=list)  # the last returns first
@@ -154,24 +158,61 @@ class Batch:
             pool.give_back(i, tokens)
             self._note_preemption(i, now, now)
             return
-        entry = self.running.pop(i)
-        if i == self.partial:
-            self.partial = -1
-            tokens = self.computed
-            self.made.setdefault(i, 0)
-        else:
-            self.made[i] = made = self.output[i] - (entry >> self.shift) + self.decoded
-            tokens = self.prompt[i] + made - 1
-            self.decoding -= 1
-            self.kv_tokens -= tokens
-            pool.cycle[(self.decoded - tokens) % pool.block_size] -= 1
-            self._forget_the_gone()
-        pool.give_back(i, tokens, returns=True)
+        pool.give_back(i, self._stop(i), returns=True)
         self.preempted.append(i)
         if self.control is not None:
             self.control.seen.take(-1)
         self.row[i] = len(log.victim)
         self._note_preemption(i, now, math.nan)
+
+    def _stop(self, i: int) -> int:
+        """A request runs no more, before its last token; the tokens in its cache."""
+        entry = self.running.pop(i)
+        if i == self.partial:
+            self.partial = -1
+            self.made.setdefault(i, 0)
+            return self.computed
+        self.made[i] = made = self.output[i] - (entry >> self.shift) + self.decoded
+        tokens = self.prompt[i] + made - 1
+        self.decoding -= 1
+        self.kv_tokens -= tokens
+        if self.pool is not None:
+            self.pool.cycle[(self.decoded - tokens) % self.pool.block_size] -= 1
+        self._forget_the_gone()
+        return tokens
+
+    def cancel(self, i: int) -> int:
+        """A request leaves for good; the tokens computed for it.
+
+        Its tokens of the step in progress are lost, and its blocks are free; they are
+        already if that step was its last.
+        """
+        pool, made = self.pool or self.cache, self.made.get(i, self.output[i])
+        tokens = self.prompt[i] + made - 1 if made else 0
+        self.must_be_free = held = 0
+        if math.isnan(self.start[i]):
+            self.queue.discard(i)
+            self.admitted += 1
+            if self.control is not None:
+                self.control.seen.take(1)
+            tokens = 0
+        elif i in self.preempted:
+            self.preempted.remove(i)
+        elif i in self.leaving:
+            self.running.pop(i)
+            held = self.leaving.pop(i)
+        elif i in self.running:
+            tokens = held = self._stop(i)
+        else:
+            return tokens
+        if held and pool is not None:
+            pool.give_back(i, held)
+        self.made.pop(i, None)
+        self.row.pop(i, None)
+        self.tokens_done += self.prompt[i] + self.output[i]
+        if self.left is not None:
+            self.left()
+        return tokens
 
     def _note_preemption(self, i: int, now: float, back: float) -> None:
         log = self.log
@@ -302,6 +343,7 @@ class Batch:
             self._leave(i, end)
             if pool is not None:
                 pool.cycle[(self.decoded - tokens) % pool.block_size] -= 1
+            if pool is not None or self.answer is not None:
                 self._forget_the_gone()
 
     def _forget_the_gone(self) -> None:
@@ -336,6 +378,8 @@ class Batch:
     def _leave(self, i: int, end: float) -> None:
         """A request has its last token at ``end``."""
         self.finished[i] = end
+        if self.answer is not None and not self.answer(i, end):
+            self.late.add(i)
         self.running[i] = -1  # no entry of the heap is its own any more
         tokens = self.prompt[i] + self.output[i] - 1
         self.leaving[i] = tokens
@@ -349,7 +393,7 @@ class Batch:
             self.tokens_done += self.prompt[i] + self.output[i]
             if tokens and pool is not None:
                 pool.give_back(i, tokens)
-            if control is not None:
+            if control is not None and i not in self.late:
                 end = self.finished[i]
                 control.seen.finish(end, [end - self.requests.arrival[i]])
         self.leaving.clear()

@@ -15,10 +15,10 @@ from llminfer.config import SimulationConfig
 from llminfer.policies import SchedulingPolicy, ranked
 from llminfer.record import RunRecord
 from llminfer.request import Request
-from llminfer.servers.server import Process, batch_limit
+from llminfer.servers.server import Moment, Process, batch_limit
 from llminfer.timing import StepTime
 
-_LAST = simpy.events.EventPriority(simpy.events.NORMAL + 1)
+_LAST = 2  # after SimPy's own priorities, 0 and 1
 
 
 class BatchProcessor:
@@ -28,24 +28,15 @@ class BatchProcessor:
         alpha: Seconds a prompt token.
         beta: Seconds a prefill.
         gamma: Seconds a decode step.
-        delta: Seconds a sequence in a decode step.
-        kappa: Seconds a KV token in a decode step.
-        **law: The rest of a ``StepTime``: epsilon, step_law, launch, graph_tokens.
+        **law: The rest of a ``StepTime``: delta, kappa, epsilon, step_law, launch and
+            graph_tokens.
 
     Raises:
         ConfigError: A coefficient is negative or not finite.
     """
 
-    def __init__(
-        self,
-        alpha: float,
-        beta: float,
-        gamma: float,
-        delta: float = 0.0,
-        kappa: float = 0.0,
-        **law: Any,
-    ) -> None:
-        self.step_time = StepTime(alpha, beta, gamma, delta, kappa, **law)
+    def __init__(self, alpha: float, beta: float, gamma: float, **law: Any) -> None:
+        self.step_time = StepTime(alpha, beta, gamma, **law)
         self._batches = 0
         self._requests = 0
         self._busy_time = 0.0
@@ -129,7 +120,7 @@ class ServerByHand:
         """SimPy process: serve for ever."""
         while True:
             # requests that arrive right now are in the queue first
-            yield _LastOfInstant(self.env)
+            yield Moment(self.env, self.env.now, _LAST)
             self._limit.at(self.env.now)
             if not self._must_dispatch():
                 yield self._news | self._alarm()
@@ -225,12 +216,3 @@ class ServerByHand:
             "waiting_requests": len(self.queue),
             "max_queue_length": self._longest_queue,
         }
-
-
-class _LastOfInstant(simpy.Event):
-    """An event now, after all others of this instant."""
-
-    def __init__(self, env: simpy.Environment) -> None:
-        super().__init__(env)
-        self._ok, self._value = True, None
-        env.schedule(self, priority=_LAST)

@@ -139,6 +139,15 @@ class ClassQueue(Generic[T]):
         self._waiting -= len(batch)
         return batch
 
+    def discard(self, request: T) -> None:
+        """``request`` leaves without having been served."""
+        self._queues[self._class_of(request)].remove(request)
+        self._waiting -= 1
+        queues = self._queues
+        heap = [(place, queues[n][0], n) for place, _, n in self._heap if queues[n]]
+        heapq.heapify(heap)
+        self._heap = heap
+
     def oldest(self) -> T:
         """The earliest to arrive of those that wait."""
         return min(request for _, request, _ in self._heap)

@@ -13,11 +13,18 @@ from llminfer.base.arrays import IntArray
 from llminfer.base.errors import fail
 from llminfer.config import SimulationConfig
 from llminfer.servers.event_log import RequestTimes, write_up
-from llminfer.servers.queues import waiting_queue
-from llminfer.servers.routing import Replica, Router, routes
+from llminfer.servers.routing import LOADS, Replica, Router, routes
 from llminfer.servers.scheduler import Scheduler
-from llminfer.servers.server import Process, WorkloadServer, batch_limit
+from llminfer.servers.server import (
+    Moment,
+    Process,
+    Requests,
+    WorkloadServer,
+    batch_limit,
+)
 from llminfer.workload import Workload
+
+_AFTER_ENDS, _LAST = 2, 3  # priorities: SimPy's own are 0 and 1
 
 
 class ContinuousBatchingServer(WorkloadServer):
@@ -29,32 +36,41 @@ class ContinuousBatchingServer(WorkloadServer):
     Args:
         env: The SimPy environment; ``env.process(server.run())`` starts the server.
         config: Coefficients, limits and policy.
-        workload: Requests to serve.
+        workload: Requests to serve; None where users draw their own.
 
     Raises:
         ConfigError: A request can never fit into the KV memory.
     """
 
     def __init__(
-        self, env: simpy.Environment, config: SimulationConfig, workload: Workload
+        self, env: simpy.Environment, config: SimulationConfig, workload: Requests
     ) -> None:
         super().__init__(env, config, workload)
-        _refuse_what_never_fits(config, workload)
-        self._requests = RequestTimes.of(workload, config)
-        self._limit = batch_limit(env, config, self._requests.arrival)
-        self._routes = routes(config, workload)
+        _refuse_what_never_fits(config, self.workload)
+        clients, work = self.clients, self.workload
+        self._requests = clients.times if clients else RequestTimes.of(work, config)
+        entered = clients.entered if clients else self._requests.arrival
+        self._limit = batch_limit(env, config, entered)
+        self._routes = routes(config, work)
         self._replicas = [self._replica(i) for i in range(config.replicas)]
         self._processes: list[simpy.Process] = []
         self._asleep: dict[int, simpy.Event] = {}
+        if clients is not None:
+            clients.desk = self
+            self._gone: list[list[int]] = [[] for _ in self._replicas]
+            self._armed = -math.inf  # when the clients are to be asked, seconds
 
     def _replica(self, i: int) -> Replica:
-        config, workload, n = self.config, self.workload, len(self.workload)
-        queue = waiting_queue(config.policy(), workload, every=config.replicas == 1)
+        config, n = self.config, len(self.workload)
+        queue = self.waiting_queue(every=config.replicas == 1)
         control = self._limit if self._limit.controlled else None
-        scheduler = Scheduler(config, self._requests, queue, control)
+        answer = None if self.clients is None else self.clients.answer
+        scheduler = Scheduler(config, self._requests, queue, control, answer)
+        if answer is not None and config.replicas == 1:
+            return Replica(scheduler, array("q"), array("d", [math.inf]))
         if config.replicas == 1:
             return Replica(scheduler, range(n), self._times(slice(None)))
-        if self._routes is None:
+        if answer is not None or self._routes is None:
             return Replica(scheduler, array("q"), array("d", [math.inf]), closed=False)
         members = np.flatnonzero(self._routes == i)
         return Replica(scheduler, array("q", members.tobytes()), self._times(members))
@@ -71,16 +87,21 @@ class ContinuousBatchingServer(WorkloadServer):
         self._processes = [self.env.process(self._serve(place)) for place in servers]
         if self._routes is None:
             self._routes = np.zeros(len(self.workload), dtype=np.int64)
-            self.env.process(self._route(self._routes))
+            self._router = Router(self.config.router, self._replicas)
+            if self.clients is None:
+                self.env.process(self._route(self._routes))
+        if self.clients is not None:
+            self._arm()
         yield self.env.all_of(self._processes)
         self._limit.at(max(replica.scheduler.end for replica in self._replicas))
+        own = self.clients.columns() if self.clients else {}
         self._record = write_up(
             self.config,
             self.workload,
             self._requests,
             [replica.scheduler.log for replica in self._replicas],
             replica=self._routes,
-            limit=self._limit.path(),
+            more=self._limit.path() | own,
         )
 
     def _serve(self, place: int) -> Process:
@@ -88,11 +109,18 @@ class ContinuousBatchingServer(WorkloadServer):
         scheduler, number, time = replica.scheduler, replica.number, replica.time
         begin, finish, queue = scheduler.begin, scheduler.finish, scheduler.queue
         can_overtake, join = queue.can_overtake, queue.add  # else the scheduler counts
-        env, schedule = self.env, self.env.schedule
+        env, schedule, clients = self.env, self.env.schedule, self.clients
         stretch = _Stretch(env)
         now = clock = env.now
         arrived = 0
+        several = clients is not None and not replica.closed
+        sheds = self.config.sheds
         while True:
+            if clients is not None:
+                clients.advance(now)
+                time[-1] = math.inf if several else clients.next_sent
+                if sheds:
+                    arrived = self._let_go(place, now, arrived)
             while (arrival := time[arrived]) <= now:
                 if can_overtake:
                     join(number[arrived])
@@ -111,6 +139,11 @@ class ContinuousBatchingServer(WorkloadServer):
                     clock = env.now
                 finish()
                 now = due
+                if several:  # all that happens now comes before the next step
+                    scheduler.open, scheduler.settled = False, True
+                    self._arm()
+                    yield Moment(env, now, _LAST)
+                    clock, scheduler.settled = env.now, False
             elif arrival < math.inf:
                 now = arrival
             elif replica.closed:
@@ -122,12 +155,15 @@ class ContinuousBatchingServer(WorkloadServer):
 
     def _route(self, routes: IntArray) -> Process:
         """SimPy process: send every request to a server as it arrives."""
-        router = Router(self.config.router, self._replicas)
         for i, time in enumerate(self._requests.arrival):
-            yield _Arrival(self.env, time)
-            place = router.choose(i, time)
+            yield Moment(self.env, time, simpy.events.URGENT)
+            place = self._router.choose(i, time)
             routes[i] = place
             self._send(i, time, place)
+        self._close()
+
+    def _close(self) -> None:
+        """Nothing more will be sent."""
         for place, replica in enumerate(self._replicas):
             replica.closed = True
             if place in self._asleep:
@@ -139,9 +175,78 @@ class ContinuousBatchingServer(WorkloadServer):
         scheduler = replica.scheduler
         if place in self._asleep:
             self._asleep.pop(place).succeed()
+        elif len(self._replicas) == 1:
+            return  # it has asked for this, and is about to schedule a step
         elif scheduler.open and time < scheduler.due:
             scheduler.shorten(time)
             self._processes[place].interrupt()
+
+    # Clients
+
+    def receive(self, i: int, time: float) -> bool:
+        """Take request ``i`` at ``time``, seconds; False if too many wait there."""
+        if self.config.clients is not None:
+            _refuse_what_never_fits(self.config, self.workload, slice(i, i + 1))
+        clients = self.clients
+        assert self._routes is not None
+        assert clients is not None
+        if self.config.router in LOADS and len(self._replicas) > 1:
+            for batch in (replica.scheduler for replica in self._replicas):
+                if batch.leaving and batch.finished[next(iter(batch.leaving))] <= time:
+                    batch.first_free += batch.let_go()
+            self._routes[i] = self._router.choose(i, time)
+        elif self.config.router == "session" and (user := clients.user_of(i)) >= 0:
+            self._routes[i] = user % len(self._replicas)
+        place = int(self._routes[i])
+        if self.config.queue_limit is not None:
+            batch, sent = self._replicas[place].scheduler, self._replicas[place].number
+            start, gone = self._requests.start, self._gone[place]
+            left = sum(math.isnan(start[j]) or j in batch.preempted for j in gone)
+            waiting = len(sent) - batch.admitted + len(batch.preempted) - left
+            if waiting >= self.config.queue_limit:
+                return False
+        self._send(i, time, place)
+        return True
+
+    def drop(self, i: int) -> None:
+        """Request ``i`` has been given up; it leaves when the next step is composed."""
+        assert self._routes is not None
+        self._gone[self._routes[i]].append(i)
+
+    def _let_go(self, place: int, now: float, arrived: int) -> int:
+        """All that were given up leave a server, which composes a step now.
+
+        First all must join that were sent; how many have joined then.
+        """
+        replica, clients = self._replicas[place], self.clients
+        assert clients is not None
+        batch = replica.scheduler
+        while replica.time[arrived] <= now:
+            batch.queue.add(replica.number[arrived])
+            arrived += 1
+        for i in self._gone[place]:
+            clients.wasted[i] = batch.cancel(i)
+        self._gone[place].clear()
+        batch.latest = clients.next_left
+        return arrived
+
+    def _arm(self, now: float = -math.inf) -> None:
+        """Let the clients of several servers act up to ``now``, and when they act next.
+
+        Args:
+            now: Seconds; nothing happens before the beginning.
+        """
+        assert self.clients is not None
+        self.clients.advance(now)
+        soon = min(self.clients.next_sent, self.clients.next_left)
+        if self.config.replicas == 1 or soon == self._armed:
+            return
+        self._armed = soon
+        if soon < math.inf:
+            moment = Moment(self.env, soon, _AFTER_ENDS)
+            moment.callbacks.append(lambda _: self._arm(soon))
+        if self.clients.shut(False):
+            self._close()
 
 
 class _Stretch(simpy.Event):
@@ -152,22 +257,17 @@ class _Stretch(simpy.Event):
         self._ok, self._value = True, None
 
 
-class _Arrival(_Stretch):
-    """An event at a time still to come, seconds, before all others of that instant."""
-
-    def __init__(self, env: simpy.Environment, time: float) -> None:
-        super().__init__(env)
-        env.schedule(self, simpy.events.URGENT, max(time - env.now, 0.0))
-
-
-def _refuse_what_never_fits(config: SimulationConfig, workload: Workload) -> None:
+def _refuse_what_never_fits(
+    config: SimulationConfig, workload: Workload, some: slice = slice(None)
+) -> None:
     if config.kv_blocks is None:
         return
-    tokens = workload.prompt_length + workload.output_length - 1
-    blocks = -(-tokens // config.block_size)
+    prompt, output = workload.prompt_length[some], workload.output_length[some]
+    blocks = -(-(prompt + output - 1) // config.block_size)
     if int(blocks.max()) <= config.kv_blocks:
         return
     i = int(np.argmax(blocks > config.kv_blocks))
-    asks = f"prompt {workload.prompt_length[i]}, output {workload.output_length[i]}"
-    must = f"at least {blocks.max()}: request {i} ({asks} tokens) needs {blocks[i]}"
+    asks = f"prompt {prompt[i]}, output {output[i]} tokens"
+    which = f"request {i + (some.start or 0)} ({asks})"
+    must = f"at least {blocks.max()}: {which} needs {blocks[i]}"
     raise fail("kv_blocks", config.kv_blocks, must)

@@ -43,10 +43,12 @@ class RequestTimes:
     paths: Paths | None = None  # the blocks they share; None shares nothing
 
     @classmethod
-    def of(cls, workload: Workload, config: SimulationConfig) -> RequestTimes:
-        """Those of a workload, to which nothing has happened yet."""
+    def of(
+        cls, workload: Workload, config: SimulationConfig, never: float = 0.0
+    ) -> RequestTimes:
+        """Those of a workload, to which nothing has happened yet: ``never`` says so."""
         segments = workload.segments if config.prefix_caching else None
-        nothing = array("d", bytes(8 * len(workload)))
+        nothing = array("d", [never]) * len(workload)
         return cls(
             memoryview(workload.arrival_time),  # type: ignore[arg-type]
             memoryview(workload.prompt_length),  # type: ignore[arg-type]
@@ -100,7 +102,7 @@ def write_up(
     logs: Sequence[Log],
     *,
     replica: IntArray,
-    limit: Mapping[str, Any],
+    more: Mapping[str, Any],
 ) -> RunRecord:
     """The record of a finished run.
 
@@ -110,17 +112,22 @@ def write_up(
         requests: What happened to it.
         logs: One a server.
         replica: The server that took each request, shape (n,).
-        limit: The path of the batch limit, as columns of the record.
+        more: Columns of the record: the path of the batch limit, and what the clients
+            know better.
     """
     rows, server = _in_order([log.stretches() for log in logs], "start")
     return RunRecord.served(
         workload,
-        *map(np.asarray, (requests.start, requests.first, requests.end)),
-        batch_start=rows["start"],
-        batch_end=rows["end"],
-        batch_size=rows["size"],
-        steps=_step_log(config, requests, logs, rows, server=server, replica=replica),
-        **limit,
+        [np.asarray(x) for x in (requests.start, requests.first, requests.end)],
+        {
+            "batch_start": rows["start"],
+            "batch_end": rows["end"],
+            "batch_size": rows["size"],
+            "steps": _step_log(
+                config, requests, logs, rows, server=server, replica=replica
+            ),
+            **more,
+        },
     )
 
 

@@ -69,7 +69,7 @@ def warn_ahead(
         spread = np.ptp(workload.arrival_time) > 0.0
         many = [c for c in configs if spread and len(workload) > _few(c)]
         configs = [described(workload, config) for config in many]
-    over = [config for config in configs if config.offered_load >= 1.0]
+    over = [c for c in configs if not c.sheds and c.offered_load >= 1.0]
     if over:
         worst = max(over, key=lambda config: config.offered_load)
         rate = worst.arrivals.mean(worst.num_requests)
@@ -100,6 +100,14 @@ def warn_of_batches(config: SimulationConfig, record: RunRecord) -> None:
     largest = int(record.batch_size.max(initial=0))
     if config.server == "continuous" and (said := _beyond([config], [largest])):
         _warn(said, UserWarning)
+
+
+def warn_of_losses(record: RunRecord) -> None:
+    """Warn if over 1% were refused or given up, whom no latency counts."""
+    lost = 0.0 if record.outcome is None else float(np.mean(record.outcome > 0))
+    if lost > 0.01:
+        said = f"{lost:.1%} of all requests were refused or given up: latencies are"
+        _warn(f"{said} those of the others, and flatter the server", UserWarning)
 
 
 def warn_of_growth(config: SimulationConfig, record: RunRecord) -> None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import heapq
 from array import array
+from collections import OrderedDict
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -41,12 +42,15 @@ class WaitingQueue(Protocol):
     def take(self, most: int, now: float) -> Sequence[int]:
         """The next requests to serve, at most ``most``, leave."""
 
+    def discard(self, i: int) -> None:
+        """Request ``i`` waits no more; of a queue that requests may leave."""
+
     def oldest(self) -> int:
         """The earliest to arrive of those that wait."""
 
 
 def waiting_queue(
-    policy: policies.SchedulingPolicy, workload: Workload, every: bool = True
+    policy: policies.SchedulingPolicy, workload: Workload, *, every: bool, live: bool
 ) -> WaitingQueue:
     """The cheapest queue that keeps ``policy``'s order.
 
@@ -55,7 +59,8 @@ def waiting_queue(
     Args:
         policy: Who goes next.
         workload: The requests.
-        every: Will all of them join? Another server may take some.
+        every: Will all of them join and be taken? Another server may get some.
+        live: Are the columns filled in as requests come?
     """
     sorts = type(policy).sort_requests
     if (
@@ -64,21 +69,32 @@ def waiting_queue(
     ):
         if every and type(policy).keys is policies.FCFSPolicy.keys:
             return _ArrivalQueue()
-        return _KeyedQueue(policy, workload)
+        return (_LiveQueue if live else _KeyedQueue)(policy, workload)
     if (
         isinstance(policy, policies.ClassPolicy)
         and sorts is policies.ClassPolicy.sort_requests
     ):
-        tokens = policies.service_tokens(workload.prompt_length, workload.output_length)
-        classes = array("q", workload.request_class.tobytes())
+        _, *lengths, classes = _columns(workload)
+        service = policies.service_tokens
+        if live:
+            return policy.queues(
+                classes.__getitem__,
+                lambda i: int(service(*(its[i] for its in lengths))),
+            )
+        tokens = service(workload.prompt_length, workload.output_length)
         return policy.queues(
             classes.__getitem__, array("q", tokens.tobytes()).__getitem__
         )
     return _SortedQueue(policy, workload)
 
 
+def _columns(workload: Workload) -> list[Any]:
+    """The columns of a workload, to be read one by one, also while they are filled."""
+    return [memoryview(column) for column in list(vars(workload).values())[:4]]
+
+
 class _ArrivalQueue:
-    """Requests in order of arrival: two counters."""
+    """Requests in order of arrival, all of whom wait to be taken: two counters."""
 
     can_overtake = time_dependent = False
 
@@ -93,6 +109,9 @@ class _ArrivalQueue:
 
     def peek(self, now: float) -> int:
         return self.head
+
+    def discard(self, i: int) -> None:
+        """Nobody leaves this queue before being taken."""
 
     def take(self, most: int, now: float) -> Sequence[int]:
         head = self.head
@@ -144,10 +163,54 @@ class _KeyedQueue:
             self.gone[i] = 1
         return batch
 
+    def discard(self, i: int) -> None:
+        """Nobody leaves this queue before being taken."""
+
     def oldest(self) -> int:
         while self.gone[self.first]:
             self.first += 1
         return self.first
+
+
+class _LiveQueue:
+    """Requests under a fixed key that is known when they join, and that may leave."""
+
+    can_overtake, time_dependent = True, False
+
+    def __init__(self, policy: policies.KeyedPolicy, workload: Workload) -> None:
+        self.policy, self.columns = policy, list(vars(workload).values())[:4]
+        self.counts = type(policy).keys is policies.FCFSPolicy.keys
+        self.heap: list[tuple[float, int]] = []  # some may have left
+        self.waiting = OrderedDict[int, None]()
+
+    def __len__(self) -> int:
+        return len(self.waiting)
+
+    def add(self, i: int) -> None:
+        key = 0.0
+        if not self.counts:  # in order of number
+            its = (column[i : i + 1] for column in self.columns)
+            key = float(self.policy.keys(policies.Waiting(np.array([i]), *its))[0])
+        heapq.heappush(self.heap, (key, i))
+        self.waiting[i] = None
+
+    def peek(self, now: float) -> int:
+        while (i := self.heap[0][1]) not in self.waiting:
+            heapq.heappop(self.heap)
+        return i
+
+    def take(self, most: int, now: float) -> Sequence[int]:
+        batch = []
+        for _ in range(min(most, len(self.waiting))):
+            batch.append(i := self.peek(now))
+            del self.waiting[i]
+        return batch
+
+    def discard(self, i: int) -> None:
+        del self.waiting[i]
+
+    def oldest(self) -> int:
+        return next(iter(self.waiting))
 
 
 class _SortedQueue:
@@ -161,7 +224,7 @@ class _SortedQueue:
 
     def __init__(self, policy: policies.SchedulingPolicy, workload: Workload) -> None:
         self.policy = policy
-        self.requests = list(workload.requests())
+        self.columns = _columns(workload)
         self.waiting: dict[int, Request] = {}
         self.order: list[Request] = []  # the answer, least last
         self.asked = -np.inf
@@ -170,7 +233,7 @@ class _SortedQueue:
         return len(self.waiting)
 
     def add(self, i: int) -> None:
-        request = self.requests[i]
+        request = Request(i, *(column[i] for column in self.columns))
         request.queue_entry_time = request.arrival_time
         self.waiting[i] = request
         self.order = []
@@ -184,6 +247,10 @@ class _SortedQueue:
         for i in batch:
             del self.waiting[i]
         return batch
+
+    def discard(self, i: int) -> None:
+        del self.waiting[i]
+        self.order = []
 
     def oldest(self) -> int:
         return next(iter(self.waiting))

@@ -60,11 +60,15 @@ class Scheduler(Batch):
     decodes: int = 0  # sequences that decode in it
     tokens: int = 0  # prefilled in each step
     open: bool = False  # does an arrival end it?
+    pressed: bool = False  # may a change of limit, or somebody giving up, end it?
+    latest: float = math.inf  # when it is to be scheduled whatever happens, seconds
     first_free: int = 0  # blocks that are free in the first step
+    settled: bool = False  # are its steps counted, and the next ones not composed?
 
     def __post_init__(self) -> None:
         Batch.__post_init__(self)
         self.law = self.config.step_time
+        self.pressed = self.control is not None or self.config.sheds
         self.pack, self.note = self.log.pack, self.log.rows.extend
 
     def begin(self, now: float, arrived: int, arrival: float) -> float:
@@ -110,8 +114,8 @@ class Scheduler(Batch):
         self.steps, self.growth = steps, self.law.growth(self.decodes, chunk)
         self.end = self.end_after(steps)
         self.due = due = self.end_after(steps - 1) if self.ahead else self.end
-        if self.control is not None:
-            arrival = self._until(arrival)
+        if self.pressed:
+            return self._in_time(arrival)
         return self.shorten(arrival) if self.open and arrival < due else due
 
     def _first_step(self) -> float:
@@ -206,7 +210,8 @@ class Scheduler(Batch):
         """Full blocks that a request would find here at ``time``, seconds."""
         if (cache := self.cache) is None:
             return 0
-        ends = range(1, self.steps)  # steps scheduled by then, after the first
+        # steps scheduled by then, after the first
+        ends = range(1, 1 if self.settled else self.steps)
         later = bisect_left(ends, time, key=lambda k: self.end_after(k - self.ahead))
         if self.partial >= 0:
             cache.publish(self.partial, self.computed + later * self.tokens)
@@ -226,13 +231,15 @@ class Scheduler(Batch):
         if control.every_dispatch and (waiting or self.preempted):
             self.limit = control.act(now)
 
-    def _until(self, arrival: float) -> float:
-        """When the stretch must end at the latest: an arrival or a change of limit."""
-        assert self.control is not None
-        if self.open:
-            return min(arrival, self.control.tick)
-        self.open = True
-        return self.control.tick
+    def _in_time(self, arrival: float) -> float:
+        """End the stretch early enough for an arrival, a give-up or another limit."""
+        open_ended, latest = self.open, self.latest
+        if self.control is not None:
+            latest = min(latest, self.control.tick)
+        if (time := min(arrival, latest) if open_ended else latest) < self.due:
+            self.shorten(time)
+        self.open = open_ended  # who is sent meanwhile may end it still earlier
+        return self.due
 
     def _mixed(self, now: float, waiting: int) -> bool:
         """Schedule a mixed step; True if the stretch is this one step."""

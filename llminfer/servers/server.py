@@ -11,9 +11,27 @@ import simpy
 from llminfer.config import SimulationConfig
 from llminfer.record import RunRecord
 from llminfer.servers.batch_control import BatchLimit, Observed
+from llminfer.servers.clients import own_clients
+from llminfer.servers.queues import WaitingQueue, waiting_queue
 from llminfer.workload import Workload
 
 Process = Generator[simpy.Event, Any, None]
+Requests = Workload | None  # None where users draw their own
+
+
+class Moment(simpy.Event):
+    """An event at a time still to come, seconds.
+
+    Args:
+        env: The SimPy environment.
+        time: When it happens.
+        priority: Of all events of that instant the least come first.
+    """
+
+    def __init__(self, env: simpy.Environment, time: float, priority: Any) -> None:
+        super().__init__(env)
+        self._ok, self._value = True, None
+        env.schedule(self, priority, max(time - env.now, 0.0))
 
 
 def batch_limit(
@@ -36,16 +54,27 @@ class WorkloadServer(ABC):
     Args:
         env: The SimPy environment; ``env.process(server.run())`` starts the server.
         config: Coefficients, limits and policy.
-        workload: Requests to serve.
+        workload: Requests to serve; None where users draw their own.
     """
 
     def __init__(
-        self, env: simpy.Environment, config: SimulationConfig, workload: Workload
+        self, env: simpy.Environment, config: SimulationConfig, workload: Requests
     ) -> None:
         self.env = env
         self.config = config
+        self.clients = own_clients(config, workload)
+        if self.clients is not None:
+            workload = self.clients.sent
+        assert workload is not None  # without users nobody else can draw it
         self.workload = workload
         self._record: RunRecord | None = None
+
+    def waiting_queue(self, every: bool = True) -> WaitingQueue:
+        """An empty queue; ``every``: will all requests join it?"""
+        every, live = every and not self.config.sheds, self.clients is not None
+        return waiting_queue(
+            self.config.policy(), self.workload, every=every, live=live
+        )
 
     @abstractmethod
     def run(self) -> Process:

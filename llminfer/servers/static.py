@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from array import array
+from typing import Any
 
 import numpy as np
 import simpy
@@ -10,9 +12,8 @@ import simpy
 from llminfer.base.arrays import FloatArray, IntArray
 from llminfer.config import SimulationConfig
 from llminfer.record import RunRecord
-from llminfer.servers.queues import waiting_queue
-from llminfer.servers.server import Process, WorkloadServer, batch_limit
-from llminfer.workload import Workload
+from llminfer.servers.clients import StaticDesk
+from llminfer.servers.server import Process, Requests, WorkloadServer, batch_limit
 
 
 class LLMInferenceServer(WorkloadServer):
@@ -26,6 +27,7 @@ class LLMInferenceServer(WorkloadServer):
         config: Coefficients, batch limit, timeout and policy.
         workload: Requests to serve.
 
+    >>> from llminfer import Workload
     >>> env = simpy.Environment()
     >>> work = Workload.from_arrays([0.0, 0.5], [100, 50], [20, 10])
     >>> server = LLMInferenceServer(env, SimulationConfig(batch_size=2), work)
@@ -36,65 +38,72 @@ class LLMInferenceServer(WorkloadServer):
     """
 
     def __init__(
-        self, env: simpy.Environment, config: SimulationConfig, workload: Workload
+        self, env: simpy.Environment, config: SimulationConfig, workload: Requests
     ) -> None:
         super().__init__(env, config, workload)
-        self._arrival = array("d", workload.arrival_time.tobytes())
-        self._limit = batch_limit(env, config, self._arrival)
+        self._arrival = self._column("arrival_time")
+        entered = self.clients.entered if self.clients else self._arrival
+        self._limit = batch_limit(env, config, entered)
 
     def run(self) -> Process:
         """SimPy process: serve until nothing is left."""
-        workload, law = self.workload, self.config.step_time
-        arrival = self._arrival
-        prompt_of = array("q", workload.prompt_length.tobytes()).__getitem__
-        output_of = array("q", workload.output_length.tobytes()).__getitem__
-        pairs_of = _pairs(workload).__getitem__
-        waiting = waiting_queue(self.config.policy(), workload)
+        law, arrival = self.config.step_time, self._arrival
+        prompt_of = self._column("prompt_length").__getitem__
+        output_of = self._column("output_length").__getitem__
+        waiting = self.waiting_queue()
         join, take = waiting.add, waiting.take
-        order, starts, sizes = array("q"), array("d"), array("q")
         prefill, decode = law.prefill, law.decode
+        order, starts, sizes = array("q"), array("d"), array("q")
         timeout, control = self.config.batch_timeout, self._limit
-        limit, tick = control.size, control.tick
-        controlled, every_dispatch = control.controlled, control.every_dispatch
-        env, timer, n = self.env, self.env.timeout, len(arrival)
-        arrived = served = 0
-        free = env.now  # when the server is next without work
-        while served < n:
-            # A full batch is there with the arrival of request served + limit, under
-            # any policy; if there is no such request, the last one ends the wait.
-            full = served + limit
-            start = arrival[full - 1 if full < n else -1]
-            if timeout is not None and start > free:
-                oldest = arrival[waiting.oldest() if arrived > served else arrived]
-                start = min(start, oldest + timeout)
-            if start < free:
-                start = free
+        limit, tick, controlled = control.size, control.tick, control.controlled
+        env, timer, n, free = self.env, self.env.timeout, len(arrival), self.env.now
+        desk = self.clients and StaticDesk(self.clients, waiting, control.seen)
+        arrived, served = 0 if desk is None else n, 0
+        while served < n or desk is not None:  # free: when it has no work any more
+            if desk is not None:
+                start = desk.dispatch(free, limit, tick)
+                if start == math.inf:
+                    break
+            else:
+                # A full batch is there with the arrival of request served + limit,
+                # under any policy; if there is none, the last one ends the wait.
+                start = arrival[min(served + limit, n) - 1]
+                if timeout is not None and start > free:
+                    oldest = waiting.oldest() if arrived > served else arrived
+                    start = min(start, arrival[oldest] + timeout)
+                if start < free:
+                    start = free
             if start >= tick:  # the limit changes first, and what is due with it
-                limit = control.act(tick)
-                free = max(free, tick)
-                tick = control.tick
+                limit, free, tick = control.act(tick), max(free, tick), control.tick
                 continue
             while arrived < n and arrival[arrived] <= start:
                 join(arrived)
                 arrived += 1
-            if every_dispatch:
+            if controlled and control.every_dispatch:
                 limit = control.act(start)
             batch = take(limit, start)
-            size = len(batch)
-            tokens = sum(map(prompt_of, batch))
-            steps = max(map(output_of, batch))
-            pairs = sum(map(pairs_of, batch)) if law.epsilon else 0.0
-            free = start + prefill(tokens, pairs) + decode(size, tokens, steps)
+            size, tokens = len(batch), sum(map(prompt_of, batch))
+            pairs = sum(prompt_of(i) ** 2 for i in batch) / 2.0 if law.epsilon else 0.0
+            first = start + prefill(tokens, pairs)
+            free = first + decode(size, tokens, max(map(output_of, batch)))
+            done = batch if desk is None else desk.serve(batch, start, first, free)
             order.extend(batch)
             starts.append(start)
             sizes.append(size)
             served += size
             if controlled:
                 control.seen.take(size)
-                control.seen.finish(free, (free - arrival[i] for i in batch))
+                control.seen.finish(free, (free - arrival[i] for i in done))
             yield timer(free - env.now if free > env.now else 0.0)
         control.at(free)
         self._record = self._write_up(order, starts, sizes)
+
+    def _column(self, name: str) -> Any:
+        """A column to be read one by one, as it is, or as the clients fill it."""
+        column = getattr(self.workload, name)
+        if self.clients is not None:
+            return memoryview(column)
+        return array(column.dtype.char, column.tobytes())
 
     def _write_up(
         self, order: array[int], starts: array[float], sizes: array[int]
@@ -105,23 +114,14 @@ class LLMInferenceServer(WorkloadServer):
         size: IntArray = np.frombuffer(sizes, dtype=np.int64)
         start: FloatArray = np.frombuffer(starts)
         heads = np.cumsum(size) - size
-        tokens = np.add.reduceat(workload.prompt_length[members], heads)
+        prompt = workload.prompt_length[members]
+        tokens = np.add.reduceat(prompt, heads)
         steps = np.maximum.reduceat(workload.output_length[members], heads)
-        pairs = np.add.reduceat(_pairs(workload)[members], heads)
+        pairs = np.add.reduceat(np.square(prompt, dtype=np.float64) / 2.0, heads)
         first = start + law.prefill(tokens, pairs)
         end = first + law.decode(size, tokens, steps)
-        times = np.empty((3, len(members)))
+        times = np.empty((3, len(workload)))
         times[:, members] = np.repeat([start, first, end], size, axis=1)
-        return RunRecord.served(
-            workload,
-            *times,
-            batch_start=start,
-            batch_end=end,
-            batch_size=size,
-            **self._limit.path(),
-        )
-
-
-def _pairs(workload: Workload) -> FloatArray:
-    """Pairs of prompt tokens of each request, of which one attends to the other."""
-    return np.asarray(np.square(workload.prompt_length, dtype=np.float64) / 2.0)
+        more = self._limit.path() | (self.clients.columns() if self.clients else {})
+        more |= {"batch_start": start, "batch_end": end, "batch_size": size}
+        return RunRecord.served(workload, times, more)

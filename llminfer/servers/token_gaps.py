@@ -181,24 +181,26 @@ def token_gaps(record: RunRecord, law: StepTime, warmup_requests: int = 0) -> Ga
         warmup_requests: The first so many by arrival are left out.
     """
     log = record.steps
+    some = np.arange(len(record.arrival_time))[record.measured(warmup_requests)]
     if log is None:
-        return _static_gaps(record, law.kappa, warmup_requests)
+        return _static_gaps(record, law.kappa, some)
     parts: list[Gaps] = []
     for server in range(log.replicas):
-        parts += _server_gaps(record, log, server, law, warmup_requests)
+        parts += _server_gaps(record, log, server, law, some)
     # Steps that take no time hold gaps of no time, which no clock tells apart.
-    gaps = int((record.output_length[warmup_requests:] - 1).sum())
+    gaps = int((record.output_length[some] - 1).sum())
     unseen = gaps - sum(part.number() for part in parts)
     if unseen or not parts:
         parts.append(_single(np.zeros(1), unseen))
     return _joined(parts)
 
 
-def _static_gaps(record: RunRecord, kappa: float, skip: int) -> Gaps:
+def _static_gaps(record: RunRecord, kappa: float, some: IntArray) -> Gaps:
     batch = np.searchsorted(record.batch_start, record.processing_start_time)
     longest = np.zeros(len(record.batch_start), dtype=np.int64)
-    np.maximum.at(longest, batch, record.output_length)
-    mine = skip + np.flatnonzero(record.output_length[skip:] > 1)
+    served = batch < len(longest)
+    np.maximum.at(longest, batch[served], record.output_length[served])
+    mine = some[record.output_length[some] > 1]
     batch = batch[mine]
     growth = np.asarray(kappa * record.batch_size[batch], dtype=np.float64)
     time = record.processing_end_time[mine] - record.first_token_time[mine]
@@ -212,11 +214,11 @@ def _first_step(time: FloatArray, steps: IntArray, growth: FloatArray) -> FloatA
 
 
 def _server_gaps(
-    record: RunRecord, log: StepLog, server: int, law: StepTime, skip: int
+    record: RunRecord, log: StepLog, server: int, law: StepTime, asked: IntArray
 ) -> Iterator[Gaps]:
-    """The gaps of the requests from ``skip`` on that one server took."""
+    """The gaps of those of the requests asked for that one server took."""
     rows = np.flatnonzero((log.batch_replica == server) & (log.batch_decoding > 0))
-    mine = skip + np.flatnonzero(log.replica[skip:] == server)
+    mine = asked[log.replica[asked] == server]
     begin, last, away = _decoding_times(record, log, mine, record.batch_end[rows])
     yield _single(away, 1)
     some = last > begin
