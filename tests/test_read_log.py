@@ -755,6 +755,14 @@ def test_a_request_that_was_cut_off_may_lack_its_times():
     assert "2 cut off" in repr(log)
 
 
+def test_a_share_of_those_completed_is_counted_exactly():
+    times = np.arange(100.0)
+    work = Workload.from_arrays(times, [5] * 100, [3] * 100)
+    log = ServedLog(work, times, times + 0.5, times + 1.0)
+    for percent in range(1, 101):
+        assert log.first_completed(percent / 100).sum() == percent
+
+
 # Settings by hand
 
 

@@ -148,7 +148,7 @@ class ServedLog:
             ConfigError: ``share`` is not above 0 and at most 1.
         """
         share = number("share", share, above=0.0, most=1.0)
-        most = int(share * self.completed.sum())
+        most = int(share * self.completed.sum() + 1e-9)  # 0.29 of 100 are 29
         order = np.argsort(self.last_token_time, kind="stable")
         return np.argsort(order) < most
 

@@ -70,7 +70,8 @@ def read_log(
         TraceError: The file cannot be read, or lacks what is needed; says what it has.
 
     Warns:
-        UserWarning: Requests that failed, rows that were not in order.
+        UserWarning: Requests that failed, rows that were not in order, times whose
+            unit is in doubt.
     """
     file = inside(path, "requests.jsonl")
     runs = read_runs(file)
