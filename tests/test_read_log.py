@@ -785,3 +785,27 @@ def test_settings_given_go_with_the_log(data):
     path = data / "samples" / "own_log_other_names_ms.csv"
     limits = {"max_num_seqs": 8, "max_num_batched_tokens": 512}
     assert read_log(path, settings=limits).settings["batch_size"] == 8
+
+
+def test_a_closed_loop_without_times_tells_when_each_was_sent(tmp_path):
+    """Two users: the third request goes out with the first answer."""
+    result = {
+        **{"backend": "sglang", "request_rate": float("inf"), "max_concurrency": 2},
+        **{
+            "input_lens": [9] * 4,
+            "output_lens": [2] * 4,
+            "ttfts": [1.0, 2.0, 1.0, 1.0],
+        },
+        "itls": [[1.0], [1.5], [3.0], [0.5]],
+    }
+    path = tmp_path / "result.jsonl"
+    path.write_text(json.dumps(result))
+    with pytest.warns(UserWarning, match="sent by 2 users without a pause"):
+        log = read_log(path, settings={"--max-num-seqs": 8})
+    assert log.workload.arrival_time.tolist() == [0.0, 0.0, 2.0, 3.5]
+    assert log.last_token_time.tolist() == [2.0, 3.5, 6.0, 5.0]
+    assert log.settings["clients"] == 2
+    again = ServedLog.from_record(
+        simulate(SimulationConfig(server="continuous", clients=2), log.workload)
+    )
+    assert len(again) == 4

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import suppress
+from heapq import heappop, heappush
 from pathlib import Path
 from typing import Any
 
@@ -92,6 +93,8 @@ def read_log(
     if not _is_served(found):
         return _workload(found, unit, form)
     settings = _settings(settings, file)
+    if settings and (users := _users(about)):
+        settings["clients"] = users
     return _served(found, unit, settings=settings, source=form["name"])
 
 
@@ -138,6 +141,22 @@ def read_bench(path: str | Path) -> ServedLog:
     return read_vllm_log(path)
 
 
+def _users(about: Mapping[str, Any]) -> int | None:
+    """How many users without a pause sent the requests of a run, if it was driven so."""
+    closed = str(about.get("request_rate")) == "inf"
+    return about.get("max_concurrency") if closed else None
+
+
+def _sent_by(users: int, found: Columns) -> pd.Series:
+    """When so many users sent the requests, in order, each when he was answered, s."""
+    decode = found["itls"].map(lambda its: sum(its) if type(its) is list else 0.0)
+    free, sent = [0.0] * users, list[float]()
+    for took in cell.numbers(found["ttft"]).fillna(0.0) + decode:
+        sent.append(heappop(free))
+        heappush(free, sent[-1] + took)
+    return pd.Series(sent, decode.index, name="request_rate")
+
+
 def _format(there: set[str], file: Path) -> dict[str, Any]:
     """The format that a run is in, by what it has."""
     known = (form for form in FORMATS["formats"] if there.issuperset(form["has"]))
@@ -163,13 +182,20 @@ def _needed(
         say(cells, f"num_prompts={asked}, and {len(cells)} are in the file")
     if "arrival_time" not in found:
         load = {k: about[k] for k in ("request_rate", "max_concurrency") if k in about}
-        if str(load.get("request_rate")) != "inf" or load.get("max_concurrency"):
+        users, answers = _users(about) or len(cells), {"ttft", "itls"}
+        closed = users < len(cells)
+        if str(load.get("request_rate")) != "inf" or closed > (answers <= found.keys()):
             has = ", ".join(str(column.name) for column in found.values())
             what = f"no arrivals: {len(cells)} requests have {has}; {load}"
             how = "columns={'arrival_time': '...'}, or save details with vLLM of 2026"
-            how += ", or run with --request-rate inf without --max-concurrency"
+            how += ", or run with --request-rate inf"
             raise TraceError(f"{place(cells)}: {what}: {how}")
         found["arrival_time"] = pd.Series(0.0, cells.index, name="request_rate")
+        if closed:
+            found["arrival_time"] = _sent_by(users, found)
+            say(
+                cells, f"sent by {users} users without a pause: arrivals follow from it"
+            )
     if "phase" in found:
         early = found["phase"].astype(str).str.contains("warm", case=False)
         if early.any():
