@@ -142,7 +142,7 @@ def read_bench(path: str | Path) -> ServedLog:
 
 
 def _users(about: Mapping[str, Any]) -> int | None:
-    """How many users without a pause sent the requests of a run, if it was driven so."""
+    """How many users without a pause sent the requests, if a run was driven so."""
     closed = str(about.get("request_rate")) == "inf"
     return about.get("max_concurrency") if closed else None
 
