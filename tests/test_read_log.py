@@ -369,8 +369,8 @@ ERRORS = {  # content, how to read it, what is said
     "several runs": ([SGLANG | BENCH] * 2, {}, "run=None: must be one of 2: 2 req"),
     "a run too many": ([SGLANG | BENCH] * 2, {"run": 3}, "run=3: must be one of 2"),
     "LLMPerf": (json.dumps([LLMPERF]), {}, "no arrivals: 1 requests have number_in"),
-    "a closed loop": (
-        BENCH | {"request_rate": "inf", "max_concurrency": 8},
+    "a rate": (
+        BENCH | {"request_rate": 3.0, "max_concurrency": 8},
         {},
         "no arrivals: 2 requests have input_lens",
     ),
@@ -804,7 +804,7 @@ def test_a_closed_loop_without_times_tells_when_each_was_sent(tmp_path):
     path = tmp_path / "result.jsonl"
     path.write_text(json.dumps(result))
     with pytest.warns(UserWarning, match="sent by 2 users without a pause"):
-        log = read_log(path, settings={"--max-num-seqs": 8})
+        log = read_log(path, settings={"batch_size": 8, "max_batched_tokens": 64})
     assert log.workload.arrival_time.tolist() == [0.0, 0.0, 2.0, 3.5]
     assert log.last_token_time.tolist() == [2.0, 3.5, 6.0, 5.0]
     assert log.settings["clients"] == 2
