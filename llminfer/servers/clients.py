@@ -48,7 +48,7 @@ _UNANSWERED = -1
 _ANSWER, _ARRIVAL = 0, 1
 _NEVER = (math.inf, _ARRIVAL, -1)
 Path = tuple[tuple[int, int], ...]
-_MOST_DRAWN = 64  # requests of a user at a time
+_AT_ONCE = 16  # requests of a user that are drawn together
 
 
 class User:
@@ -80,7 +80,7 @@ class User:
         self.think, self.prompt, self.output, self.limits, self.path = said
 
     def _drawn(self) -> Iterator[tuple[float, int, int, tuple[float, float], Path]]:
-        config, size = self._config, 4
+        config, size = self._config, _AT_ONCE
         think = seconds_law("think_time", config.think_time)
         turns_of, shared = turns_law(config.turns), config.prefixes
         left, said, name, path = 0, 0, 2 * self._number, Path()
@@ -107,13 +107,10 @@ class User:
                 yield pause, said + question, answer, its, path
                 said, left = said + question + answer, left - 1
                 name += 2 * (config.clients or 1)
-            size = min(2 * size, _MOST_DRAWN)
 
 
 def _limits(config: SimulationConfig, u: FloatArray) -> list[tuple[float, float]]:
     """Seconds to the first token and to the last that requests wait at most."""
-    if not config.sheds:
-        return [(math.inf, math.inf)] * u.shape[1]
     columns = []
     for place, name in zip(u, ("patience", "request_timeout"), strict=True):
         law = getattr(config, name)
@@ -227,16 +224,14 @@ class Clients:
 
     def advance(self, now: float) -> None:
         """Let happen what happens up to ``now``, seconds."""
-        coming, deadlines = self._coming, self._deadlines
+        coming = self._coming
         while True:
             time, kind, who = coming[0] if coming else _NEVER
-            if time > now and (not deadlines or deadlines[0][0] > now):
+            if min(time, left := self.next_left) > now:
                 return
-            if (left := self.next_left) <= now and (left, _ARRIVAL) <= (time, kind):
-                self._give_up(heappop(deadlines)[1], left)
+            if (left, _ARRIVAL) <= (time, kind):
+                self._give_up(heappop(self._deadlines)[1], left)
                 continue
-            if time > now:
-                return
             heappop(coming)
             if kind == _ARRIVAL:
                 self._arrive(who, time)

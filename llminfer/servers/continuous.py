@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from array import array
-from typing import Any
 
 import numpy as np
 import simpy
@@ -61,25 +60,18 @@ class ContinuousBatchingServer(WorkloadServer):
             self._armed = -math.inf  # when the clients are to be asked, seconds
 
     def _replica(self, i: int) -> Replica:
-        config, n = self.config, len(self.workload)
+        config = self.config
         queue = self.waiting_queue(every=config.replicas == 1)
         control = self._limit if self._limit.controlled else None
         answer = None if self.clients is None else self.clients.answer
         scheduler = Scheduler(config, self._requests, queue, control, answer)
-        if answer is not None and config.replicas == 1:
-            return Replica(scheduler, array("q"), array("d", [math.inf]))
-        if config.replicas == 1:
-            return Replica(scheduler, range(n), self._times(slice(None)))
-        if answer is not None or self._routes is None:
-            return Replica(scheduler, array("q"), array("d", [math.inf]), closed=False)
+        if answer is not None or self._routes is None:  # they are sent one by one
+            one = config.replicas == 1
+            return Replica(scheduler, array("q"), array("d", [math.inf]), closed=one)
         members = np.flatnonzero(self._routes == i)
-        return Replica(scheduler, array("q", members.tobytes()), self._times(members))
-
-    def _times(self, members: Any) -> array[float]:
-        """Arrival times of ``members``, seconds, and infinity after the last."""
         times = array("d", self.workload.arrival_time[members].tobytes())
         times.append(math.inf)
-        return times
+        return Replica(scheduler, array("q", members.tobytes()), times)
 
     def run(self) -> Process:
         """SimPy process: serve until nothing is left."""
@@ -192,7 +184,10 @@ class ContinuousBatchingServer(WorkloadServer):
         assert clients is not None
         if self.config.router in LOADS and len(self._replicas) > 1:
             for batch in (replica.scheduler for replica in self._replicas):
-                if batch.leaving and batch.finished[next(iter(batch.leaving))] <= time:
+                if (
+                    batch.leaving
+                    and self._requests.end[next(iter(batch.leaving))] <= time
+                ):
                     batch.first_free += batch.let_go()
             self._routes[i] = self._router.choose(i, time)
         elif self.config.router == "session" and (user := clients.user_of(i)) >= 0:
