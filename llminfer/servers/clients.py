@@ -187,8 +187,7 @@ class Clients:
         self.end, self.wanted = array("d", [math.nan]) * n, array("d", [math.nan]) * n
         self.outcome = array("b", [_UNANSWERED]) * n
         self.wasted = array("q", bytes(8 * n))
-        self._most = config.max_concurrency or n
-        self._gated = config.max_concurrency is not None
+        self._most = config.max_concurrency or math.inf
         self.room, self.timeout = config.queue_limit or math.inf, config.batch_timeout
         self._unanswered = self._arrived = 0
         self._held: deque[int] = deque()
@@ -278,7 +277,7 @@ class Clients:
 
     def _send(self, i: int, time: float) -> None:
         self.sent_at[i] = time
-        if self._gated:
+        if self._most < math.inf:
             self._unanswered += 1
         if not self.desk.receive(i, time):
             self._over(i, time, REFUSED)
@@ -309,7 +308,7 @@ class Clients:
     def _over(self, i: int, time: float, outcome: int) -> None:
         """A request ends at ``time``; its user goes on, and the gate opens."""
         self.outcome[i], self.end[i] = outcome, time
-        if self._gated:
+        if self._most < math.inf:
             heappush(self._coming, (time, _ANSWER, i))
         if self._users and self._arrived < self._n:
             user = self._users[number := self._user_of[i]]

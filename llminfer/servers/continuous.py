@@ -11,10 +11,12 @@ import simpy
 from llminfer.base.arrays import IntArray
 from llminfer.base.errors import fail
 from llminfer.config import SimulationConfig
+from llminfer.servers.clients import Clients
 from llminfer.servers.event_log import RequestTimes, write_up
 from llminfer.servers.routing import LOADS, Replica, Router, routes
 from llminfer.servers.scheduler import Scheduler
 from llminfer.servers.server import (
+    Due,
     Moment,
     Process,
     Requests,
@@ -102,40 +104,29 @@ class ContinuousBatchingServer(WorkloadServer):
         begin, finish, queue = scheduler.begin, scheduler.finish, scheduler.queue
         can_overtake, join = queue.can_overtake, queue.add  # else the scheduler counts
         env, schedule, clients = self.env, self.env.schedule, self.clients
-        stretch = _Stretch(env)
-        now = clock = env.now
-        arrived = 0
-        several = clients is not None and not replica.closed
-        sheds = self.config.sheds
+        several = clients is not None and self.config.replicas > 1
+        now, arrived, stretch = env.now, 0, Due(env)
         while True:
             if clients is not None:
-                clients.advance(now)
-                time[-1] = math.inf if several else clients.next_sent
-                if sheds:
-                    arrived = self._let_go(place, now, arrived)
+                arrived = self._hear(clients, place, now, arrived)
             while (arrival := time[arrived]) <= now:
                 if can_overtake:
                     join(number[arrived])
                 arrived += 1
             due = begin(now, arrived, arrival)
             if due < math.inf:
-                delay = due - clock if due > clock else 0.0
-                clock += delay  # what the environment's clock will show
+                delay = due - env.now
                 try:
                     stretch.callbacks = []
-                    schedule(stretch, delay=delay)
+                    schedule(stretch, delay=delay if delay > 0.0 else 0.0)
                     yield stretch
                 except simpy.Interrupt:  # somebody was sent who finds room
-                    due, stretch = scheduler.due, _Stretch(env)
+                    due, stretch = scheduler.due, Due(env)
                     yield env.timeout(max(due - env.now, 0.0))
-                    clock = env.now
                 finish()
                 now = due
-                if several:  # all that happens now comes before the next step
-                    scheduler.open, scheduler.settled = False, True
-                    self._arm()
-                    yield Moment(env, now, _LAST)
-                    clock, scheduler.settled = env.now, False
+                if several:
+                    yield from self._settle(scheduler, now)
             elif arrival < math.inf:
                 now = arrival
             elif replica.closed:
@@ -143,7 +134,6 @@ class ContinuousBatchingServer(WorkloadServer):
             else:
                 self._asleep[place] = env.event()
                 yield self._asleep[place]
-                clock = env.now
 
     def _route(self, routes: IntArray) -> Process:
         """SimPy process: send every request to a server as it arrives."""
@@ -208,13 +198,18 @@ class ContinuousBatchingServer(WorkloadServer):
         assert self._routes is not None
         self._gone[self._routes[i]].append(i)
 
-    def _let_go(self, place: int, now: float, arrived: int) -> int:
-        """All that were given up leave a server, which composes a step now.
+    def _hear(self, clients: Clients, place: int, now: float, arrived: int) -> int:
+        """What the clients did by now, when a server composes a step.
 
-        First all must join that were sent; how many have joined then.
+        All that were given up leave it. First all must join that were sent; how many
+        have joined then.
         """
-        replica, clients = self._replicas[place], self.clients
-        assert clients is not None
+        replica = self._replicas[place]
+        clients.advance(now)
+        if self.config.replicas == 1:
+            replica.time[-1] = clients.next_sent
+        if not self.config.sheds:
+            return arrived
         batch = replica.scheduler
         while replica.time[arrived] <= now:
             batch.queue.add(replica.number[arrived])
@@ -224,6 +219,13 @@ class ContinuousBatchingServer(WorkloadServer):
         self._gone[place].clear()
         batch.latest = clients.next_left
         return arrived
+
+    def _settle(self, scheduler: Scheduler, now: float) -> Process:
+        """SimPy process: all that clients do now comes before a server's next step."""
+        scheduler.open, scheduler.settled = False, True
+        self._arm()
+        yield Moment(self.env, now, _LAST)
+        scheduler.settled = False
 
     def _arm(self, now: float = -math.inf) -> None:
         """Let the clients of several servers act up to ``now``, and when they act next.
@@ -242,14 +244,6 @@ class ContinuousBatchingServer(WorkloadServer):
             moment.callbacks.append(lambda _: self._arm(soon))
         if self.clients.shut(False):
             self._close()
-
-
-class _Stretch(simpy.Event):
-    """A timeout to be scheduled again and again, in half the time of new ones."""
-
-    def __init__(self, env: simpy.Environment) -> None:
-        super().__init__(env)
-        self._ok, self._value = True, None
 
 
 def _refuse_what_never_fits(

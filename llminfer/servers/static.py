@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 from array import array
+from collections.abc import Iterable, Sequence
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -53,7 +55,7 @@ class LLMInferenceServer(WorkloadServer):
         waiting = self.waiting_queue()
         join, take = waiting.add, waiting.take
         prefill, decode = law.prefill, law.decode
-        order, starts, sizes = array("q"), array("d"), array("q")
+        batches: list[tuple[float, Sequence[int]]] = []
         timeout, control = self.config.batch_timeout, self._limit
         limit, tick, controlled = control.size, control.tick, control.controlled
         env, timer, n, free = self.env, self.env.timeout, len(arrival), self.env.now
@@ -87,16 +89,14 @@ class LLMInferenceServer(WorkloadServer):
             first = start + prefill(tokens, pairs)
             free = first + decode(size, tokens, max(map(output_of, batch)))
             done = batch if desk is None else desk.serve(batch, start, first, free)
-            order.extend(batch)
-            starts.append(start)
-            sizes.append(size)
+            batches.append((start, batch))
             served += size
             if controlled:
                 control.seen.take(size)
                 control.seen.finish(free, (free - arrival[i] for i in done))
             yield timer(free - env.now if free > env.now else 0.0)
         control.at(free)
-        self._record = self._write_up(order, starts, sizes)
+        self._record = self._write_up(batches)
 
     def _column(self, name: str) -> Any:
         """A column to be read one by one, as it is, or as the clients fill it."""
@@ -105,14 +105,13 @@ class LLMInferenceServer(WorkloadServer):
             return memoryview(column)
         return array(column.dtype.char, column.tobytes())
 
-    def _write_up(
-        self, order: array[int], starts: array[float], sizes: array[int]
-    ) -> RunRecord:
-        """The record of a run, from the requests of each batch and when it began."""
+    def _write_up(self, batches: Iterable[tuple[float, Sequence[int]]]) -> RunRecord:
+        """The record of a run, from when each batch began, and who was in it."""
         workload, law = self.workload, self.config.step_time
-        members: IntArray = np.frombuffer(order, dtype=np.int64)
-        size: IntArray = np.frombuffer(sizes, dtype=np.int64)
-        start: FloatArray = np.frombuffer(starts)
+        start: FloatArray = np.array([start for start, _ in batches])
+        groups = [batch for _, batch in batches]
+        size: IntArray = np.array([len(batch) for batch in groups], dtype=np.int64)
+        members = np.fromiter(chain.from_iterable(groups), dtype=np.int64)
         heads = np.cumsum(size) - size
         prompt = workload.prompt_length[members]
         tokens = np.add.reduceat(prompt, heads)
