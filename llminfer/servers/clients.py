@@ -179,7 +179,6 @@ class Clients:
         self._n = n = config.num_requests if workload is None else len(workload)
         self._draws = workload is None
         self.sent = _not_sent(n, workload)
-        self.sent_at: Any = memoryview(self.sent.arrival_time)  # type: ignore[arg-type]
         self.times = RequestTimes.of(self.sent, config, math.nan)
         if self._draws and config.prefix_caching:
             self.times.paths = Paths(config.block_size)
@@ -276,7 +275,7 @@ class Clients:
                 self.times.paths.add(i, user.path)
 
     def _send(self, i: int, time: float) -> None:
-        self.sent_at[i] = time
+        self.times.arrival[i] = time
         if self._most < math.inf:
             self._unanswered += 1
         if not self.desk.receive(i, time):
@@ -296,7 +295,7 @@ class Clients:
         """A request has its last token at ``end``, seconds; False if it is given up."""
         if self.outcome[i] != _UNANSWERED:
             return False
-        since, (first, last) = self.sent_at[i], self._limits[i]
+        since, (first, last) = self.times.arrival[i], self._limits[i]
         if self.times.first[i] <= since + first and end <= since + last:
             self._over(i, end, COMPLETED)
         return self.outcome[i] == COMPLETED
@@ -383,7 +382,7 @@ class StaticDesk:
             if waiting and clients.shut(timeout is None):
                 due = now
             elif waiting and timeout is not None:
-                due = max(now, clients.sent_at[self.queue.oldest()] + timeout)
+                due = max(now, clients.times.arrival[self.queue.oldest()] + timeout)
             if due == soon == math.inf or due < min(soon, tick):
                 return due
             if tick <= min(soon, due):

@@ -26,6 +26,12 @@ class Due(simpy.Event):
         super().__init__(env)
         self._ok, self._value = True, None
 
+    def again(self, time: float) -> Due:
+        """The same event, which happens at a time, seconds, or now if that is over."""
+        self.callbacks = []
+        self.env.schedule(self, delay=max(time - self.env.now, 0.0))
+        return self
+
 
 class Moment(Due):
     """An event at a time still to come, seconds.
