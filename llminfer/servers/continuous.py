@@ -104,15 +104,18 @@ class ContinuousBatchingServer(WorkloadServer):
         begin, finish, queue = scheduler.begin, scheduler.finish, scheduler.queue
         can_overtake, join = queue.can_overtake, queue.add  # else the scheduler counts
         env, schedule, clients = self.env, self.env.schedule, self.clients
-        several = clients is not None and self.config.replicas > 1
+        several, sheds = self.config.replicas > 1, self.config.sheds
         now, arrived, stretch = env.now, 0, Due(env)
         while True:
             if clients is not None:
-                arrived = self._hear(clients, place, now, arrived)
+                clients.advance(now)
+                time[-1] = math.inf if several else clients.next_sent
             while (arrival := time[arrived]) <= now:
                 if can_overtake:
                     join(number[arrived])
                 arrived += 1
+            if clients is not None and sheds:
+                self._let_go(clients, place)
             due = begin(now, arrived, arrival)
             if due < math.inf:
                 delay = due - env.now
@@ -125,7 +128,7 @@ class ContinuousBatchingServer(WorkloadServer):
                     yield env.timeout(max(due - env.now, 0.0))
                 finish()
                 now = due
-                if several:
+                if several and clients is not None:
                     yield from self._settle(scheduler, now)
             elif arrival < math.inf:
                 now = arrival
@@ -173,11 +176,9 @@ class ContinuousBatchingServer(WorkloadServer):
         assert self._routes is not None
         assert clients is not None
         if self.config.router in LOADS and len(self._replicas) > 1:
+            end = self._requests.end
             for batch in (replica.scheduler for replica in self._replicas):
-                if (
-                    batch.leaving
-                    and self._requests.end[next(iter(batch.leaving))] <= time
-                ):
+                if batch.leaving and end[next(iter(batch.leaving))] <= time:
                     batch.first_free += batch.let_go()
             self._routes[i] = self._router.choose(i, time)
         elif self.config.router == "session" and (user := clients.user_of(i)) >= 0:
@@ -198,27 +199,13 @@ class ContinuousBatchingServer(WorkloadServer):
         assert self._routes is not None
         self._gone[self._routes[i]].append(i)
 
-    def _hear(self, clients: Clients, place: int, now: float, arrived: int) -> int:
-        """What the clients did by now, when a server composes a step.
-
-        All that were given up leave it. First all must join that were sent; how many
-        have joined then.
-        """
-        replica = self._replicas[place]
-        clients.advance(now)
-        if self.config.replicas == 1:
-            replica.time[-1] = clients.next_sent
-        if not self.config.sheds:
-            return arrived
-        batch = replica.scheduler
-        while replica.time[arrived] <= now:
-            batch.queue.add(replica.number[arrived])
-            arrived += 1
+    def _let_go(self, clients: Clients, place: int) -> None:
+        """All that were given up, and have joined, leave a server."""
+        batch = self._replicas[place].scheduler
         for i in self._gone[place]:
             clients.wasted[i] = batch.cancel(i)
         self._gone[place].clear()
         batch.latest = clients.next_left
-        return arrived
 
     def _settle(self, scheduler: Scheduler, now: float) -> Process:
         """SimPy process: all that clients do now comes before a server's next step."""

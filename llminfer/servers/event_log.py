@@ -76,8 +76,6 @@ class Log:
         blocks: How many there are to be counted; None counts none.
     """
 
-    __slots__ = ("_kind", "pack", "preemptions", "rows")
-
     def __init__(self, blocks: int | None) -> None:
         counted = () if blocks is None else _BLOCKS
         code = "i" if (blocks or 0) < 2**31 else "q"
