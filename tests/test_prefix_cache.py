@@ -189,6 +189,13 @@ def test_a_cache_raises_what_a_server_carries():
     assert off.max_stable_rate < LAW.max_stable_rate <= own.max_stable_rate
 
 
+def test_a_workload_with_system_prompts_may_be_handed_to_its_own_configuration():
+    config = LAW.replace(alpha=0.001, gamma=0.01, arrival_rate=2.0)
+    handed = simulate(config, Workload.generate(config))
+    own = simulate(config).processing_end_time
+    assert handed.processing_end_time.tolist() == own.tolist()
+
+
 def test_rounds_of_a_trace_have_other_prefixes():
     work = Workload.generate(LAW)
     longer = _round(pickle.loads(pickle.dumps(work)), 3, 0.1)

@@ -6,7 +6,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, overload
+from typing import Any
 
 import numpy as np
 
@@ -29,11 +29,7 @@ class ArrivalRate(ABC):
     def __post_init__(self) -> None:
         number("arrival_rate", self.rate, above=0.0)
 
-    @overload
-    def __call__(self, t: float) -> float: ...
-    @overload
-    def __call__(self, t: FloatArray) -> FloatArray: ...
-    def __call__(self, t: float | FloatArray) -> float | FloatArray:
+    def __call__(self, t: Any) -> Any:
         at = self._rate_at(np.asarray(t, dtype=np.float64))
         return at if isinstance(t, np.ndarray) else float(at)
 

@@ -57,7 +57,6 @@ class Batch:
     limit: int = field(init=False)  # sequences at most
     budget: int = field(init=False)  # tokens a step at most
     chunked: bool = field(init=False)
-    whole: bool = field(init=False)  # must a whole prompt fit into the free blocks?
     pool: BlockPool | None = field(init=False)  # if there is a limit
     cache: CachingPool | None = field(init=False)  # the same, or where all stays
     prompt: memoryview[int] = field(init=False)
@@ -89,14 +88,15 @@ class Batch:
     preempted: list[int] = field(default_factory=list)  # the last returns first
     must_be_free: int = 0  # blocks, or the next to enter is known not to fit
     made: dict[int, int] = field(default_factory=dict)  # tokens of the preempted
-    row: dict[int, int] = field(default_factory=dict)  # their last row in the log
+    row: dict[int, list[float]] = field(
+        default_factory=dict
+    )  # their last row in the log
     tokens_done: int = 0  # prompt and output tokens of complete requests
 
     def __post_init__(self) -> None:
         config = self.config
         self.limit, self.budget = config.batch_size, config.max_batched_tokens
         self.chunked = config.chunked_prefill
-        self.whole = config.reserve_full_prompt or not self.chunked
         requests = self.requests
         self.pool, self.cache = block_pools(config, requests.paths)
         self.log = Log(config.kv_blocks)
@@ -149,21 +149,20 @@ class Batch:
 
     def preempt(self, now: float) -> None:
         """The one admitted last gives up its blocks, and waits at the head."""
-        pool, log = self.pool, self.log
+        pool = self.pool
         assert pool is not None
         i = next(i for i in reversed(self.running) if self.leaving.get(i, 1))
         self.must_be_free = 0
         if tokens := self.leaving.get(i):  # its last token is made: it needs no return
             self.leaving[i] = 0
             pool.give_back(i, tokens)
-            self._note_preemption(i, now, now)
+            self.log.preempt(i, now, back=now)
             return
         pool.give_back(i, self._stop(i), returns=True)
         self.preempted.append(i)
         if self.control is not None:
             self.control.seen.take(-1)
-        self.row[i] = len(log.victim)
-        self._note_preemption(i, now, math.nan)
+        self.row[i] = self.log.preempt(i, now)
 
     def _stop(self, i: int) -> int:
         """A request runs no more, before its last token; the tokens in its cache."""
@@ -214,13 +213,6 @@ class Batch:
             self.left()
         return tokens
 
-    def _note_preemption(self, i: int, now: float, back: float) -> None:
-        log = self.log
-        log.victim.append(i)
-        log.preempted.append(now)
-        log.resumed.append(back)
-        log.caught_up.append(back)
-
     # Who waits
 
     def may_enter(self, waiting: int) -> bool:
@@ -268,7 +260,7 @@ class Batch:
             if not tokens:
                 break
             total += tokens
-            self.log.resumed[self.row[preempted.pop()]] = now
+            self.row[preempted.pop()][2] = now
             if self.control is not None:
                 self.control.seen.take(1)
         return total
@@ -321,10 +313,11 @@ class Batch:
         """
         pool = self.pool
         assert pool is not None
-        need = pool.blocks_for(whole if self.whole else now) - held
+        fully = self.config.reserve_full_prompt or not self.chunked
+        need = pool.blocks_for(whole if fully else now) - held
         if fits := need <= pool.free:
             self.must_be_free = 0
-        elif self.whole and (self.preempted or not self.queue.can_overtake):
+        elif fully and (self.preempted or not self.queue.can_overtake):
             # others may come to hold more of the blocks that it shares
             self.must_be_free = 0 if self.requests.paths else need
         return fits
@@ -359,7 +352,7 @@ class Batch:
             made = 1
             if i in made_by:
                 made += made_by.pop(i)
-                self.log.caught_up[self.row.pop(i)] = end
+                self.row.pop(i)[3] = end
             if made == 1:
                 self.first[i] = end
             tokens = self.prompt[i] + made - 1

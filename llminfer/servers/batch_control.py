@@ -241,12 +241,14 @@ class BatchLimit:
         self.controlled = controller is not None
         self.every_dispatch = controller is not None and controller.interval == 0.0
         self.tick = math.inf  # when it acts next, seconds
-        self.times, self.sizes = array("d"), array("q")
         self._controller = controller
         self._ticks = 0
         self._exact = float(size) if controller is None else controller.clamped(size)
+        self.times, self.sizes = (
+            array("d", [seen.began]),
+            array("q", [int(self._exact)]),
+        )
         self._wind()
-        self._note(seen.began)
 
     @property
     def size(self) -> int:
@@ -261,23 +263,19 @@ class BatchLimit:
 
     def act(self, now: float) -> int:
         """Let the controller set the limit as of ``now``, and return it."""
-        law = self._controller
-        if law is not None:
+        if (law := self._controller) is not None:
             self._exact = law.clamped(law.wanted(now, self.seen, self._exact))
-            self._ticks += 1
+            if (size := int(self._exact)) != self.size:
+                self.times.append(now)
+                self.sizes.append(size)
             self._wind()
-            self._note(now)
         return self.size
 
     def _wind(self) -> None:
+        """Set the next tick."""
+        self._ticks += 1
         if self._controller is not None and not self.every_dispatch:
-            self.tick = self.seen.began + (self._ticks + 1) * self._controller.interval
-
-    def _note(self, now: float) -> None:
-        size = int(self._exact)
-        if not self.sizes or size != self.size:
-            self.times.append(now)
-            self.sizes.append(size)
+            self.tick = self.seen.began + self._ticks * self._controller.interval
 
     def path(self) -> dict[str, Any]:
         """The limit over the run, as the columns of a record."""

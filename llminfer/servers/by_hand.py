@@ -122,8 +122,8 @@ class ServerByHand:
             # requests that arrive right now are in the queue first
             yield Moment(self.env, self.env.now, _LAST)
             self._limit.at(self.env.now)
-            if not self._must_dispatch():
-                yield self._news | self._alarm()
+            if (due := self._due()) > self.env.now:
+                yield self._news | self._alarm(due)
                 continue
             if self._limit.every_dispatch:
                 self._limit.act(self.env.now)
@@ -162,30 +162,24 @@ class ServerByHand:
         self._limit.seen.take(len(batch))
         return batch
 
-    def _deadline(self) -> float:
-        """When the oldest waiting request has waited long enough, seconds."""
-        if self.config.batch_timeout is None or not self.queue:
-            return math.inf
-        entered = self.queue[0].queue_entry_time
-        assert entered is not None
-        return entered + self.config.batch_timeout
-
-    def _must_dispatch(self) -> bool:
-        """True if a batch is due now."""
+    def _due(self) -> float:
+        """When the next batch leaves if nothing happens before, seconds."""
         if not self.queue:
-            return False
-        full = len(self.queue) >= self._limit.size
-        return full or self._closed or self.env.now >= self._deadline()
+            return math.inf
+        if self._closed or len(self.queue) >= self._limit.size:
+            return self.env.now
+        entered, timeout = self.queue[0].queue_entry_time, self.config.batch_timeout
+        assert entered is not None
+        return math.inf if timeout is None else entered + timeout
 
-    def _alarm(self) -> simpy.Event:
+    def _alarm(self, due: float) -> simpy.Event:
         """The timeout of the oldest request, or the next change of the batch limit.
 
         One that rounding lets ring a bit early is set again. Where nothing else is
         to happen, a change of the limit is none to wake for: it would recur for ever.
         """
-        deadline = self._deadline()
-        idle = deadline == math.inf and self.env.peek() == math.inf
-        wake = min(deadline, self._limit.tick)
+        idle = due == math.inf and self.env.peek() == math.inf
+        wake = min(due, self._limit.tick)
         if not self.queue or idle or wake == math.inf:
             return self.env.event()
         return self.env.timeout(wake - self.env.now)

@@ -48,7 +48,7 @@ _UNANSWERED = -1
 _ANSWER, _ARRIVAL = 0, 1
 _NEVER = (math.inf, _ARRIVAL, -1)
 Path = tuple[tuple[int, int], ...]
-_MOST_DRAWN = 64  # requests of a user at a time
+_AT_ONCE = 16  # requests of a user that are drawn together
 
 
 class User:
@@ -80,7 +80,7 @@ class User:
         self.think, self.prompt, self.output, self.limits, self.path = said
 
     def _drawn(self) -> Iterator[tuple[float, int, int, tuple[float, float], Path]]:
-        config, size = self._config, 4
+        config, size = self._config, _AT_ONCE
         think = seconds_law("think_time", config.think_time)
         turns_of, shared = turns_law(config.turns), config.prefixes
         left, said, name, path = 0, 0, 2 * self._number, Path()
@@ -107,13 +107,10 @@ class User:
                 yield pause, said + question, answer, its, path
                 said, left = said + question + answer, left - 1
                 name += 2 * (config.clients or 1)
-            size = min(2 * size, _MOST_DRAWN)
 
 
 def _limits(config: SimulationConfig, u: FloatArray) -> list[tuple[float, float]]:
     """Seconds to the first token and to the last that requests wait at most."""
-    if not config.sheds:
-        return [(math.inf, math.inf)] * u.shape[1]
     columns = []
     for place, name in zip(u, ("patience", "request_timeout"), strict=True):
         law = getattr(config, name)
@@ -182,7 +179,6 @@ class Clients:
         self._n = n = config.num_requests if workload is None else len(workload)
         self._draws = workload is None
         self.sent = _not_sent(n, workload)
-        self.sent_at: Any = memoryview(self.sent.arrival_time)  # type: ignore[arg-type]
         self.times = RequestTimes.of(self.sent, config, math.nan)
         if self._draws and config.prefix_caching:
             self.times.paths = Paths(config.block_size)
@@ -190,8 +186,7 @@ class Clients:
         self.end, self.wanted = array("d", [math.nan]) * n, array("d", [math.nan]) * n
         self.outcome = array("b", [_UNANSWERED]) * n
         self.wasted = array("q", bytes(8 * n))
-        self._most = config.max_concurrency or n
-        self._gated = config.max_concurrency is not None
+        self._most = config.max_concurrency or math.inf
         self.room, self.timeout = config.queue_limit or math.inf, config.batch_timeout
         self._unanswered = self._arrived = 0
         self._held: deque[int] = deque()
@@ -227,16 +222,14 @@ class Clients:
 
     def advance(self, now: float) -> None:
         """Let happen what happens up to ``now``, seconds."""
-        coming, deadlines = self._coming, self._deadlines
+        coming = self._coming
         while True:
             time, kind, who = coming[0] if coming else _NEVER
-            if time > now and (not deadlines or deadlines[0][0] > now):
+            if min(time, left := self.next_left) > now:
                 return
-            if (left := self.next_left) <= now and (left, _ARRIVAL) <= (time, kind):
-                self._give_up(heappop(deadlines)[1], left)
+            if (left, _ARRIVAL) <= (time, kind):
+                self._give_up(heappop(self._deadlines)[1], left)
                 continue
-            if time > now:
-                return
             heappop(coming)
             if kind == _ARRIVAL:
                 self._arrive(who, time)
@@ -282,8 +275,8 @@ class Clients:
                 self.times.paths.add(i, user.path)
 
     def _send(self, i: int, time: float) -> None:
-        self.sent_at[i] = time
-        if self._gated:
+        self.times.arrival[i] = time
+        if self._most < math.inf:
             self._unanswered += 1
         if not self.desk.receive(i, time):
             self._over(i, time, REFUSED)
@@ -302,7 +295,7 @@ class Clients:
         """A request has its last token at ``end``, seconds; False if it is given up."""
         if self.outcome[i] != _UNANSWERED:
             return False
-        since, (first, last) = self.sent_at[i], self._limits[i]
+        since, (first, last) = self.times.arrival[i], self._limits[i]
         if self.times.first[i] <= since + first and end <= since + last:
             self._over(i, end, COMPLETED)
         return self.outcome[i] == COMPLETED
@@ -314,7 +307,7 @@ class Clients:
     def _over(self, i: int, time: float, outcome: int) -> None:
         """A request ends at ``time``; its user goes on, and the gate opens."""
         self.outcome[i], self.end[i] = outcome, time
-        if self._gated:
+        if self._most < math.inf:
             heappush(self._coming, (time, _ANSWER, i))
         if self._users and self._arrived < self._n:
             user = self._users[number := self._user_of[i]]
@@ -389,7 +382,7 @@ class StaticDesk:
             if waiting and clients.shut(timeout is None):
                 due = now
             elif waiting and timeout is not None:
-                due = max(now, clients.sent_at[self.queue.oldest()] + timeout)
+                due = max(now, clients.times.arrival[self.queue.oldest()] + timeout)
             if due == soon == math.inf or due < min(soon, tick):
                 return due
             if tick <= min(soon, due):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from array import array
-from typing import Any
 
 import numpy as np
 import simpy
@@ -12,10 +11,12 @@ import simpy
 from llminfer.base.arrays import IntArray
 from llminfer.base.errors import fail
 from llminfer.config import SimulationConfig
+from llminfer.servers.clients import Clients
 from llminfer.servers.event_log import RequestTimes, write_up
 from llminfer.servers.routing import LOADS, Replica, Router, routes
 from llminfer.servers.scheduler import Scheduler
 from llminfer.servers.server import (
+    Due,
     Moment,
     Process,
     Requests,
@@ -61,25 +62,18 @@ class ContinuousBatchingServer(WorkloadServer):
             self._armed = -math.inf  # when the clients are to be asked, seconds
 
     def _replica(self, i: int) -> Replica:
-        config, n = self.config, len(self.workload)
+        config = self.config
         queue = self.waiting_queue(every=config.replicas == 1)
         control = self._limit if self._limit.controlled else None
         answer = None if self.clients is None else self.clients.answer
         scheduler = Scheduler(config, self._requests, queue, control, answer)
-        if answer is not None and config.replicas == 1:
-            return Replica(scheduler, array("q"), array("d", [math.inf]))
-        if config.replicas == 1:
-            return Replica(scheduler, range(n), self._times(slice(None)))
-        if answer is not None or self._routes is None:
-            return Replica(scheduler, array("q"), array("d", [math.inf]), closed=False)
+        if answer is not None or self._routes is None:  # they are sent one by one
+            one = config.replicas == 1
+            return Replica(scheduler, array("q"), array("d", [math.inf]), closed=one)
         members = np.flatnonzero(self._routes == i)
-        return Replica(scheduler, array("q", members.tobytes()), self._times(members))
-
-    def _times(self, members: Any) -> array[float]:
-        """Arrival times of ``members``, seconds, and infinity after the last."""
         times = array("d", self.workload.arrival_time[members].tobytes())
         times.append(math.inf)
-        return times
+        return Replica(scheduler, array("q", members.tobytes()), times)
 
     def run(self) -> Process:
         """SimPy process: serve until nothing is left."""
@@ -110,40 +104,32 @@ class ContinuousBatchingServer(WorkloadServer):
         begin, finish, queue = scheduler.begin, scheduler.finish, scheduler.queue
         can_overtake, join = queue.can_overtake, queue.add  # else the scheduler counts
         env, schedule, clients = self.env, self.env.schedule, self.clients
-        stretch = _Stretch(env)
-        now = clock = env.now
-        arrived = 0
-        several = clients is not None and not replica.closed
-        sheds = self.config.sheds
+        several, sheds = self.config.replicas > 1, self.config.sheds
+        now, arrived, stretch = env.now, 0, Due(env)
         while True:
             if clients is not None:
                 clients.advance(now)
                 time[-1] = math.inf if several else clients.next_sent
-                if sheds:
-                    arrived = self._let_go(place, now, arrived)
             while (arrival := time[arrived]) <= now:
                 if can_overtake:
                     join(number[arrived])
                 arrived += 1
+            if clients is not None and sheds:
+                self._let_go(clients, place)
             due = begin(now, arrived, arrival)
             if due < math.inf:
-                delay = due - clock if due > clock else 0.0
-                clock += delay  # what the environment's clock will show
+                delay = due - env.now
                 try:
                     stretch.callbacks = []
-                    schedule(stretch, delay=delay)
+                    schedule(stretch, delay=delay if delay > 0.0 else 0.0)
                     yield stretch
                 except simpy.Interrupt:  # somebody was sent who finds room
-                    due, stretch = scheduler.due, _Stretch(env)
+                    due, stretch = scheduler.due, Due(env)
                     yield env.timeout(max(due - env.now, 0.0))
-                    clock = env.now
                 finish()
                 now = due
-                if several:  # all that happens now comes before the next step
-                    scheduler.open, scheduler.settled = False, True
-                    self._arm()
-                    yield Moment(env, now, _LAST)
-                    clock, scheduler.settled = env.now, False
+                if several and clients is not None:
+                    yield from self._settle(scheduler, now)
             elif arrival < math.inf:
                 now = arrival
             elif replica.closed:
@@ -151,7 +137,6 @@ class ContinuousBatchingServer(WorkloadServer):
             else:
                 self._asleep[place] = env.event()
                 yield self._asleep[place]
-                clock = env.now
 
     def _route(self, routes: IntArray) -> Process:
         """SimPy process: send every request to a server as it arrives."""
@@ -191,8 +176,9 @@ class ContinuousBatchingServer(WorkloadServer):
         assert self._routes is not None
         assert clients is not None
         if self.config.router in LOADS and len(self._replicas) > 1:
+            end = self._requests.end
             for batch in (replica.scheduler for replica in self._replicas):
-                if batch.leaving and batch.finished[next(iter(batch.leaving))] <= time:
+                if batch.leaving and end[next(iter(batch.leaving))] <= time:
                     batch.first_free += batch.let_go()
             self._routes[i] = self._router.choose(i, time)
         elif self.config.router == "session" and (user := clients.user_of(i)) >= 0:
@@ -213,22 +199,20 @@ class ContinuousBatchingServer(WorkloadServer):
         assert self._routes is not None
         self._gone[self._routes[i]].append(i)
 
-    def _let_go(self, place: int, now: float, arrived: int) -> int:
-        """All that were given up leave a server, which composes a step now.
-
-        First all must join that were sent; how many have joined then.
-        """
-        replica, clients = self._replicas[place], self.clients
-        assert clients is not None
-        batch = replica.scheduler
-        while replica.time[arrived] <= now:
-            batch.queue.add(replica.number[arrived])
-            arrived += 1
+    def _let_go(self, clients: Clients, place: int) -> None:
+        """All that were given up, and have joined, leave a server."""
+        batch = self._replicas[place].scheduler
         for i in self._gone[place]:
             clients.wasted[i] = batch.cancel(i)
         self._gone[place].clear()
         batch.latest = clients.next_left
-        return arrived
+
+    def _settle(self, scheduler: Scheduler, now: float) -> Process:
+        """SimPy process: all that clients do now comes before a server's next step."""
+        scheduler.open, scheduler.settled = False, True
+        self._arm()
+        yield Moment(self.env, now, _LAST)
+        scheduler.settled = False
 
     def _arm(self, now: float = -math.inf) -> None:
         """Let the clients of several servers act up to ``now``, and when they act next.
@@ -247,14 +231,6 @@ class ContinuousBatchingServer(WorkloadServer):
             moment.callbacks.append(lambda _: self._arm(soon))
         if self.clients.shut(False):
             self._close()
-
-
-class _Stretch(simpy.Event):
-    """A timeout to be scheduled again and again, in half the time of new ones."""
-
-    def __init__(self, env: simpy.Environment) -> None:
-        super().__init__(env)
-        self._ok, self._value = True, None
 
 
 def _refuse_what_never_fits(

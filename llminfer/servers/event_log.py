@@ -17,16 +17,22 @@ from llminfer.record import RunRecord, StepLog
 from llminfer.servers.prefixes import Paths
 from llminfer.workload import Workload
 
+# What a record has of each stretch, and of each preemption.
 _STRETCH = [
-    ("start", "f8"),
-    ("end", "f8"),
-    ("steps", "i8"),
-    ("size", "i4"),  # sequences in each step
-    ("decoding", "i4"),  # of these
-    ("prefill", "i8"),  # tokens prefilled in each step
+    ("batch_start", "f8"),
+    ("batch_end", "f8"),
+    ("batch_steps", "i8"),
+    ("batch_size", "i4"),  # sequences in each step
+    ("batch_decoding", "i4"),  # of these
+    ("batch_prefill", "i8"),  # tokens prefilled in each step
 ]
-_PREEMPTION = ("victim", "preempted", "resumed", "caught_up")
 _BLOCKS = ("first_blocks", "last_blocks")  # held in these steps
+_PREEMPTION = [
+    ("preempted_request", "i8"),
+    ("preempted_time", "f8"),  # s
+    ("resumed_time", "f8"),
+    ("caught_up_time", "f8"),  # when its next token appeared
+]
 
 
 @dataclass(slots=True)
@@ -70,29 +76,23 @@ class Log:
         blocks: How many there are to be counted; None counts none.
     """
 
-    __slots__ = ("_kind", "caught_up", "pack", "preempted", "resumed", "rows", "victim")
-
     def __init__(self, blocks: int | None) -> None:
         counted = () if blocks is None else _BLOCKS
         code = "i" if (blocks or 0) < 2**31 else "q"
         self._kind = np.dtype(_STRETCH + [(name, code) for name in counted])
         self.pack = Struct("=ddqiiq" + code * len(counted)).pack
         self.rows = bytearray()
-        self.victim = array("q")
-        self.preempted, self.resumed = array("d"), array("d")  # s
-        self.caught_up = array("d")  # when its next token appeared, s
+        self.preemptions: list[list[float]] = []
 
-    def stretches(self) -> Any:
-        """The stretches by column."""
-        return np.frombuffer(self.rows, dtype=self._kind)
+    def preempt(self, i: int, now: float, back: float = math.nan) -> list[float]:
+        """The row of a request preempted now; its last two say when it is back."""
+        self.preemptions.append([i, now, back, back])
+        return self.preemptions[-1]
 
-    def preemptions(self) -> Any:
-        """The preemptions by column."""
-        kind = [(name, "i8" if name == "victim" else "f8") for name in _PREEMPTION]
-        table = np.empty(len(self.victim), dtype=kind)
-        for name in _PREEMPTION:
-            table[name] = getattr(self, name)
-        return table
+    def tables(self) -> tuple[Any, Any]:
+        """The stretches, and the preemptions, each by column."""
+        rows = [tuple(row) for row in self.preemptions]
+        return np.frombuffer(self.rows, self._kind), np.array(rows, _PREEMPTION)
 
 
 def write_up(
@@ -115,53 +115,27 @@ def write_up(
         more: Columns of the record: the path of the batch limit, and what the clients
             know better.
     """
-    rows, server = _in_order([log.stretches() for log in logs], "start")
-    return RunRecord.served(
-        workload,
-        [np.asarray(x) for x in (requests.start, requests.first, requests.end)],
-        {
-            "batch_start": rows["start"],
-            "batch_end": rows["end"],
-            "batch_size": rows["size"],
-            "steps": _step_log(
-                config, requests, logs, rows, server=server, replica=replica
-            ),
-            **more,
-        },
-    )
-
-
-def _step_log(
-    config: SimulationConfig,
-    requests: RequestTimes,
-    logs: Sequence[Log],
-    rows: Any,
-    *,
-    server: Any,
-    replica: IntArray,
-) -> StepLog:
-    """What a record has beside requests and batches, from the stretches in order."""
-    preempted, _ = _in_order([log.preemptions() for log in logs], "preempted")
-    taken_by: Any = replica.astype(np.int32)
-    nothing = dict.fromkeys(_BLOCKS, np.empty(0, dtype=np.int64))
-    held = nothing if config.kv_blocks is None else rows
-    return StepLog(
-        replica=taken_by,
+    stretches, preemptions = zip(*(log.tables() for log in logs), strict=True)
+    rows, server = _in_order(stretches, "batch_start")
+    nothing: Any = np.empty(0, dtype=np.int64)
+    columns = dict.fromkeys(_BLOCKS, nothing)
+    columns |= {name: rows[name] for name in rows.dtype.names}
+    own = {
+        name: columns.pop(name) for name in ("batch_start", "batch_end", "batch_size")
+    }
+    away, _ = _in_order(preemptions, "preempted_time")
+    columns |= {name: away[name] for name, _ in _PREEMPTION}
+    steps = StepLog(
+        replica=replica.astype(np.int32),
         batch_replica=server,
-        batch_steps=rows["steps"],
-        batch_decoding=rows["decoding"],
-        batch_prefill=rows["prefill"],
         max_prefill=config.max_batched_tokens if config.chunked_prefill else math.inf,
         replicas=config.replicas,
         kv_blocks=config.kv_blocks,
-        first_blocks=held["first_blocks"],
-        last_blocks=held["last_blocks"],
-        preempted_request=preempted["victim"],
-        preempted_time=preempted["preempted"],
-        resumed_time=preempted["resumed"],
-        caught_up_time=preempted["caught_up"],
         cached_tokens=np.asarray(requests.cached) if config.prefix_caching else None,
+        **columns,
     )
+    times = [np.asarray(x) for x in (requests.start, requests.first, requests.end)]
+    return RunRecord.served(workload, times, {**own, "steps": steps, **more})
 
 
 def _in_order(tables: Sequence[Any], time: str) -> tuple[Any, Any]:

@@ -31,8 +31,8 @@ def described(workload: Workload, config: SimulationConfig) -> SimulationConfig:
     >>> round(described(work, SimulationConfig(batch_size=1)).offered_load, 2)
     0.35
     """
-    n = len(workload)
-    return config.replace(num_requests=n, warmup_requests=0, **workload.law())
+    own = {"num_requests": len(workload), "warmup_requests": 0, "shared_prefixes": {}}
+    return config.replace(**own, **workload.law())
 
 
 def may_carry_more(config: SimulationConfig) -> bool:

@@ -30,14 +30,13 @@ class Replica:
     """
 
     scheduler: Scheduler
-    number: Sequence[int]
+    number: array[int]
     time: array[float]
     tokens: int = 0
     closed: bool = True
 
     def send(self, i: int, time: float, tokens: int) -> None:
         """Request ``i``, of so many tokens, is sent to it at ``time``, seconds."""
-        assert isinstance(self.number, array)
         self.number.append(i)
         self.time[-1] = time
         self.time.append(math.inf)

@@ -19,7 +19,21 @@ Process = Generator[simpy.Event, Any, None]
 Requests = Workload | None  # None where users draw their own
 
 
-class Moment(simpy.Event):
+class Due(simpy.Event):
+    """An event that will happen; to be scheduled, again and again if it must."""
+
+    def __init__(self, env: simpy.Environment) -> None:
+        super().__init__(env)
+        self._ok, self._value = True, None
+
+    def again(self, time: float) -> Due:
+        """The same event, which happens at a time, seconds, or now if that is over."""
+        self.callbacks = []
+        self.env.schedule(self, delay=max(time - self.env.now, 0.0))
+        return self
+
+
+class Moment(Due):
     """An event at a time still to come, seconds.
 
     Args:
@@ -30,7 +44,6 @@ class Moment(simpy.Event):
 
     def __init__(self, env: simpy.Environment, time: float, priority: Any) -> None:
         super().__init__(env)
-        self._ok, self._value = True, None
         env.schedule(self, priority, max(time - env.now, 0.0))
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 from array import array
+from collections.abc import Iterable, Sequence
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -13,7 +15,8 @@ from llminfer.base.arrays import FloatArray, IntArray
 from llminfer.config import SimulationConfig
 from llminfer.record import RunRecord
 from llminfer.servers.clients import StaticDesk
-from llminfer.servers.server import Process, Requests, WorkloadServer, batch_limit
+from llminfer.servers.queues import WaitingQueue
+from llminfer.servers.server import Due, Process, Requests, WorkloadServer, batch_limit
 
 
 class LLMInferenceServer(WorkloadServer):
@@ -51,28 +54,18 @@ class LLMInferenceServer(WorkloadServer):
         prompt_of = self._column("prompt_length").__getitem__
         output_of = self._column("output_length").__getitem__
         waiting = self.waiting_queue()
-        join, take = waiting.add, waiting.take
-        prefill, decode = law.prefill, law.decode
-        order, starts, sizes = array("q"), array("d"), array("q")
-        timeout, control = self.config.batch_timeout, self._limit
+        join, take, due = waiting.add, waiting.take, self._due
+        batches: list[tuple[float, Sequence[int]]] = []
+        control = self._limit
         limit, tick, controlled = control.size, control.tick, control.controlled
-        env, timer, n, free = self.env, self.env.timeout, len(arrival), self.env.now
         desk = self.clients and StaticDesk(self.clients, waiting, control.seen)
-        arrived, served = 0 if desk is None else n, 0
+        end, served, n, free = Due(self.env), 0, len(arrival), self.env.now
+        arrived = 0 if desk is None else n
         while served < n or desk is not None:  # free: when it has no work any more
-            if desk is not None:
-                start = desk.dispatch(free, limit, tick)
-                if start == math.inf:
-                    break
-            else:
-                # A full batch is there with the arrival of request served + limit,
-                # under any policy; if there is none, the last one ends the wait.
-                start = arrival[min(served + limit, n) - 1]
-                if timeout is not None and start > free:
-                    oldest = waiting.oldest() if arrived > served else arrived
-                    start = min(start, arrival[oldest] + timeout)
-                if start < free:
-                    start = free
+            if desk is None:
+                start = due(waiting, arrived, served, free, limit)
+            elif (start := desk.dispatch(free, limit, tick)) == math.inf:
+                break
             if start >= tick:  # the limit changes first, and what is due with it
                 limit, free, tick = control.act(tick), max(free, tick), control.tick
                 continue
@@ -84,19 +77,38 @@ class LLMInferenceServer(WorkloadServer):
             batch = take(limit, start)
             size, tokens = len(batch), sum(map(prompt_of, batch))
             pairs = sum(prompt_of(i) ** 2 for i in batch) / 2.0 if law.epsilon else 0.0
-            first = start + prefill(tokens, pairs)
-            free = first + decode(size, tokens, max(map(output_of, batch)))
+            first = start + law.prefill(tokens, pairs)
+            free = first + law.decode(size, tokens, max(map(output_of, batch)))
             done = batch if desk is None else desk.serve(batch, start, first, free)
-            order.extend(batch)
-            starts.append(start)
-            sizes.append(size)
+            batches.append((start, batch))
             served += size
             if controlled:
                 control.seen.take(size)
                 control.seen.finish(free, (free - arrival[i] for i in done))
-            yield timer(free - env.now if free > env.now else 0.0)
+            yield end.again(free)
         control.at(free)
-        self._record = self._write_up(order, starts, sizes)
+        self._record = self._write_up(batches)
+
+    def _due(
+        self, waiting: WaitingQueue, arrived: int, served: int, free: float, limit: int
+    ) -> float:
+        """When the next batch leaves, of requests that come by the clock, seconds.
+
+        Args:
+            waiting: Who waits.
+            arrived: How many have joined so far.
+            served: How many have left.
+            free: When the server has no work any more, seconds.
+            limit: Requests of a full batch.
+        """
+        # A full batch is there with the arrival of request served + limit,
+        # under any policy; if there is none, the last one ends the wait.
+        arrival, timeout = self._arrival, self.config.batch_timeout
+        start: float = arrival[min(served + limit, len(arrival)) - 1]
+        if timeout is not None and start > free:
+            oldest = waiting.oldest() if arrived > served else arrived
+            start = min(start, arrival[oldest] + timeout)
+        return start if start > free else free
 
     def _column(self, name: str) -> Any:
         """A column to be read one by one, as it is, or as the clients fill it."""
@@ -105,14 +117,13 @@ class LLMInferenceServer(WorkloadServer):
             return memoryview(column)
         return array(column.dtype.char, column.tobytes())
 
-    def _write_up(
-        self, order: array[int], starts: array[float], sizes: array[int]
-    ) -> RunRecord:
-        """The record of a run, from the requests of each batch and when it began."""
+    def _write_up(self, batches: Iterable[tuple[float, Sequence[int]]]) -> RunRecord:
+        """The record of a run, from when each batch began, and who was in it."""
         workload, law = self.workload, self.config.step_time
-        members: IntArray = np.frombuffer(order, dtype=np.int64)
-        size: IntArray = np.frombuffer(sizes, dtype=np.int64)
-        start: FloatArray = np.frombuffer(starts)
+        start: FloatArray = np.array([start for start, _ in batches])
+        groups = [batch for _, batch in batches]
+        size: IntArray = np.array([len(batch) for batch in groups], dtype=np.int64)
+        members = np.fromiter(chain.from_iterable(groups), dtype=np.int64)
         heads = np.cumsum(size) - size
         prompt = workload.prompt_length[members]
         tokens = np.add.reduceat(prompt, heads)

@@ -52,8 +52,7 @@ class Gaps(NamedTuple):
         Returns:
             Shape (k,); NaN if there are no gaps.
         """
-        there = (self.steps > 0) & (self.weight > 0)
-        gaps = self if there.all() else self._rows(np.flatnonzero(there))
+        gaps = self.there()
         ranks = np.asarray(shares, dtype=np.float64) * (gaps.number() - 1)
         if not len(gaps.first):
             return np.full(ranks.shape, np.nan)
@@ -64,6 +63,11 @@ class Gaps(NamedTuple):
         guesses = sample[np.clip(ends, 0, len(sample) - 1)].T.tolist()
         pairs = zip(ranks, guesses, strict=True)
         return np.array([_at_rank(gaps, rank, near) for rank, near in pairs])
+
+    def there(self) -> Gaps:
+        """Those progressions that have gaps, and sequences whose gaps they are."""
+        some = (self.steps > 0) & (self.weight > 0)
+        return self if some.all() else self._rows(np.flatnonzero(some))
 
     def number(self) -> int:
         """How many gaps there are."""
@@ -86,18 +90,15 @@ class Gaps(NamedTuple):
         """All but the first ``some`` of each."""
         rows = np.flatnonzero(some < self.steps)
         rest, gone = self._rows(rows), some[rows]
-        np.add(rest.first, gone * rest.growth, out=rest.first)
-        np.subtract(rest.steps, gone, out=rest.steps)
-        return rest
+        first = rest.first + gone * rest.growth
+        return rest._replace(first=first, steps=rest.steps - gone)
 
     def _rows(self, rows: IntArray | slice) -> Gaps:
-        first, growth = self.first[rows], self.growth[rows]
-        return Gaps(first, growth, self.steps[rows], self.weight[rows])
+        columns: Any = self
+        return Gaps(*(column[rows] for column in columns))
 
     def _last(self) -> FloatArray:
-        last = self.growth * (self.steps - 1)
-        last += self.first
-        return last
+        return self.first + self.growth * (self.steps - 1)
 
     def sample(self, least: int) -> FloatArray:
         """So many of the gaps at least, evenly over the run, in ascending order."""
@@ -146,13 +147,6 @@ def _at_rank(gaps: Gaps, rank: float, guesses: list[float]) -> float:
 
 def _on_line(rank: float, one: float, other: float) -> float:
     return float(one + (rank - int(rank)) * (other - one))
-
-
-def _some(first: FloatArray, growth: FloatArray, steps: Any, weight: Any) -> Gaps:
-    """Those progressions that have gaps, and sequences whose gaps they are."""
-    return Gaps(first, growth, steps, weight)._rows(
-        np.flatnonzero((steps > 0) & (weight > 0))
-    )
 
 
 def _single(values: FloatArray, weight: Any) -> Gaps:
@@ -243,16 +237,10 @@ def _server_gaps(
         waited = ((start + first)[row] - new)[late[row]]
         old = weight - np.bincount(row[late[row]], minlength=len(start))
         parted = late & (old > 0)
-        yield _some(first + growth * late, growth, _narrow(steps - late), weight)
+        yield Gaps(first + growth * late, growth, steps - late, weight).there()
         yield _single((start + first - ends)[parted], old[parted])
         yield _single(waited, 1)
         before, seen = end[-1], begun[-1]
-
-
-def _narrow(steps: Any) -> IntArray:
-    """Numbers of steps in half the memory where they fit."""
-    fits = steps.max(initial=0) < 2**31
-    return np.asarray(steps, dtype="i4" if fits else "i8")
 
 
 def _decoding_times(
