@@ -414,7 +414,7 @@ def computed(log: ServedLog) -> Workload:
     if log.cached_tokens is None:
         return log.workload
     own = np.maximum(log.workload.prompt_length - log.cached_tokens, 1)
-    return dataclasses.replace(log.workload, prompt_length=own)
+    return dataclasses.replace(log.workload, prompt_length=own, segments=None)
 
 
 def users(log: ServedLog) -> int:
@@ -505,7 +505,8 @@ class _Run(_Source):
         self.log, self.settings = log, settings
         self.part = part = log.first_completed(share)
         self.rest = ~part & ~np.isnan(log.last_token_time)
-        self.workload = computed(log)
+        shares = log.workload.segments is not None and settings.get("prefix_caching")
+        self.workload = log.workload if shares else computed(log)
         if part.sum() < _LEAST or np.isnan(log.tpot[part]).all():
             what = f"{part.sum()} requests to fit to: must be at least {_LEAST}"
             where = f"log of {len(log)} requests, share={share:g}"

@@ -14,7 +14,7 @@ import pandas as pd
 from llminfer.base.arrays import MOST_TOKENS, FloatArray, IntArray
 from llminfer.base.errors import TraceError, choice, number
 from llminfer.base.streams import stream
-from llminfer.base.trace_csv import Names, csv_table, requests
+from llminfer.base.trace_csv import TRACE, Names, csv_table, recognised, requests
 from llminfer.config import SimulationConfig
 from llminfer.laws.arrivals import ArrivalRate, unit_arrivals
 from llminfer.laws.lengths import LengthLaw
@@ -164,7 +164,8 @@ class Workload:
         Raises:
             TraceError: A bad row, named by its number, or no such file.
         """
-        return cls.from_arrays(**requests(csv_table(Path(path)), columns, unit))
+        found = recognised(csv_table(Path(path)), columns, TRACE)
+        return cls.from_arrays(**requests(found, unit))
 
     @classmethod
     def from_frame(
@@ -185,14 +186,10 @@ class Workload:
         Raises:
             TraceError: A column is missing, or a cell is bad: names row and column.
         """
-        table = (
-            pd.DataFrame(frame)
-            .astype(object)
-            .rename(columns=str)
-            .reset_index(drop=True)
-        )
-        table = table.rename_axis("frame, row ")
-        return cls.from_arrays(**requests(table, columns, unit))
+        table = pd.DataFrame(frame).astype(object).rename(columns=str)
+        table = table.reset_index(drop=True).rename_axis("frame, row ")
+        found = recognised(table, columns, TRACE)
+        return cls.from_arrays(**requests(found, unit))
 
     def __len__(self) -> int:
         return len(self.arrival_time)

@@ -129,7 +129,7 @@ def test_requests_that_were_given_up_load_the_engine_and_are_not_compared():
         errors(log, found.simulated, every), errors(whole, found.simulated, ~late)
     )
     # without them the engine seems to have had an easier time
-    kept = Workload(*(column[~late] for column in vars(log.workload).values()))
+    kept = Workload(*(its[~late] for its in log.workload.columns.values()))
     easier = found.config(**kept.law()).max_stable_rate
     assert easier > 1.02 * found.config().max_stable_rate
     small = impatient(made_log(n=30))[0]
@@ -146,7 +146,8 @@ def test_what_a_prefix_cache_had_is_not_computed():
     settings["step_law"] = "roofline"
     found = fit(log, settings)
     assert found.errors()["mean"].abs().max() < 0.05
-    whole = simulate(found.config(warmup_requests=0), log.workload)
+    alone = dataclasses.replace(log.workload, segments=None)
+    whole = simulate(found.config(warmup_requests=0), alone)
     unaware = errors(log, ServedLog.from_record(whole), ~found.fitted)
     assert unaware.loc["ttft", "mean"] > 0.5
     hits = log.cached_tokens

@@ -420,7 +420,7 @@ def test_the_interval_of_a_trace_holds_what_theory_has():
 def test_arrivals_by_the_second_are_carried():
     config = REAL.replace(warmup_requests=0)
     trace = Workload.generate(config.replace(num_requests=2500, arrival_rate=2.0))
-    columns = {name: its.copy() for name, its in vars(trace).items()}
+    columns = {name: its.copy() for name, its in trace.columns.items()}
     columns["arrival_time"] = np.floor(trace.arrival_time / 5.0) * 5.0
     tied = Workload.from_arrays(**columns)
     slo = SLO(ttft=20.0)

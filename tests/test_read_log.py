@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llminfer import ConfigError, TraceError, Workload, read_settings
-from llminfer.data import ServedLog, read_log, readers
+from llminfer.data import ServedLog, read_log, readers, rows
 
 CLEAN = {  # samples that load without a word
     "azure2024_conv_sorted.csv": (Workload, 5),
@@ -92,9 +92,12 @@ def test_four_formats_of_one_run_hold_the_same_times(data):
     np.testing.assert_allclose(bench.latency, own.latency, atol=1e-4)
 
 
-def test_results_without_arrivals_say_what_they_have_and_what_would_do(data):
+def test_results_without_arrivals_say_what_they_have_and_what_would_do(data, tmp_path):
+    result = json.loads((data / "samples" / "sglang_bench_shape.jsonl").read_text())
+    path = tmp_path / "sglang.jsonl"
+    path.write_text(json.dumps(result | {"request_rate": 4.0}))
     with pytest.raises(TraceError, match="no arrivals: 40 requests have") as caught:
-        read_log(data / "samples" / "sglang_bench_shape.jsonl")
+        read_log(path)
     message = str(caught.value)
     for word in ("ttfts", "input_lens", "'max_concurrency': 8", "request-rate inf"):
         assert word in message
@@ -366,8 +369,8 @@ ERRORS = {  # content, how to read it, what is said
     "several runs": ([SGLANG | BENCH] * 2, {}, "run=None: must be one of 2: 2 req"),
     "a run too many": ([SGLANG | BENCH] * 2, {"run": 3}, "run=3: must be one of 2"),
     "LLMPerf": (json.dumps([LLMPERF]), {}, "no arrivals: 1 requests have number_in"),
-    "a closed loop": (
-        BENCH | {"request_rate": "inf", "max_concurrency": 8},
+    "a rate": (
+        BENCH | {"request_rate": 3.0, "max_concurrency": 8},
         {},
         "no arrivals: 2 requests have input_lens",
     ),
@@ -448,6 +451,220 @@ def test_http_codes_tell_who_was_refused(tmp_path):
     assert len(said) == 1
     assert "rows 3) were refused" in said[0]
     assert "rows 4) were cut off" in said[0]
+
+
+HEAD = "sent,isl,osl,ttft,e2e"
+DONE, LOST = "0,9,3,0.5,1.5", "1,8,0,,"
+
+ENDS = {  # columns more, of one that was answered, of one that failed; did it stay
+    "a code as a float": ("status", "200.0", "504.0", True),
+    "a flag as a float": ("cancelled", "0.0", "1.0", True),
+    "a deadline": ("status", "OK", "DEADLINE_EXCEEDED", True),
+    "a code beside a reason": ("finish_reason,status_code", "stop,200", ",504", True),
+    "two words for one flag": (
+        "cancelled,timed_out",
+        "false,false",
+        "false,true",
+        True,
+    ),
+    "a code beside an empty text": ("error_msg,error_code", ",", ",408", True),
+    "no success": ("success", "1.0", "0.0", False),
+    "too many": ("error,status", "-,ok", "-,429", False),
+}
+
+
+@pytest.mark.parametrize("name", ENDS)
+def test_all_that_is_said_of_an_end_counts(tmp_path, name):
+    """A timeout in any column keeps a request in the load; a refusal does not."""
+    columns, good, bad, stays = ENDS[name]
+    text = f"{HEAD},{columns}\n{DONE},{good}\n{LOST},{bad}\n"
+    log, (said,) = quietly(written(tmp_path, text))
+    assert log.completed.tolist() == [True, False][: 1 + stays]
+    assert log.refused == 1 - stays
+    assert ("cut off" in said) == stays
+    # nor is it an answer because it has all its times
+    log, _ = quietly(written(tmp_path, text.replace(LOST, "1,8,3,0.5,1.5")))
+    assert log.completed.sum() == 1
+
+
+@pytest.mark.parametrize("error", ["", "0.0", "0", "200", "ok", "None", "-"])
+def test_an_error_that_is_none_is_no_failure(tmp_path, error):
+    log, said = quietly(written(tmp_path, f"{HEAD},error_code\n{DONE},{error}\n"))
+    assert (len(log), said) == (1, [])
+
+
+def test_no_errors_in_a_list_are_no_failure(tmp_path):
+    row = {"sent": 0, "isl": 9, "osl": 3, "ttft": 0.5, "e2e": 1.5, "errors": []}
+    log, said = quietly(written(tmp_path, [row], "file.jsonl"))
+    assert (log.completed.tolist(), said) == ([True], [])
+
+
+SINGLE = {"sent": 0, "isl": 9, "osl": 3, "ttft": 0.5, "e2e": 1.5, "status": "ok"}
+TIMED_OUT = {"sent": 1, "isl": 8, "osl": 0, "status": "timeout"}
+
+
+def test_where_a_result_lies_does_not_hide_how_it_ended(tmp_path):
+    rows = {"results": [SINGLE, TIMED_OUT, None]}
+    log, (said,) = quietly(written(tmp_path, rows))
+    assert log.completed.tolist() == [True, False]
+    assert log.refused == 1  # the null, of which nothing is known
+    assert "rows 2) were refused" in said
+
+
+def test_requests_beside_a_run_are_not_dropped(tmp_path):
+    path = written(tmp_path, [{"requests": [SINGLE]}, SINGLE, SINGLE], "file.jsonl")
+    with pytest.raises(TraceError, match="one of 2: 1 requests, 2 requests"):
+        read_log(path)
+    assert len(read_log(path, run=2)) == 2
+
+
+def test_in_a_trace_too_a_timeout_stays_and_a_refusal_does_not(tmp_path):
+    text = "sent,isl,osl,status\n0,9,3,ok\n1,8,0,timeout\n2,7,0,429\n3,7,,503\n"
+    work, (said,) = quietly(written(tmp_path, text))
+    assert work.prompt_length.tolist() == [9, 8]
+    assert work.output_length.tolist() == [3, 3]
+    assert "rows 4, 5) were refused" in said
+
+
+def test_one_that_broke_off_has_its_first_token_whatever_the_clock(tmp_path):
+    rows = "00,9,3,2026-01-01 10:00:01,2026-01-01 10:00:02,ok\n"
+    rows += "2026-01-01 10:00:05,8,2,2026-01-01 10:00:06,,engine error\n"
+    head = "sent,isl,osl,first_token_time,end_time,status\n2026-01-01 10:00:"
+    log, _ = quietly(written(tmp_path, head + rows))
+    assert log.completed.tolist() == [True, False]
+    assert log.first_token_time.tolist() == [1.0, 6.0]
+    assert log.workload.output_length.tolist() == [3, 2]
+
+
+ENGINE = {"input_toks": 7, "output_toks": 3, "arrival_time": 1.7e9, "queued_ts": 50.0}
+ENGINE |= {"first_token_ts": 51.0, "last_token_ts": 52.0, "prefix": 0}
+ENGINE |= {"cached_toks": 4}
+GONE = dict.fromkeys(ENGINE) | {"input_toks": 7, "arrival_time": 1.7e9 + 1}
+
+
+def test_one_that_never_reached_the_engine_does_not_move_its_clock(tmp_path):
+    log, _ = quietly(written(tmp_path, [ENGINE, GONE | {"error": "timeout"}]))
+    assert log.origin == 50.0
+    assert log.queued_time.tolist() == [0.0, 1.0]
+    assert log.completed.tolist() == [True, False]
+    assert log.workload.segments == (((0, 4),), ())  # its prefix is not known
+
+
+def test_durations_are_the_clients_whatever_clock_the_queue_has(tmp_path):
+    rows = "50,1700000000,9,3,0.5,1.5\n51,1700000001.5,9,3,0.75,1.5\n"
+    text = f"sent,queued_ts,isl,osl,ttft,e2e\n{rows}"
+    log, _ = quietly(written(tmp_path, text))
+    assert log.ttft.tolist() == [0.5, 0.75]
+    assert log.queued_time.tolist() == [0.0, 1.5]
+    assert log.origin == 1.7e9
+
+
+ZONED = "sent,isl,osl,first_token_time,end_time\n2026-01-01T10:00:00+01:00,9,3,"
+GUESSES = {  # text, what is said
+    "another time zone": (
+        f"{ZONED}2026-01-01T10:00:01,2026-01-01T10:00:02\n",
+        "wait for a first token, at least 3601 s: .* in one time zone",
+    ),
+    "a zone here, none there": (
+        "time,isl,osl\n2026-01-01T10:00:00Z,9,3\n2026-01-01T10:00:01,9,3\n",
+        "row 3, time='2026-01-01T10:00:01': must be with a time zone if the first",
+    ),
+    "thousands with a comma": ("time;isl;osl\n0;1,000;20\n", "isl='1.000': must be"),
+    "thousands with a point": ("time;isl;osl\n0;1.000;20\n", "isl='1.000': must be"),
+    "one number for all gaps": (
+        [{"sent": 0, "isl": 9, "osl": 3, "ttft": 0.5, "itls": 0.1}],
+        "itls=0.1: must be a list of seconds",
+    ),
+    "no pace": (
+        "sent,isl,osl,ttft,tpot\n0,9,3,0.5,0.1\n1,9,1,0.5,\n2,9,30,0.5,\n",
+        "row 4, tpot='': must be seconds",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", GUESSES)
+def test_what_could_be_read_in_two_ways_is_not_guessed(tmp_path, name):
+    text, message = GUESSES[name]
+    with pytest.raises(TraceError, match=message):
+        quietly(written(tmp_path, text))
+
+
+@pytest.mark.parametrize(
+    ("name", "times", "seconds"),
+    [
+        ("arrival [\N{MICRO SIGN}s]", (0, 1_500_000), 1.5),
+        ("sent_\N{GREEK SMALL LETTER MU}s", (0, 1_500_000), 1.5),
+        ("time", (1.77e15, 1.77e15 + 1.5e6), 1.5),
+        ("time", (1.77e18, 1.77e18 + 1.5e9), 1.5),
+        ("time", (1.77e9, 1.77e9 + 500), 500.0),
+    ],
+)
+def test_units_in_a_name_or_a_size_are_told(tmp_path, name, times, seconds):
+    text = f"{name},isl,osl\n" + "".join(f"{t:.0f},9,3\n" for t in times)
+    work, said = quietly(written(tmp_path, text))
+    assert work.arrival_time.tolist() == [0.0, seconds]
+    assert not said
+
+
+def test_no_clock_of_day_is_made_of_a_counter(tmp_path):
+    path = written(tmp_path, "time,isl,osl\n500000000000000,9,3\n500001000000000,8,2\n")
+    with pytest.warns(UserWarning, match="time is read as seconds: give unit="):
+        read_log(path)
+
+
+def test_a_log_too_suspects_milliseconds(tmp_path):
+    rows = "0,9,3,50,90\n500,9,30,50,900\n"
+    with pytest.warns(UserWarning, match="sent is read as seconds: give unit="):
+        read_log(written(tmp_path, f"sent,isl,osl,ttft_ms,e2e_ms\n{rows}"))
+
+
+def test_names_that_are_not_given_are_not_the_same(tmp_path):
+    text = f"request_id,{HEAD}\n,{DONE}\n,{DONE}\n"
+    assert len(read_log(written(tmp_path, text))) == 2
+
+
+def test_all_at_once_and_no_times_is_a_workload(tmp_path):
+    asked = {"input_lens": [5, 6], "output_lens": [3, 1], "request_rate": "inf"}
+    work, said = quietly(written(tmp_path, asked))
+    assert work.arrival_time.tolist() == [0.0, 0.0]
+    assert not said
+
+
+def test_a_table_of_runs_in_milliseconds_is_not_taken_for_seconds(tmp_path):
+    path = written(tmp_path, "concurrency,p50_ttft,p50_tpot\n1,34,12\n2,60,13\n")
+    with pytest.raises(TraceError, match="row 2, p50_tpot='12': must be seconds, not"):
+        read_log(path)
+    table = read_log(path, unit="ms")
+    np.testing.assert_allclose(table["p50_tpot"], [0.012, 0.013])
+
+
+def test_a_trace_of_our_own_that_starts_in_our_days_is_suspected(tmp_path):
+    head = "arrival_time,prompt_length,output_length"
+    path = written(tmp_path, f"{head}\n1770000000,9,2\n1770000001,7,3\n")
+    with pytest.warns(UserWarning, match="first arrives at 1770000000 s: subtract"):
+        assert Workload.from_csv(path).arrival_time.tolist() == [1.77e9, 1.77e9 + 1]
+
+
+@pytest.mark.parametrize("opened", [open, gzip.open])
+def test_a_document_is_bounded_packed_or_not(tmp_path, monkeypatch, opened):
+    monkeypatch.setattr(rows, "_LARGEST", 2**20)
+    path = tmp_path / ("a.json.gz" if opened is gzip.open else "a.json")
+    with opened(path, "wt") as file:
+        file.write("[" + "1,\n" * 2**19 + "1]")
+    with pytest.raises(TraceError, match=r"^a.json.*: over 1 MiB: save less"):
+        read_log(path)
+
+
+def test_a_unit_that_does_not_fit_the_clock_of_day_is_suspected(tmp_path):
+    rows = "1770000000.5,9,30,50,900\n1770000010.5,9,30,50,900\n"
+    path = written(tmp_path, f"{HEAD}\n{rows}")
+    with pytest.warns(UserWarning, match="sent is read as ms, and looks like seconds"):
+        read_log(path, unit="ms")
+
+
+def test_of_two_columns_of_one_name_the_first_counts(tmp_path):
+    frame = pd.DataFrame([[0, 1, 9, 2]], columns=["sent", "isl", "isl", "osl"])
+    assert Workload.from_frame(frame).prompt_length.tolist() == [1]
 
 
 def test_milliseconds_without_a_unit_are_suspected(tmp_path):
@@ -541,6 +758,14 @@ def test_a_request_that_was_cut_off_may_lack_its_times():
     assert "2 cut off" in repr(log)
 
 
+def test_a_share_of_those_completed_is_counted_exactly():
+    times = np.arange(100.0)
+    work = Workload.from_arrays(times, [5] * 100, [3] * 100)
+    log = ServedLog(work, times, times + 0.5, times + 1.0)
+    for percent in range(1, 101):
+        assert log.first_completed(percent / 100).sum() == percent
+
+
 # Settings by hand
 
 
@@ -563,3 +788,23 @@ def test_settings_given_go_with_the_log(data):
     path = data / "samples" / "own_log_other_names_ms.csv"
     limits = {"max_num_seqs": 8, "max_num_batched_tokens": 512}
     assert read_log(path, settings=limits).settings["batch_size"] == 8
+
+
+def test_a_closed_loop_without_times_tells_when_each_was_sent(tmp_path):
+    """Two users: the third request goes out with the first answer."""
+    result = {
+        **{"backend": "sglang", "request_rate": float("inf"), "max_concurrency": 2},
+        **{
+            "input_lens": [9] * 4,
+            "output_lens": [2] * 4,
+            "ttfts": [1.0, 2.0, 1.0, 1.0],
+        },
+        "itls": [[1.0], [1.5], [3.0], [0.5]],
+    }
+    path = tmp_path / "result.jsonl"
+    path.write_text(json.dumps(result))
+    with pytest.warns(UserWarning, match="sent by 2 users without a pause"):
+        log = read_log(path, settings={"batch_size": 8, "max_batched_tokens": 64})
+    assert log.workload.arrival_time.tolist() == [0.0, 0.0, 2.0, 3.5]
+    assert log.last_token_time.tolist() == [2.0, 3.5, 6.0, 5.0]
+    assert log.settings["clients"] == 2

@@ -66,7 +66,7 @@ def test_a_law_goes_wherever_a_configuration_goes(work, arrivals, seed):
 @given(workloads(), st.sampled_from(ARRIVALS), st.integers(0, 99), st.integers(1, 40))
 def test_more_requests_begin_with_the_same_ones(work, arrivals, seed, n):
     few, more = (work.resample(size, seed, arrivals) for size in (n, n + 17))
-    for name, column in vars(few).items():
+    for name, column in few.columns.items():
         np.testing.assert_array_equal(column, getattr(more, name)[:n])
     assert set(rows(more)) <= set(rows(work))
     config = SimulationConfig(**work.law(arrivals), random_seed=seed)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import gzip
 import lzma
-import math
 import re
 import tomllib
 import warnings
@@ -24,9 +23,10 @@ _LONGEST_LINE = 64 * 1024  # bytes; a line of a trace has well under a hundred
 _LONGEST_OBJECT = 64 * 2**20  # bytes; the results of a whole run may be on one
 _SPARSE = 60.0  # s between requests; milliseconds look like that
 _LATEST = 1e15  # s; the clock of day is at 1.8e9
-_OF_DAY = 1e9  # s; a clock that shows more is the time of day
-_WHOLE = re.compile(r"\s*[0-9]{1,18}(\.0*)?\s*")
+_OF_DAY = 1e9  # s; a clock that shows more is the time of day, and at most 4e9
+_WHOLE = re.compile(r"\s*-?[0-9]{1,18}(\.(?!000\s*$)0*)?\s*")  # 1.000 may be 1000
 _DATE = re.compile(r"\s*[12]\d{3}-\d\d?-\d")
+_ZONE = re.compile(r":[\d:.,]*\s*(?:z|[+-]\d\d:?(?:\d\d)?)\s*$", re.IGNORECASE)
 _COMMA = re.compile(r"^\s*(-?\d+),(\d+)\s*$")
 _SEPARATORS = ",;\t|"
 _OPENERS: dict[str, Callable[..., Any]] = {".gz": gzip.open, ".xz": lzma.open}
@@ -35,55 +35,53 @@ COLUMNS: Mapping[str, str] = _TABLE["columns"]  # what they hold, and their name
 UNITS: Mapping[str, float] = _TABLE["units"]
 Names = Mapping[str, str] | None
 TRACE = ("arrival_time", "prompt_length", "output_length")
+SAID = ("error", "status", "cancelled", "success")  # how a request ended, in words
 
 
-def requests(
-    table: pd.DataFrame, columns: Names = None, unit: str | None = None
-) -> pd.DataFrame:
+def requests(found: Mapping[str, pd.Series], unit: str | None = None) -> pd.DataFrame:
     """``arrival_time`` (seconds), ``prompt_length``, ``output_length``, by arrival.
 
     Requests without tokens to answer failed: they are left out. The first arrives at
     0, but in a table with these very columns, which is our own, as it says.
 
     Args:
-        table: Cells, its index named as that of ``csv_table`` is.
-        columns: Names of columns by what they hold, where names do not say it.
+        found: Columns by what they hold, as ``recognised`` gives them.
         unit: Of times whose column's name does not end in one: s, ms, us or ns.
 
     >>> table = pd.DataFrame({"sent": [9.5, 9.0], "n_in": [7, 9], "n_out": [3, 2]})
-    >>> requests(table.iloc[[1, 0]])
+    >>> requests(recognised(table.iloc[[1, 0]]))
        arrival_time  prompt_length  output_length
     1           0.0              9              2
     0           0.5              7              3
 
     Raises:
-        TraceError: A column is missing or a cell is bad; names row and column.
+        TraceError: A cell is bad; names row and column.
 
     Warns:
         UserWarning: Requests that are left out, and rows that were not in order.
     """
-    found = recognised(table, columns, TRACE)
-    silent = found["output_length"].map(_time) == 0.0
+    table = pd.DataFrame({role: found[role] for role in TRACE})
+    silent = numbers(table["output_length"]) == 0.0
     if silent.any() and not silent.all():
         what = f"of {len(table)} requests ({silent.mean():.1%}) have no output tokens"
         say(table, f"{silent.sum()} {what}: they failed, and are left out")
-        found = {role: cells[~silent] for role, cells in found.items()}
-    moment, *lengths = (found[role] for role in TRACE)
-    if (dates := _dates(moment)) is not None:
-        arrival = (dates - dates.min()) / pd.Timedelta(1, "s")
-    elif {*TRACE} <= {*table}:
-        arrival = seconds(moment, unit=unit)
+        table = table[~silent]
+    moment, prompt, output = (found[role][table.index] for role in TRACE)
+    if (moment.name, prompt.name, output.name) == TRACE and _dates(moment) is None:
+        table["arrival_time"] = seconds(moment, unit=unit)
+        if (first := table["arrival_time"].min()) > _OF_DAY:
+            say(
+                table,
+                f"the first arrives at {first:.10g} s: subtract it if it is a date",
+            )
     else:
-        arrival = (since := moments(moment, unit)) - since.min()
-        if unit is None and arrival.mean() > _SPARSE * len(arrival):
-            say(table, f"{moment.name} is read as seconds: give unit='ms' if it is not")
-    if not arrival.is_monotonic_increasing:
-        row = arrival.index[arrival < arrival.cummax()][0]
+        table["arrival_time"], _ = arrivals(moment, unit)
+    table["prompt_length"], table["output_length"] = tokens(prompt), tokens(output)
+    late = table["arrival_time"] < table["arrival_time"].cummax()
+    if late.any():
+        row = late.idxmax()
         say(table, f"not in order of arrival, from row {row} on: put in order")
-    frame = pd.DataFrame(
-        dict(zip(TRACE, [arrival, *map(tokens, lengths)], strict=True))
-    )
-    return frame.iloc[np.argsort(arrival, kind="stable")]
+    return table.sort_values("arrival_time", kind="stable")
 
 
 def recognised(
@@ -108,23 +106,24 @@ def recognised(
         ConfigError: ``columns`` names what no column can hold.
         TraceError: A column that is named or needed is not there.
     """
+    table = table.loc[:, ~table.columns.duplicated()]  # the first of a name counts
     given, names = dict(columns or {}), dict[str, str]()
-    for role, name in given.items():
+    for role in given:
         choice("columns", role, known)
-        if name not in table:
-            needed = [*needed, role]
     for name in sorted(map(str, table), key=lambda name: name.count(".")):
         for start in range(name.count(".") + 1):
             names.setdefault(plain_name(name.split(".", start)[-1])[0], name)
-    found = {}
+    found = dict[str, pd.Series]()
     for role, aliases in known.items():
         here = [names[alias] for alias in aliases.split() if alias in names]
         here = [given[role]] if role in given else here
-        for name in set(here[:1]).intersection(table):
-            found[role] = table[name]
-        for other in here[1:]:
-            if role in ("prompt_length", "output_length", "error"):
-                found[role] = found[role].where(found[role].notna(), table[other])
+        for column in [table[name] for name in here if name in table]:
+            its = found.setdefault(role, column)
+            if role in SAID and column is not its:
+                found[role] = its.map(str) + f";{role}=" + column.map(str)
+            elif role in TRACE[1:]:
+                found[role] = its.where(its.notna() & (its != ""), column)
+    needed = [*dict.fromkeys([*needed, *given])]
     if lacking := [role for role in needed if role not in found]:
         shown = ",".join(map(str, table))[:300]
         call = ", ".join(f"{role!r}: '...'" for role in lacking)
@@ -139,7 +138,7 @@ def plain_name(name: str) -> tuple[str, float | None]:
     >>> plain_name("startTimeUnixNano"), plain_name("n_in")
     (('start_time_unix', 1e-09), ('n_in', None))
     """
-    name = name.replace("/", "_per_")
+    name = re.sub("[\u00b5\u03bc]", "u", name.replace("/", "_per_"))  # micro
     words = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name).lower()
     words = re.sub(r"[^a-z0-9]+", "_", words).strip("_")
     stem, _, last = words.rpartition("_")
@@ -155,9 +154,9 @@ def csv_table(path: Path, needed: Sequence[str] = ()) -> pd.DataFrame:
         TraceError: The file cannot be read, has no rows or not all columns that are
             needed, or a row has not as many fields as the first.
     """
-    number, rows, lines = 0, dict[int, list[str]](), text_lines(path)
-    first = next((line for line in lines if line.strip()), "")
+    first = next((line for line in text_lines(path) if line.strip()), "")
     apart = max(_SEPARATORS, key=first.count)
+    number, rows = 0, dict[int, list[str]]()
     try:
         for number, row in enumerate(csv.reader(text_lines(path), delimiter=apart), 1):
             if row:
@@ -177,7 +176,7 @@ def csv_table(path: Path, needed: Sequence[str] = ()) -> pd.DataFrame:
     table = pd.DataFrame([*rows.values()], [*rows], header, dtype=object)[1:]
     if apart != ",":  # then it may be a decimal point
         table = table.replace(_COMMA, r"\1.\2", regex=True)
-    return table.loc[:, ~table.columns.duplicated()].rename_axis(f"{path.name}, row ")
+    return table.rename_axis(f"{path.name}, row ")
 
 
 def tokens(cells: pd.Series, least: int = 1) -> pd.Series:
@@ -193,7 +192,7 @@ def tokens(cells: pd.Series, least: int = 1) -> pd.Series:
     Raises:
         TraceError: A cell holds none; names the first by row and column.
     """
-    counts = pd.Series([_count(cell) for cell in cells], cells.index)
+    counts = numbers(cells).where(cells.astype(str).str.fullmatch(_WHOLE))
     bad = ~counts.between(least, MOST_TOKENS)
     refuse(cells, bad, f"a whole number of at least {least}")
     return counts.astype(np.int64)
@@ -224,9 +223,28 @@ def seconds(
     bad = ~times.between(least, _LATEST)
     name = next(name for name, each in UNITS.items() if each == scale)
     for bound in least[bad][:1]:
-        must = f"{name}, a finite number of at least {bound / scale:.16g}"
-        refuse(cells, bad, must)
+        refuse(cells, bad, f"{name}, a finite number of at least {bound / scale:.16g}")
     return times
+
+
+def arrivals(cells: pd.Series, unit: str | None = None) -> tuple[pd.Series, float]:
+    """Seconds since the first of clock times, exact for dates, and the first itself.
+
+    Warns:
+        UserWarning: Times that no name tells the unit of, and that look like
+            milliseconds, or like the time of day in seconds where another is given.
+    """
+    times, dates = moments(cells, unit), _dates(cells)
+    first = float(times.min())
+    if dates is not None:
+        return (dates - dates.min()) / pd.Timedelta(1, "s"), first
+    since, named = times - first, plain_name(str(cells.name))[1]
+    of_day = 1.0 <= numbers(cells).min() / _OF_DAY < 4.0  # if they are seconds
+    if not (named or unit or of_day) and since.mean() > _SPARSE * len(since):
+        say(cells, f"{cells.name} is read as seconds: give unit='ms' if it is not")
+    if unit and of_day and not named and UNITS[unit] < 1.0:
+        say(cells, f"{cells.name} is read as {unit}, and looks like seconds since 1970")
+    return since, first
 
 
 def moments(
@@ -245,12 +263,12 @@ def moments(
     """
     if (dates := _dates(cells)) is not None:
         times = (dates - pd.Timestamp(0, tz="UTC")) / pd.Timedelta(1, "s")
-        refuse(cells, times < least, "no earlier than what came before it")
+        early = times < pd.Series(least, cells.index)
+        refuse(cells, early, "no earlier than what came before it")
         return times
     size = numbers(cells).median() / _OF_DAY
-    if 1e3 <= size < math.inf and unit is None:
-        unit = ("ms", "us", "ns")[min(2, int(math.log10(size) / 3) - 1)]
-    return seconds(cells, least, unit)
+    days = (each for each in ("ms", "us", "ns") if 1.0 <= size * UNITS[each] < 4.0)
+    return seconds(cells, least, unit or next(days, None))
 
 
 def refuse(cells: pd.Series, bad: pd.Series, must: str) -> None:
@@ -272,7 +290,7 @@ def refuse(cells: pd.Series, bad: pd.Series, must: str) -> None:
 
 def numbers(cells: pd.Series) -> pd.Series:
     """The numbers that cells hold, NaN where they hold none."""
-    return pd.Series([_time(cell) for cell in cells], cells.index, np.float64)
+    return pd.to_numeric(cells.astype(str), errors="coerce").astype(np.float64)
 
 
 def place(cells: pd.Series | pd.DataFrame) -> str:
@@ -285,30 +303,16 @@ def say(cells: pd.Series | pd.DataFrame, what: str) -> None:
     warnings.warn(f"{place(cells)}: {what}", stacklevel=4)
 
 
-def _count(cell: Any) -> float:
-    """The whole number that a cell holds, or NaN."""
-    if isinstance(cell, str) and _WHOLE.fullmatch(cell):
-        return int(cell.split(".")[0])
-    whole = isinstance(cell, int) or (isinstance(cell, float) and cell % 1.0 == 0.0)
-    return cell if whole and not isinstance(cell, bool) else math.nan
-
-
-def _time(cell: Any) -> float:
-    """The number that a cell holds, or NaN."""
-    try:
-        return math.nan if isinstance(cell, bool) else float(cell)
-    except (TypeError, ValueError, OverflowError):
-        return math.nan
-
-
 def _dates(cells: pd.Series) -> pd.Series | None:
     """Dates and times, or None where cells hold numbers."""
-    like = cells.map(lambda cell: bool(_DATE.match(str(cell))))
-    if not like.any():
+    text = cells.astype(str)
+    text = text.where(text.str.match(_DATE))
+    if text.isna().all():
         return None
-    like = cells.where(like)
-    dates = pd.to_datetime(like, format="ISO8601", utc=True, errors="coerce")
+    dates = pd.to_datetime(text, format="ISO8601", utc=True, errors="coerce")
     refuse(cells, dates.isna(), "a date and time such as 2023-11-16 18:15:46.68")
+    zoned = text.str.contains(_ZONE)
+    refuse(cells, zoned != zoned.iloc[0], "with a time zone if the first has one")
     return dates
 
 

@@ -23,12 +23,12 @@ from llminfer.workload import Workload
 
 _ORDER = ("arrival_time", "queued_time", "first_token_time", "last_token_time")
 _CLOCK_ERROR = 1e-6  # s; the clock of day has so many digits in a float
-_SLOWEST = 4.0  # s a token; who is slower than that gave milliseconds
+SLOWEST = 4.0  # s a token; who is slower than that gave milliseconds
 _CLOCK = ("begin", "scheduled", "done")
 _PARTS = ("prefill_tokens", "prefill_seqs", "prefill_kv", "decode_seqs", "decode_kv")
 _STEP = (*_PARTS, "running", "waiting", "preempted")
 _ASYNCHRONOUS = (0, 14)  # the version of vLLM since which it is the default
-_ON = ("prefix_caching", "chunked_prefill", "reserve_full_prompt")  # unless said
+_LIMITS = ("max_num_seqs", "max_num_batched_tokens")  # must be said
 _CONFIGS = ("cache_config", "scheduler_config", "parallel_config")
 
 
@@ -70,12 +70,11 @@ class ServedLog:
 
     def __post_init__(self) -> None:
         for each in fields(self)[1:7]:
-            if (given := getattr(self, each.name)) is None:
-                continue
-            object.__setattr__(self, each.name, column := np.asarray(given))
-            if column.shape != (len(self),):
-                must = f"must be ({len(self)},), a value a request"
-                raise TraceError(f"{each.name}: of shape {column.shape}: {must}")
+            if (given := getattr(self, each.name)) is not None:
+                object.__setattr__(self, each.name, column := np.asarray(given))
+                if column.shape != (len(self),):
+                    must = f"must be ({len(self)},), a value a request"
+                    raise TraceError(f"{each.name}: of shape {column.shape}: {must}")
         before, there = self.workload.arrival_time, np.ones(len(self), dtype=bool)
         for earlier, name in pairwise(_ORDER):
             times = np.asarray(getattr(self, name), dtype=np.float64)
@@ -88,7 +87,7 @@ class ServedLog:
                 how = "add the arrival to a duration; NaN is for who was cut off"
                 raise TraceError(f"{name}[{row}]={times[row]:.6g}: {must}: {how}")
             before, there = times, self.completed
-        if (pace := pd.Series(self.tpot).median()) > _SLOWEST:
+        if (pace := pd.Series(self.tpot).median()) > SLOWEST:
             what = f"half of the requests take over {pace:.3g} s a token"
             how = "must be seconds, not ms, or read with unit='ms'"
             raise TraceError(f"last_token_time: {what}: {how}")
@@ -104,10 +103,10 @@ class ServedLog:
         (2000, 800)
         """
         names = [f.name for f in fields(Workload) if hasattr(record, f.name)]
-        workload = Workload(**{name: getattr(record, name) for name in names})
+        columns = {name: getattr(record, name) for name in names}
+        workload = Workload(**columns | {"arrival_time": record.sent_time})
+        queued, begun = record.queue_entry_time, record.processing_start_time
         ends = record.first_token_time, record.processing_end_time
-        begun = record.processing_start_time
-        queued = record.queue_entry_time
         return cls(workload, queued, *ends, begun, source="a simulation")
 
     def __len__(self) -> int:
@@ -150,7 +149,7 @@ class ServedLog:
             ConfigError: ``share`` is not above 0 and at most 1.
         """
         share = number("share", share, above=0.0, most=1.0)
-        most = int(share * self.completed.sum())
+        most = int(share * self.completed.sum() + 1e-9)  # 0.29 of 100 are 29
         order = np.argsort(self.last_token_time, kind="stable")
         return np.argsort(order) < most
 
@@ -235,20 +234,15 @@ def read_settings(path: str | Path | Mapping[str, Any]) -> dict[str, Any]:
     """
     file = Path("settings") if isinstance(path, Mapping) else inside(path, "meta.json")
     said = _said(path if isinstance(path, Mapping) else document(file))
-    said = {"max_num_seqs": None, "max_num_batched_tokens": None, **said}
+    usual = FORMATS["usual"] | {"async_scheduling": _recent(said)}
+    said = dict.fromkeys(_LIMITS) | usual | said
     cells = pd.DataFrame([said], [""], dtype=object).rename_axis(file.name)
-    usual: dict[str, Any] = {
-        **dict.fromkeys(_ON, True),
-        "block_size": 16,
-        "replicas": 1,
-    }
-    usual |= {"enforce_eager": False, "async_scheduling": _recent(said)}
     settings: dict[str, Any] = {"server": "continuous"}
     for ours, name in FORMATS["settings"].items():
-        settings[ours] = usual.get(ours)
-        if name in cells and isinstance(settings[ours], bool):
-            settings[ours] = _flag(cells[name]).item()
-        elif name in cells:
+        settings[ours] = said.get(name)
+        if isinstance(usual.get(name), bool):
+            refuse(cells[name], cells[name].map(type).ne(bool), "true or false")
+        elif name in said:
             settings[ours] = tokens(cells[name], int(ours != "graph_tokens")).item()
     if settings["graph_tokens"] is None:
         settings["graph_tokens"] = min(2 * settings["batch_size"], 512)
@@ -256,9 +250,13 @@ def read_settings(path: str | Path | Mapping[str, Any]) -> dict[str, Any]:
         settings["graph_tokens"] = 0
     if settings["replicas"] == 1:
         said.pop("enable_expert_parallel", None)  # with more they would keep step
-    if other := _not_modelled(said):
-        what = "changes the run and is not modelled"
-        warnings.warn(f"{file.name}: {', '.join(other)}: {what}", stacklevel=2)
+    fine = FORMATS["modelled"]
+    if odd := [
+        name for name in fine if said.get(name, fine[name][0]) not in fine[name]
+    ]:
+        what = ", ".join(f"{name}={said[name]!r:.40}" for name in odd)
+        what += ": changes the run and is not modelled"
+        warnings.warn(f"{file.name}: {what}", stacklevel=2)
     router = "round_robin" if settings["replicas"] == 1 else "least_loaded"
     return {**settings, "router": said.get("router", router)}
 
@@ -283,18 +281,6 @@ def _recent(said: Mapping[str, Any]) -> bool:
     """Whether this vLLM, the newest if not said, schedules asynchronously unasked."""
     known = re.match(r"v?(\d+)\.(\d+)", str(said.get("vllm_version", said.get("vllm"))))
     return not known or tuple(map(int, known.groups())) >= _ASYNCHRONOUS
-
-
-def _not_modelled(said: Mapping[str, Any]) -> list[str]:
-    """The settings that change a run in a way that no configuration has."""
-    usual = FORMATS["modelled"]
-    odd = (name for name in usual if said.get(name, usual[name][0]) not in usual[name])
-    return [f"{name}={said[name]!r:.40}" for name in odd]
-
-
-def _flag(cells: pd.Series) -> pd.Series:
-    refuse(cells, ~cells.map(type).isin([bool]), "true or false")
-    return cells
 
 
 def inside(path: str | Path, name: str) -> Path:

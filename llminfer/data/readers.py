@@ -8,10 +8,9 @@ if only means and percentiles of whole runs.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import fields, replace
+from heapq import heappop, heappush
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ import pandas as pd
 from llminfer.base import trace_csv as cell
 from llminfer.base.errors import TraceError
 from llminfer.base.trace_csv import TRACE, Names, place, recognised, refuse, say
-from llminfer.data.logs import ServedLog, inside, read_settings
+from llminfer.data.logs import SLOWEST, ServedLog, inside, read_settings
 from llminfer.data.rows import FORMATS, read_runs
 from llminfer.workload import Workload
 
@@ -29,15 +28,9 @@ Columns = Mapping[str, pd.Series]
 
 _ONE_CLOCK = 1.0  # s; where the least delay of a log is not below, clocks are two
 _LONGEST_DELAY = 3600.0  # s on the way from the client to the engine's queue
-_SAYS = {k: re.compile(v, re.IGNORECASE) for k, v in FORMATS["failures"].items()}
+_LONGEST_FIRST = 890.0  # s till the quickest first token; time zones are 900 s apart
 _ANSWER = {"output_length", "first_token_time", "last_token_time", "ttft", "latency"}
 _NOTHING = ("None", "", "0", "0.0")  # cells that say that there was no answer
-_STATISTIC = re.compile(r"(?:^|_)(?:(mean|avg|average)|(median|p50)|(p9[059]))(?=_|$)")
-_MEASURE = re.compile(
-    r"(?:^|_)(?:(ttft|time_to_first_token)|(tpot|time_per_output_token)"
-    r"|(itl|inter_token)|(e2el?|latency|response_time))(?=_|$)"
-)
-_MEASURES = ("ttft", "tpot", "itl", "latency")
 
 
 def read_log(
@@ -52,8 +45,8 @@ def read_log(
 
     A ``ServedLog`` where it says when each request was sent and answered; a
     ``Workload`` where only what was asked and when; a table of means and percentiles,
-    a row a run, where it has no single requests. Its ``source`` (of a table:
-    ``attrs["source"]``) names the format.
+    a row a run, where it has no single requests. The log's ``source``, and the table's
+    ``attrs["source"]``, name the format.
 
     Requests that were refused are left out and counted; those that were cut off
     stay, for they worked the engine, without the times that nobody knows.
@@ -78,7 +71,8 @@ def read_log(
         TraceError: The file cannot be read, or lacks what is needed; says what it has.
 
     Warns:
-        UserWarning: Requests that failed, rows that were not in order.
+        UserWarning: Requests that failed, rows that were not in order, times whose
+            unit is in doubt.
     """
     file = inside(path, "requests.jsonl")
     runs = read_runs(file)
@@ -97,9 +91,11 @@ def read_log(
         raise TraceError(f"{file.name}, {form['name']}: {how}")
     found = _needed(about, cells, columns)
     if not _is_served(found):
-        return _workload(cells.loc[found["prompt_length"].index], columns, unit, form)
-    given = _settings(settings, file)
-    return _served(found, unit, settings=given, source=form["name"])
+        return _workload(found, unit, form)
+    settings = _settings(settings, file)
+    if settings and (users := _users(about)):
+        settings["clients"] = users
+    return _served(found, unit, settings=settings, source=form["name"])
 
 
 def read_vllm_log(path: str | Path) -> ServedLog:
@@ -145,6 +141,22 @@ def read_bench(path: str | Path) -> ServedLog:
     return read_vllm_log(path)
 
 
+def _users(about: Mapping[str, Any]) -> int | None:
+    """How many users without a pause sent the requests, if a run was driven so."""
+    closed = str(about.get("request_rate")) == "inf"
+    return about.get("max_concurrency") if closed else None
+
+
+def _sent_by(users: int, found: Columns) -> pd.Series:
+    """When so many users sent the requests, in order, each when he was answered, s."""
+    decode = found["itls"].map(lambda its: sum(its) if type(its) is list else 0.0)
+    free, sent = [0.0] * users, list[float]()
+    for took in cell.numbers(found["ttft"]).fillna(0.0) + decode:
+        sent.append(heappop(free))
+        heappush(free, sent[-1] + took)
+    return pd.Series(sent, decode.index, name="request_rate")
+
+
 def _format(there: set[str], file: Path) -> dict[str, Any]:
     """The format that a run is in, by what it has."""
     known = (form for form in FORMATS["formats"] if there.issuperset(form["has"]))
@@ -153,11 +165,11 @@ def _format(there: set[str], file: Path) -> dict[str, Any]:
 
 def _settings(given: Mapping[str, Any] | None, file: Path) -> dict[str, Any]:
     """The engine's settings: given, or those beside its log; else none."""
-    beside = file.with_name("meta.json")
-    if given or not (file.name.startswith("requests.jsonl") and beside.exists()):
-        return read_settings(given) if given else {}
-    with suppress(TraceError):  # it does not say all that is needed
-        return read_settings(beside)
+    if given:
+        return read_settings(given)
+    with suppress(TraceError):  # there are none, or not all that is needed
+        if file.name.startswith("requests.jsonl"):
+            return read_settings(file.with_name("meta.json"))
     return {}
 
 
@@ -170,15 +182,22 @@ def _needed(
         say(cells, f"num_prompts={asked}, and {len(cells)} are in the file")
     if "arrival_time" not in found:
         load = {k: about[k] for k in ("request_rate", "max_concurrency") if k in about}
-        if str(load.get("request_rate")) != "inf" or load.get("max_concurrency"):
+        users, answers = _users(about) or len(cells), {"ttft", "itls"}
+        closed = users < len(cells)
+        if str(load.get("request_rate")) != "inf" or closed > (answers <= found.keys()):
             has = ", ".join(str(column.name) for column in found.values())
             what = f"no arrivals: {len(cells)} requests have {has}; {load}"
             how = "columns={'arrival_time': '...'}, or save details with vLLM of 2026"
-            how += ", or run with --request-rate inf without --max-concurrency"
+            how += ", or run with --request-rate inf"
             raise TraceError(f"{place(cells)}: {what}: {how}")
         found["arrival_time"] = pd.Series(0.0, cells.index, name="request_rate")
+        if closed:
+            found["arrival_time"] = _sent_by(users, found)
+            say(
+                cells, f"sent by {users} users without a pause: arrivals follow from it"
+            )
     if "phase" in found:
-        early = found["phase"].map(lambda phase: "warm" in str(phase).lower())
+        early = found["phase"].astype(str).str.contains("warm", case=False)
         if early.any():
             say(cells, f"{_counted(early)} are of the warm-up, and are left out")
         found = {role: column[~early] for role, column in found.items()}
@@ -197,152 +216,160 @@ def _is_served(found: Columns) -> bool:
     return served
 
 
-def _workload(
-    cells: pd.DataFrame, columns: Names, unit: str | None, form: dict[str, Any]
-) -> Workload:
+def _workload(found: Columns, unit: str | None, form: dict[str, Any]) -> Workload:
     """What was asked, and when."""
-    rows, paths = cell.requests(cells, columns, unit), None
+    if found.keys() & {*cell.SAID}:
+        found, _ = _kept(found)
+    rows, paths = cell.requests(found, unit), None
     if size := form.get("block"):
-        hashes = cells.loc[rows.index, "hash_ids"]
+        hashes = found["hash_ids"][rows.index]
         good = hashes.map(
             lambda ids: isinstance(ids, list) and {*map(type, ids)} <= {int}
         )
         refuse(hashes, ~good, "a list of whole numbers")
-        pairs = zip(hashes, rows["prompt_length"].tolist(), strict=True)
-        paths = [
-            [(h, min(size, n - size * i)) for i, h in enumerate(p)] for p, n in pairs
-        ]
-    work = Workload.from_arrays(**rows)
-    return _with(work, form["name"], paths)
+        blocks = zip(hashes, rows["prompt_length"], strict=True)
+        paths = [list(zip(ids, _blocks(n, size), strict=False)) for ids, n in blocks]
+    arrival, prompt, output = (rows[role] for role in TRACE)
+    return Workload.from_arrays(arrival, prompt, output, segments=paths)
 
 
-def _with(work: Workload, source: str, paths: Any) -> Workload:
-    """The workload, and of these what it can hold.
-
-    Args:
-        work: Of so many requests.
-        source: The format it was read from.
-        paths: Of (id, tokens) that prompts begin with, a list a request; or None.
-    """
-    segments = paths and tuple(tuple(p for p in path if p[1] > 0) for path in paths)
-    more: dict[str, Any] = {"source": source, "segments": segments}
-    return replace(
-        work, **{f.name: more.get(f.name, getattr(work, f.name)) for f in fields(work)}
-    )
+def _blocks(prompt: int, size: int) -> list[int]:
+    """The tokens of a prompt by block."""
+    return [min(size, prompt - start) for start in range(0, prompt, size)]
 
 
 def _served(found: Columns, unit: str | None, **more: Any) -> ServedLog:
     """The log of requests in order of arrival; the first arrives at 0."""
-    answered, stay = _answered(found)
-    found = {role: column[stay] for role, column in found.items()}
-    lengths = _outputs(found, answered[stay])
-    rows, origin = _times(found, answered[stay], lengths, unit)
-    _say_failed(answered, stay, lengths)
+    count = len(found["prompt_length"])
+    found, answered = _kept(found)
+    rows, origin = _times(found, answered, unit)
     rows["prompt"] = cell.tokens(found["prompt_length"])
-    rows["output"] = lengths.fillna(lengths.max())
+    rows["output"] = found["output_length"]
     rows["cached"] = cell.tokens(_given(found, "cached_tokens"), 0)
     rows["prefix"] = cell.tokens(_given(found, "prefix"), -1)
-    rows = rows.iloc[np.argsort(rows["sent"], kind="stable")]
-    optional: list[Any] = [
-        None if rows[name].hasnans else rows[name].to_numpy(kind)
-        for name, kind in (("scheduled", float), ("cached", int), ("prefix", int))
-    ]
-    work = Workload.from_arrays(rows["sent"], rows["prompt"], rows["output"])
-    return ServedLog(
-        _with(work, more["source"], _prefixes(rows)),
-        *(rows[name].to_numpy() for name in ("queued", "first", "last")),
-        *optional,
-        refused=int((~stay).sum()),
-        origin=origin,
-        **more,
-    )
+    rows = rows.sort_values("sent", kind="stable")
+    sent, prompt, output = (rows[name] for name in ("sent", "prompt", "output"))
+    work = Workload.from_arrays(sent, prompt, output, segments=_prefixes(rows))
+    times: list[Any] = [rows[name] for name in ("queued", "first", "last")]
+    whole = rows.dropna(axis="columns")  # what is known of all
+    times += map(whole.get, ("scheduled", "cached", "prefix"))
+    return ServedLog(work, *times, refused=count - len(rows), origin=origin, **more)
+
+
+def _kept(found: Columns) -> tuple[Columns, pd.Series]:
+    """The columns without who was refused, and which of the others were answered.
+
+    Output lengths are tokens that were made; of who was cut off those seen, or else as
+    many as the longest. One warning says how many were refused and cut off.
+    """
+    answered, stay = _answered(found)
+    kept = {role: column[stay] for role, column in found.items()}
+    cells, cut = kept["output_length"], ~answered[stay]
+    seen = cell.numbers(cells)
+    if "itls" in kept:
+        gaps = kept["itls"].map(lambda gaps: len(gaps) if type(gaps) is list else 0)
+        seen = seen.fillna(0.0).clip(gaps + _begun(kept))
+    made = seen.where(cut & (seen >= 1.0)).fillna(cell.tokens(cells[~cut]))
+    kept["output_length"] = made.fillna(made.max())
+    kinds = {"refused, and are left out": ~stay}
+    kinds |= {"cut off, and stay in the load": stay & ~answered}
+    what = [f"{_counted(its)} were {how}" for how, its in kinds.items() if its.any()]
+    if made.hasnans:
+        unknown = f"{made.isna().sum()} unknown output lengths"
+        what.append(f"{unknown} are taken to be the longest, {made.max():g}")
+    if what:
+        say(answered, "; ".join(what))
+    return kept, ~cut
 
 
 def _answered(found: Columns) -> tuple[pd.Series, pd.Series]:
     """Which requests got their whole answer, and which stay in the load."""
-    if "request_id" in found:
-        names = found["request_id"]
-        refuse(names, names.duplicated() & names.notna(), "a name of its own")
-    said = found["prompt_length"].map(lambda _: "")
-    for role in ("error", "status", "cancelled", "success"):
-        if role in found:
-            said += found[role].map(lambda cell, role=role: f"{role}={cell};")
-    failed = said.map(_SAYS["failed"].search).notna()
+    names = _given(found, "request_id")
+    refuse(names, names.duplicated(), "a name of its own")
+    said = pd.Series("", found["prompt_length"].index)
+    for role in found.keys() & {*cell.SAID}:
+        said += f"{role}=" + found[role].map(str) + ";"
+    words = FORMATS["failures"].items()
+    has = {kind: said.str.contains(its, case=False) for kind, its in words}
+    failed = has["failed"]
     for role in _ANSWER & found.keys():
         nothing = _NOTHING[: 2 if role in ("ttft", "latency") else None]
         failed |= found[role].map(str).isin(nothing)
     if failed.all():
         what = "no requests answered: must have at least one"
         raise TraceError(f"{place(failed)}: {what}")
-    cut = said.map(_SAYS["ended"].search).notna() | _begun(found)
-    cut &= said.map(_SAYS["refused"].search).isna()
-    return ~failed, ~failed | (cut & (cell.numbers(found["prompt_length"]) >= 1.0))
+    known = cell.numbers(found["prompt_length"]) >= 1.0
+    worked = (has["ended"] | _begun(found)) & ~has["refused"]
+    return ~failed, ~failed | (worked & known)
 
 
 def _begun(found: Columns) -> pd.Series:
     """Which requests have a time of their first token."""
-    begun = found["prompt_length"].map(lambda _: False)
+    begun = pd.Series(False, found["prompt_length"].index)
     for role in {"first_token_time", "ttft"} & found.keys():
-        begun |= cell.numbers(found[role]) > 0.0
+        begun |= ~found[role].map(str).isin([*_NOTHING, "nan"])
     return begun
 
 
-def _given(found: Columns, role: str, where: pd.Series | None = None) -> pd.Series:
+def _given(found: Columns, role: str, where: pd.Series | bool = True) -> pd.Series:
     """The cells of those rows that have one, and are asked for."""
     cells = found.get(role, pd.Series(dtype=object, name=role))
-    there = ~cells.map(str).isin(["None", ""])
-    return cells[there if where is None else there & where]
+    return cells[where & ~cells.map(str).isin(["None", ""])]
+
+
+def _clocks(found: Columns, unit: str | None) -> tuple[pd.DataFrame, float]:
+    """Seconds when each was sent and queued; and what the engine's clock was at 0."""
+    sent, origin = cell.arrivals(found["arrival_time"], unit)
+    queued = cell.moments(_given(found, "queued_time"), unit)
+    delay = queued - sent
+    must = f"within {_LONGEST_DELAY:g} s of arrival_time once their clocks agree"
+    refuse(found.get("queued_time", delay), delay - delay.min() > _LONGEST_DELAY, must)
+    if len(queued) and not 0.0 <= delay.min() - origin < _ONE_CLOCK:
+        origin = float(delay.min())
+    # a client does not know when the engine queued its request
+    queued = (queued - origin).reindex(sent.index).fillna(sent)
+    return pd.DataFrame({"sent": sent, "queued": queued}), origin
 
 
 def _times(
-    found: Columns, answered: pd.Series, lengths: pd.Series, unit: str | None
+    found: Columns, answered: pd.Series, unit: str | None
 ) -> tuple[pd.DataFrame, float]:
-    """Seconds when each was sent, queued, scheduled, begun and done; and time 0.
+    """Seconds when each was sent, queued, scheduled, begun and done; and time 0."""
+    rows, origin = _clocks(found, unit)
 
-    Pandas aligns the columns by row, so that one that some rows lack has NaN there.
-    """
-    sent = cell.moments(found["arrival_time"], unit)
-    # a client does not know when the engine queued its request
-    queued = cell.moments(_given(found, "queued_time"), unit).combine_first(sent)
-    scheduled = cell.moments(_given(found, "scheduled_time"), unit, queued)
+    def at(least: pd.Series, where: Any, clock: str, duration: str = "") -> pd.Series:
+        least = least - 1e-6  # of floats that were added
+        if clock not in found:  # a client counts from when it sent
+            after, least = _given(found, duration, where), least - rows["sent"]
+            return rows["sent"] + cell.seconds(after, least.clip(0.0), unit)
+        times, least = _given(found, clock, where), least + origin
+        return cell.moments(times, unit, least.clip(0.0)) - origin
 
-    least = scheduled.combine_first(queued)
-
-    def at(clock: str, duration: str, where: pd.Series, least: pd.Series) -> Any:
-        if clock in found:
-            return cell.moments(_given(found, clock, where), unit, least)
-        least = (least - sent - 1e-6).clip(0.0)  # of floats that were added
-        after = cell.seconds(_given(found, duration, where), least, unit)
-        return sent + after if duration in found else None
-
-    first = at("first_token_time", "ttft", answered | _begun(found), least)
-    last = at("last_token_time", "latency", answered, least if first is None else first)
-    if first is None or last is None:
-        decode = _decode(found, answered, lengths, unit)
-        first = last - decode if first is None else first
-        last = first + decode if last is None else last
-    delay = queued - (sent - sent.min())
-    must = f"within {_LONGEST_DELAY:g} s of arrival_time once their clocks agree"
-    for column in [found[role] for role in {"queued_time"} & found.keys()]:
-        refuse(column, delay - delay.min() > _LONGEST_DELAY, must)
-    single = 0.0 <= delay.min() - sent.min() < _ONE_CLOCK  # clock for all of them
-    origin = sent.min() if single else delay.min()
-    columns = {"queued": queued, "first": first, "last": last[answered]}
-    rows = pd.DataFrame({**columns, "scheduled": scheduled}, sent.index) - origin
-    return rows.assign(sent=sent - sent.min()), float(origin)
+    rows["scheduled"] = at(rows["queued"], True, "scheduled_time")
+    least, begun = rows["scheduled"].fillna(rows["queued"]), answered | _begun(found)
+    rows["first"] = at(least, begun, "first_token_time", "ttft")
+    least = rows["first"].fillna(least)
+    rows["last"] = at(least, answered, "last_token_time", "latency")
+    if rows.loc[answered, ["first", "last"]].isna().any(axis=None):
+        decode = _decode(found, answered, unit)
+        rows["first"] = rows["first"].fillna(rows["last"] - decode)
+        rows["last"] = rows["last"].fillna(rows["first"] + decode)
+    if (wait := (rows["first"] - rows["sent"]).min()) > _LONGEST_FIRST:
+        what = f"all wait for a first token, at least {wait:.6g} s"
+        how = "must be in seconds, and in one time zone, or read with unit='ms'"
+        raise TraceError(f"{place(rows)}: {what}: {how}")
+    return rows, origin
 
 
-def _decode(
-    found: Columns, answered: pd.Series, lengths: pd.Series, unit: str | None
-) -> pd.Series:
+def _decode(found: Columns, answered: pd.Series, unit: str | None) -> pd.Series:
     """Seconds from the first token to the last, of those that got a whole answer."""
-    made = lengths[answered] - 1
+    made = found["output_length"][answered] - 1
     if "itls" not in found:
-        pace = cell.seconds(_given(found, "tpot", answered), unit=unit)
+        pace = cell.seconds(found["tpot"][answered][made > 0], unit=unit)
         return (pace * made).reindex(made.index, fill_value=0.0)
     gaps = found["itls"][answered]
     refuse(gaps, ~gaps.map(type).isin([list]), "a list of seconds")
-    count = gaps.map(len)
+    count = gaps.str.len()
     total = cell.seconds(gaps[count > 0].explode(), unit=unit).groupby(level=0).sum()
     total = total.reindex(made.index, fill_value=0.0)
     if count.nunique() == 1 and made.nunique() > 1 and (count < made).any():
@@ -353,38 +380,13 @@ def _decode(
     return total
 
 
-def _outputs(found: Columns, answered: pd.Series) -> pd.Series:
-    """Tokens that were made: of who was cut off those seen, or NaN."""
-    cells = found["output_length"]
-    seen = cell.numbers(cells).where(~answered)
-    if "itls" in found:
-        gaps = found["itls"].map(lambda gaps: len(gaps) if type(gaps) is list else 0)
-        streamed = gaps + _begun(found)
-        seen = seen.where(seen >= streamed, streamed)
-    return seen.where(seen >= 1.0).where(~answered, cell.tokens(cells[answered]))
-
-
 def _prefixes(rows: pd.DataFrame) -> list[list[tuple[int, int]]] | None:
     """What prompts begin with: as much of a prefix as the engine found cached."""
-    shared = rows["cached"].where(rows["cached"] > 0).groupby(rows["prefix"]).median()
-    length = rows["prefix"].where(rows["prefix"] >= 0).map(shared)
-    length = length.clip(upper=rows["prompt"]).fillna(0).astype(int)
-    if not length.any():
-        return None
-    pairs = zip(rows["prefix"].astype(int).tolist(), length.tolist(), strict=True)
-    return [[pair] for pair in pairs]
-
-
-def _say_failed(answered: pd.Series, stay: pd.Series, lengths: pd.Series) -> None:
-    """One warning for all that failed."""
-    cut = stay & ~answered
-    kinds = (~stay, "refused, and are left out"), (cut, "cut off, and stay in the load")
-    what = [f"{_counted(rows)} were {how}" for rows, how in kinds if rows.any()]
-    if lengths.hasnans:
-        unknown = f"{lengths.isna().sum()} unknown output lengths"
-        what.append(f"{unknown} are taken to be the longest, {lengths.max():g}")
-    if what:
-        say(answered, "; ".join(what))
+    prefix = rows["prefix"].fillna(-1).astype(int)
+    shared = rows["cached"].where(rows["cached"] > 0).groupby(prefix).median()
+    length = prefix.where(prefix >= 0).map(shared).clip(upper=rows["prompt"])
+    pairs = zip(prefix, length.fillna(0).astype(int), strict=True)
+    return [[pair] * (pair[1] > 0) for pair in pairs] if length.any() else None
 
 
 def _counted(rows: pd.Series) -> str:
@@ -398,24 +400,28 @@ def _aggregates(cells: pd.DataFrame, unit: str | None) -> pd.DataFrame | None:
     statistics = dict[str, pd.Series]()
     for name in cells:
         words = cell.plain_name(str(name))[0]
-        kind, of = _STATISTIC.search(words), _MEASURE.search(words)
+        kind, of = (_among(words, FORMATS[key]) for key in ("statistics", "measures"))
         if kind and of:
-            stat = (None, "mean", "p50", kind[3])[kind.lastindex or 0]
-            key = f"{stat}_{_MEASURES[(of.lastindex or 1) - 1]}"
-            statistics.setdefault(key, cell.seconds(cells[name].dropna(), unit=unit))
+            times = cell.seconds(given := cells[name].dropna(), unit=unit)
+            slow = (times > SLOWEST) & (of in ("tpot", "itl"))
+            refuse(given, slow, "seconds, not ms, or read with unit='ms'")
+            statistics.setdefault(f"{kind}_{of}", times)
     if not statistics or recognised(cells).keys() >= {*TRACE}:
         return None
-    found = recognised(cells, known=FORMATS["aggregates"])
-    counts = {role: cell.numbers(column) for role, column in found.items()}
-    for role, column in found.items():
-        refuse(column, counts[role].isna() & column.notna(), "a number")
-    requests, empty = counts.get("requests"), pd.Series(np.nan, cells.index)
-    totals = {role: counts.pop(f"total_{role}", empty) for role in ("prompt", "output")}
-    lasted = counts.pop("duration", empty)
-    if requests is not None:
-        counts.setdefault("achieved_rate", requests / lasted)
-        for role, total in totals.items():
-            counts.setdefault(f"{role}_length", total / requests)
-    order = [role for role in FORMATS["aggregates"] if role in counts]
-    table = pd.DataFrame({role: counts[role] for role in order} | statistics)
-    return table.dropna(axis=1, how="all").reset_index(drop=True)
+    table = pd.DataFrame(np.nan, cells.index, [*FORMATS["aggregates"]])
+    for role, column in recognised(cells, known=FORMATS["aggregates"]).items():
+        table[role] = cell.numbers(column)
+        refuse(column, table[role].isna() & column.notna(), "a number")
+    for role, (of, by) in FORMATS["ratios"].items():
+        table[role] = table[role].fillna(table[of] / table[by])
+    table = table.drop(columns=["total_prompt", "total_output", "duration"])
+    table = table.assign(**statistics).dropna(axis=1, how="all")
+    return table.reset_index(drop=True)
+
+
+def _among(words: str, known: Mapping[str, str]) -> str | None:
+    """The first of what is known that a column's plain name has among its words."""
+    for kind, names in known.items():
+        if any(f"_{name}_" in f"_{words}_" for name in names.split()):
+            return kind
+    return None

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import tomllib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from contextlib import suppress
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import pandas as pd
 from llminfer.base.errors import TraceError
 from llminfer.base.trace_csv import COLUMNS, UNITS, csv_table, plain_name, text_lines
 
-_LARGEST = 64 * 2**20  # bytes of one JSON document
+_LARGEST = 64 * 2**20  # characters of one JSON document, unpacked
 FORMATS = tomllib.loads(Path(__file__).with_name("formats.toml").read_text("utf-8"))
 _NAMES = {name for names in COLUMNS.values() for name in names.split()}
 _INTO = ("requests", "results", "successful", "errored", "incomplete", "benchmarks")
@@ -32,15 +33,21 @@ def read_runs(file: Path) -> list[Run]:
     """
     if not (entries := _entries(file)):
         return [({}, csv_table(file))]
-    runs = [run for entry in entries.values() for run in _runs(entry, file.name)]
-    return runs or [({}, table(entries, f"{file.name}, row "))]
+    runs = {n: _runs(entry, file.name) for n, entry in entries.items()}
+    single = {n: entry for n, entry in entries.items() if not runs[n]}
+    if single:
+        runs[-1] = [({}, table(single, f"{file.name}, row "))]
+    return [*chain.from_iterable(runs.values())]
 
 
 def document(file: Path) -> Any:
     """The one JSON value in a file of bounded size."""
-    if file.exists() and file.stat().st_size > _LARGEST:
-        raise TraceError(f"{file.name}: over {_LARGEST // 2**20} MiB: save less")
-    return _parsed("".join(text_lines(file, _LARGEST)), file.name)
+    lines, room = list[str](), _LARGEST
+    for line in text_lines(file, _LARGEST):
+        lines.append(line)
+        if (room := room - len(line)) < 0:
+            raise TraceError(f"{file.name}: over {_LARGEST // 2**20} MiB: save less")
+    return _parsed("".join(lines), file.name)
 
 
 def table(entries: dict[int, dict[str, Any]], place: str) -> pd.DataFrame:
@@ -71,10 +78,9 @@ def _entries(file: Path) -> dict[int, dict[str, Any]]:
     start = next((line for line in text_lines(file) if line.strip()), "")
     if start.lstrip()[:1] not in ("{", "["):
         return {}
-    try:
-        in_lines = isinstance(json.loads(start), dict)
-    except (ValueError, RecursionError):
-        in_lines = False
+    in_lines = False
+    with suppress(TraceError):
+        in_lines = isinstance(_parsed(start, ""), dict)
     if in_lines:
         lines = enumerate(text_lines(file), 1)
         parts = {n: _parsed(t, f"{file.name}, row {n}") for n, t in lines if t.strip()}
@@ -98,23 +104,24 @@ def _runs(entry: dict[str, Any], name: str) -> list[Run]:
         return [(entry, pd.DataFrame(columns, dtype=object).rename_axis(place))]
     several = entry.get("benchmarks")
     if not isinstance(several, list):
-        several = [entry][: any(map(_holds(entry), _INTO))]
+        several = [entry] if _within(entry) else []
     return [(entry, table(dict(enumerate(_leaves(each))), place)) for each in several]
 
 
 def _leaves(part: Any, under: str = "") -> Iterator[dict[str, Any]]:
     """The requests in a part of a document, however deep; where each lay is said."""
     for each in part if isinstance(part, list) else [part]:
-        if into := list(filter(_holds(each), _INTO)):
-            for key in into:
-                yield from _leaves(each[key], key)
-        elif isinstance(each, dict):
-            yield {"outcome": under, **each}
+        into = _within(each)
+        for key, value in into.items():
+            yield from _leaves(value, key)
+        if not into:  # a null is a request too, of which nothing is known
+            yield {"outcome": under, **(each if isinstance(each, dict) else {})}
 
 
-def _holds(part: Any) -> Callable[[str], bool]:
-    """Whether a part of a document has a list or an object of some name."""
-    return lambda key: isinstance(part, dict) and isinstance(part.get(key), list | dict)
+def _within(part: Any) -> dict[str, Any]:
+    """What in a part of a document may hold requests, by name."""
+    its = part if isinstance(part, dict) else {}
+    return {key: its[key] for key in _INTO if isinstance(its.get(key), list | dict)}
 
 
 def _parsed(text: str, where: str) -> Any:
