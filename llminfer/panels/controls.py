@@ -107,6 +107,8 @@ _TIMEOUTS = [
     ("until full", _NONE),
 ]
 _BLOCKS = [(str(n), n) for n in (640, 800, 1024, 1280, 1536, 2048, 3072, 4096)]
+_LIMITS = [*((str(2**k), 2**k) for k in range(9)), ("none", _NONE)]
+_PATIENCE = [*((f"{s:g} s", s) for s in (0.3, 1.0, 3.0, 10.0, 30.0)), ("no end", _NONE)]
 _POLICIES = {"options": list(POLICIES)}
 _PREFILL = {"options": [("in chunks", True), ("whole", False)]}
 CONTROLS: Mapping[str, Control] = {
@@ -122,6 +124,9 @@ CONTROLS: Mapping[str, Control] = {
         _selection("batch_timeout", "wait to fill", _TIMEOUTS),
         _selection("max_batched_tokens", "token budget", [2**k for k in range(8, 15)]),
         _selection("kv_blocks", "KV blocks", [*_BLOCKS, ("no limit", _NONE)]),
+        _selection("clients", "users N", [2**k for k in range(11)]),
+        _selection("queue_limit", "queue limit", _LIMITS),
+        _selection("patience", "patience", _PATIENCE),
         Control("chunked_prefill", "prefill", w.Dropdown, _PREFILL),
         Control(f"{_RAMP}.end_rate", "λ at the end", options=log(-1, 2, 0.02)),
         Control(f"{_RAMP}.duration", "climb (s)", options=log(2, 3.5, 0.05, ".0f")),

@@ -3,8 +3,10 @@
 from llminfer.config import SimulationConfig
 from llminfer.laws.engines import PRESETS
 from llminfer.panels.continuous import ContinuousPicture
+from llminfer.panels.controls import Control, log
 from llminfer.panels.panel import Panel
 from llminfer.panels.picture import LatencyPicture
+from llminfer.panels.users import ThinkControl, UsersPicture
 
 REPORT = SimulationConfig(  # the course report's server
     arrival_rate=4.0,  # requests/s
@@ -37,3 +39,22 @@ def continuous_panel() -> Panel:
     names = ["arrival_rate", "batch_size", "max_batched_tokens", "kv_blocks"]
     names += ["chunked_prefill", "alpha", "beta", "gamma", "delta", "kappa"]
     return Panel(server, ContinuousPicture(), names)
+
+
+def users_panel() -> Panel:
+    """Users of an RTX 4090 with Llama-3.1-8B, beside a Poisson stream."""
+    server = REPORT.replace(
+        **PRESETS["llama-3.1-8b-rtx4090"].coefficients,
+        server="continuous",
+        clients=32,
+        think_time={"dist": "exponential", "mean": 5.0},  # seconds
+        prompt_dist_params={"mu": 5.5, "sigma": 1.0, "max": 8192},  # tokens
+        output_length_dist="lognormal",
+        output_dist_params={"mu": 5, "sigma": 0.8, "max": 2048},
+        batch_size=16,
+        num_requests=8_000,
+    )
+    think = ThinkControl("think_time", "think time (s)", options=log(-1, 3, 0.05))
+    names: list[str | Control] = ["clients", think, "queue_limit", "patience"]
+    names += ["batch_size", "alpha", "beta", "gamma"]
+    return Panel(server, UsersPicture(), names)

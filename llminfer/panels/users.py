@@ -1,0 +1,85 @@
+"""What a panel draws of users who wait for answers, beside a clock that does not."""
+
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from llminfer.config import SimulationConfig
+from llminfer.experiment import simulate
+from llminfer.metrics import MetricsCollector
+from llminfer.panels import picture
+from llminfer.panels.controls import Control, rounded
+from llminfer.panels.html import seconds
+from llminfer.report.figures import log_axis
+from llminfer.report.timeline import over_time
+from llminfer.workload import Workload
+
+
+class ThinkControl(Control):
+    """The mean of an exponential think time, seconds."""
+
+    def read(self, config: SimulationConfig) -> Any:
+        given: Any = config.think_time
+        return given["mean"]
+
+    def write(self, config: SimulationConfig, value: Any) -> SimulationConfig:
+        law = {"dist": "exponential", "mean": value}
+        return config.replace(**{self.name: law})
+
+
+class UsersPicture(picture.Picture):
+    """TTFT and requests in the server: of users, and of a Poisson stream.
+
+    The stream sends the same requests at the rate at which the users sent them.
+    """
+
+    requests, warmup = 2000, 300
+    of = "users"
+
+    def servers(self, config: SimulationConfig) -> Mapping[str, SimulationConfig]:
+        return {"the stream": self.stream}
+
+    def compose(self, figure: Figure) -> None:
+        left, right = figure.subplots(1, 2)
+        picture.over_shares(left, 0.01, 1000.0, "TTFT, seconds")
+        log_axis(right, 0.8, 2000.0)
+        for i, who in enumerate(("users", "stream")):
+            self.add(left, f"{who} ttft", i, who)
+            self.add(right, f"{who} inside", i, who)
+        self.add(right, "all", 6, "all users", linestyle=":")
+        left.legend(loc="lower right")
+        right.set(xlim=(0.0, 1.0), xlabel="time, share of the run")
+        right.set_ylabel("requests waiting or running")
+        right.legend(loc="upper left", ncols=3)
+
+    def compute(self, config: SimulationConfig) -> picture.Readings:
+        self.move("all", [0.0, 1.0], np.full(2, config.clients))
+        with warnings.catch_warnings(action="ignore"):
+            asked = simulate(config)
+            sent = asked.sent_time
+            rate = (len(sent) - 1) / (sent[-1] - sent[0])
+            by_clock = {"clients": None, "think_time": 0.0, "arrival_rate": rate}
+            self.stream = rounded(config.replace(**by_clock))
+            stamps = Workload.generate(self.stream).arrival_time
+            lengths = asked.prompt_length, asked.output_length
+            streamed = simulate(self.stream, Workload.from_arrays(stamps, *lengths))
+        readings = {"sent": f"{rate:.3g} requests/s"}
+        for who, record in (("users", asked), ("stream", streamed)):
+            found = MetricsCollector.compute_metrics(record, self.warmup)
+            ttft = record.ttft[record.measured(self.warmup)]
+            self.move_distribution(f"{who} ttft", ttft)
+            table = over_time(record)
+            inside = table["running"] + table["waiting"]
+            self.move(f"{who} inside", table["time"] / table["time"].max(), inside)
+            for name in ("avg_ttft", "p99_ttft", "avg_latency"):
+                label = name.replace("avg", "mean").replace("ttft", "TTFT")
+                readings[f"{label.replace('_', ' ')}, {who}"] = seconds(found[name])
+            lost = found.get("refused_share", 0.0) + found.get("given_up_share", 0.0)
+            readings[f"turned away or gone, {who}"] = f"{lost:.1%}"
+        stay = float(np.mean(asked.processing_end_time - sent))
+        think: Any = config.think_time
+        law = rate * (think["mean"] + stay)
+        return readings | {"X (Z + R)": f"{law:,.1f} of {config.clients} users"}
