@@ -96,7 +96,7 @@ class SimulationConfig(Settings):
         replicas: Servers behind one router.
         router: Which server takes a request: round_robin, random, least_loaded
             (fewest requests there), shortest_queue (fewest tokens there), session
-            (where its first segment went; sessions take turns) or longest_prefix
+            (where its user or first segment went; they take turns) or longest_prefix
             (where most of its prompt is cached, then fewest requests).
         num_requests: Measured and warm-up requests together.
         warmup_requests: The first so many by arrival are not measured.
@@ -325,7 +325,9 @@ class SimulationConfig(Settings):
 
     @property
     def peak_load(self) -> float:
-        """Greatest arrival rate of the run over lambda*(B)."""
+        """Greatest arrival rate of the run over lambda*(B); NaN of users who wait."""
+        if self.clients is not None:
+            return float("nan")
         horizon = self.num_requests / self.arrivals.mean(self.num_requests)
         return self.arrivals.peak(horizon) / self.max_stable_rate
 
