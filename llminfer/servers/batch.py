@@ -88,9 +88,8 @@ class Batch:
     preempted: list[int] = field(default_factory=list)  # the last returns first
     must_be_free: int = 0  # blocks, or the next to enter is known not to fit
     made: dict[int, int] = field(default_factory=dict)  # tokens of the preempted
-    row: dict[int, list[float]] = field(
-        default_factory=dict
-    )  # their last row in the log
+    # Where the log has when they are back
+    row: dict[int, int] = field(default_factory=dict)
     tokens_done: int = 0  # prompt and output tokens of complete requests
 
     def __post_init__(self) -> None:
@@ -260,7 +259,7 @@ class Batch:
             if not tokens:
                 break
             total += tokens
-            self.row[preempted.pop()][2] = now
+            self.log.preemptions[self.row[preempted.pop()]] = now
             if self.control is not None:
                 self.control.seen.take(1)
         return total
@@ -352,7 +351,7 @@ class Batch:
             made = 1
             if i in made_by:
                 made += made_by.pop(i)
-                self.row.pop(i)[3] = end
+                self.log.preemptions[self.row.pop(i) + 1] = end
             if made == 1:
                 self.first[i] = end
             tokens = self.prompt[i] + made - 1

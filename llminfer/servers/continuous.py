@@ -105,7 +105,8 @@ class ContinuousBatchingServer(WorkloadServer):
         can_overtake, join = queue.can_overtake, queue.add  # else the scheduler counts
         env, schedule, clients = self.env, self.env.schedule, self.clients
         several, sheds = self.config.replicas > 1, self.config.sheds
-        now, arrived, stretch = env.now, 0, Due(env)
+        arrived, stretch = 0, Due(env)
+        now = clock = env.now
         while True:
             if clients is not None:
                 clients.advance(now)
@@ -118,18 +119,21 @@ class ContinuousBatchingServer(WorkloadServer):
                 self._let_go(clients, place)
             due = begin(now, arrived, arrival)
             if due < math.inf:
-                delay = due - env.now
+                delay = due - clock if due > clock else 0.0
+                clock += delay  # what the environment's clock will show
                 try:
                     stretch.callbacks = []
-                    schedule(stretch, delay=delay if delay > 0.0 else 0.0)
+                    schedule(stretch, delay=delay)
                     yield stretch
                 except simpy.Interrupt:  # somebody was sent who finds room
                     due, stretch = scheduler.due, Due(env)
                     yield env.timeout(max(due - env.now, 0.0))
+                    clock = env.now
                 finish()
                 now = due
                 if several and clients is not None:
                     yield from self._settle(scheduler, now)
+                    clock = env.now
             elif arrival < math.inf:
                 now = arrival
             elif replica.closed:
@@ -137,6 +141,7 @@ class ContinuousBatchingServer(WorkloadServer):
             else:
                 self._asleep[place] = env.event()
                 yield self._asleep[place]
+                clock = env.now
 
     def _route(self, routes: IntArray) -> Process:
         """SimPy process: send every request to a server as it arrives."""

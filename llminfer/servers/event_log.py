@@ -27,12 +27,8 @@ _STRETCH = [
     ("batch_prefill", "i8"),  # tokens prefilled in each step
 ]
 _BLOCKS = ("first_blocks", "last_blocks")  # held in these steps
-_PREEMPTION = [
-    ("preempted_request", "i8"),
-    ("preempted_time", "f8"),  # s
-    ("resumed_time", "f8"),
-    ("caught_up_time", "f8"),  # when its next token appeared
-]
+# When, when it was admitted again, and when its next token appeared, seconds.
+_PREEMPTION = ("preempted_request", "preempted_time", "resumed_time", "caught_up_time")
 
 
 @dataclass(slots=True)
@@ -82,17 +78,19 @@ class Log:
         self._kind = np.dtype(_STRETCH + [(name, code) for name in counted])
         self.pack = Struct("=ddqiiq" + code * len(counted)).pack
         self.rows = bytearray()
-        self.preemptions: list[list[float]] = []
+        self.preemptions = array("d")  # four values a row
 
-    def preempt(self, i: int, now: float, back: float = math.nan) -> list[float]:
-        """The row of a request preempted now; its last two say when it is back."""
-        self.preemptions.append([i, now, back, back])
-        return self.preemptions[-1]
+    def preempt(self, i: int, now: float, back: float = math.nan) -> int:
+        """Note that a request is preempted; where the two times are when it is back."""
+        self.preemptions.extend((i, now, back, back))
+        return len(self.preemptions) - 2
 
     def tables(self) -> tuple[Any, Any]:
         """The stretches, and the preemptions, each by column."""
-        rows = [tuple(row) for row in self.preemptions]
-        return np.frombuffer(self.rows, self._kind), np.array(rows, _PREEMPTION)
+        kind = [(name, "f8") for name in _PREEMPTION]
+        return np.frombuffer(self.rows, self._kind), np.frombuffer(
+            self.preemptions, kind
+        )
 
 
 def write_up(
@@ -117,14 +115,14 @@ def write_up(
     """
     stretches, preemptions = zip(*(log.tables() for log in logs), strict=True)
     rows, server = _in_order(stretches, "batch_start")
-    nothing: Any = np.empty(0, dtype=np.int64)
-    columns = dict.fromkeys(_BLOCKS, nothing)
+    columns: dict[str, Any] = dict.fromkeys(_BLOCKS, np.empty(0, np.int64))
     columns |= {name: rows[name] for name in rows.dtype.names}
     own = {
         name: columns.pop(name) for name in ("batch_start", "batch_end", "batch_size")
     }
     away, _ = _in_order(preemptions, "preempted_time")
-    columns |= {name: away[name] for name, _ in _PREEMPTION}
+    columns |= {name: away[name] for name in _PREEMPTION}
+    columns["preempted_request"] = away["preempted_request"].astype(np.int64)
     steps = StepLog(
         replica=replica.astype(np.int32),
         batch_replica=server,
