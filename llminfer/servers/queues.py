@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable, Sequence
-from functools import partial
-from operator import itemgetter
+from array import array
+from collections import OrderedDict
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -13,9 +13,6 @@ import numpy as np
 from llminfer import policies
 from llminfer.request import Request
 from llminfer.workload import Workload
-
-_BY_KEY = policies.KeyedPolicy.sort_requests
-_BY_CLASS = policies.ClassPolicy.sort_requests
 
 
 class WaitingQueue(Protocol):
@@ -65,35 +62,35 @@ def waiting_queue(
         every: Will all of them join and be taken? Another server may get some.
         live: Are the columns filled in as requests come?
     """
-    sorts, columns = type(policy).sort_requests, _columns(workload)
-    if isinstance(policy, policies.ClassPolicy) and sorts is _BY_CLASS:
-        _, prompt, output, classes = columns
+    sorts = type(policy).sort_requests
+    if (
+        isinstance(policy, policies.KeyedPolicy)
+        and sorts is policies.KeyedPolicy.sort_requests
+    ):
+        if every and type(policy).keys is policies.FCFSPolicy.keys:
+            return _ArrivalQueue()
+        return (_LiveQueue if live else _KeyedQueue)(policy, workload)
+    if (
+        isinstance(policy, policies.ClassPolicy)
+        and sorts is policies.ClassPolicy.sort_requests
+    ):
+        _, *lengths, classes = _columns(workload)
         service = policies.service_tokens
+        if live:
+            return policy.queues(
+                classes.__getitem__,
+                lambda i: int(service(*(its[i] for its in lengths))),
+            )
+        tokens = service(workload.prompt_length, workload.output_length)
         return policy.queues(
-            classes.__getitem__, lambda i: int(service(prompt[i], output[i]))
+            classes.__getitem__, array("q", tokens.tobytes()).__getitem__
         )
-    if not isinstance(policy, policies.KeyedPolicy) or sorts is not _BY_KEY:
-        return _SortedQueue(policy, columns)
-    n = len(workload)
-    if type(policy).keys is policies.FCFSPolicy.keys:
-        return _ArrivalQueue() if every else _KeyedQueue(n, int, int)
-    if live:
-        return _KeyedQueue(n, partial(_key, policy, columns), itemgetter(1))
-    keys = policy.keys(policies.Waiting(np.arange(n), *map(np.asarray, columns)))
-    order = np.argsort(keys, kind="stable")
-    rank = np.argsort(order).tolist()
-    return _KeyedQueue(n, rank.__getitem__, order.tolist().__getitem__)
+    return _SortedQueue(policy, workload)
 
 
 def _columns(workload: Workload) -> list[Any]:
     """The columns of a workload, to be read one by one, also while they are filled."""
     return [memoryview(column) for column in list(vars(workload).values())[:4]]
-
-
-def _key(policy: policies.KeyedPolicy, columns: list[Any], i: int) -> tuple[float, int]:
-    """The key of request ``i`` alone, and its number."""
-    its = (np.array([column[i]]) for column in columns)
-    return float(policy.keys(policies.Waiting(np.array([i]), *its))[0]), i
 
 
 class _ArrivalQueue:
@@ -127,56 +124,93 @@ class _ArrivalQueue:
 
 
 class _KeyedQueue:
-    """Requests under a fixed key, that may leave: a heap, and who is still there.
-
-    Args:
-        requests: How many may come.
-        key: That of a request that joins, another for each; the least goes first.
-        number: The request of a key.
-    """
+    """Requests under a fixed key: a heap of their ranks."""
 
     can_overtake, time_dependent = True, False
 
-    def __init__(
-        self, requests: int, key: Callable[[int], Any], number: Callable[[Any], int]
-    ) -> None:
-        self.key, self.number = key, number
-        self.heap: list[Any] = []  # keys; some may have left
-        self.here = bytearray(requests)  # 1 for those who wait
-        self.waiting = self.first = 0
+    def __init__(self, policy: policies.KeyedPolicy, workload: Workload) -> None:
+        numbers = np.arange(len(workload))
+        columns = policies.Waiting(
+            numbers,
+            workload.arrival_time,
+            workload.prompt_length,
+            workload.output_length,
+            workload.request_class,
+        )
+        order = np.argsort(policy.keys(columns), kind="stable")
+        rank = np.empty_like(order)
+        rank[order] = numbers
+        self.order = array("q", order.tobytes())
+        self.rank = array("q", rank.tobytes())
+        self.heap: list[int] = []
+        self.gone = bytearray(len(workload))
+        self.first = 0
 
     def __len__(self) -> int:
-        return self.waiting
+        return len(self.heap)
 
     def add(self, i: int) -> None:
-        heapq.heappush(self.heap, self.key(i))
-        self.here[i] = 1
-        self.waiting += 1
+        heapq.heappush(self.heap, self.rank[i])
 
     def peek(self, now: float) -> int:
-        while not self.here[i := self.number(self.heap[0])]:
+        return self.order[self.heap[0]]
+
+    def take(self, most: int, now: float) -> Sequence[int]:
+        heap, order = self.heap, self.order
+        pop = heapq.heappop
+        batch = [order[pop(heap)] for _ in range(min(most, len(heap)))]
+        for i in batch:
+            self.gone[i] = 1
+        return batch
+
+    def discard(self, i: int) -> None:
+        """Nobody leaves this queue before being taken."""
+
+    def oldest(self) -> int:
+        while self.gone[self.first]:
+            self.first += 1
+        return self.first
+
+
+class _LiveQueue:
+    """Requests under a fixed key that is known when they join, and that may leave."""
+
+    can_overtake, time_dependent = True, False
+
+    def __init__(self, policy: policies.KeyedPolicy, workload: Workload) -> None:
+        self.policy, self.columns = policy, list(vars(workload).values())[:4]
+        self.counts = type(policy).keys is policies.FCFSPolicy.keys
+        self.heap: list[tuple[float, int]] = []  # some may have left
+        self.waiting = OrderedDict[int, None]()
+
+    def __len__(self) -> int:
+        return len(self.waiting)
+
+    def add(self, i: int) -> None:
+        key = 0.0
+        if not self.counts:  # in order of number
+            its = (column[i : i + 1] for column in self.columns)
+            key = float(self.policy.keys(policies.Waiting(np.array([i]), *its))[0])
+        heapq.heappush(self.heap, (key, i))
+        self.waiting[i] = None
+
+    def peek(self, now: float) -> int:
+        while (i := self.heap[0][1]) not in self.waiting:
             heapq.heappop(self.heap)
         return i
 
     def take(self, most: int, now: float) -> Sequence[int]:
-        heap, number, here, pop = self.heap, self.number, self.here, heapq.heappop
-        batch: list[int] = []
-        left = min(most, self.waiting)
-        self.waiting -= left
-        while left:
-            if here[i := number(pop(heap))]:
-                here[i] = 0
-                batch.append(i)
-                left -= 1
+        batch = []
+        for _ in range(min(most, len(self.waiting))):
+            batch.append(i := self.peek(now))
+            del self.waiting[i]
         return batch
 
     def discard(self, i: int) -> None:
-        self.here[i] = 0
-        self.waiting -= 1
+        del self.waiting[i]
 
     def oldest(self) -> int:
-        self.first = self.here.index(1, self.first)
-        return self.first
+        return next(iter(self.waiting))
 
 
 class _SortedQueue:
@@ -188,8 +222,9 @@ class _SortedQueue:
 
     can_overtake = time_dependent = True
 
-    def __init__(self, policy: policies.SchedulingPolicy, columns: list[Any]) -> None:
-        self.policy, self.columns = policy, columns
+    def __init__(self, policy: policies.SchedulingPolicy, workload: Workload) -> None:
+        self.policy = policy
+        self.columns = _columns(workload)
         self.waiting: dict[int, Request] = {}
         self.order: list[Request] = []  # the answer, least last
         self.asked = -np.inf
