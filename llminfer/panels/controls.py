@@ -107,8 +107,8 @@ _TIMEOUTS = [
     ("until full", _NONE),
 ]
 _BLOCKS = [(str(n), n) for n in (640, 800, 1024, 1280, 1536, 2048, 3072, 4096)]
-_LIMITS = [*((str(2**k), 2**k) for k in range(9)), ("none", _NONE)]
-_PATIENCE = [*((f"{s:g} s", s) for s in (0.3, 1.0, 3.0, 10.0, 30.0)), ("no end", _NONE)]
+_LIMITS = [*((str(n), n) for n in (1, 2, 4, 16)), ("none", _NONE)]
+_PATIENCE = [*((f"{s:g} s", s) for s in (0.1, 0.3, 1.0, 10.0)), ("no end", _NONE)]
 _POLICIES = {"options": list(POLICIES)}
 _PREFILL = {"options": [("in chunks", True), ("whole", False)]}
 CONTROLS: Mapping[str, Control] = {

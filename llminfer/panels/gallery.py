@@ -55,6 +55,6 @@ def users_panel() -> Panel:
         num_requests=8_000,
     )
     think = ThinkControl("think_time", "think time (s)", options=log(-1, 3, 0.05))
-    names: list[str | Control] = ["clients", think, "queue_limit", "patience"]
+    names: list[str | Control] = [think, "patience", "queue_limit", "clients"]
     names += ["batch_size", "alpha", "beta", "gamma"]
     return Panel(server, UsersPicture(), names)

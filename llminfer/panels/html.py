@@ -66,7 +66,8 @@ def code(config: SimulationConfig, of: str = "") -> str:
         config: What to say.
         of: What of a picture it is, a comment behind it.
     """
-    look = "white-space:pre-wrap;overflow-wrap:anywhere;line-height:1.4;user-select:all"
+    look = "white-space:break-spaces;overflow-wrap:anywhere;"
+    look += "line-height:1.4;user-select:all"
     line = html.escape(repr(config) + (f"  # {of}" if of else ""))
     return f'<code title="click, then copy" style="{look}">{line}</code>'
 
