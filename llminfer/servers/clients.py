@@ -180,7 +180,8 @@ class Clients:
         self._draws = workload is None
         self.sent = _not_sent(n, workload)
         self.times = RequestTimes.of(self.sent, config, math.nan)
-        if self._draws and config.prefix_caching:
+        shares = config.turns is not None or config.prefixes is not None
+        if self._draws and shares and config.prefix_caching:
             self.times.paths = Paths(config.block_size)
         self.entered = array("d")
         self.end, self.wanted = array("d", [math.nan]) * n, array("d", [math.nan]) * n
