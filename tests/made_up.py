@@ -9,6 +9,18 @@ import pandas as pd
 RNG = np.random.default_rng(11)
 TIME = np.arange(10.0, 210.0, 10.0)
 
+# Requests of an engine whose coefficients are known, and that leaves a log.
+REQUESTS = {
+    "batch_size": 16,
+    "prompt_length_dist": "empirical",
+    "prompt_dist_params": {"values": [50, 200, 800]},
+    "output_length_dist": "empirical",
+    "output_dist_params": {"values": [20, 100]},
+    "num_requests": 300,
+    "warmup_requests": 0,
+    "random_seed": 5,
+}
+
 
 @dataclass
 class Listed:

@@ -7,6 +7,7 @@ import sys
 import numpy as np
 import pandas as pd
 import pytest
+from made_up import REQUESTS
 from scipy.optimize import brentq
 
 from llminfer import (
@@ -535,14 +536,7 @@ def engine():
         "llama-3.1-8b-rtx4090",
         server="continuous",
         arrival_rate=4.0,
-        batch_size=16,
-        prompt_length_dist="empirical",
-        prompt_dist_params={"values": [50, 200, 800]},
-        output_length_dist="empirical",
-        output_dist_params={"values": [20, 100]},
-        num_requests=300,
-        warmup_requests=0,
-        random_seed=5,
+        **REQUESTS,
     )
     log = ServedLog.from_record(simulate(config))
     settings = {"batch_size": 16, "step_law": "sum", "server": "continuous"}

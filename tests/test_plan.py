@@ -8,6 +8,7 @@ from html.parser import HTMLParser
 
 import numpy as np
 import pytest
+from made_up import REQUESTS
 
 from llminfer import (
     SLO,
@@ -29,15 +30,8 @@ from llminfer.laws.engines import kv_blocks
 ENGINE = SimulationConfig.from_preset(
     "llama-3.1-8b-rtx4090",
     arrival_rate=3.0,
-    batch_size=16,
     kv_blocks=400,
-    prompt_length_dist="empirical",
-    prompt_dist_params={"values": [50, 200, 800]},
-    output_length_dist="empirical",
-    output_dist_params={"values": [20, 100]},
-    num_requests=300,
-    warmup_requests=0,
-    random_seed=5,
+    **REQUESTS,
 )
 SETTINGS = {"batch_size": 16, "kv_blocks": 400, "step_law": "sum"}
 LIMITS = SLO(ttft=1.0, tpot=0.04)
