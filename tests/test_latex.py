@@ -102,3 +102,43 @@ def test_the_figures_folder_compiles(pdflatex, tmp_path):
     pieces, text = report_on(folder)
     assert pieces
     compiled(pdflatex, text, folder, tmp_path)
+
+
+REPORT = Path(__file__).parents[1] / "report" / "main.tex"
+_PIECE = re.compile(r"^\\(?:wide|narrow|bare|tablefrom)\{(\w+)\}", re.MULTILINE)
+
+
+def own_or_set_folder():
+    own = REPORT.parents[1] / "figures"
+    return Path(os.environ.get("LLMINFER_FIGURES", own))
+
+
+def test_the_report_takes_each_figure_and_table_once():
+    figures = REPORT.parents[1] / "figures"
+    there = {its.stem for its in figures.glob("*.pdf")}
+    there |= {its.stem for its in figures.glob("[01]*.tex")}
+    assert sorted(_PIECE.findall(REPORT.read_text("utf-8"))) == sorted(there)
+
+
+def test_a_table_gets_a_caption_where_it_brings_none():
+    for kind, name in re.findall(
+        r"^\\(bare|tablefrom)\{(\w+)\}", REPORT.read_text("utf-8"), re.MULTILINE
+    ):
+        table = (REPORT.parents[1] / "figures" / f"{name}.tex").read_text("utf-8")
+        assert (r"\caption" in table) == (kind == "tablefrom"), name
+
+
+def test_the_report_compiles(pdflatex, tmp_path):
+    folder = own_or_set_folder()
+    (tmp_path / "figures").symlink_to(folder.resolve())
+    text = REPORT.read_text("utf-8").replace("../figures", "figures")
+    (tmp_path / "report.tex").write_text(text, "utf-8")
+    command = [pdflatex, "-interaction=nonstopmode", "-halt-on-error", "report.tex"]
+    for _ in range(2):  # the second time for the references
+        done = subprocess.run(
+            command, cwd=tmp_path, capture_output=True, encoding="latin-1", check=False
+        )
+        assert done.returncode == 0, done.stdout[-3000:]
+    log = (tmp_path / "report.log").read_text("latin-1")
+    for fault in ("Missing character", "undefined references", "too large for page"):
+        assert fault not in log, fault
