@@ -18,7 +18,7 @@ from llminfer.report.tables import (
     save_table,
     save_verdicts,
 )
-from llminfer.report.verdict import Verdict
+from llminfer.report.verdict import COLORS, Verdict
 from llminfer.stats.intervals import Estimate
 
 
@@ -345,8 +345,13 @@ def test_verdicts_are_saved_as_macros_and_table_in_one_call(figures):
             "outcome": "supported",
             "measured": "0.50 s (0.25 to 0.75)",
             "claimed": "below 1 s",
+            "margin": "0.01 s",
         }
     ]
+    shown = table._repr_html_()
+    assert "text-align: left" in shown
+    assert f"color: {COLORS['supported']}" in shown
+    assert shown == table._repr_html_()  # the same at each display
     assert "\\fastOutcome" in (figures / "numbers.tex").read_text("utf-8")
     assert "All of them." in (figures / "01_verdicts.tex").read_text("utf-8")
     assert pd.read_csv(figures / "01_verdicts.csv").equals(table)
@@ -367,3 +372,16 @@ def test_alternatives_against_a_baseline_in_each_setting():
     assert table.index.tolist() == ["SJF", "Other"]
     assert table[0.8].tolist() == ["-50%*", "+50%*"]
     assert table[0.9].tolist() == ["+0%", "+50%*"]
+
+
+def test_a_table_in_print_has_names_and_minus_signs_and_its_csv_the_numbers(figures):
+    frame = pd.DataFrame({"mean": [1.0], "ci_lower": [0.5], "ci_upper": [1.5]})
+    frame["lead"] = "-160 s"
+    frame["name"] = "p-99"
+    save_table(frame, "01_named", names={"mean": "coverage"})
+    printed = (figures / "01_named.tex").read_text("utf-8")
+    assert "coverage & lead" in printed
+    assert r"\ensuremath{-}160 s & p-99" in printed
+    assert list(pd.read_csv(figures / "01_named.csv")) == list(frame)
+    with pytest.raises(ConfigError, match="maen"):
+        save_table(frame, "01_named", names={"maen": "coverage"})

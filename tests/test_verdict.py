@@ -151,8 +151,28 @@ def test_shares_can_be_shown_in_percent():
     drop = Estimate(-0.283, -0.301, -0.265)
     verdict = Verdict.that_between("h", drop, -0.3, -0.2, spec=".1%")
     assert str(verdict) == (
-        "undecided: measured −28.3% (−30.1% to −26.5%), claimed −30.0% to −20.0%"
+        "undecided: measured −28.3% (−30.1% to −26.5%), claimed −30% to −20%"
     )
+
+
+def test_what_is_known_exactly_has_no_bounds():
+    verdict = Verdict.that_below("h", Estimate(3.0, 3.0, 3.0), 6)
+    assert str(verdict) == "supported: measured 3.00, claimed below 6"
+
+
+@pytest.mark.parametrize(
+    ("claim", "spec", "unit", "claimed", "margin"),
+    [
+        (0.0, "+.1%", "", "above 0%", "1%"),
+        (-0.5, "+.0%", "", "above −50%", "0.5%"),
+        (0.125, "+.1%", "", "above +12.5%", "0.125%"),
+        (2.0, "", "s", "above 2 s", "0.02 s"),
+        (0.0, "", "s", "above 0 s", "0 s"),
+    ],
+)
+def test_bounds_and_margins_in_the_fewest_digits(claim, spec, unit, claimed, margin):
+    its = Verdict.that_above("h", Estimate(1, 0, 2), claim, spec=spec, unit=unit)
+    assert (its.claimed, its.spared) == (claimed, margin)
 
 
 def test_one_sided_claims_are_said_as_such():

@@ -13,7 +13,7 @@ import pandas as pd
 
 from llminfer.base.errors import OverloadWarning, fail
 from llminfer.report.latex import escape, macro_name, shown, shown_with_bounds
-from llminfer.report.verdict import Verdict
+from llminfer.report.verdict import COLORS, Verdict
 from llminfer.stats.intervals import Estimate, bounds_of, require_columns
 from llminfer.stats.paired import paired_differences
 
@@ -56,6 +56,7 @@ def save_table(
     name: str,
     caption: str = "",
     formats: Mapping[str, str] | None = None,
+    names: Mapping[str, str] | None = None,
 ) -> Path:
     """Write ``name.tex``, a booktabs table, and ``name.csv``, its exact numbers.
 
@@ -67,6 +68,7 @@ def save_table(
         caption: Makes it a floating table that is labelled ``tab:name``, across
             both columns of the page if it is too wide for one.
         formats: Python's format for a column's numbers, such as ``{"p": ".4f"}``.
+        names: What a column is called in print; the ``.csv`` keeps its own.
 
     Returns:
         The path of the ``.tex``.
@@ -77,9 +79,11 @@ def save_table(
     target = figures_dir() / _safe("name", name)
     named = any(level is not None for level in frame.index.names)
     table = frame.reset_index() if named else frame
-    require_columns(table, list(formats or {}))
+    require_columns(table, [*(formats or {}), *(names or {})])
     text = _as_text(table, formats or {})
-    alignment = "".join(_alignment(table[column], text[column]) for column in text)
+    kinds = [table[column] for column in text]
+    text = text.rename(columns=dict(names or {}))
+    alignment = "".join(map(_alignment, kinds, (text[column] for column in text)))
     printed = text.map(escape)
     printed.columns = [escape(str(column).replace("_", " ")) for column in text]
     latex = printed.style.hide(axis="index").to_latex(
@@ -104,8 +108,13 @@ def _as_text(table: pd.DataFrame, formats: Mapping[str, str]) -> pd.DataFrame:
             texts = (shown_with_bounds(Estimate(*cell), spec) for cell in cells)
             columns[column] = [f"{value} ({a} to {b})" for value, a, b in texts]
         else:
-            columns[column] = [shown(cell, spec) for cell in table[column]]
+            columns[column] = [_minus(shown(cell, spec)) for cell in table[column]]
     return pd.DataFrame({c: cells for c, cells in columns.items() if c not in bounds})
+
+
+def _minus(text: str) -> str:
+    """A hyphen before a number as the minus sign it stands for."""
+    return re.sub(r"(?<![\w.])-(?=[\d.∞])", "\N{MINUS SIGN}", text)
 
 
 def _alignment(column: pd.Series, text: pd.Series) -> str:
@@ -166,12 +175,24 @@ def against(
     return pd.DataFrame(columns).rename_axis(over)
 
 
+class VerdictTable(pd.DataFrame):
+    """A table of words: to the left, the outcomes in colour."""
+
+    def _repr_html_(self) -> str:
+        style: Any = self.style.hide(axis="index").set_uuid("verdicts")
+        heads = [{"selector": "th, td", "props": [("text-align", "left !important")]}]
+        bold = "color: {}; font-weight: bold".format
+        style = style.set_table_styles(heads)
+        return str(style.map(lambda it: bold(COLORS[it]), subset="outcome").to_html())
+
+
 def save_verdicts(
     verdicts: Mapping[str, Verdict], source: str, caption: str = ""
 ) -> pd.DataFrame:
     """A notebook's verdicts as a table, which is saved, and their macros with it.
 
-    The table has a row a verdict: hypothesis, outcome, measured, claimed.
+    The table has a row a verdict: hypothesis, outcome, measured, claimed, and the
+    margin that a refuted claim must have missed its bound by.
 
     Args:
         verdicts: By macro name, as in ``save_numbers``.
@@ -182,9 +203,10 @@ def save_verdicts(
         ConfigError: A name LaTeX cannot take, or one that is in use.
     """
     save_numbers(verdicts, source)
-    columns = ["hypothesis", "outcome", "measured", "claimed"]
-    rows = ([getattr(its, name) for name in columns] for its in verdicts.values())
-    table = pd.DataFrame(rows, columns=columns)
+    columns = ["hypothesis", "outcome", "measured", "claimed", "margin"]
+    said = [*columns[:-1], "spared"]
+    rows = ([getattr(its, name) for name in said] for its in verdicts.values())
+    table = VerdictTable(rows, columns=columns)
     save_table(table, f"{source}_verdicts", caption)
     return table
 

@@ -10,7 +10,7 @@ from llminfer.base.errors import fail, number
 from llminfer.report.latex import shown, shown_with_bounds
 from llminfer.stats.intervals import Estimate, Row
 
-_COLORS = {"supported": "#009E73", "refuted": "#D55E00", "undecided": "#666666"}
+COLORS = {"supported": "#009E73", "refuted": "#D55E00", "undecided": "#666666"}
 
 
 @dataclass(frozen=True, repr=False)
@@ -113,8 +113,8 @@ class Verdict:
         >>> little, much = Estimate(-0.001, -0.002, -0.0005), Estimate(-0.1, -0.2, -0.1)
         >>> for other in (little, much):
         ...     print(Verdict.that_above("The other is worse.", other, 0, spec=".1%"))
-        undecided: measured −0.1% (−0.2% to −0.1%), claimed above 0.0%
-        refuted: measured −10.0% (−20.0% to −10.0%), claimed above 0.0%
+        undecided: measured −0.1% (−0.2% to −0.1%), claimed above 0%
+        refuted: measured −10.0% (−20.0% to −10.0%), claimed above 0%
         """
         lower, upper = self.estimate.lower, self.estimate.upper
         within, beyond = (lt, le) if self._one_sided else (le, lt)
@@ -132,18 +132,33 @@ class Verdict:
 
     @property
     def measured(self) -> str:
-        """``5.96 s (5.90 to 6.02)``."""
+        """``5.96 s (5.90 to 6.02)``; what is known exactly has no bounds."""
         value, lower, upper = shown_with_bounds(self.estimate, self.spec)
+        if self.estimate.lower == self.estimate.upper:
+            return self._with_unit(value)
         return f"{self._with_unit(value)} ({lower} to {upper})"
 
     @property
     def claimed(self) -> str:
         """``5 to 7 s``, ``above 5 s`` or ``below 7 s``."""
-        low, high = (shown(bound, self.spec or "g") for bound in (self.low, self.high))
+        low, high = map(self._bound, (self.low, self.high))
         said = f"{low} to {high}"
         if self._one_sided:
             said = f"above {low}" if self.low > -math.inf else f"below {high}"
         return self._with_unit(said)
+
+    def _bound(self, bound: float) -> str:
+        """A bound in the fewest digits that say it: ``0%``, not ``+0.0%``."""
+        percent = self.spec.endswith("%")
+        sign = "+" if "+" in self.spec and bound else ""
+        text = shown(100.0 * bound if percent else bound, f"{sign}.6g")
+        return f"{text}%" if percent else text
+
+    @property
+    def spared(self) -> str:
+        """How far beyond its bound a claim may lie and not be refuted: ``1%``."""
+        bounds = [b for b in (self.low, self.high) if math.isfinite(b)]
+        return self._with_unit(self._bound(max(map(self._slack, bounds))).lstrip("+"))
 
     @property
     def _one_sided(self) -> bool:
@@ -160,7 +175,7 @@ class Verdict:
 
     def _repr_html_(self) -> str:
         word, _, rest = html.escape(str(self)).partition(":")
-        head = f'<b style="color:{_COLORS[word]}">{word.capitalize()}</b>'
+        head = f'<b style="color:{COLORS[word]}">{word.capitalize()}</b>'
         return f"<p><i>{html.escape(self.hypothesis)}</i><br>{head}:{rest}</p>"
 
 

@@ -1,5 +1,6 @@
 """Intervals one can trust: of one configuration, of pairs, of long enough runs."""
 
+from llminfer.stats.intervals import beside as beside
 from llminfer.stats.intervals import bounds_of as bounds_of
 from llminfer.stats.intervals import pooled_quantile as pooled_quantile
 from llminfer.stats.intervals import summarize as summarize

@@ -218,6 +218,34 @@ def summarize(
     return pd.DataFrame(rows)
 
 
+def beside(
+    summary: pd.DataFrame, by: Sequence[str], names: Mapping[str, str]
+) -> pd.DataFrame:
+    """A summary's estimates side by side, a row a group: a table to be read.
+
+    Args:
+        summary: As ``summarize`` gives it.
+        by: Its groups.
+        names: What each metric is to be called.
+
+    Returns:
+        Indexed by ``by``; for each name ``name``, ``name_lower`` and ``name_upper``.
+
+    >>> runs = pd.DataFrame({"B": [1, 1, 2, 2], "avg_wait": [3.0, 5.0, 1.0, 2.0]})
+    >>> beside(summarize(runs, "B", "avg_wait"), ["B"], {"avg_wait": "wait, s"}).loc[1]
+    wait, s           4.000000
+    wait, s_lower    -8.706205
+    wait, s_upper    16.706205
+    Name: 1, dtype: float64
+    """
+    parts = []
+    for metric, name in names.items():
+        rows = summary[summary["metric"] == metric].set_index(list(by))
+        estimate = rows[["mean", "ci_lower", "ci_upper"]]
+        parts.append(estimate.set_axis([name, *bounds_of(name)], axis=1))
+    return pd.concat(parts, axis=1)
+
+
 def _rests_on(group: pd.DataFrame, metric: str) -> dict[str, Any]:
     """What a number of a group of runs rests on, where the table says how long."""
     if "memories" not in group:
