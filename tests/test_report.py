@@ -9,11 +9,18 @@ import pandas as pd
 import pytest
 
 from llminfer.base.errors import ConfigError, OverloadWarning
-from llminfer.report.latex import escape, macro_name, shown, shown_with_bounds
+from llminfer.report.latex import (
+    escape,
+    macro_name,
+    plain,
+    shown,
+    shown_with_bounds,
+)
 from llminfer.report.tables import (
     against,
     begin,
     figures_dir,
+    save_answer,
     save_numbers,
     save_table,
     save_verdicts,
@@ -385,3 +392,24 @@ def test_a_table_in_print_has_names_and_minus_signs_and_its_csv_the_numbers(figu
     assert list(pd.read_csv(figures / "01_named.csv")) == list(frame)
     with pytest.raises(ConfigError, match="maen"):
         save_table(frame, "01_named", names={"maen": "coverage"})
+
+
+def test_an_answer_is_filled_in_from_its_own_notebook(figures):
+    save_numbers({"gain": Estimate(-0.283, -0.301, -0.265), "share": "50% & α"}, "01")
+    save_numbers({"other": 7.0}, "02")
+    said = save_answer("It gains {gain} ({gainLow} to {gainHigh}) of {share}_x.", "01")
+    assert said == "It gains −0.283 (−0.301 to −0.265) of 50% & α_x."
+    assert said._repr_markdown_() == said
+    assert (figures / "01_answer.md").read_text("utf-8") == said + "\n"
+    assert (figures / "01_answer.tex").read_text("utf-8") == (
+        "It gains \\gain{} (\\gainLow{} to \\gainHigh{}) of \\share{}\\_x.\n"
+    )
+    with pytest.raises(ConfigError, match="did you mean gain"):
+        save_answer("{gan}", "01")
+    with pytest.raises(ConfigError, match="text='other'"):
+        save_answer("{other}", "01")
+
+
+def test_all_that_is_escaped_comes_back():
+    signs = "αβγλμ×·±≤≥≈∞→<>−⁰⁹{}$&#%_[]*⁻\\~^|° – — ’”… abc"
+    assert plain(escape(signs)) == signs

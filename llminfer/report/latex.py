@@ -36,6 +36,8 @@ _IN_LATEX: dict[str, str | int | None] = {
     "…": "\\ldots{}",
     "\n": " ",
 }
+# And back: the first sign of those that are printed alike, and spaces stay.
+_IN_TEXT = {str(its): c for c, its in reversed(_IN_LATEX.items()) if its != " "}
 
 
 def shown(value: Any, spec: str = "") -> str:
@@ -105,6 +107,17 @@ def escape(text: str) -> str:
             code = f"U+{ord(c):04X}"
             raise ConfigError(f"text: {c!r} ({code}) in LaTeX: must be put in words")
     return text.translate(str.maketrans(_IN_LATEX))
+
+
+def plain(latex: str) -> str:
+    r"""A number of ``numbers.tex`` as text again.
+
+    >>> plain(r"\ensuremath{-}28.3\%"), plain(escape("1.5×10⁹ s"))
+    ('−28.3%', '1.5×10⁹ s')
+    """
+    by_length = sorted(_IN_TEXT, key=len, reverse=True)
+    pattern = "|".join(map(re.escape, by_length))
+    return re.sub(pattern, lambda found: _IN_TEXT[found[0]], latex)
 
 
 def macro_name(given: str) -> str:

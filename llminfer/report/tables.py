@@ -3,6 +3,7 @@
 import os
 import re
 import sqlite3
+import string
 import warnings
 from collections.abc import Mapping
 from contextlib import closing
@@ -11,8 +12,8 @@ from typing import Any
 
 import pandas as pd
 
-from llminfer.base.errors import OverloadWarning, fail
-from llminfer.report.latex import escape, macro_name, shown, shown_with_bounds
+from llminfer.base.errors import OverloadWarning, choice, fail
+from llminfer.report.latex import escape, macro_name, plain, shown, shown_with_bounds
 from llminfer.report.verdict import COLORS, Verdict
 from llminfer.stats.intervals import Estimate, bounds_of, require_columns
 from llminfer.stats.paired import paired_differences
@@ -209,6 +210,43 @@ def save_verdicts(
     table = VerdictTable(rows, columns=columns)
     save_table(table, f"{source}_verdicts", caption)
     return table
+
+
+class Answer(str):
+    """A sentence or two that a notebook shows as text."""
+
+    def _repr_markdown_(self) -> str:
+        return str(self)
+
+
+def save_answer(text: str, source: str) -> Answer:
+    r"""What a notebook found, in words whose numbers are filled in.
+
+    Args:
+        text: With names of the notebook's macros in braces: ``{bestBatch} is best``.
+        source: The notebook's number: ``01`` writes ``01_answer.md``, with the numbers,
+            and ``01_answer.tex``, with the macros.
+
+    Returns:
+        The text with the numbers.
+
+    Raises:
+        ConfigError: It names a number that this notebook has not saved.
+    """
+    folder = figures_dir()
+    saved = _LINE.findall((folder / "numbers.tex").read_text("utf-8"))
+    known = {name: plain(latex) for name, latex, by in saved if by == source}
+    pieces = list(string.Formatter().parse(text))
+    for _, name, *_ in pieces:
+        if name is not None:
+            choice("text", name, known)
+    answer = Answer(text.format_map(known))
+    latex = "".join(
+        escape(words) + (f"\\{name}{{}}" if name else "") for words, name, *_ in pieces
+    )
+    folder.joinpath(f"{source}_answer.md").write_text(answer + "\n", "utf-8")
+    folder.joinpath(f"{source}_answer.tex").write_text(latex + "\n", "utf-8")
+    return answer
 
 
 def save_numbers(
