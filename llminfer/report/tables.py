@@ -58,7 +58,7 @@ def save_table(
     caption: str = "",
     formats: Mapping[str, str] | None = None,
     names: Mapping[str, str] | None = None,
-) -> Path:
+) -> pd.DataFrame:
     """Write ``name.tex``, a booktabs table, and ``name.csv``, its exact numbers.
 
     Args:
@@ -72,7 +72,7 @@ def save_table(
         names: What a column is called in print; the ``.csv`` keeps its own.
 
     Returns:
-        The path of the ``.tex``.
+        The table as it is printed: text, indexed as ``frame`` is.
 
     Raises:
         ConfigError: A name that makes no file or label, or an unknown column.
@@ -90,10 +90,9 @@ def save_table(
     latex = printed.style.hide(axis="index").to_latex(
         hrules=True, column_format=alignment, **_floating(text, name, caption)
     )
-    path = target.with_suffix(".tex")
-    path.write_text(latex, encoding="utf-8")
+    target.with_suffix(".tex").write_text(latex, encoding="utf-8")
     table.to_csv(target.with_suffix(".csv"), index=False, float_format="%.9g")
-    return path
+    return text.set_index(list(frame.index.names)) if named else text
 
 
 def _as_text(table: pd.DataFrame, formats: Mapping[str, str]) -> pd.DataFrame:
