@@ -18,7 +18,41 @@ from llminfer.timing import StepTime
 
 
 class MetricsCollector:
-    """Computes the metrics of a run (DESIGN section 7 defines each).
+    """Computes the metrics of a run.
+
+    The quantities of a request come as ``avg_latency``, ``p99_latency`` and the like:
+    mean, smallest, largest, standard deviation (``std_``), median and quantiles.
+
+    Metrics:
+        latency: Seconds from a request's sending to its last token; also ``e2e``.
+        normalized_latency: Latency over the tokens of the answer, seconds a token.
+        processing_time: Seconds from a request's first admission to its last token.
+        queue_wait: Seconds from its sending to its first admission.
+        ttft: Time to first token, seconds from sending.
+        tpot: Time per output token after the first, seconds.
+        itl: Inter-token latency: the gaps between the tokens of all answers, seconds.
+        slowdown: Latency over what the request would take on an idle server.
+        client_wait: Seconds that a request waits at the client, before it is sent.
+        throughput_req_per_sec: Completed requests a second.
+        throughput_tokens_per_sec: Tokens of their answers a second.
+        total_requests: Measured requests that were completed.
+        simulation_time: Seconds from the first measured arrival to the last completion.
+        prompt_length: Tokens of a prompt.
+        output_length: Tokens of an answer.
+        total_tokens: Of prompts and answers.
+        fairness_index: Jain's index of the latencies: 1 if all are equal.
+        starvation_rate: Percent of requests over three times the median latency.
+        queue_length: Requests that wait, at a moment of the whole run.
+        total_batches: Batches of the whole run; steps of a continuous server.
+        batch_size: Requests in a batch.
+        utilization: Share of the whole run that the server is busy.
+        kv_occupancy: Share of the KV memory that is held.
+        kv_hit_rate: Share of prompt tokens found in the prefix cache.
+        cached_tokens: Prompt tokens found there.
+        preemptions: Times that a request lost its KV memory and began again.
+        refused_requests: Refused by a full queue; ``refused_share`` of all.
+        given_up_requests: Left before their end; ``given_up_share`` of all.
+        wasted_tokens: Computed for requests that then left.
 
     >>> from llminfer import SimulationConfig, Workload, simulate
     >>> work = Workload.from_arrays([0.0, 0.5, 4.0], [100, 50, 200], [20, 10, 30])

@@ -2,12 +2,15 @@
 
 import math
 import multiprocessing
+import re
 import warnings
+from dataclasses import fields
 
 import numpy as np
 import pandas as pd
 import pytest
 
+from llminfer import SimulationConfig, SimulationRunner
 from llminfer.base.errors import ConfigError, OverloadWarning
 from llminfer.report.latex import (
     escape,
@@ -20,6 +23,7 @@ from llminfer.report.tables import (
     against,
     begin,
     figures_dir,
+    glossary,
     save_answer,
     save_numbers,
     save_table,
@@ -423,3 +427,19 @@ def test_an_answer_is_filled_in_from_its_own_notebook(figures):
 def test_all_that_is_escaped_comes_back():
     signs = "αβγλμ×·±≤≥≈∞→<>−⁰⁹{}$&#%_[]*⁻\\~^|° – — ’ ” … abc"
     assert plain(escape(signs)) == signs
+
+
+def test_the_glossary_knows_each_setting_and_each_metric():
+    terms = glossary()
+    settings = terms.index[terms["kind"] == "setting"].tolist()
+    assert settings == [field.name for field in fields(SimulationConfig)]
+    base = SimulationConfig(num_requests=60, warmup_requests=10, arrival_rate=2.0)
+    users = {"clients": 5, "turns": 3, "patience": 9.0, "queue_limit": 9}
+    cache = {"server": "continuous", "prefix_caching": True, "kv_blocks": 1_000}
+    known = terms.index[terms["kind"] == "metric"]
+    ahead = r"(avg|median|std|min|max|p\d+)_|(?=(refused|given_up)_share)"
+    for config in (base, base.replace(**users, **cache)):
+        for name in SimulationRunner(config).run():
+            bare = re.sub(rf"^({ahead})", "", name).replace("e2e", "latency")
+            assert bare.replace("_share", "_requests") in known, name
+    assert terms["meaning"].str.endswith(".").all()

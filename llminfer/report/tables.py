@@ -1,5 +1,6 @@
 """What leaves a notebook for the report: tables, and the numbers it quotes."""
 
+import inspect
 import os
 import re
 import sqlite3
@@ -13,6 +14,8 @@ from typing import Any
 import pandas as pd
 
 from llminfer.base.errors import OverloadWarning, choice, fail
+from llminfer.config import SimulationConfig
+from llminfer.metrics import MetricsCollector
 from llminfer.report.latex import escape, macro_name, plain, shown, shown_with_bounds
 from llminfer.report.verdict import COLORS, Verdict
 from llminfer.stats.intervals import Estimate, bounds_of, require_columns
@@ -20,6 +23,7 @@ from llminfer.stats.paired import paired_differences
 
 _HEADER = "% Written by the notebooks, a macro for each number the report quotes.\n"
 _LINE = re.compile(r"\\newcommand\{\\([A-Za-z]+)\}\{(.*)\}% (\S+)")
+_TERM = re.compile(r"^    (?!\w+Error)(\w+): (.*(?:\n     +.*)*)", re.MULTILINE)
 _SENTENCE, _COLUMN = 30, 48  # characters: longer text is broken; one column's width
 _begun: set[tuple[Path, str]] = set()  # sources this process has written from
 
@@ -136,6 +140,23 @@ def _floating(text: pd.DataFrame, name: str, caption: str) -> dict[str, Any]:
         "position_float": "centering",
         "environment": "table*" if wide else "table",
     }
+
+
+def glossary() -> pd.DataFrame:
+    """What each setting and each metric means, from their docstrings.
+
+    >>> glossary().loc["alpha", "meaning"]
+    'Prefill, seconds a prompt token.'
+    >>> glossary().loc["ttft", "meaning"]
+    'Time to first token, seconds from sending.'
+    """
+    texts = {"setting": SimulationConfig, "metric": MetricsCollector}
+    rows = [
+        (name, kind, " ".join(meaning.split()))
+        for kind, its in texts.items()
+        for name, meaning in _TERM.findall(inspect.getdoc(its) or "")
+    ]
+    return pd.DataFrame(rows, columns=["term", "kind", "meaning"]).set_index("term")
 
 
 def against(
