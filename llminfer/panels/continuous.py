@@ -4,14 +4,12 @@ from collections.abc import Mapping
 
 from matplotlib.figure import Figure
 
-from llminfer.config import SimulationConfig
-from llminfer.experiment import simulate
-from llminfer.metrics import MetricsCollector, goodput
+from llminfer import SimulationConfig, Workload, goodput, simulate
+from llminfer.metrics import MetricsCollector
 from llminfer.panels import picture
 from llminfer.panels.html import seconds
 from llminfer.report.figures import DASHES, log_axis
 from llminfer.report.timeline import over_time
-from llminfer.workload import Workload
 
 
 class ContinuousPicture(picture.Picture):
@@ -29,27 +27,24 @@ class ContinuousPicture(picture.Picture):
         return {"continuous": config.replace(server="continuous"), "static": static}
 
     def compose(self, figure: Figure) -> None:
-        axes = figure.subplot_mosaic("lc;lh")
-        left, counts, held = axes["l"], axes["c"], axes["h"]
+        left, counts, held = figure.subplot_mosaic("lc;lh").values()
         picture.over_shares(left, 0.01, 1000.0, "seconds from arrival")
         self.add(left, "static latency", 0, "static, last token")
         self.add(left, "static ttft", 0, "static, first token", linestyle=":")
         self.add(left, "continuous latency", 1, "continuous, last token")
-        name, dots = "continuous, first token", DASHES[4]
-        self.add(left, "continuous ttft", 1, name, linestyle=dots)
+        first, dots = "continuous, first token", DASHES[4]
+        self.add(left, "continuous ttft", 1, first, linestyle=dots)
         left.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2)
         log_axis(counts, 0.8, 2000.0)
         self.add(counts, "running", 1, "running", linestyle="-")
         self.add(counts, "waiting", 4, "waiting", linestyle="--")
-        counts.set_ylabel("requests")
+        counts.set(xlim=(0.0, 1.0), ylabel="requests")
         counts.tick_params(labelbottom=False)
         counts.legend(loc="upper left", ncols=2)
         self.add(held, "held", 1, linestyle="-")
-        held.set(ylim=(0.0, 1.05), ylabel="blocks held")
-        held.yaxis.set_major_formatter("{x:.0%}")
-        for ax in (counts, held):
-            ax.set_xlim(0.0, 1.0)
+        held.set(xlim=(0.0, 1.0), ylim=(0.0, 1.05), ylabel="blocks held")
         held.set_xlabel("time, share of the continuous run")
+        held.yaxis.set_major_formatter("{x:.0%}")
 
     def compute(self, config: SimulationConfig) -> picture.Readings:
         readings: picture.Readings = {}

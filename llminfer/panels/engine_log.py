@@ -8,11 +8,10 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from llminfer import SimulationConfig, simulate
 from llminfer.base.arrays import FloatArray
 from llminfer.calibrate import MEASURES, Calibration
-from llminfer.config import SimulationConfig
 from llminfer.data.logs import ServedLog
-from llminfer.experiment import simulate
 from llminfer.panels.html import seconds
 from llminfer.panels.picture import Picture, Points, Readings
 from llminfer.report.figures import COLORS, look

@@ -1,7 +1,6 @@
 """The panels that notebooks share with the stand-alone page."""
 
-from llminfer.config import SimulationConfig
-from llminfer.laws.engines import PRESETS
+from llminfer import PRESETS, SimulationConfig
 from llminfer.panels.continuous import ContinuousPicture
 from llminfer.panels.controls import Control, log
 from llminfer.panels.panel import Panel

@@ -3,7 +3,7 @@
 import html
 from collections.abc import Mapping
 
-from llminfer.config import SimulationConfig
+from llminfer import SimulationConfig
 
 _FULL = 1.5  # load at the end of the gauge
 OVERLOADED = "Waits measure the length of the run."

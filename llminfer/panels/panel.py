@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 import ipywidgets as w
 
-from llminfer.config import SimulationConfig
+from llminfer import SimulationConfig
 from llminfer.laws.engines import LAW, PRESETS
 from llminfer.panels import html
 from llminfer.panels.controls import CONTROLS, Control, rounded

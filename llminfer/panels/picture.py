@@ -15,15 +15,13 @@ from matplotlib.image import imsave
 from matplotlib.lines import Line2D
 from numpy.typing import ArrayLike
 
+from llminfer import SimulationConfig, Workload, goodput, simulate
 from llminfer.base.arrays import FloatArray
-from llminfer.config import SimulationConfig
-from llminfer.experiment import simulate
-from llminfer.metrics import MetricsCollector, goodput
+from llminfer.metrics import MetricsCollector
 from llminfer.panels.html import seconds
 from llminfer.report import figures
 from llminfer.report.figures import COLORS, DASHES, log_axis, powers_of_two
 from llminfer.theory.known import latency_curve
-from llminfer.workload import Workload
 
 Points = tuple[FloatArray, FloatArray]  # points, x and y
 Readings = dict[str, str]  # numbers with their units, by name
@@ -67,13 +65,8 @@ class Picture(ABC):
             self.compose(figure)
             canvas: Any = FigureCanvasAgg(figure)
             canvas.draw()  # without the curves, which are animated
+        self._canvas, self._backdrop = canvas, canvas.copy_from_bbox(figure.bbox)
         return figure
-
-    @cached_property
-    def _backdrop(self) -> Any:
-        """The figure without its curves: a move only repaints those."""
-        canvas: Any = self.figure.canvas
-        return canvas.copy_from_bbox(self.figure.bbox)
 
     def shown(self, config: SimulationConfig) -> SimulationConfig:
         """What is simulated, but for the number of requests."""
@@ -135,12 +128,12 @@ class Picture(ABC):
 
     def png(self) -> bytes:
         """The picture."""
-        canvas: Any = self.figure.canvas
-        canvas.restore_region(self._backdrop)
+        figure = self.figure
+        self._canvas.restore_region(self._backdrop)
         for line in (*self.kept.values(), *self.lines.values()):
-            self.figure.draw_artist(line)
+            figure.draw_artist(line)
         buffer, fast = io.BytesIO(), {"compress_level": 1}
-        imsave(buffer, canvas.buffer_rgba(), format="png", pil_kwargs=fast)
+        imsave(buffer, self._canvas.buffer_rgba(), format="png", pil_kwargs=fast)
         return buffer.getvalue()
 
 

@@ -8,14 +8,12 @@ import ipywidgets as w
 import numpy as np
 from matplotlib.figure import Figure
 
-from llminfer.config import SimulationConfig
-from llminfer.experiment import simulate
+from llminfer import SimulationConfig, Workload, simulate
 from llminfer.panels.controls import Control, Widgets, log
 from llminfer.panels.html import seconds
 from llminfer.panels.panel import Panel
 from llminfer.panels.picture import Picture, Readings, over_shares
 from llminfer.policies import POLICIES
-from llminfer.workload import Workload
 
 _PARAMS = "scheduling_policy_params"
 

@@ -6,8 +6,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from llminfer.config import SimulationConfig
-from llminfer.experiment import simulate
+from llminfer import SimulationConfig, simulate
 from llminfer.panels.picture import Picture, Readings
 from llminfer.report.figures import log_axis
 from llminfer.study.early_warning import judge, warning_signals

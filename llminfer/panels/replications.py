@@ -8,7 +8,7 @@ import ipywidgets as w
 import numpy as np
 import pandas as pd
 
-from llminfer.config import SimulationConfig
+from llminfer import SimulationConfig
 from llminfer.experiment import Row, poolable_metrics, replicated, simulate
 from llminfer.panels import html
 from llminfer.servers.overload import may_carry_more, waiting_in

@@ -12,18 +12,15 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
+from llminfer import RunRecord, SimulationConfig, Workload, simulate
 from llminfer.base.arrays import FloatArray
-from llminfer.config import SimulationConfig
-from llminfer.experiment import simulate
 from llminfer.panels import html
 from llminfer.panels.panel import IMAGE
 from llminfer.panels.picture import Picture, Points, Readings
-from llminfer.record import RunRecord
 from llminfer.report import timeline
 from llminfer.report.figures import legend_above
 from llminfer.report.tables import figures_dir
 from llminfer.timing import StepTime
-from llminfer.workload import Workload
 
 TITLES: Mapping[str, str] = {"static": "static batches", "continuous": "continuous"}
 _SAME = {name: timeline.LOOKS[name] for name in ("waiting", "prefilling", "decoding")}

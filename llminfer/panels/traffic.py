@@ -7,8 +7,7 @@ import ipywidgets as w
 import numpy as np
 from matplotlib.figure import Figure
 
-from llminfer.config import SimulationConfig
-from llminfer.experiment import simulate
+from llminfer import SimulationConfig, Workload, simulate
 from llminfer.laws.fields import SERVERS
 from llminfer.panels.controls import Control, log
 from llminfer.panels.html import seconds
@@ -16,7 +15,6 @@ from llminfer.panels.panel import Panel
 from llminfer.panels.picture import Picture, Readings, over_shares
 from llminfer.report.figures import log_axis
 from llminfer.study.traffic import token_times, twin
-from llminfer.workload import Workload
 
 _GROUP = 25  # requests in a row
 _LEAST, _MOST = 0.01, 1000.0  # seconds shown

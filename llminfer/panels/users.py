@@ -7,15 +7,13 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from llminfer.config import SimulationConfig
-from llminfer.experiment import simulate
+from llminfer import SimulationConfig, Workload, simulate
 from llminfer.metrics import MetricsCollector
 from llminfer.panels import picture
 from llminfer.panels.controls import Control, rounded
 from llminfer.panels.html import seconds
 from llminfer.report.figures import log_axis
 from llminfer.report.timeline import over_time
-from llminfer.workload import Workload
 
 
 class ThinkControl(Control):

@@ -5,14 +5,12 @@ import warnings
 import numpy as np
 from matplotlib.figure import Figure
 
-from llminfer.config import SimulationConfig
-from llminfer.experiment import simulate
+from llminfer import SimulationConfig, Workload, simulate
 from llminfer.panels.controls import rounded
 from llminfer.panels.html import seconds
 from llminfer.panels.picture import Picture, Readings
 from llminfer.report.figures import log_axis
 from llminfer.study.measures import over_a_wave
-from llminfer.workload import Workload
 
 CONTROLLERS = ("static", "queue", "rate", "latency")
 _TARGET = {"latency": {"target": 10.0}}  # seconds

@@ -7,7 +7,7 @@ import ipywidgets as w
 import numpy as np
 from matplotlib.figure import Figure
 
-from llminfer.config import SimulationConfig
+from llminfer import SimulationConfig
 from llminfer.laws.lengths import LengthLaw
 from llminfer.panels import picture
 from llminfer.panels.controls import Control, Widgets

@@ -14,13 +14,9 @@ import numpy as np
 import pandas as pd
 from scipy.special import ndtri, stdtr
 
-from llminfer import theory
+from llminfer import PRESETS, Estimate, RunRecord, SimulationConfig, theory
 from llminfer.base.errors import OverloadWarning
-from llminfer.config import SimulationConfig
 from llminfer.experiment import run_many
-from llminfer.laws.engines import PRESETS
-from llminfer.record import RunRecord
-from llminfer.stats.intervals import Estimate
 from llminfer.theory.service_time import WaitLaw
 
 Statistic = Callable[[RunRecord, int], float]  # of a run, less so many of warm-up

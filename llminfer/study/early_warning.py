@@ -16,10 +16,9 @@ import numpy as np
 import pandas as pd
 from scipy.stats import mannwhitneyu
 
+from llminfer import RunRecord, SimulationConfig
 from llminfer.base.arrays import FloatArray, IntArray
 from llminfer.base.errors import number
-from llminfer.config import SimulationConfig
-from llminfer.record import RunRecord
 from llminfer.stats.intervals import without_one
 from llminfer.timeseries import StepSeries, latency_quantile, queue_length, running
 

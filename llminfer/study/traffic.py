@@ -10,14 +10,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from llminfer import RunRecord, SimulationConfig, Workload
 from llminfer.base.arrays import FloatArray, IntArray
 from llminfer.base.errors import fail, number, whole
-from llminfer.config import SimulationConfig
 from llminfer.experiment import Row, simulate
 from llminfer.laws.lengths import LengthLaw, LogNormal
-from llminfer.record import RunRecord
 from llminfer.stats.intervals import Estimate, jackknife, without_one
-from llminfer.workload import Workload
 
 Numbers = FloatArray | IntArray
 
