@@ -8,6 +8,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from llminfer import SimulationConfig, Workload, simulate
+from llminfer.base.columns import mean_rate
 from llminfer.metrics import MetricsCollector
 from llminfer.panels import picture
 from llminfer.panels.controls import Control, rounded
@@ -58,7 +59,7 @@ class UsersPicture(picture.Picture):
         with warnings.catch_warnings(action="ignore"):
             asked = simulate(config)
             sent = asked.sent_time
-            rate = (len(sent) - 1) / (sent[-1] - sent[0])
+            rate = mean_rate(sent)
             by_clock = {"clients": None, "think_time": 0.0, "arrival_rate": rate}
             self.stream = rounded(config.replace(**by_clock))
             stamps = Workload.generate(self.stream).arrival_time
