@@ -248,9 +248,8 @@ def errors(measured: ServedLog, simulated: ServedLog, part: Mask) -> pd.DataFram
         pair = [getattr(log, name) for log in (simulated, measured)]
         use = part & ~np.isnan(pair[1])
         ours, real = (pd.Series(values[use]) for values in pair)
-        ratios = {
-            key: ours.quantile(q) / real.quantile(q) for key, q in _QUANTILES.items()
-        }
+        cuts = _QUANTILES.items()
+        ratios = {key: ours.quantile(q) / real.quantile(q) for key, q in cuts}
         rows[name] = {"mean": ours.mean() / real.mean()} | ratios
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("measure") - 1.0
 
@@ -280,9 +279,8 @@ def mean_error(
         must = f"must be at least {2 * _GROUPS}"
         raise TraceError(f"{len(rest)} requests to compare: {must}")
     order = rest[np.argsort(measured.last_token_time[rest], kind="stable")]
-    sums = np.array(
-        [[v[i].sum() for v in pair] for i in np.array_split(order, _GROUPS)]
-    )
+    groups = np.array_split(order, _GROUPS)
+    sums = np.array([[values[i].sum() for values in pair] for i in groups])
     real, ours = sums.sum(axis=0)
     without = (ours - sums[:, 1]) / (real - sums[:, 0])
     return jackknife(float(ours / real) - 1.0, without - 1.0)
@@ -668,10 +666,7 @@ def _estimates(
     own = slopes[: 1 - size]  # without the rows of the ratios
     alone = np.linalg.inv(own.T @ own + 1e-9 * np.eye(size)).diagonal()
     width = _NORMAL * np.sqrt(covariance.diagonal())
-    bounds = np.exp([logs, logs - width, logs + width]).T
-    names = COEFFICIENTS[:size]
-    found = {
-        n: Estimate(*map(float, row)) for n, row in zip(names, bounds, strict=True)
-    }
-    unsure = zip(names, np.sqrt(variance * alone) > _UNSURE, strict=True)
+    bounds = np.exp([logs, logs - width, logs + width]).T.tolist()
+    found = dict(zip(COEFFICIENTS, (Estimate(*row) for row in bounds), strict=False))
+    unsure = zip(found, np.sqrt(variance * alone) > _UNSURE, strict=True)
     return found, tuple(name for name, bad in unsure if bad), covariance

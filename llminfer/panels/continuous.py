@@ -1,7 +1,5 @@
 """What a panel draws of continuous batching, beside static on the same requests."""
 
-from collections.abc import Mapping
-
 from matplotlib.figure import Figure
 
 from llminfer import SimulationConfig, Workload, goodput, simulate
@@ -22,7 +20,7 @@ class ContinuousPicture(picture.Picture):
     requests, warmup = 1200, 100
     of = "the continuous server"
 
-    def servers(self, config: SimulationConfig) -> Mapping[str, SimulationConfig]:
+    def servers(self, config: SimulationConfig) -> dict[str, SimulationConfig]:
         static = config.replace(server="static", batch_timeout=0.0)
         return {"continuous": config.replace(server="continuous"), "static": static}
 

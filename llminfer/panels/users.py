@@ -1,7 +1,6 @@
 """What a panel draws of users who wait for answers, beside a clock that does not."""
 
 import warnings
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -38,7 +37,7 @@ class UsersPicture(picture.Picture):
     requests, warmup = 2000, 300
     of = "users"
 
-    def servers(self, config: SimulationConfig) -> Mapping[str, SimulationConfig]:
+    def servers(self, config: SimulationConfig) -> dict[str, SimulationConfig]:
         return {"the stream": self.stream}
 
     def compose(self, figure: Figure) -> None:

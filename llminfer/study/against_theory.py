@@ -120,7 +120,7 @@ def _run(load: float, **changes: Any) -> SimulationConfig:
 
 def _real(preset: str, load: float, **changes: Any) -> SimulationConfig:
     own = {**PRESETS[preset].coefficients, "epsilon": 0.0}  # of which no law knows
-    return _run(load, **own, **changes)
+    return _run(load, **own | changes)
 
 
 def _mean(of: Callable[[RunRecord], Any]) -> Statistic:
@@ -259,8 +259,7 @@ def _geometric(mean: int) -> dict[str, Any]:
 def _continuous() -> Named:
     """Iteration-level batches under FCFS, with geometric outputs."""
     steps = {**_CONTINUOUS, **_geometric(50), "batch_size": 8}
-    real = _real(_RTX4090, 0.85, **steps).replace(kappa=0.0)
-    real = real.replace(arrival_rate=0.85 * real.max_stable_rate)
+    real = _real(_RTX4090, 0.85, **steps, kappa=0.0)
     kinds = {
         "continuous, B = 8, report, load 0.5": _run(0.5, **steps),
         "continuous, B = 8, RTX 4090 (κ = 0), load 0.85": real,

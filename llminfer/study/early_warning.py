@@ -401,9 +401,7 @@ def auc_by_signal(runs: pd.DataFrame, horizon: float) -> pd.DataFrame:
         ``signal``, ``replication``, ``auc`` (its jackknife value), ``misordered``
         (1 - ``auc``, the share of pairs of times in the wrong order).
     """
-    parts = []
-    for signal in SIGNALS:
-        values = auc(*right_and_wrong(runs, signal, horizon))
-        parts.append(pd.DataFrame({"signal": signal, "auc": values}))
-    table = pd.concat(parts).rename_axis("replication").reset_index()
+    areas = {name: auc(*right_and_wrong(runs, name, horizon)) for name in SIGNALS}
+    table = pd.DataFrame(areas).rename_axis("replication").reset_index()
+    table = table.melt("replication", var_name="signal", value_name="auc")
     return table.assign(misordered=1.0 - table["auc"])
