@@ -1,6 +1,5 @@
 """What a panel draws of users who wait for answers, beside a clock that does not."""
 
-import warnings
 from typing import Any
 
 import numpy as np
@@ -55,15 +54,14 @@ class UsersPicture(picture.Picture):
 
     def compute(self, config: SimulationConfig) -> picture.Readings:
         self.move("all", [0.0, 1.0], np.full(2, config.clients))
-        with warnings.catch_warnings(action="ignore"):
-            asked = simulate(config)
-            sent = asked.sent_time
-            rate = mean_rate(sent)
-            by_clock = {"clients": None, "think_time": 0.0, "arrival_rate": rate}
-            self.stream = rounded(config.replace(**by_clock))
-            stamps = Workload.generate(self.stream).arrival_time
-            lengths = asked.prompt_length, asked.output_length
-            streamed = simulate(self.stream, Workload.from_arrays(stamps, *lengths))
+        asked = simulate(config)
+        sent = asked.sent_time
+        rate = mean_rate(sent)
+        by_clock = {"clients": None, "think_time": 0.0, "arrival_rate": rate}
+        self.stream = rounded(config.replace(**by_clock))
+        stamps = Workload.generate(self.stream).arrival_time
+        lengths = asked.prompt_length, asked.output_length
+        streamed = simulate(self.stream, Workload.from_arrays(stamps, *lengths))
         readings = {"sent": f"{rate:.3g} requests/s"}
         for who, record in (("users", asked), ("stream", streamed)):
             found = MetricsCollector.compute_metrics(record, self.warmup)

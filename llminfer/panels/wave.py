@@ -1,7 +1,5 @@
 """A picture of batch-size control while the arrival rate swings."""
 
-import warnings
-
 import numpy as np
 from matplotlib.figure import Figure
 
@@ -57,8 +55,7 @@ class WavePicture(Picture):
             every = {} if name == "static" else {"interval": period / _ACTS}
             params = every | _TARGET.get(name, {})
             run = config.replace(batch_control=name, batch_control_params=params)
-            with warnings.catch_warnings(action="ignore"):
-                found = over_a_wave(run, simulate(run, requests))
+            found = over_a_wave(run, simulate(run, requests))
             shown = slice(None, 60)
             time = np.array(found["time"][shown]) / period
             for what in ("limit", "p99"):
