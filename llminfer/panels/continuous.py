@@ -44,8 +44,7 @@ class ContinuousPicture(picture.Picture):
         held.set_xlabel("time, share of the continuous run")
         held.yaxis.set_major_formatter("{x:.0%}")
 
-    def compute(self, config: SimulationConfig) -> picture.Readings:
-        readings: picture.Readings = {}
+    def compute(self, config: SimulationConfig) -> None:
         requests, skip = Workload.generate(config), self.warmup
         for name, server in self.servers(config).items():
             record = simulate(server, requests)
@@ -54,13 +53,12 @@ class ContinuousPicture(picture.Picture):
             self.move_distribution(f"{name} latency", record.latency[skip:])
             for time in ("ttft", "tpot", "latency"):
                 label = time if time == "latency" else time.upper()
-                readings[f"p99 {label}, {name}"] = seconds(found[f"p99_{time}"])
+                self.readings[f"p99 {label}, {name}"] = seconds(found[f"p99_{time}"])
             good = goodput(record, *picture.GOOD_ENOUGH, skip)
-            readings[f"goodput, {name}"] = f"{good:.3g} requests/s"
+            self.readings[f"goodput, {name}"] = f"{good:.3g} requests/s"
             if record.steps is not None:
-                readings["preemptions"] = f"{found['preemptions']:,.0f}"
+                self.readings["preemptions"] = f"{found['preemptions']:,.0f}"
                 table = over_time(record)
                 table["time"] /= table["time"].iloc[-1]  # as a share of the run
                 for what in ("running", "waiting", "held"):
                     self.move(what, table["time"], table[what])
-        return readings

@@ -25,7 +25,6 @@ from llminfer.report.figures import COLORS, DASHES, log_axis, powers_of_two
 from llminfer.theory.known import latency_curve
 
 Points = tuple[FloatArray, FloatArray]  # points, x and y
-Readings = dict[str, str]  # numbers with their units, by name
 SHARES = np.linspace(0.0, 1.0, 101)
 BATCH_LIMITS = (1, 2, 4, 8, 16, 32, 64, 128)
 TIMEOUTS: Mapping[str, float | None] = {"at once": 0.0, "until full": None}
@@ -46,6 +45,7 @@ class Picture(ABC):
         measurable: Whether the configuration alone says what was simulated.
         lines: The curves by name, once the figure is made.
         kept: The grey ones behind them.
+        readings: Numbers with their units, by name, of what was computed last.
     """
 
     requests: int
@@ -56,6 +56,7 @@ class Picture(ABC):
     def __init__(self) -> None:
         self.lines: dict[str, Line2D] = {}
         self.kept: dict[str, Line2D] = {}
+        self.readings: dict[str, str] = {}
         self._marks: dict[str, str] = {}
 
     @cached_property
@@ -86,8 +87,8 @@ class Picture(ABC):
         """Make the axes, and a line for each curve with ``add``."""
 
     @abstractmethod
-    def compute(self, config: SimulationConfig) -> Readings:
-        """Simulate the few requests of ``config``, ``move`` the curves, and read."""
+    def compute(self, config: SimulationConfig) -> None:
+        """Simulate ``config``'s few requests, ``move`` curves, and set ``readings``."""
 
     def add(
         self, ax: Axes, name: str, i: int, label: str | None = None, **style: Any
@@ -102,11 +103,12 @@ class Picture(ABC):
         for line in (self.kept[name], self.lines[name]):
             line.set_in_layout(False)  # empty, it has no extent to make room for
 
-    def update(self, config: SimulationConfig) -> Readings:
+    def update(self, config: SimulationConfig) -> dict[str, str]:
         """Move the curves to ``config``; the readings as text."""
-        _ = self.figure  # its lines are made with it
+        _, self.readings = self.figure, {}  # its lines are made with it
         with warnings.catch_warnings(action="ignore"):  # the gauge says the load
-            return self.compute(self.short(config))
+            self.compute(self.short(config))
+        return self.readings
 
     def move(self, name: str, x: ArrayLike, y: ArrayLike) -> None:
         """Put a curve's points where they are, or at the edge they are beyond."""
@@ -161,7 +163,7 @@ class LatencyPicture(Picture):
         self.add(right, "here", 6, "now", marker="o", linestyle="none")
         right.legend(loc="upper left")
 
-    def compute(self, config: SimulationConfig) -> Readings:
+    def compute(self, config: SimulationConfig) -> None:
         record = simulate(config)
         metrics = MetricsCollector.compute_metrics(record, self.warmup)
         good = goodput(record, *GOOD_ENOUGH, self.warmup)
@@ -174,7 +176,7 @@ class LatencyPicture(Picture):
         self.move("here", config.offered_load, metrics["avg_latency"])
         for time in ("latency", "ttft"):
             self.move_distribution(time, getattr(record, time)[self.warmup :])
-        return {
+        self.readings |= {
             "mean latency": seconds(metrics["avg_latency"]),
             "median": seconds(metrics["p50_latency"]),
             "99% are done within": seconds(metrics["p99_latency"]),
@@ -207,17 +209,16 @@ class BatchSizePicture(Picture):
         self.add(right, "arriving", 1, "arriving, λ")
         right.legend(loc="upper left")
 
-    def compute(self, config: SimulationConfig) -> Readings:
+    def compute(self, config: SimulationConfig) -> None:
         sizes = BATCH_LIMITS
         self.move("capacity", sizes, [config.stable_rate(b) for b in sizes])
         self.move("arriving", sizes, [config.arrival_rate] * len(sizes))
-        readings = here_and_stable(self, config)
+        here_and_stable(self, config)
         for rule, (means, p99s) in by_batch_limit(config, sizes).items():
             self.move(f"{rule} mean", sizes, means)
             self.move(f"{rule} p99", sizes, p99s)
             least, size = min(zip(p99s.tolist(), sizes, strict=True))
-            readings[f"least p99, {rule}"] = f"{seconds(least)} at B = {size}"
-        return readings
+            self.readings[f"least p99, {rule}"] = f"{seconds(least)} at B = {size}"
 
 
 def over_shares(ax: Axes, low: float, high: float, label: str) -> None:
@@ -227,14 +228,14 @@ def over_shares(ax: Axes, low: float, high: float, label: str) -> None:
     ax.set(xlabel=label, ylabel="share of requests")
 
 
-def here_and_stable(picture: Picture, config: SimulationConfig) -> Readings:
-    """Move ``here`` to its batch limit; that and the least stable one as readings."""
+def here_and_stable(picture: Picture, config: SimulationConfig) -> None:
+    """Move ``here`` to its batch limit, and read that and the least stable one."""
     mean, p99 = mean_and_p99(config, Workload.generate(config))
     picture.move("here", config.batch_size, p99)
     at, stable = f"B = {config.batch_size}", stable_limits(config)
     least = f"B = {stable[0]}" if stable else "no B shown here"
     said = {f"mean, {at}": seconds(mean), f"p99, {at}": seconds(p99)}
-    return said | {"stable from": least}
+    picture.readings |= said | {"stable from": least}
 
 
 def stable_limits(config: SimulationConfig) -> list[int]:

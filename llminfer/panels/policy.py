@@ -12,7 +12,7 @@ from llminfer import SimulationConfig, Workload, simulate
 from llminfer.panels.controls import Control, Widgets, log
 from llminfer.panels.html import seconds
 from llminfer.panels.panel import Panel
-from llminfer.panels.picture import Picture, Readings, over_shares
+from llminfer.panels.picture import Picture, over_shares
 from llminfer.policies import POLICIES
 
 _PARAMS = "scheduling_policy_params"
@@ -37,20 +37,20 @@ class PolicyPicture(Picture):
             ax.legend(loc="lower right")
         axes[0].set_ylabel("share of requests")
 
-    def compute(self, config: SimulationConfig) -> Readings:
-        readings: Readings = {}
+    def compute(self, config: SimulationConfig) -> None:
         requests = Workload.generate(config)
         fcfs = config.replace(scheduling_policy="FCFS", scheduling_policy_params={})
         for name, run in (("", config), (" FCFS", fcfs)):
             record = simulate(run, requests)
             latency = record.latency[self.warmup :]
             long = record.prompt_length[self.warmup :] > config.prompts.expectation()
-            readings[f"mean{name}"] = seconds(latency.mean())
+            self.readings[f"mean{name}"] = seconds(latency.mean())
             for group, its in (("short", latency[~long]), ("long", latency[long])):
                 if its.size:
                     self.move_distribution(f"{group}{name}", its)
-                    readings[f"p99 of {group}{name}"] = seconds(np.quantile(its, 0.99))
-        return readings
+                    self.readings[f"p99 of {group}{name}"] = seconds(
+                        np.quantile(its, 0.99)
+                    )
 
 
 @dataclass(frozen=True, kw_only=True)

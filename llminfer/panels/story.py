@@ -16,7 +16,7 @@ from llminfer import RunRecord, SimulationConfig, Workload, simulate
 from llminfer.base.arrays import FloatArray
 from llminfer.panels import html
 from llminfer.panels.panel import IMAGE
-from llminfer.panels.picture import Picture, Points, Readings
+from llminfer.panels.picture import Picture, Points
 from llminfer.report import timeline
 from llminfer.report.figures import legend_above
 from llminfer.report.tables import figures_dir
@@ -109,15 +109,14 @@ class StoryPicture(Picture):
         first.save(path, save_all=True, append_images=rest, duration=pause, loop=0)
         return path
 
-    def compute(self, config: SimulationConfig) -> Readings:
+    def compute(self, config: SimulationConfig) -> None:
         now = float(self.moments[self.now])
-        said = {"time": f"{now:.2f} s"}
+        self.readings["time"] = f"{now:.2f} s"
         for server, own in self.spans.items():
             for name, (start, end) in own.items():
                 self.move(f"{server} {name}", *_bars(start, np.minimum(end, now)))
             self.move(f"{server} now", [now, now], [0.3, self.requests + 0.7])
-            said[TITLES[server]] = _in_words(own, now)
-        return said
+            self.readings[TITLES[server]] = _in_words(own, now)
 
 
 def _bars(start: FloatArray, end: FloatArray) -> Points:

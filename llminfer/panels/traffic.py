@@ -12,7 +12,7 @@ from llminfer.laws.fields import SERVERS
 from llminfer.panels.controls import Control, log
 from llminfer.panels.html import seconds
 from llminfer.panels.panel import Panel
-from llminfer.panels.picture import Picture, Readings, over_shares
+from llminfer.panels.picture import Picture, over_shares
 from llminfer.report.figures import log_axis
 from llminfer.study.traffic import token_times, twin
 
@@ -55,8 +55,7 @@ class TrafficPicture(Picture):
         for ax in (left, right):
             ax.legend(loc="lower left", bbox_to_anchor=(0.0, 1.0), ncols=2)
 
-    def compute(self, config: SimulationConfig) -> Readings:
-        readings: Readings = {}
+    def compute(self, config: SimulationConfig) -> None:
         trace = self.traces[self.chosen]
         begins = np.arange(0, len(trace), _GROUP)
         pace = config.arrival_rate / self.twins[self.chosen]["arrival_rate"]
@@ -66,9 +65,8 @@ class TrafficPicture(Picture):
             for name, its in times.items():
                 self.move_distribution(f"{name}{tail}", its)
                 p50, p99 = map(seconds, np.quantile(its, (0.5, 0.99)))
-                readings[f"{name.upper()}{tail}, p50 and p99"] = f"{p50} and {p99}"
+                self.readings[f"{name.upper()}{tail}, p50 and p99"] = f"{p50} and {p99}"
             self.move(f"path{tail}", begins, np.maximum.reduceat(times["ttft"], begins))
-        return readings
 
 
 @dataclass(frozen=True, kw_only=True)

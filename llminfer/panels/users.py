@@ -52,7 +52,7 @@ class UsersPicture(picture.Picture):
         right.set_ylabel("requests waiting or running")
         right.legend(loc="upper left", ncols=3)
 
-    def compute(self, config: SimulationConfig) -> picture.Readings:
+    def compute(self, config: SimulationConfig) -> None:
         self.move("all", [0.0, 1.0], np.full(2, config.clients))
         asked = simulate(config)
         sent = asked.sent_time
@@ -62,7 +62,7 @@ class UsersPicture(picture.Picture):
         stamps = Workload.generate(self.stream).arrival_time
         lengths = asked.prompt_length, asked.output_length
         streamed = simulate(self.stream, Workload.from_arrays(stamps, *lengths))
-        readings = {"sent": f"{rate:.3g} requests/s"}
+        self.readings["sent"] = f"{rate:.3g} requests/s"
         for who, record in (("users", asked), ("stream", streamed)):
             found = MetricsCollector.compute_metrics(record, self.warmup)
             ttft = record.ttft[record.measured(self.warmup)]
@@ -72,10 +72,12 @@ class UsersPicture(picture.Picture):
             self.move(f"{who} inside", table["time"] / table["time"].max(), inside)
             for name in ("avg_ttft", "p99_ttft", "avg_latency"):
                 label = name.replace("avg", "mean").replace("ttft", "TTFT")
-                readings[f"{label.replace('_', ' ')}, {who}"] = seconds(found[name])
+                self.readings[f"{label.replace('_', ' ')}, {who}"] = seconds(
+                    found[name]
+                )
             lost = found.get("refused_share", 0.0) + found.get("given_up_share", 0.0)
-            readings[f"turned away or gone, {who}"] = f"{lost:.1%}"
+            self.readings[f"turned away or gone, {who}"] = f"{lost:.1%}"
         stay = float(np.mean(asked.processing_end_time - sent))
         think: Any = config.think_time
         law = rate * (think["mean"] + stay)
-        return readings | {"X (Z + R)": f"{law:,.1f} of {config.clients} users"}
+        self.readings["X (Z + R)"] = f"{law:,.1f} of {config.clients} users"

@@ -6,7 +6,7 @@ from matplotlib.figure import Figure
 from llminfer import SimulationConfig, Workload, simulate
 from llminfer.panels.controls import rounded
 from llminfer.panels.html import seconds
-from llminfer.panels.picture import Picture, Readings
+from llminfer.panels.picture import Picture
 from llminfer.report.figures import log_axis
 from llminfer.study.measures import over_a_wave
 
@@ -47,8 +47,7 @@ class WavePicture(Picture):
 
     shown = short
 
-    def compute(self, config: SimulationConfig) -> Readings:
-        readings: Readings = {}
+    def compute(self, config: SimulationConfig) -> None:
         period = config.arrival_pattern_params["period"]
         requests = Workload.generate(config)
         for name in CONTROLLERS:
@@ -60,5 +59,4 @@ class WavePicture(Picture):
             time = np.array(found["time"][shown]) / period
             for what in ("limit", "p99"):
                 self.move(f"{name} {what}", time, found[what][shown])
-            readings[f"p99 at the peak, {name}"] = seconds(found["p99_peak"])
-        return readings
+            self.readings[f"p99 at the peak, {name}"] = seconds(found["p99_peak"])
