@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from llminfer import SimulationConfig, Workload, simulate
 from llminfer.laws.fields import SERVERS
-from llminfer.panels.controls import Control, log
+from llminfer.panels.controls import Control, log, selection
 from llminfer.panels.html import seconds
 from llminfer.panels.panel import Panel
 from llminfer.panels.picture import Picture, over_shares
@@ -114,14 +114,12 @@ class TrafficPanel(Panel):
         picture = TrafficPicture(traces)
         names, first = {"options": list(traces)}, picture.twins[picture.chosen]
         pace, own_rate = log(-2, 0.5, 0.05), first["arrival_rate"]
-        servers = {"options": SERVERS}
-        sizes = {"options": [2**k for k in range(9)]}
         controls = (
             TraceControl("trace", "trace", w.Dropdown, names, picture=picture),
             PaceControl("pace", "× its own rate", options=pace, own_rate=own_rate),
-            Control("server", "server", w.Dropdown, servers),
+            Control("server", "server", w.Dropdown, {"options": SERVERS}),
             "scheduling_policy",
-            Control("batch_size", "batch limit B", w.SelectionSlider, sizes),
+            selection("batch_size", "batch limit B", *(2**k for k in range(9))),
         )
         super().__init__(base, picture, controls)
 
