@@ -1,7 +1,6 @@
 """A panel on policies: who gains and who pays against first come, first served."""
 
 import inspect
-from dataclasses import dataclass
 from typing import Any
 
 import ipywidgets as w
@@ -53,15 +52,8 @@ class PolicyPicture(Picture):
                     )
 
 
-@dataclass(frozen=True, kw_only=True)
 class PolicyParameter(Control):
-    """A parameter that some policies have; moving it chooses one that has it.
-
-    Args:
-        chooses: That policy.
-    """
-
-    chooses: str
+    """A parameter that some policies have; moving it chooses one that has it."""
 
     def write(self, config: SimulationConfig, value: Any) -> SimulationConfig:
         takes = self._belongs_to(config.scheduling_policy)
@@ -70,30 +62,22 @@ class PolicyParameter(Control):
     def follow(self, widgets: Widgets) -> None:
         policy = widgets["scheduling_policy"]
         if not self._belongs_to(policy.value):
-            policy.value = self.chooses
+            policy.value = _CHOOSES[self.name]
 
     def _belongs_to(self, policy: Any) -> bool:
         parameter = self.name.partition(".")[2]
         return parameter in inspect.signature(POLICIES[policy]).parameters
 
 
-_SIGMAS = [0.0, 0.1, 0.25, 0.5, 1.0, 2.0]
+_NOISE, _AGEING = f"{_PARAMS}.prediction_sigma", f"{_PARAMS}.aging_rate"
+_CHOOSES = {_NOISE: "Predicted-SJF", _AGEING: "SJF-Aging"}
+_SIGMAS = {"options": [0.0, 0.1, 0.25, 0.5, 1.0, 2.0], "value": 0.5}
+_RATES = log(-3, 1, 0.1) | {"value": 0.1}
 _CONTROLS = (
     "scheduling_policy",
     "arrival_rate",
-    PolicyParameter(
-        f"{_PARAMS}.prediction_sigma",
-        "σ of prediction",
-        w.SelectionSlider,
-        {"options": _SIGMAS, "value": 0.5},
-        chooses="Predicted-SJF",
-    ),
-    PolicyParameter(
-        f"{_PARAMS}.aging_rate",
-        "ageing rate",
-        options=log(-3, 1, 0.1) | {"value": 0.1},
-        chooses="SJF-Aging",
-    ),
+    PolicyParameter(_NOISE, "σ of prediction", w.SelectionSlider, _SIGMAS),
+    PolicyParameter(_AGEING, "ageing rate", options=_RATES),
 )
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import ipywidgets as w
 import numpy as np
@@ -36,6 +37,10 @@ class TrafficPicture(Picture):
         self.twins = {name: twin(its) for name, its in self.traces.items()}
         self.chosen = next(iter(traces))
 
+    def pace(self, config: SimulationConfig) -> float:
+        """How often the trace's own rate a configuration has."""
+        return float(config.arrival_rate / self.twins[self.chosen]["arrival_rate"])
+
     def short(self, config: SimulationConfig) -> SimulationConfig:
         its = len(self.traces[self.chosen])
         return config.replace(num_requests=its, warmup_requests=0)
@@ -58,9 +63,8 @@ class TrafficPicture(Picture):
     def compute(self, config: SimulationConfig) -> None:
         trace = self.traces[self.chosen]
         begins = np.arange(0, len(trace), _GROUP)
-        pace = config.arrival_rate / self.twins[self.chosen]["arrival_rate"]
-        both = {"": trace.scaled(pace), " twin": Workload.generate(config)}
-        for tail, requests in both.items():
+        replay, synthetic = trace.scaled(self.pace(config)), Workload.generate(config)
+        for tail, requests in (("", replay), (" twin", synthetic)):
             times = token_times(simulate(config, requests))
             for name, its in times.items():
                 self.move_distribution(f"{name}{tail}", its)
@@ -70,31 +74,28 @@ class TrafficPicture(Picture):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TraceControl(Control):
-    """The trace to replay, which gives a configuration its twin's requests."""
+class TrafficControl(Control):
+    """A control of what a picture replays."""
 
     picture: TrafficPicture
 
-    def read(self, config: SimulationConfig) -> str:
-        return next(iter(self.picture.traces))  # a configuration names no trace
 
-    def write(self, config: SimulationConfig, value: str) -> SimulationConfig:
+class TraceControl(TrafficControl):
+    """The trace to replay, which gives a configuration its twin's requests."""
+
+    def read(self, config: SimulationConfig) -> Any:
+        return self.picture.chosen  # a configuration names no trace
+
+    def write(self, config: SimulationConfig, value: Any) -> SimulationConfig:
         self.picture.chosen = value
         return config.replace(**self.picture.twins[value], batch_timeout=0.0)
 
 
-@dataclass(frozen=True, kw_only=True)
-class PaceControl(Control):
-    """How often the trace's own rate, which the configuration has till then.
-
-    Args:
-        own_rate: Of the trace that is shown at the start, requests/s.
-    """
-
-    own_rate: float
+class PaceControl(TrafficControl):
+    """How often the trace's own rate, which the configuration has till then."""
 
     def read(self, config: SimulationConfig) -> float:
-        return config.arrival_rate / self.own_rate
+        return self.picture.pace(config)
 
     def write(self, config: SimulationConfig, value: float) -> SimulationConfig:
         return config.replace(arrival_rate=value * config.arrival_rate)
@@ -112,11 +113,10 @@ class TrafficPanel(Panel):
 
     def __init__(self, base: SimulationConfig, traces: Mapping[str, Workload]) -> None:
         picture = TrafficPicture(traces)
-        names, first = {"options": list(traces)}, picture.twins[picture.chosen]
-        pace, own_rate = log(-2, 0.5, 0.05), first["arrival_rate"]
+        names, pace = {"options": list(traces)}, log(-2, 0.5, 0.05)
         controls = (
             TraceControl("trace", "trace", w.Dropdown, names, picture=picture),
-            PaceControl("pace", "× its own rate", options=pace, own_rate=own_rate),
+            PaceControl("pace", "× its own rate", options=pace, picture=picture),
             Control("server", "server", w.Dropdown, {"options": SERVERS}),
             "scheduling_policy",
             selection("batch_size", "batch limit B", *(2**k for k in range(9))),
