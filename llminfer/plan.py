@@ -145,15 +145,12 @@ def _words(row: Mapping[Any, Any], quantity: str, spec: str = "") -> str:
 
 def _shown(what_ifs: pd.DataFrame) -> pd.DataFrame:
     """The what-ifs as a reader wants them."""
-    return pd.DataFrame(
-        {
-            "": its["setting"],
-            "requests/s": _words(its, "rate"),
-            "change": _words(its, "difference", "+.0%"),
-            "breaks first": its["binds"],
-        }
-        for its in what_ifs.to_dict("records")
-    )
+    rows = what_ifs.to_dict("records")
+    table = pd.DataFrame({"": what_ifs["setting"]})
+    table["requests/s"] = [_words(its, "rate") for its in rows]
+    table["change"] = [_words(its, "difference", "+.0%") for its in rows]
+    table["breaks first"] = what_ifs["binds"]
+    return table
 
 
 def _held(fitted: Calibration, base: SimulationConfig) -> str:

@@ -47,9 +47,8 @@ class PolicyPicture(Picture):
             for group, its in (("short", latency[~long]), ("long", latency[long])):
                 if its.size:
                     self.move_distribution(f"{group}{name}", its)
-                    self.readings[f"p99 of {group}{name}"] = seconds(
-                        np.quantile(its, 0.99)
-                    )
+                    p99 = seconds(np.quantile(its, 0.99))
+                    self.readings[f"p99 of {group}{name}"] = p99
 
 
 class PolicyParameter(Control):

@@ -68,8 +68,7 @@ class StoryPicture(Picture):
         runs = {name: simulate(few.replace(server=name), workload) for name in TITLES}
         step_time = config.step_time
         self.spans = {name: phase_spans(its, step_time) for name, its in runs.items()}
-        spans = [span for own in self.spans.values() for span in own.values()]
-        self.moments = np.unique([time for span in spans for time in span])
+        self.moments = np.unique([[*own.values()] for own in self.spans.values()])
         self.now = len(self.moments) - 1
 
     def compose(self, figure: Figure) -> None:

@@ -72,9 +72,8 @@ class UsersPicture(picture.Picture):
             self.move(f"{who} inside", table["time"] / table["time"].max(), inside)
             for name in ("avg_ttft", "p99_ttft", "avg_latency"):
                 label = name.replace("avg", "mean").replace("ttft", "TTFT")
-                self.readings[f"{label.replace('_', ' ')}, {who}"] = seconds(
-                    found[name]
-                )
+                label = label.replace("_", " ")
+                self.readings[f"{label}, {who}"] = seconds(found[name])
             lost = found.get("refused_share", 0.0) + found.get("given_up_share", 0.0)
             self.readings[f"turned away or gone, {who}"] = f"{lost:.1%}"
         stay = float(np.mean(asked.processing_end_time - sent))

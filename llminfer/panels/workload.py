@@ -91,9 +91,8 @@ class LawControl(Control):
     """The laws of prompt lengths to choose from."""
 
     def write(self, config: SimulationConfig, value: str) -> SimulationConfig:
-        return config.replace(
-            prompt_length_dist=value, prompt_dist_params=STARTS[value]
-        )
+        law = {"prompt_length_dist": value, "prompt_dist_params": STARTS[value]}
+        return config.replace(**law)
 
     def follow(self, widgets: Widgets) -> None:
         law = widgets[self.name].value

@@ -104,17 +104,13 @@ def over_time(record: RunRecord, points: int = 200) -> pd.DataFrame:
     """
     last = float(record.processing_end_time.max())
     edges = np.linspace(float(record.arrival_time[0]), last, points + 1)
-    held = np.full(points, np.nan)
+    table = pd.DataFrame({"time": edges[1:]})
+    table["running"] = running(record).means(edges)
+    table["waiting"] = queue_length(record).means(edges)
+    table["held"] = np.nan
     if record.steps is not None and record.steps.kv_blocks is not None:
-        held = _means(*kv_occupancy(record), edges)
-    return pd.DataFrame(
-        {
-            "time": edges[1:],
-            "running": running(record).means(edges),
-            "waiting": queue_length(record).means(edges),
-            "held": held,
-        }
-    )
+        table["held"] = _means(*kv_occupancy(record), edges)
+    return table
 
 
 def _means(times: FloatArray, values: FloatArray, edges: FloatArray) -> FloatArray:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 import warnings
 from collections.abc import Callable, Iterator
@@ -85,12 +84,8 @@ def beside_theory(
         ``ci_lower`` and ``ci_upper`` of the replications; ``t``, their distance in
         standard errors, and ``z``, the normal number that is as rare.
     """
-    seeds = itertools.count(first_seed)
-    configs = [
-        case.config.replace(random_seed=next(seeds))
-        for case in comparisons()
-        for _ in range(replications)
-    ]
+    runs = [case.config for case in comparisons() for _ in range(replications)]
+    configs = [run.replace(random_seed=n) for n, run in enumerate(runs, first_seed)]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", OverloadWarning)  # the floods are meant
         found = iter(run_many(configs, n_jobs, "comparisons", estimates))

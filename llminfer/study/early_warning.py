@@ -59,11 +59,9 @@ def load_ramp(
     (2.54, 4428)
     """
     most = config.max_stable_rate
-    climb = config.replace(
-        arrival_rate=start * most,
-        arrival_pattern="ramp",
-        arrival_pattern_params={"end_rate": end * most, "duration": duration},
-    )
+    ramp = {"end_rate": end * most, "duration": duration}
+    law = {"arrival_pattern": "ramp", "arrival_pattern_params": ramp}
+    climb = config.replace(arrival_rate=start * most, **law)
     expected = float(climb.arrivals.cumulative(np.array([lasts]))[0])
     return climb.replace(num_requests=math.ceil(expected))
 
@@ -254,14 +252,10 @@ def trade_off(runs: pd.DataFrame, signal: str) -> pd.DataFrame:
     thresholds = np.unique([known(values).max() for values in calm[signal]])
     rings = np.isfinite(first_alarms(calm, signal, thresholds))
     lead = crossings(risky)[:, None] - first_alarms(risky, signal, thresholds)
-    return pd.DataFrame(
-        {
-            "signal": signal,
-            "threshold": thresholds,
-            "false": rings.mean(axis=0),
-            "lead": np.quantile(lead, 0.5, axis=0, method="lower"),
-        }
-    )
+    table = pd.DataFrame({"signal": signal, "threshold": thresholds})
+    table["false"] = rings.mean(axis=0)
+    table["lead"] = np.quantile(lead, 0.5, axis=0, method="lower")
+    return table
 
 
 def quiet_alarms(runs: pd.DataFrame, share: float) -> pd.DataFrame:
