@@ -163,11 +163,9 @@ class Fitted:
 
     def table(self) -> pd.DataFrame:
         """A row a coefficient: mean, ci_lower, ci_upper, and if the data tell it."""
-        rows = {
-            name: {**found.row(), "identified": name not in self.unidentified}
-            for name, found in self.coefficients.items()
-        }
-        return pd.DataFrame.from_dict(rows, orient="index").rename_axis("coefficient")
+        rows = {name: found.row() for name, found in self.coefficients.items()}
+        table = pd.DataFrame.from_dict(rows, orient="index").rename_axis("coefficient")
+        return table.assign(identified=~table.index.isin(self.unidentified))
 
     def __str__(self) -> str:
         lines = [

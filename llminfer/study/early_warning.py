@@ -199,17 +199,13 @@ def judge(runs: pd.DataFrame, signal: str, threshold: float) -> pd.DataFrame:
     1    inf       inf     0.0
     """
     series = [name for name in runs if isinstance(runs[name].iloc[0], list)]
-    alarm = first_alarms(runs, signal, np.array([threshold]))[:, 0]
-    crossing = crossings(runs)
     end = np.array([time[-1] for time in runs["time"]])
-    return runs.drop(columns=series).assign(
-        signal=signal,
-        threshold=threshold,
-        alarm=alarm,
-        crossing=crossing,
-        lead=crossing - np.minimum(alarm, end),
-        warned=(alarm < crossing).astype(np.float64),
-    )
+    table = runs.drop(columns=series).assign(signal=signal, threshold=threshold)
+    alarm = first_alarms(runs, signal, np.array([threshold]))[:, 0]
+    table["alarm"], table["crossing"] = alarm, crossings(runs)
+    table["lead"] = table["crossing"] - np.minimum(alarm, end)
+    table["warned"] = (alarm < table["crossing"]).astype(np.float64)
+    return table
 
 
 def crossings(runs: pd.DataFrame) -> FloatArray:
