@@ -5,7 +5,6 @@ from matplotlib.figure import Figure
 from llminfer import SimulationConfig, Workload, goodput, simulate
 from llminfer.metrics import MetricsCollector
 from llminfer.panels import picture
-from llminfer.panels.html import seconds
 from llminfer.report.figures import DASHES, log_axis
 from llminfer.report.timeline import over_time
 
@@ -53,7 +52,8 @@ class ContinuousPicture(picture.Picture):
             self.move_distribution(f"{name} latency", record.latency[skip:])
             for time in ("ttft", "tpot", "latency"):
                 label = time if time == "latency" else time.upper()
-                self.readings[f"p99 {label}, {name}"] = seconds(found[f"p99_{time}"])
+                p99 = picture.seconds(found[f"p99_{time}"])
+                self.readings[f"p99 {label}, {name}"] = p99
             good = goodput(record, *picture.GOOD_ENOUGH, skip)
             self.readings[f"goodput, {name}"] = f"{good:.3g} requests/s"
             if record.steps is not None:

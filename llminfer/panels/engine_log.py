@@ -12,8 +12,7 @@ from llminfer import SimulationConfig, simulate
 from llminfer.base.arrays import FloatArray
 from llminfer.calibrate import MEASURES, Calibration
 from llminfer.data.logs import ServedLog
-from llminfer.panels.html import seconds
-from llminfer.panels.picture import Picture, Points
+from llminfer.panels.picture import Picture, Points, seconds
 from llminfer.report.figures import COLORS, look
 from llminfer.servers.overload import described
 from llminfer.timeseries import queue_length, running

@@ -72,16 +72,6 @@ def code(config: SimulationConfig, of: str = "") -> str:
     return f'<code title="click, then copy" style="{look}">{line}</code>'
 
 
-def seconds(value: float) -> str:
-    """Three digits and the unit.
-
-    >>> seconds(1983.2), seconds(0.01234)
-    ('1,980 s', '0.0123 s')
-    """
-    rounded = float(f"{value:.3g}")
-    return f"{rounded:,.0f} s" if rounded >= 1000.0 else f"{rounded:.3g} s"
-
-
 def _each(form: str, said: Mapping[str, str]) -> str:
     return "".join(form.format(*map(html.escape, pair)) for pair in said.items())
 

@@ -19,7 +19,6 @@ from numpy.typing import ArrayLike
 from llminfer import SimulationConfig, Workload, goodput, simulate
 from llminfer.base.arrays import FloatArray
 from llminfer.metrics import MetricsCollector
-from llminfer.panels.html import seconds
 from llminfer.report import figures
 from llminfer.report.figures import COLORS, DASHES, log_axis, powers_of_two
 from llminfer.theory.known import latency_curve
@@ -219,6 +218,16 @@ class BatchSizePicture(Picture):
             self.move(f"{rule} p99", sizes, p99s)
             least, size = min(zip(p99s.tolist(), sizes, strict=True))
             self.readings[f"least p99, {rule}"] = f"{seconds(least)} at B = {size}"
+
+
+def seconds(value: float) -> str:
+    """Three digits and the unit.
+
+    >>> seconds(1983.2), seconds(0.01234)
+    ('1,980 s', '0.0123 s')
+    """
+    rounded = float(f"{value:.3g}")
+    return f"{rounded:,.0f} s" if rounded >= 1000.0 else f"{rounded:.3g} s"
 
 
 def over_shares(ax: Axes, low: float, high: float, label: str) -> None:

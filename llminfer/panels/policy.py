@@ -9,9 +9,8 @@ from matplotlib.figure import Figure
 
 from llminfer import SimulationConfig, Workload, simulate
 from llminfer.panels.controls import Control, Widgets, log
-from llminfer.panels.html import seconds
 from llminfer.panels.panel import Panel
-from llminfer.panels.picture import Picture, over_shares
+from llminfer.panels.picture import Picture, over_shares, seconds
 from llminfer.policies import POLICIES
 
 _PARAMS = "scheduling_policy_params"

@@ -11,9 +11,8 @@ from matplotlib.figure import Figure
 from llminfer import SimulationConfig, Workload, simulate
 from llminfer.laws.fields import SERVERS
 from llminfer.panels.controls import Control, log, selection
-from llminfer.panels.html import seconds
 from llminfer.panels.panel import Panel
-from llminfer.panels.picture import Picture, over_shares
+from llminfer.panels.picture import Picture, over_shares, seconds
 from llminfer.report.figures import log_axis
 from llminfer.study.traffic import token_times, twin
 

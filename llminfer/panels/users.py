@@ -10,7 +10,6 @@ from llminfer.base.columns import mean_rate
 from llminfer.metrics import MetricsCollector
 from llminfer.panels import picture
 from llminfer.panels.controls import Control, rounded
-from llminfer.panels.html import seconds
 from llminfer.report.figures import log_axis
 from llminfer.report.timeline import over_time
 
@@ -73,7 +72,7 @@ class UsersPicture(picture.Picture):
             for name in ("avg_ttft", "p99_ttft", "avg_latency"):
                 label = name.replace("avg", "mean").replace("ttft", "TTFT")
                 label = label.replace("_", " ")
-                self.readings[f"{label}, {who}"] = seconds(found[name])
+                self.readings[f"{label}, {who}"] = picture.seconds(found[name])
             lost = found.get("refused_share", 0.0) + found.get("given_up_share", 0.0)
             self.readings[f"turned away or gone, {who}"] = f"{lost:.1%}"
         stay = float(np.mean(asked.processing_end_time - sent))

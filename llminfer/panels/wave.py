@@ -5,8 +5,7 @@ from matplotlib.figure import Figure
 
 from llminfer import SimulationConfig, Workload, simulate
 from llminfer.panels.controls import rounded
-from llminfer.panels.html import seconds
-from llminfer.panels.picture import Picture
+from llminfer.panels.picture import Picture, seconds
 from llminfer.report.figures import log_axis
 from llminfer.study.measures import over_a_wave
 

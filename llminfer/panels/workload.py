@@ -11,7 +11,6 @@ from llminfer import SimulationConfig
 from llminfer.laws.lengths import LengthLaw
 from llminfer.panels import picture
 from llminfer.panels.controls import Control, Widgets
-from llminfer.panels.html import seconds
 from llminfer.panels.panel import Panel
 
 _LENGTHS = np.unique(np.geomspace(1.0, 8192.0, 200).round())  # tokens
@@ -47,7 +46,8 @@ class WorkloadPicture(picture.Picture):
             if sizes:
                 size, least = sizes[p99.argmin()], p99.min()
                 best.append((size, least))
-                self.readings[f"best, {rule}"] = f"B = {size} with {seconds(least)}"
+                said = f"B = {size} with {picture.seconds(least)}"
+                self.readings[f"best, {rule}"] = said
         self.move("best", *np.array(best).reshape(-1, 2).T)
         mean, deviation = config.prompts.expectation(), config.prompts.variance() ** 0.5
         said = f"mean {mean:.0f}, standard deviation {deviation:.0f} tokens"
