@@ -12,7 +12,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import warnings
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -22,6 +22,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from llminfer.base.arrays import FloatArray
+from llminfer.base.columns import mean_rate
 from llminfer.base.errors import ConfigError, TraceError, choice, whole
 from llminfer.config import SimulationConfig
 from llminfer.data.logs import ServedLog
@@ -53,6 +54,7 @@ _HANDICAP = {"sum": 1.0, "roofline": 0.8}  # of a law's error, where they compet
 _STRETCH = 40  # steps, over which the late clock of single ones averages out
 _QUIET = 2  # steps on both sides of a step without prefill, for a cut there
 _REQUESTS = 2000  # of a run with a log's workload, at least
+_AT_ONCE = 0.05  # of the mean gap: who is sent so soon after an answer waited for it
 _FALSE_ALARM = 1e-3  # chance that Poisson arrivals look like users who wait
 _REGULAR = 0.3  # coefficient of variation of gaps; a clock's are below
 _LOADS = {"rate": "arrival_rate", "concurrency": "max_concurrency"}
@@ -161,11 +163,9 @@ class Fitted:
 
     def table(self) -> pd.DataFrame:
         """A row a coefficient: mean, ci_lower, ci_upper, and if the data tell it."""
-        rows = {
-            name: {**found.row(), "identified": name not in self.unidentified}
-            for name, found in self.coefficients.items()
-        }
-        return pd.DataFrame.from_dict(rows, orient="index").rename_axis("coefficient")
+        rows = {name: found.row() for name, found in self.coefficients.items()}
+        table = pd.DataFrame.from_dict(rows, orient="index").rename_axis("coefficient")
+        return table.assign(identified=~table.index.isin(self.unidentified))
 
     def __str__(self) -> str:
         lines = [
@@ -246,9 +246,8 @@ def errors(measured: ServedLog, simulated: ServedLog, part: Mask) -> pd.DataFram
         pair = [getattr(log, name) for log in (simulated, measured)]
         use = part & ~np.isnan(pair[1])
         ours, real = (pd.Series(values[use]) for values in pair)
-        ratios = {
-            key: ours.quantile(q) / real.quantile(q) for key, q in _QUANTILES.items()
-        }
+        cuts = _QUANTILES.items()
+        ratios = {key: ours.quantile(q) / real.quantile(q) for key, q in cuts}
         rows[name] = {"mean": ours.mean() / real.mean()} | ratios
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("measure") - 1.0
 
@@ -278,9 +277,8 @@ def mean_error(
         must = f"must be at least {2 * _GROUPS}"
         raise TraceError(f"{len(rest)} requests to compare: {must}")
     order = rest[np.argsort(measured.last_token_time[rest], kind="stable")]
-    sums = np.array(
-        [[v[i].sum() for v in pair] for i in np.array_split(order, _GROUPS)]
-    )
+    groups = np.array_split(order, _GROUPS)
+    sums = np.array([[values[i].sum() for values in pair] for i in groups])
     real, ours = sums.sum(axis=0)
     without = (ours - sums[:, 1]) / (real - sums[:, 0])
     return jackknife(float(ours / real) - 1.0, without - 1.0)
@@ -330,7 +328,7 @@ def fit(
     >>> found.unidentified[-1:]
     ('epsilon',)
     """
-    return fit_jointly([log], [engine_settings], share, [steps])[0]
+    return _calibrated([_Run(log, engine_settings, steps, share)])[0]
 
 
 def fit_jointly(
@@ -357,19 +355,19 @@ def fit_jointly(
         sizes = f"{len(logs)}, {len(engine_settings)} and {len(steps)}"
         raise ConfigError(f"logs, settings, steps: {sizes}: must be alike, not 0")
     rows = zip(logs, engine_settings, steps, strict=True)
-    runs = [_Run(*row, share) for row in rows]
-    named = {its["step_law"] for its in engine_settings if "step_law" in its}
-    best = _fit_laws(runs, named)
+    return _calibrated([_Run(*row, share) for row in rows])
+
+
+def _calibrated(runs: list[_Run]) -> list[Calibration]:
+    """The fit to runs, a calibration each; says where users waited for answers."""
     fits = []
-    for run in runs:
+    fitted = _fit_laws(runs, [run.settings for run in runs])
+    for run, best in zip(runs, fitted, strict=True):
         if "max_concurrency" not in run.settings and (most := users(run.log)):
-            said = (
-                f"log of {len(run.log)} requests: {most} users, it looks like, who wait"
-            )
-            said += f" for answers; only max_concurrency={most} as a setting keeps that"
-            warnings.warn(said, stacklevel=3)
-        its = {**vars(best), "settings": {**run.settings, **best.settings}}
-        record = simulate(Fitted(**its).config(), run.workload)
+            said = f"log of {len(run.log)} requests: {most} users, it looks like, who "
+            said += f"wait for answers; only max_concurrency={most} as a setting keeps "
+            warnings.warn(said + "that", stacklevel=3)
+        record, its = simulate(best.config(), run.workload), vars(best)
         fits.append(Calibration(log=run.log, record=record, fitted=run.part, **its))
     return fits
 
@@ -400,10 +398,7 @@ def fit_table(table: pd.DataFrame, engine_settings: Mapping[str, Any]) -> Fitted
     >>> 0.007 < found.coefficients["gamma"].value < 0.011
     True
     """
-    source = _Table(table, engine_settings)
-    named = {engine_settings["step_law"]} if "step_law" in engine_settings else set()
-    best = _fit_laws([source], named)
-    return dataclasses.replace(best, settings={**engine_settings, **best.settings})
+    return _fit_laws([_Table(table, engine_settings)], [engine_settings])[0]
 
 
 def computed(log: ServedLog) -> Workload:
@@ -420,7 +415,7 @@ def users(log: ServedLog) -> int:
     While the most requests that are ever there at once are there, none comes. Poisson
     arrivals would come then as at any time: the chance that none does, in so much time
     at the highest of so many levels, must be below 1 in 1,000. Where gaps are as even
-    as a clock's the test says nothing, and gives 0.
+    as a clock's that says nothing; then most requests must be ``sent_on_answers``.
 
     >>> arrivals = np.arange(40) // 2 * 3.0
     >>> work = Workload.from_arrays(arrivals, np.full(40, 9), np.full(40, 9))
@@ -428,7 +423,7 @@ def users(log: ServedLog) -> int:
     2
     """
     arrival, gaps = log.workload.arrival_time, np.diff(log.workload.arrival_time)
-    if not len(gaps) or gaps.std() <= _REGULAR * gaps.mean():
+    if not gaps.any():
         return 0
     left = np.sort(log.last_token_time)  # those that never did are last
     left = left[left <= arrival[-1]]
@@ -436,8 +431,21 @@ def users(log: ServedLog) -> int:
     order = np.argsort(times, kind="stable")  # at the same instant one leaves first
     there = np.cumsum(np.where(order < len(left), -1, 1))
     most = int(there.max())
+    if gaps.std() <= _REGULAR * gaps.mean():
+        return most if sent_on_answers(log) > 0.5 else 0
     full = np.diff(times[order])[there[:-1] == most].sum() / gaps.mean()
     return most if most * math.exp(-full) < _FALSE_ALARM else 0
+
+
+def sent_on_answers(log: ServedLog) -> float:
+    """The share of a log's requests that were sent as soon as one was answered.
+
+    That is, within a twentieth of the mean gap.
+    """
+    arrival, ends = log.workload.arrival_time, np.sort(log.last_token_time)
+    before = np.searchsorted(ends, arrival, side="right")
+    since = arrival - np.append(-math.inf, ends)[before]
+    return float(np.mean(since < _AT_ONCE / mean_rate(arrival)))
 
 
 def fit_steps(
@@ -471,9 +479,8 @@ def fit_steps(
     """
     choice("step_law", step_law, STEP_LAWS)
     stretches = _Stretches(steps, whole("stretch", stretch, least=1), graph_tokens)
-    best = _fit_laws([stretches], [step_law])
-    settings = {**best.settings, "graph_tokens": graph_tokens}
-    return dataclasses.replace(best, settings=settings)
+    settings = {"step_law": step_law, "graph_tokens": graph_tokens}
+    return _fit_laws([stretches], [settings])[0]
 
 
 class _Source:
@@ -611,13 +618,17 @@ def _usual(gamma: float) -> FloatArray:
     return np.append(logs, math.log(_LAUNCH))
 
 
-def _fit_laws(runs: Sequence[_Source], named: Collection[str]) -> Fitted:
-    """The law of those named, or of all, that fits best what was held back."""
+def _fit_laws(
+    runs: Sequence[_Source], settings: Sequence[Mapping[str, Any]]
+) -> list[Fitted]:
+    """The law they name, or else the best on what was held back, with each settings."""
+    named = {its["step_law"] for its in settings if "step_law" in its}
     tries = {name: _fit_law(runs, name) for name in sorted(named or STEP_LAWS)}
     scores = {name: _score(runs, name, found[0]) for name, found in tries.items()}
     law = min(scores, key=lambda name: scores[name] * _HANDICAP[name])
     found, unsure, covariance = _estimates(*tries[law])
-    return Fitted(found, unsure, {"step_law": law}, covariance=covariance, laws=scores)
+    more: Any = {"covariance": covariance, "laws": scores}
+    return [Fitted(found, unsure, {**its, "step_law": law}, **more) for its in settings]
 
 
 def _fit_law(runs: Sequence[_Source], law: str) -> tuple[FloatArray, FloatArray, float]:
@@ -653,10 +664,7 @@ def _estimates(
     own = slopes[: 1 - size]  # without the rows of the ratios
     alone = np.linalg.inv(own.T @ own + 1e-9 * np.eye(size)).diagonal()
     width = _NORMAL * np.sqrt(covariance.diagonal())
-    bounds = np.exp([logs, logs - width, logs + width]).T
-    names = COEFFICIENTS[:size]
-    found = {
-        n: Estimate(*map(float, row)) for n, row in zip(names, bounds, strict=True)
-    }
-    unsure = zip(names, np.sqrt(variance * alone) > _UNSURE, strict=True)
+    bounds = np.exp([logs, logs - width, logs + width]).T.tolist()
+    found = dict(zip(COEFFICIENTS, (Estimate(*row) for row in bounds), strict=False))
+    unsure = zip(found, np.sqrt(variance * alone) > _UNSURE, strict=True)
     return found, tuple(name for name, bad in unsure if bad), covariance

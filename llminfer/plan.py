@@ -8,12 +8,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
+from llminfer.base.columns import mean_rate
 from llminfer.base.errors import TraceError
 from llminfer.base.slo import SLO
-from llminfer.calibrate import Calibration
+from llminfer.calibrate import Calibration, sent_on_answers
 from llminfer.capacity import Capacity, Trials, fitted_to, loads
 from llminfer.config import SimulationConfig
 from llminfer.data.logs import ServedLog
@@ -25,7 +25,6 @@ from llminfer.stats.intervals import Estimate
 _LEAST = 100  # requests
 _RUNS = 10  # replications
 _WORST = 0.15  # error of a mean on the requests held back, relative
-_AT_ONCE = 0.05  # of the mean gap: who is sent so soon after an answer waited for it
 _RESTS = (
     "Changes are paired: the same requests and the same draws of the coefficients with "
     "and without. Another model, other hardware or other requests are not in this."
@@ -105,7 +104,7 @@ def plan(what: ServedLog | Calibration, slo: SLO, n_jobs: int | None = None) -> 
 
 def _answer(slo: SLO, its: Capacity, log: ServedLog) -> str:
     """The sentence of a plan."""
-    limits, own = ", ".join(map(str, slo.limits)), _rate(log)
+    limits, own = ", ".join(map(str, slo.limits)), mean_rate(log.workload.arrival_time)
     return (
         f"This engine carries {str(its).partition(', ')[0]} like those of its log "
         f"within {limits}: {its.rate / own:.2g} times the {own:.3g} of the log. What "
@@ -117,19 +116,10 @@ def _check_log(log: ServedLog) -> None:
     """Refuse what no answer can rest on."""
     if len(log) < _LEAST:
         raise TraceError(f"log: {len(log)} requests: must be at least {_LEAST}")
-    arrival, ends = log.workload.arrival_time, np.sort(log.last_token_time)
-    before = np.searchsorted(ends, arrival, side="right")
-    since = arrival - np.concatenate(([-math.inf], ends))[before]
-    waited = float(np.mean(since < _AT_ONCE / _rate(log)))
-    if waited > 0.5:
+    if (waited := sent_on_answers(log)) > 0.5:
         what = f"{waited:.0%} of its requests were sent once another was answered"
         must = "must be open, of requests that come at times of their own"
         raise TraceError(f"log: a closed loop: {what}: {must}")
-
-
-def _rate(log: ServedLog) -> float:
-    """Requests a second."""
-    return len(log) / float(np.ptp(log.workload.arrival_time))
 
 
 def _changes(config: SimulationConfig, binds: str) -> dict[str, dict[str, Any]]:
@@ -155,31 +145,28 @@ def _words(row: Mapping[Any, Any], quantity: str, spec: str = "") -> str:
 
 def _shown(what_ifs: pd.DataFrame) -> pd.DataFrame:
     """The what-ifs as a reader wants them."""
-    return pd.DataFrame(
-        {
-            "": its["setting"],
-            "requests/s": _words(its, "rate"),
-            "change": _words(its, "difference", "+.0%"),
-            "breaks first": its["binds"],
-        }
-        for its in what_ifs.to_dict("records")
-    )
+    rows = what_ifs.to_dict("records")
+    table = pd.DataFrame({"": what_ifs["setting"]})
+    table["requests/s"] = [_words(its, "rate") for its in rows]
+    table["change"] = [_words(its, "difference", "+.0%") for its in rows]
+    table["breaks first"] = what_ifs["binds"]
+    return table
 
 
 def _held(fitted: Calibration, base: SimulationConfig) -> str:
     """What the log holds, and how loaded the engine was."""
     log, work = fitted.log, fitted.log.workload
+    rate, most = mean_rate(work.arrival_time), base.max_stable_rate
     prompt, output = work.prompt_length.mean(), work.output_length.mean()
     seen = metrics_of(fitted.config(warmup_requests=0), fitted.record)
     failed = f" {log.refused:,} more were refused." * bool(log.refused)
     memory = seen.get("max_kv_occupancy", math.nan)
     full = f" and up to {memory:.0%} of the KV memory" * (memory >= 0.0)
     return (
-        f"{len(log):,} requests at {_rate(log):.3g} a second; in the mean "
-        f"{prompt:,.0f} prompt and {output:,.0f} "
-        f"output tokens.{failed} That is {_rate(log) / base.max_stable_rate:.0%} of "
-        "lambda*, the most that such an engine carries without limits. A step had "
-        f"{seen['avg_batch_size']:.3g} sequences{full}."
+        f"{len(log):,} requests at {rate:.3g} a second; in the mean "
+        f"{prompt:,.0f} prompt and {output:,.0f} output tokens.{failed} That is "
+        f"{rate / most:.0%} of lambda*, the most that such an engine carries without "
+        f"limits. A step had {seen['avg_batch_size']:.3g} sequences{full}."
     )
 
 

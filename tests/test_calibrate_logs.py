@@ -17,6 +17,7 @@ from llminfer.calibrate import (
     computed,
     errors,
     fit,
+    fit_jointly,
     fit_table,
     mean_error,
     users,
@@ -179,6 +180,18 @@ def test_users_who_wait_are_counted(concurrency):
         assert users(answered(concurrency, 20 * concurrency, 1, lag=0.0)) == concurrency
 
 
+@pytest.mark.parametrize("concurrency", [1, 3])
+@pytest.mark.parametrize("lag", [0.001, 0.02])
+def test_users_whose_answers_all_take_as_long_are_counted(concurrency, lag):
+    sent = (2.0 + lag) * np.repeat(np.arange(30.0), concurrency)
+    sent += np.tile(np.arange(concurrency) * (2.0 + lag) / concurrency, 30)
+    work = Workload.from_arrays(sent, np.full(len(sent), 9), np.full(len(sent), 9))
+    assert users(ServedLog(work, sent, sent + 0.1, sent + 2.0)) == concurrency
+    assert users(ServedLog(work, sent, sent + 0.1, sent + 1.5)) == 0
+    at_once = dataclasses.replace(work, arrival_time=np.zeros(len(sent)))
+    assert users(ServedLog(at_once, np.zeros(len(sent)), sent + 0.1, sent + 1.5)) == 0
+
+
 @pytest.mark.parametrize(
     ("run", "most"),
     [
@@ -196,6 +209,9 @@ def test_a_measured_log_says_who_sent_it(run, most):
             UserWarning, match="16 users, it looks like, who wait"
         ) as seen:
             fit(log, settings | {"step_law": "sum"}, steps=steps)
+        assert seen[0].filename == __file__
+        with pytest.warns(UserWarning, match="16 users") as seen:
+            fit_jointly([log], [settings | {"step_law": "sum"}], steps=[steps])
         assert seen[0].filename == __file__
 
 

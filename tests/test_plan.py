@@ -67,7 +67,7 @@ def test_it_says_what_the_log_holds_and_how_good_the_fit_is(report):
     said = " ".join(str(report).split())
     log = report.fitted.log
     share = log.workload.prompt_length.mean()
-    assert f"300 requests at {300 / np.ptp(log.workload.arrival_time):.3g}" in said
+    assert f"300 requests at {299 / np.ptp(log.workload.arrival_time):.3g}" in said
     assert f"{share:,.0f} prompt" in said
     assert "on 180 requests that the fit did not see" in said
     error = report.fitted.errors()["mean"]["ttft"]

@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from llminfer.base.arrays import MOST_TOKENS, FloatArray, IntArray
-from llminfer.base.errors import TraceError
+from llminfer.base.errors import TraceError, fail
 
 
 def arrival_column(name: str, given: npt.ArrayLike) -> FloatArray:
@@ -49,6 +49,21 @@ def whole_column(
     bad = ~((column >= least) & (column <= MOST_TOKENS)) | (column % 1.0 != 0.0)
     _refuse(name, column, bad, f"a whole number of {of}, at least {least}")
     return column.astype(np.int64)
+
+
+def mean_rate(arrival_time: FloatArray) -> float:
+    """Requests a second from the first arrival to the last, both counted once.
+
+    Raises:
+        ConfigError: The times have no length.
+
+    >>> mean_rate(np.array([0.0, 1.0, 4.0]))
+    0.5
+    """
+    lasted = float(arrival_time[-1] - arrival_time[0]) if len(arrival_time) else 0.0
+    if not lasted > 0.0:
+        raise fail("arrival_time", arrival_time, "several times that differ")
+    return (len(arrival_time) - 1) / lasted
 
 
 def _column(name: str, given: npt.ArrayLike) -> FloatArray:

@@ -70,10 +70,8 @@ def requests(found: Mapping[str, pd.Series], unit: str | None = None) -> pd.Data
     if (moment.name, prompt.name, output.name) == TRACE and _dates(moment) is None:
         table["arrival_time"] = seconds(moment, unit=unit)
         if (first := table["arrival_time"].min()) > _OF_DAY:
-            say(
-                table,
-                f"the first arrives at {first:.10g} s: subtract it if it is a date",
-            )
+            what = f"the first arrives at {first:.10g} s"
+            say(table, f"{what}: subtract it if it is a date")
     else:
         table["arrival_time"], _ = arrivals(moment, unit)
     table["prompt_length"], table["output_length"] = tokens(prompt), tokens(output)

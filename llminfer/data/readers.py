@@ -193,9 +193,8 @@ def _needed(
         found["arrival_time"] = pd.Series(0.0, cells.index, name="request_rate")
         if closed:
             found["arrival_time"] = _sent_by(users, found)
-            say(
-                cells, f"sent by {users} users without a pause: arrivals follow from it"
-            )
+            what = f"sent by {users} users without a pause"
+            say(cells, f"{what}: arrivals follow from it")
     if "phase" in found:
         early = found["phase"].astype(str).str.contains("warm", case=False)
         if early.any():
@@ -223,9 +222,7 @@ def _workload(found: Columns, unit: str | None, form: dict[str, Any]) -> Workloa
     rows, paths = cell.requests(found, unit), None
     if size := form.get("block"):
         hashes = found["hash_ids"][rows.index]
-        good = hashes.map(
-            lambda ids: isinstance(ids, list) and {*map(type, ids)} <= {int}
-        )
+        good = hashes.map(lambda ids: type(ids) is list and {*map(type, ids)} <= {int})
         refuse(hashes, ~good, "a list of whole numbers")
         blocks = zip(hashes, rows["prompt_length"], strict=True)
         paths = [list(zip(ids, _blocks(n, size), strict=False)) for ids, n in blocks]

@@ -1,17 +1,12 @@
 """What a panel draws of continuous batching, beside static on the same requests."""
 
-from collections.abc import Mapping
-
 from matplotlib.figure import Figure
 
-from llminfer.config import SimulationConfig
-from llminfer.experiment import simulate
-from llminfer.metrics import MetricsCollector, goodput
+from llminfer import SimulationConfig, Workload, goodput, simulate
+from llminfer.metrics import MetricsCollector
 from llminfer.panels import picture
-from llminfer.panels.html import seconds
 from llminfer.report.figures import DASHES, log_axis
 from llminfer.report.timeline import over_time
-from llminfer.workload import Workload
 
 
 class ContinuousPicture(picture.Picture):
@@ -24,35 +19,31 @@ class ContinuousPicture(picture.Picture):
     requests, warmup = 1200, 100
     of = "the continuous server"
 
-    def servers(self, config: SimulationConfig) -> Mapping[str, SimulationConfig]:
+    def servers(self, config: SimulationConfig) -> dict[str, SimulationConfig]:
         static = config.replace(server="static", batch_timeout=0.0)
         return {"continuous": config.replace(server="continuous"), "static": static}
 
     def compose(self, figure: Figure) -> None:
-        axes = figure.subplot_mosaic("lc;lh")
-        left, counts, held = axes["l"], axes["c"], axes["h"]
+        left, counts, held = figure.subplot_mosaic("lc;lh").values()
         picture.over_shares(left, 0.01, 1000.0, "seconds from arrival")
         self.add(left, "static latency", 0, "static, last token")
         self.add(left, "static ttft", 0, "static, first token", linestyle=":")
         self.add(left, "continuous latency", 1, "continuous, last token")
-        name, dots = "continuous, first token", DASHES[4]
-        self.add(left, "continuous ttft", 1, name, linestyle=dots)
+        first, dots = "continuous, first token", DASHES[4]
+        self.add(left, "continuous ttft", 1, first, linestyle=dots)
         left.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2)
         log_axis(counts, 0.8, 2000.0)
         self.add(counts, "running", 1, "running", linestyle="-")
         self.add(counts, "waiting", 4, "waiting", linestyle="--")
-        counts.set_ylabel("requests")
+        counts.set(xlim=(0.0, 1.0), ylabel="requests")
         counts.tick_params(labelbottom=False)
         counts.legend(loc="upper left", ncols=2)
         self.add(held, "held", 1, linestyle="-")
-        held.set(ylim=(0.0, 1.05), ylabel="blocks held")
-        held.yaxis.set_major_formatter("{x:.0%}")
-        for ax in (counts, held):
-            ax.set_xlim(0.0, 1.0)
+        held.set(xlim=(0.0, 1.0), ylim=(0.0, 1.05), ylabel="blocks held")
         held.set_xlabel("time, share of the continuous run")
+        held.yaxis.set_major_formatter("{x:.0%}")
 
-    def compute(self, config: SimulationConfig) -> picture.Readings:
-        readings: picture.Readings = {}
+    def compute(self, config: SimulationConfig) -> None:
         requests, skip = Workload.generate(config), self.warmup
         for name, server in self.servers(config).items():
             record = simulate(server, requests)
@@ -61,13 +52,13 @@ class ContinuousPicture(picture.Picture):
             self.move_distribution(f"{name} latency", record.latency[skip:])
             for time in ("ttft", "tpot", "latency"):
                 label = time if time == "latency" else time.upper()
-                readings[f"p99 {label}, {name}"] = seconds(found[f"p99_{time}"])
+                p99 = picture.seconds(found[f"p99_{time}"])
+                self.readings[f"p99 {label}, {name}"] = p99
             good = goodput(record, *picture.GOOD_ENOUGH, skip)
-            readings[f"goodput, {name}"] = f"{good:.3g} requests/s"
+            self.readings[f"goodput, {name}"] = f"{good:.3g} requests/s"
             if record.steps is not None:
-                readings["preemptions"] = f"{found['preemptions']:,.0f}"
+                self.readings["preemptions"] = f"{found['preemptions']:,.0f}"
                 table = over_time(record)
                 table["time"] /= table["time"].iloc[-1]  # as a share of the run
                 for what in ("running", "waiting", "held"):
                     self.move(what, table["time"], table[what])
-        return readings

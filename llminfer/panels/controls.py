@@ -8,7 +8,7 @@ from typing import Any
 
 import ipywidgets as w
 
-from llminfer.config import SimulationConfig
+from llminfer import SimulationConfig
 from llminfer.policies import POLICIES
 
 SLIDER = w.Layout(width="340px", flex="0 0 auto")
@@ -96,19 +96,17 @@ def log(low: float, high: float, step: float, readout: str = ".3g") -> dict[str,
     return {"min": low, "max": high, "step": step, "readout_format": readout}
 
 
-def _selection(name: str, label: str, options: list[Any]) -> Control:
-    return Control(name, label, w.SelectionSlider, {"options": options})
+def selection(name: str, label: str, *stops: Any, unit: str = "") -> Control:
+    """Numbers to choose from; one that a word stands for comes behind its word."""
+    pairs = [s if isinstance(s, tuple) else (f"{s:g}{unit}", s) for s in stops]
+    return Control(name, label, w.SelectionSlider, {"options": pairs})
 
 
 _RAMP = "arrival_pattern_params"
-_TIMEOUTS = [
-    ("at once", 0.0),
-    *((f"{s:g} s", s) for s in (0.1, 0.3, 1.0, 3.0, 10.0)),
-    ("until full", _NONE),
-]
-_BLOCKS = [(str(n), n) for n in (640, 800, 1024, 1280, 1536, 2048, 3072, 4096)]
-_LIMITS = [*((str(n), n) for n in (1, 2, 4, 16)), ("none", _NONE)]
-_PATIENCE = [*((f"{s:g} s", s) for s in (0.1, 0.3, 1.0, 10.0)), ("no end", _NONE)]
+_SECONDS = (0.1, 0.3, 1.0)
+_TIMEOUTS = (("at once", 0.0), *_SECONDS, 3.0, 10.0, ("until full", _NONE))
+_PATIENCE = (*_SECONDS, 10.0, ("no end", _NONE))
+_BLOCKS = (640, 800, 1024, 1280, 1536, 2048, 3072, 4096, ("no limit", _NONE))
 _POLICIES = {"options": list(POLICIES)}
 _PREFILL = {"options": [("in chunks", True), ("whole", False)]}
 CONTROLS: Mapping[str, Control] = {
@@ -120,13 +118,13 @@ CONTROLS: Mapping[str, Control] = {
         Control("gamma", "γ (s/decode step)", options=log(-5, -1, 0.05)),
         Control("delta", "δ (s/sequence)", options=log(-7, -2, 0.05)),
         Control("kappa", "κ (s/KV token)", options=log(-9, -4, 0.05)),
-        _selection("batch_size", "batch size B", [2**k for k in range(10)]),
-        _selection("batch_timeout", "wait to fill", _TIMEOUTS),
-        _selection("max_batched_tokens", "token budget", [2**k for k in range(8, 15)]),
-        _selection("kv_blocks", "KV blocks", [*_BLOCKS, ("no limit", _NONE)]),
-        _selection("clients", "users N", [2**k for k in range(11)]),
-        _selection("queue_limit", "queue limit", _LIMITS),
-        _selection("patience", "patience", _PATIENCE),
+        selection("batch_size", "batch size B", *(2**k for k in range(10))),
+        selection("batch_timeout", "wait to fill", *_TIMEOUTS, unit=" s"),
+        selection("max_batched_tokens", "token budget", *(2**k for k in range(8, 15))),
+        selection("kv_blocks", "KV blocks", *_BLOCKS),
+        selection("clients", "users N", *(2**k for k in range(11))),
+        selection("queue_limit", "queue limit", 1, 2, 4, 16, ("none", _NONE)),
+        selection("patience", "patience", *_PATIENCE, unit=" s"),
         Control("chunked_prefill", "prefill", w.Dropdown, _PREFILL),
         Control(f"{_RAMP}.end_rate", "λ at the end", options=log(-1, 2, 0.02)),
         Control(f"{_RAMP}.duration", "climb (s)", options=log(2, 3.5, 0.05, ".0f")),

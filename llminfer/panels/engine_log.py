@@ -8,13 +8,11 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from llminfer import SimulationConfig, simulate
 from llminfer.base.arrays import FloatArray
 from llminfer.calibrate import MEASURES, Calibration
-from llminfer.config import SimulationConfig
 from llminfer.data.logs import ServedLog
-from llminfer.experiment import simulate
-from llminfer.panels.html import seconds
-from llminfer.panels.picture import Picture, Points, Readings
+from llminfer.panels.picture import Picture, Points, seconds
 from llminfer.report.figures import COLORS, look
 from llminfer.servers.overload import described
 from llminfer.timeseries import queue_length, running
@@ -96,12 +94,10 @@ class LogPicture(Picture):
             ax.legend(loc="lower right")
         figure.axes[0].set_ylabel("share of requests")
 
-    def compute(self, config: SimulationConfig) -> Readings:
-        readings = {}
+    def compute(self, config: SimulationConfig) -> None:
         served = ServedLog.from_record(simulate(config, self.log.workload))
         for name in MEASURES:
             self.move(name, *_empirical_cdf(getattr(served, name)))
             real, ours = (np.nanmean(getattr(s, name)) for s in (self.log, served))
             off = f"{ours / real - 1.0:+.1%}"
-            readings[f"mean {NAMES[name]}"] = f"{seconds(ours)} ({off})"
-        return readings
+            self.readings[f"mean {NAMES[name]}"] = f"{seconds(ours)} ({off})"

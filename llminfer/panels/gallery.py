@@ -1,7 +1,6 @@
 """The panels that notebooks share with the stand-alone page."""
 
-from llminfer.config import SimulationConfig
-from llminfer.laws.engines import PRESETS
+from llminfer import PRESETS, SimulationConfig
 from llminfer.panels.continuous import ContinuousPicture
 from llminfer.panels.controls import Control, log
 from llminfer.panels.panel import Panel
@@ -16,6 +15,12 @@ REPORT = SimulationConfig(  # the course report's server
     num_requests=10_500,  # of which 500 warm up
     random_seed=42,
 )
+_RTX4090 = REPORT.replace(  # with Llama-3.1-8B, as vLLM serves it
+    **PRESETS["llama-3.1-8b-rtx4090"].coefficients,
+    server="continuous",
+    output_length_dist="lognormal",
+    output_dist_params={"mu": 5, "sigma": 0.8, "max": 2048},  # tokens
+)
 
 
 def start_panel() -> Panel:
@@ -26,16 +31,8 @@ def start_panel() -> Panel:
 
 def continuous_panel() -> Panel:
     """An RTX 4090 with Llama-3.1-8B, as vLLM serves it and as static batches would."""
-    server = REPORT.replace(
-        **PRESETS["llama-3.1-8b-rtx4090"].coefficients,
-        server="continuous",
-        arrival_rate=2.2,  # requests/s: both carry it
-        output_length_dist="lognormal",
-        output_dist_params={"mu": 5, "sigma": 0.8, "max": 2048},  # tokens
-        batch_size=128,
-        kv_blocks=1024,
-        num_requests=3_500,
-    )
+    sizes = {"batch_size": 128, "kv_blocks": 1024, "num_requests": 3_500}
+    server = _RTX4090.replace(arrival_rate=2.2, **sizes)  # requests/s: both carry it
     names = ["arrival_rate", "batch_size", "max_batched_tokens", "kv_blocks"]
     names += ["chunked_prefill", "alpha", "beta", "gamma", "delta", "kappa"]
     return Panel(server, ContinuousPicture(), names)
@@ -43,14 +40,10 @@ def continuous_panel() -> Panel:
 
 def users_panel() -> Panel:
     """Users of an RTX 4090 with Llama-3.1-8B, beside a Poisson stream."""
-    server = REPORT.replace(
-        **PRESETS["llama-3.1-8b-rtx4090"].coefficients,
-        server="continuous",
+    server = _RTX4090.replace(
         clients=32,
         think_time={"dist": "exponential", "mean": 5.0},  # seconds
         prompt_dist_params={"mu": 5.5, "sigma": 1.0, "max": 8192},  # tokens
-        output_length_dist="lognormal",
-        output_dist_params={"mu": 5, "sigma": 0.8, "max": 2048},
         batch_size=16,
         num_requests=8_000,
     )

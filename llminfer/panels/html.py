@@ -3,7 +3,7 @@
 import html
 from collections.abc import Mapping
 
-from llminfer.config import SimulationConfig
+from llminfer import SimulationConfig
 
 _FULL = 1.5  # load at the end of the gauge
 OVERLOADED = "Waits measure the length of the run."
@@ -70,16 +70,6 @@ def code(config: SimulationConfig, of: str = "") -> str:
     look += "line-height:1.4;user-select:all"
     line = html.escape(repr(config) + (f"  # {of}" if of else ""))
     return f'<code title="click, then copy" style="{look}">{line}</code>'
-
-
-def seconds(value: float) -> str:
-    """Three digits and the unit.
-
-    >>> seconds(1983.2), seconds(0.01234)
-    ('1,980 s', '0.0123 s')
-    """
-    rounded = float(f"{value:.3g}")
-    return f"{rounded:,.0f} s" if rounded >= 1000.0 else f"{rounded:.3g} s"
 
 
 def _each(form: str, said: Mapping[str, str]) -> str:

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 import ipywidgets as w
 
-from llminfer.config import SimulationConfig
+from llminfer import SimulationConfig
 from llminfer.laws.engines import LAW, PRESETS
 from llminfer.panels import html
 from llminfer.panels.controls import CONTROLS, Control, rounded
@@ -140,7 +140,7 @@ class Panel(w.VBox):  # type: ignore[misc]
             return
         self.load.value = gauges
         rests_on = {"from": html.run_length(short, 1)}
-        self.readings.value = html.readings(rests_on | dict(readings))
+        self.readings.value = html.readings(rests_on | readings)
         self.code.value = html.code(shown, self.picture.of)
         measured = shown if self.picture.measurable else None
         self.replications.offer(measured, self.picture.of)

@@ -1,6 +1,7 @@
 """What a panel draws: a figure made once, whose curves follow a configuration."""
 
 import io
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from functools import cached_property, lru_cache
@@ -15,18 +16,14 @@ from matplotlib.image import imsave
 from matplotlib.lines import Line2D
 from numpy.typing import ArrayLike
 
+from llminfer import SimulationConfig, Workload, goodput, simulate
 from llminfer.base.arrays import FloatArray
-from llminfer.config import SimulationConfig
-from llminfer.experiment import simulate
-from llminfer.metrics import MetricsCollector, goodput
-from llminfer.panels.html import seconds
+from llminfer.metrics import MetricsCollector
 from llminfer.report import figures
 from llminfer.report.figures import COLORS, DASHES, log_axis, powers_of_two
 from llminfer.theory.known import latency_curve
-from llminfer.workload import Workload
 
 Points = tuple[FloatArray, FloatArray]  # points, x and y
-Readings = dict[str, str]  # numbers with their units, by name
 SHARES = np.linspace(0.0, 1.0, 101)
 BATCH_LIMITS = (1, 2, 4, 8, 16, 32, 64, 128)
 TIMEOUTS: Mapping[str, float | None] = {"at once": 0.0, "until full": None}
@@ -47,6 +44,7 @@ class Picture(ABC):
         measurable: Whether the configuration alone says what was simulated.
         lines: The curves by name, once the figure is made.
         kept: The grey ones behind them.
+        readings: Numbers with their units, by name, of what was computed last.
     """
 
     requests: int
@@ -57,6 +55,7 @@ class Picture(ABC):
     def __init__(self) -> None:
         self.lines: dict[str, Line2D] = {}
         self.kept: dict[str, Line2D] = {}
+        self.readings: dict[str, str] = {}
         self._marks: dict[str, str] = {}
 
     @cached_property
@@ -67,13 +66,8 @@ class Picture(ABC):
             self.compose(figure)
             canvas: Any = FigureCanvasAgg(figure)
             canvas.draw()  # without the curves, which are animated
+        self._canvas, self._backdrop = canvas, canvas.copy_from_bbox(figure.bbox)
         return figure
-
-    @cached_property
-    def _backdrop(self) -> Any:
-        """The figure without its curves: a move only repaints those."""
-        canvas: Any = self.figure.canvas
-        return canvas.copy_from_bbox(self.figure.bbox)
 
     def shown(self, config: SimulationConfig) -> SimulationConfig:
         """What is simulated, but for the number of requests."""
@@ -92,8 +86,8 @@ class Picture(ABC):
         """Make the axes, and a line for each curve with ``add``."""
 
     @abstractmethod
-    def compute(self, config: SimulationConfig) -> Readings:
-        """Simulate the few requests of ``config``, ``move`` the curves, and read."""
+    def compute(self, config: SimulationConfig) -> None:
+        """Simulate ``config``'s few requests, ``move`` curves, and set ``readings``."""
 
     def add(
         self, ax: Axes, name: str, i: int, label: str | None = None, **style: Any
@@ -108,10 +102,12 @@ class Picture(ABC):
         for line in (self.kept[name], self.lines[name]):
             line.set_in_layout(False)  # empty, it has no extent to make room for
 
-    def update(self, config: SimulationConfig) -> Readings:
+    def update(self, config: SimulationConfig) -> dict[str, str]:
         """Move the curves to ``config``; the readings as text."""
-        _ = self.figure  # its lines are made with it
-        return self.compute(self.short(config))
+        _, self.readings = self.figure, {}  # its lines are made with it
+        with warnings.catch_warnings(action="ignore"):  # the gauge says the load
+            self.compute(self.short(config))
+        return self.readings
 
     def move(self, name: str, x: ArrayLike, y: ArrayLike) -> None:
         """Put a curve's points where they are, or at the edge they are beyond."""
@@ -135,12 +131,12 @@ class Picture(ABC):
 
     def png(self) -> bytes:
         """The picture."""
-        canvas: Any = self.figure.canvas
-        canvas.restore_region(self._backdrop)
+        figure = self.figure
+        self._canvas.restore_region(self._backdrop)
         for line in (*self.kept.values(), *self.lines.values()):
-            self.figure.draw_artist(line)
+            figure.draw_artist(line)
         buffer, fast = io.BytesIO(), {"compress_level": 1}
-        imsave(buffer, canvas.buffer_rgba(), format="png", pil_kwargs=fast)
+        imsave(buffer, self._canvas.buffer_rgba(), format="png", pil_kwargs=fast)
         return buffer.getvalue()
 
 
@@ -166,7 +162,7 @@ class LatencyPicture(Picture):
         self.add(right, "here", 6, "now", marker="o", linestyle="none")
         right.legend(loc="upper left")
 
-    def compute(self, config: SimulationConfig) -> Readings:
+    def compute(self, config: SimulationConfig) -> None:
         record = simulate(config)
         metrics = MetricsCollector.compute_metrics(record, self.warmup)
         good = goodput(record, *GOOD_ENOUGH, self.warmup)
@@ -179,7 +175,7 @@ class LatencyPicture(Picture):
         self.move("here", config.offered_load, metrics["avg_latency"])
         for time in ("latency", "ttft"):
             self.move_distribution(time, getattr(record, time)[self.warmup :])
-        return {
+        self.readings |= {
             "mean latency": seconds(metrics["avg_latency"]),
             "median": seconds(metrics["p50_latency"]),
             "99% are done within": seconds(metrics["p99_latency"]),
@@ -212,17 +208,26 @@ class BatchSizePicture(Picture):
         self.add(right, "arriving", 1, "arriving, λ")
         right.legend(loc="upper left")
 
-    def compute(self, config: SimulationConfig) -> Readings:
+    def compute(self, config: SimulationConfig) -> None:
         sizes = BATCH_LIMITS
         self.move("capacity", sizes, [config.stable_rate(b) for b in sizes])
         self.move("arriving", sizes, [config.arrival_rate] * len(sizes))
-        readings = here_and_stable(self, config)
+        here_and_stable(self, config)
         for rule, (means, p99s) in by_batch_limit(config, sizes).items():
             self.move(f"{rule} mean", sizes, means)
             self.move(f"{rule} p99", sizes, p99s)
             least, size = min(zip(p99s.tolist(), sizes, strict=True))
-            readings[f"least p99, {rule}"] = f"{seconds(least)} at B = {size}"
-        return readings
+            self.readings[f"least p99, {rule}"] = f"{seconds(least)} at B = {size}"
+
+
+def seconds(value: float) -> str:
+    """Three digits and the unit.
+
+    >>> seconds(1983.2), seconds(0.01234)
+    ('1,980 s', '0.0123 s')
+    """
+    rounded = float(f"{value:.3g}")
+    return f"{rounded:,.0f} s" if rounded >= 1000.0 else f"{rounded:.3g} s"
 
 
 def over_shares(ax: Axes, low: float, high: float, label: str) -> None:
@@ -232,14 +237,14 @@ def over_shares(ax: Axes, low: float, high: float, label: str) -> None:
     ax.set(xlabel=label, ylabel="share of requests")
 
 
-def here_and_stable(picture: Picture, config: SimulationConfig) -> Readings:
-    """Move ``here`` to its batch limit; that and the least stable one as readings."""
+def here_and_stable(picture: Picture, config: SimulationConfig) -> None:
+    """Move ``here`` to its batch limit, and read that and the least stable one."""
     mean, p99 = mean_and_p99(config, Workload.generate(config))
     picture.move("here", config.batch_size, p99)
     at, stable = f"B = {config.batch_size}", stable_limits(config)
     least = f"B = {stable[0]}" if stable else "no B shown here"
     said = {f"mean, {at}": seconds(mean), f"p99, {at}": seconds(p99)}
-    return said | {"stable from": least}
+    picture.readings |= said | {"stable from": least}
 
 
 def stable_limits(config: SimulationConfig) -> list[int]:

@@ -1,21 +1,17 @@
 """A panel on policies: who gains and who pays against first come, first served."""
 
 import inspect
-from dataclasses import dataclass
 from typing import Any
 
 import ipywidgets as w
 import numpy as np
 from matplotlib.figure import Figure
 
-from llminfer.config import SimulationConfig
-from llminfer.experiment import simulate
+from llminfer import SimulationConfig, Workload, simulate
 from llminfer.panels.controls import Control, Widgets, log
-from llminfer.panels.html import seconds
 from llminfer.panels.panel import Panel
-from llminfer.panels.picture import Picture, Readings, over_shares
+from llminfer.panels.picture import Picture, over_shares, seconds
 from llminfer.policies import POLICIES
-from llminfer.workload import Workload
 
 _PARAMS = "scheduling_policy_params"
 
@@ -39,31 +35,23 @@ class PolicyPicture(Picture):
             ax.legend(loc="lower right")
         axes[0].set_ylabel("share of requests")
 
-    def compute(self, config: SimulationConfig) -> Readings:
-        readings: Readings = {}
+    def compute(self, config: SimulationConfig) -> None:
         requests = Workload.generate(config)
         fcfs = config.replace(scheduling_policy="FCFS", scheduling_policy_params={})
         for name, run in (("", config), (" FCFS", fcfs)):
             record = simulate(run, requests)
             latency = record.latency[self.warmup :]
             long = record.prompt_length[self.warmup :] > config.prompts.expectation()
-            readings[f"mean{name}"] = seconds(latency.mean())
+            self.readings[f"mean{name}"] = seconds(latency.mean())
             for group, its in (("short", latency[~long]), ("long", latency[long])):
                 if its.size:
                     self.move_distribution(f"{group}{name}", its)
-                    readings[f"p99 of {group}{name}"] = seconds(np.quantile(its, 0.99))
-        return readings
+                    p99 = seconds(np.quantile(its, 0.99))
+                    self.readings[f"p99 of {group}{name}"] = p99
 
 
-@dataclass(frozen=True, kw_only=True)
 class PolicyParameter(Control):
-    """A parameter that some policies have; moving it chooses one that has it.
-
-    Args:
-        chooses: That policy.
-    """
-
-    chooses: str
+    """A parameter that some policies have; moving it chooses one that has it."""
 
     def write(self, config: SimulationConfig, value: Any) -> SimulationConfig:
         takes = self._belongs_to(config.scheduling_policy)
@@ -72,30 +60,22 @@ class PolicyParameter(Control):
     def follow(self, widgets: Widgets) -> None:
         policy = widgets["scheduling_policy"]
         if not self._belongs_to(policy.value):
-            policy.value = self.chooses
+            policy.value = _CHOOSES[self.name]
 
     def _belongs_to(self, policy: Any) -> bool:
         parameter = self.name.partition(".")[2]
         return parameter in inspect.signature(POLICIES[policy]).parameters
 
 
-_SIGMAS = [0.0, 0.1, 0.25, 0.5, 1.0, 2.0]
+_NOISE, _AGEING = f"{_PARAMS}.prediction_sigma", f"{_PARAMS}.aging_rate"
+_CHOOSES = {_NOISE: "Predicted-SJF", _AGEING: "SJF-Aging"}
+_SIGMAS = {"options": [0.0, 0.1, 0.25, 0.5, 1.0, 2.0], "value": 0.5}
+_RATES = log(-3, 1, 0.1) | {"value": 0.1}
 _CONTROLS = (
     "scheduling_policy",
     "arrival_rate",
-    PolicyParameter(
-        f"{_PARAMS}.prediction_sigma",
-        "σ of prediction",
-        w.SelectionSlider,
-        {"options": _SIGMAS, "value": 0.5},
-        chooses="Predicted-SJF",
-    ),
-    PolicyParameter(
-        f"{_PARAMS}.aging_rate",
-        "ageing rate",
-        options=log(-3, 1, 0.1) | {"value": 0.1},
-        chooses="SJF-Aging",
-    ),
+    PolicyParameter(_NOISE, "σ of prediction", w.SelectionSlider, _SIGMAS),
+    PolicyParameter(_AGEING, "ageing rate", options=_RATES),
 )
 
 

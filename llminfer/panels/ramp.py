@@ -6,9 +6,8 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from llminfer.config import SimulationConfig
-from llminfer.experiment import simulate
-from llminfer.panels.picture import Picture, Readings
+from llminfer import SimulationConfig, simulate
+from llminfer.panels.picture import Picture
 from llminfer.report.figures import log_axis
 from llminfer.study.early_warning import judge, warning_signals
 
@@ -50,7 +49,7 @@ class RampPicture(Picture):
 
     shown = short
 
-    def compute(self, config: SimulationConfig) -> Readings:
+    def compute(self, config: SimulationConfig) -> None:
         seen = warning_signals(config, simulate(config))
         load, queue = np.array(seen["load"]), np.array(seen["queue"])
         within = np.where(load <= _MOST_SHOWN, load, np.nan)
@@ -60,7 +59,7 @@ class RampPicture(Picture):
         verdict = judge(runs, "queue", self.threshold).iloc[0]
         rang = np.array(seen["time"]) == verdict["alarm"]
         self.move("alarm", load[rang], queue[rang])
-        return {
+        self.readings |= {
             "λ* is reached": _when(verdict["crossing"]),
             f"queue over {self.threshold:g}": _when(verdict["alarm"]),
             "warning": _lead(verdict["alarm"], verdict["crossing"]),

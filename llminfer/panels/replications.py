@@ -8,7 +8,7 @@ import ipywidgets as w
 import numpy as np
 import pandas as pd
 
-from llminfer.config import SimulationConfig
+from llminfer import SimulationConfig
 from llminfer.experiment import Row, poolable_metrics, replicated, simulate
 from llminfer.panels import html
 from llminfer.servers.overload import may_carry_more, waiting_in
@@ -100,10 +100,9 @@ class Replications(w.Box):  # type: ignore[misc]
                 self.progress.value = len(rows)
             if _grows(config, waiting):
                 carried = np.mean([row["throughput_req_per_sec"] for row in rows])
-                said = html.alarm(
-                    f"From {length}: the queue grows until their end. "
-                    f"{html.OVERLOADED} Throughput {carried:.3g} requests/s."
-                )
+                grows = f"the queue grows until their end. {html.OVERLOADED}"
+                rate = f"Throughput {carried:.3g} requests/s."
+                said = html.alarm(f"From {length}: {grows} {rate}")
             else:
                 said = html.readings({"from": length} | _intervals(rows))
         except Exception as error:  # in a thread nobody else would see it

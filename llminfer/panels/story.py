@@ -12,18 +12,15 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
+from llminfer import RunRecord, SimulationConfig, Workload, simulate
 from llminfer.base.arrays import FloatArray
-from llminfer.config import SimulationConfig
-from llminfer.experiment import simulate
 from llminfer.panels import html
 from llminfer.panels.panel import IMAGE
-from llminfer.panels.picture import Picture, Points, Readings
-from llminfer.record import RunRecord
+from llminfer.panels.picture import Picture, Points
 from llminfer.report import timeline
 from llminfer.report.figures import legend_above
 from llminfer.report.tables import figures_dir
 from llminfer.timing import StepTime
-from llminfer.workload import Workload
 
 TITLES: Mapping[str, str] = {"static": "static batches", "continuous": "continuous"}
 _SAME = {name: timeline.LOOKS[name] for name in ("waiting", "prefilling", "decoding")}
@@ -71,8 +68,7 @@ class StoryPicture(Picture):
         runs = {name: simulate(few.replace(server=name), workload) for name in TITLES}
         step_time = config.step_time
         self.spans = {name: phase_spans(its, step_time) for name, its in runs.items()}
-        spans = [span for own in self.spans.values() for span in own.values()]
-        self.moments = np.unique([time for span in spans for time in span])
+        self.moments = np.unique([[*own.values()] for own in self.spans.values()])
         self.now = len(self.moments) - 1
 
     def compose(self, figure: Figure) -> None:
@@ -112,15 +108,14 @@ class StoryPicture(Picture):
         first.save(path, save_all=True, append_images=rest, duration=pause, loop=0)
         return path
 
-    def compute(self, config: SimulationConfig) -> Readings:
+    def compute(self, config: SimulationConfig) -> None:
         now = float(self.moments[self.now])
-        said = {"time": f"{now:.2f} s"}
+        self.readings["time"] = f"{now:.2f} s"
         for server, own in self.spans.items():
             for name, (start, end) in own.items():
                 self.move(f"{server} {name}", *_bars(start, np.minimum(end, now)))
             self.move(f"{server} now", [now, now], [0.3, self.requests + 0.7])
-            said[TITLES[server]] = _in_words(own, now)
-        return said
+            self.readings[TITLES[server]] = _in_words(own, now)
 
 
 def _bars(start: FloatArray, end: FloatArray) -> Points:

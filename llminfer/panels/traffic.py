@@ -2,21 +2,19 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import ipywidgets as w
 import numpy as np
 from matplotlib.figure import Figure
 
-from llminfer.config import SimulationConfig
-from llminfer.experiment import simulate
+from llminfer import SimulationConfig, Workload, simulate
 from llminfer.laws.fields import SERVERS
-from llminfer.panels.controls import Control, log
-from llminfer.panels.html import seconds
+from llminfer.panels.controls import Control, log, selection
 from llminfer.panels.panel import Panel
-from llminfer.panels.picture import Picture, Readings, over_shares
+from llminfer.panels.picture import Picture, over_shares, seconds
 from llminfer.report.figures import log_axis
 from llminfer.study.traffic import token_times, twin
-from llminfer.workload import Workload
 
 _GROUP = 25  # requests in a row
 _LEAST, _MOST = 0.01, 1000.0  # seconds shown
@@ -38,6 +36,10 @@ class TrafficPicture(Picture):
         self.twins = {name: twin(its) for name, its in self.traces.items()}
         self.chosen = next(iter(traces))
 
+    def pace(self, config: SimulationConfig) -> float:
+        """How often the trace's own rate a configuration has."""
+        return float(config.arrival_rate / self.twins[self.chosen]["arrival_rate"])
+
     def short(self, config: SimulationConfig) -> SimulationConfig:
         its = len(self.traces[self.chosen])
         return config.replace(num_requests=its, warmup_requests=0)
@@ -57,48 +59,42 @@ class TrafficPicture(Picture):
         for ax in (left, right):
             ax.legend(loc="lower left", bbox_to_anchor=(0.0, 1.0), ncols=2)
 
-    def compute(self, config: SimulationConfig) -> Readings:
-        readings: Readings = {}
+    def compute(self, config: SimulationConfig) -> None:
         trace = self.traces[self.chosen]
         begins = np.arange(0, len(trace), _GROUP)
-        pace = config.arrival_rate / self.twins[self.chosen]["arrival_rate"]
-        both = {"": trace.scaled(pace), " twin": Workload.generate(config)}
-        for tail, requests in both.items():
+        replay, synthetic = trace.scaled(self.pace(config)), Workload.generate(config)
+        for tail, requests in (("", replay), (" twin", synthetic)):
             times = token_times(simulate(config, requests))
             for name, its in times.items():
                 self.move_distribution(f"{name}{tail}", its)
                 p50, p99 = map(seconds, np.quantile(its, (0.5, 0.99)))
-                readings[f"{name.upper()}{tail}, p50 and p99"] = f"{p50} and {p99}"
+                self.readings[f"{name.upper()}{tail}, p50 and p99"] = f"{p50} and {p99}"
             self.move(f"path{tail}", begins, np.maximum.reduceat(times["ttft"], begins))
-        return readings
 
 
 @dataclass(frozen=True, kw_only=True)
-class TraceControl(Control):
-    """The trace to replay, which gives a configuration its twin's requests."""
+class TrafficControl(Control):
+    """A control of what a picture replays."""
 
     picture: TrafficPicture
 
-    def read(self, config: SimulationConfig) -> str:
-        return next(iter(self.picture.traces))  # a configuration names no trace
 
-    def write(self, config: SimulationConfig, value: str) -> SimulationConfig:
+class TraceControl(TrafficControl):
+    """The trace to replay, which gives a configuration its twin's requests."""
+
+    def read(self, config: SimulationConfig) -> Any:
+        return self.picture.chosen  # a configuration names no trace
+
+    def write(self, config: SimulationConfig, value: Any) -> SimulationConfig:
         self.picture.chosen = value
         return config.replace(**self.picture.twins[value], batch_timeout=0.0)
 
 
-@dataclass(frozen=True, kw_only=True)
-class PaceControl(Control):
-    """How often the trace's own rate, which the configuration has till then.
-
-    Args:
-        own_rate: Of the trace that is shown at the start, requests/s.
-    """
-
-    own_rate: float
+class PaceControl(TrafficControl):
+    """How often the trace's own rate, which the configuration has till then."""
 
     def read(self, config: SimulationConfig) -> float:
-        return config.arrival_rate / self.own_rate
+        return self.picture.pace(config)
 
     def write(self, config: SimulationConfig, value: float) -> SimulationConfig:
         return config.replace(arrival_rate=value * config.arrival_rate)
@@ -116,16 +112,13 @@ class TrafficPanel(Panel):
 
     def __init__(self, base: SimulationConfig, traces: Mapping[str, Workload]) -> None:
         picture = TrafficPicture(traces)
-        names, first = {"options": list(traces)}, picture.twins[picture.chosen]
-        pace, own_rate = log(-2, 0.5, 0.05), first["arrival_rate"]
-        servers = {"options": SERVERS}
-        sizes = {"options": [2**k for k in range(9)]}
+        names, pace = {"options": list(traces)}, log(-2, 0.5, 0.05)
         controls = (
             TraceControl("trace", "trace", w.Dropdown, names, picture=picture),
-            PaceControl("pace", "× its own rate", options=pace, own_rate=own_rate),
-            Control("server", "server", w.Dropdown, servers),
+            PaceControl("pace", "× its own rate", options=pace, picture=picture),
+            Control("server", "server", w.Dropdown, {"options": SERVERS}),
             "scheduling_policy",
-            Control("batch_size", "batch limit B", w.SelectionSlider, sizes),
+            selection("batch_size", "batch limit B", *(2**k for k in range(9))),
         )
         super().__init__(base, picture, controls)
 

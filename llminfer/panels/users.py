@@ -1,21 +1,17 @@
 """What a panel draws of users who wait for answers, beside a clock that does not."""
 
-import warnings
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
 
-from llminfer.config import SimulationConfig
-from llminfer.experiment import simulate
+from llminfer import SimulationConfig, Workload, simulate
+from llminfer.base.columns import mean_rate
 from llminfer.metrics import MetricsCollector
 from llminfer.panels import picture
 from llminfer.panels.controls import Control, rounded
-from llminfer.panels.html import seconds
 from llminfer.report.figures import log_axis
 from llminfer.report.timeline import over_time
-from llminfer.workload import Workload
 
 
 class ThinkControl(Control):
@@ -39,7 +35,7 @@ class UsersPicture(picture.Picture):
     requests, warmup = 2000, 300
     of = "users"
 
-    def servers(self, config: SimulationConfig) -> Mapping[str, SimulationConfig]:
+    def servers(self, config: SimulationConfig) -> dict[str, SimulationConfig]:
         return {"the stream": self.stream}
 
     def compose(self, figure: Figure) -> None:
@@ -55,18 +51,17 @@ class UsersPicture(picture.Picture):
         right.set_ylabel("requests waiting or running")
         right.legend(loc="upper left", ncols=3)
 
-    def compute(self, config: SimulationConfig) -> picture.Readings:
+    def compute(self, config: SimulationConfig) -> None:
         self.move("all", [0.0, 1.0], np.full(2, config.clients))
-        with warnings.catch_warnings(action="ignore"):
-            asked = simulate(config)
-            sent = asked.sent_time
-            rate = (len(sent) - 1) / (sent[-1] - sent[0])
-            by_clock = {"clients": None, "think_time": 0.0, "arrival_rate": rate}
-            self.stream = rounded(config.replace(**by_clock))
-            stamps = Workload.generate(self.stream).arrival_time
-            lengths = asked.prompt_length, asked.output_length
-            streamed = simulate(self.stream, Workload.from_arrays(stamps, *lengths))
-        readings = {"sent": f"{rate:.3g} requests/s"}
+        asked = simulate(config)
+        sent = asked.sent_time
+        rate = mean_rate(sent)
+        by_clock = {"clients": None, "think_time": 0.0, "arrival_rate": rate}
+        self.stream = rounded(config.replace(**by_clock))
+        stamps = Workload.generate(self.stream).arrival_time
+        lengths = asked.prompt_length, asked.output_length
+        streamed = simulate(self.stream, Workload.from_arrays(stamps, *lengths))
+        self.readings["sent"] = f"{rate:.3g} requests/s"
         for who, record in (("users", asked), ("stream", streamed)):
             found = MetricsCollector.compute_metrics(record, self.warmup)
             ttft = record.ttft[record.measured(self.warmup)]
@@ -76,10 +71,11 @@ class UsersPicture(picture.Picture):
             self.move(f"{who} inside", table["time"] / table["time"].max(), inside)
             for name in ("avg_ttft", "p99_ttft", "avg_latency"):
                 label = name.replace("avg", "mean").replace("ttft", "TTFT")
-                readings[f"{label.replace('_', ' ')}, {who}"] = seconds(found[name])
+                label = label.replace("_", " ")
+                self.readings[f"{label}, {who}"] = picture.seconds(found[name])
             lost = found.get("refused_share", 0.0) + found.get("given_up_share", 0.0)
-            readings[f"turned away or gone, {who}"] = f"{lost:.1%}"
+            self.readings[f"turned away or gone, {who}"] = f"{lost:.1%}"
         stay = float(np.mean(asked.processing_end_time - sent))
         think: Any = config.think_time
         law = rate * (think["mean"] + stay)
-        return readings | {"X (Z + R)": f"{law:,.1f} of {config.clients} users"}
+        self.readings["X (Z + R)"] = f"{law:,.1f} of {config.clients} users"

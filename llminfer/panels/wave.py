@@ -1,18 +1,13 @@
 """A picture of batch-size control while the arrival rate swings."""
 
-import warnings
-
 import numpy as np
 from matplotlib.figure import Figure
 
-from llminfer.config import SimulationConfig
-from llminfer.experiment import simulate
+from llminfer import SimulationConfig, Workload, simulate
 from llminfer.panels.controls import rounded
-from llminfer.panels.html import seconds
-from llminfer.panels.picture import Picture, Readings
+from llminfer.panels.picture import Picture, seconds
 from llminfer.report.figures import log_axis
 from llminfer.study.measures import over_a_wave
-from llminfer.workload import Workload
 
 CONTROLLERS = ("static", "queue", "rate", "latency")
 _TARGET = {"latency": {"target": 10.0}}  # seconds
@@ -51,19 +46,16 @@ class WavePicture(Picture):
 
     shown = short
 
-    def compute(self, config: SimulationConfig) -> Readings:
-        readings: Readings = {}
+    def compute(self, config: SimulationConfig) -> None:
         period = config.arrival_pattern_params["period"]
         requests = Workload.generate(config)
         for name in CONTROLLERS:
             every = {} if name == "static" else {"interval": period / _ACTS}
             params = every | _TARGET.get(name, {})
             run = config.replace(batch_control=name, batch_control_params=params)
-            with warnings.catch_warnings(action="ignore"):
-                found = over_a_wave(run, simulate(run, requests))
+            found = over_a_wave(run, simulate(run, requests))
             shown = slice(None, 60)
             time = np.array(found["time"][shown]) / period
             for what in ("limit", "p99"):
                 self.move(f"{name} {what}", time, found[what][shown])
-            readings[f"p99 at the peak, {name}"] = seconds(found["p99_peak"])
-        return readings
+            self.readings[f"p99 at the peak, {name}"] = seconds(found["p99_peak"])

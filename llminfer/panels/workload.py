@@ -7,11 +7,10 @@ import ipywidgets as w
 import numpy as np
 from matplotlib.figure import Figure
 
-from llminfer.config import SimulationConfig
+from llminfer import SimulationConfig
 from llminfer.laws.lengths import LengthLaw
 from llminfer.panels import picture
 from llminfer.panels.controls import Control, Widgets
-from llminfer.panels.html import seconds
 from llminfer.panels.panel import Panel
 
 _LENGTHS = np.unique(np.geomspace(1.0, 8192.0, 200).round())  # tokens
@@ -37,9 +36,9 @@ class WorkloadPicture(picture.Picture):
         self.add(right, "tokens", 3, "of all prompt tokens")
         right.legend(loc="lower left", bbox_to_anchor=(0.0, 1.0), ncols=2)
 
-    def compute(self, config: SimulationConfig) -> picture.Readings:
+    def compute(self, config: SimulationConfig) -> None:
         self._move_shares(config.prompts)
-        readings = picture.here_and_stable(self, config)
+        picture.here_and_stable(self, config)
         sizes = picture.stable_limits(config)
         best: list[tuple[int, float]] = []
         for rule, (_, p99) in picture.by_batch_limit(config, sizes).items():
@@ -47,11 +46,12 @@ class WorkloadPicture(picture.Picture):
             if sizes:
                 size, least = sizes[p99.argmin()], p99.min()
                 best.append((size, least))
-                readings[f"best, {rule}"] = f"B = {size} with {seconds(least)}"
+                said = f"B = {size} with {picture.seconds(least)}"
+                self.readings[f"best, {rule}"] = said
         self.move("best", *np.array(best).reshape(-1, 2).T)
         mean, deviation = config.prompts.expectation(), config.prompts.variance() ** 0.5
-        moments = f"mean {mean:.0f}, standard deviation {deviation:.0f} tokens"
-        return readings | {"prompts": moments}
+        said = f"mean {mean:.0f}, standard deviation {deviation:.0f} tokens"
+        self.readings["prompts"] = said
 
     def _move_shares(self, prompts: LengthLaw) -> None:
         """The shares of requests and of their tokens in prompts up to a length."""
@@ -91,9 +91,8 @@ class LawControl(Control):
     """The laws of prompt lengths to choose from."""
 
     def write(self, config: SimulationConfig, value: str) -> SimulationConfig:
-        return config.replace(
-            prompt_length_dist=value, prompt_dist_params=STARTS[value]
-        )
+        law = {"prompt_length_dist": value, "prompt_dist_params": STARTS[value]}
+        return config.replace(**law)
 
     def follow(self, widgets: Widgets) -> None:
         law = widgets[self.name].value

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import html
 import textwrap
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -44,40 +44,26 @@ class Page:
         return ""
 
     def __repr__(self) -> str:
-        def said(text: str) -> str:
-            return textwrap.fill(text, 88)
-
-        def table(its: pd.DataFrame) -> str:
-            return its.to_string(index=False)
-
-        return "\n\n".join([said(self.sentence), *self._parts(str.upper, said, table)])
+        lines = [textwrap.fill(self.sentence, 88)]
+        for title, parts in self.sections.items():
+            lines.append(title.upper())
+            for its in parts:
+                if isinstance(its, str):
+                    lines.append(textwrap.fill(its, 88))
+                else:
+                    lines.append(its.to_string(index=False))
+        return "\n\n".join(lines)
 
     def _repr_html_(self) -> str:
-        def title(text: str) -> str:
-            return f"<h3>{text}</h3>"
-
-        def said(text: str) -> str:
-            return f"<p>{html.escape(text)}</p>"
-
-        def table(its: pd.DataFrame) -> str:
-            return its.to_html(index=False, border=0, justify="left")
-
-        head = f"<h2>{html.escape(self.sentence)}</h2>"
-        return "\n".join([head, self.picture(), *self._parts(title, said, table)])
-
-    def _parts(
-        self,
-        title: Callable[[str], str],
-        said: Callable[[str], str],
-        table: Callable[[pd.DataFrame], str],
-    ) -> list[str]:
-        found = []
-        for name, parts in self.sections.items():
-            found.append(title(name))
-            found += [
-                said(its) if isinstance(its, str) else table(its) for its in parts
-            ]
-        return found
+        lines = [f"<h2>{html.escape(self.sentence)}</h2>", self.picture()]
+        for title, parts in self.sections.items():
+            lines.append(f"<h3>{title}</h3>")
+            for its in parts:
+                if isinstance(its, str):
+                    lines.append(f"<p>{html.escape(its)}</p>")
+                else:
+                    lines.append(its.to_html(index=False, border=0, justify="left"))
+        return "\n".join(lines)
 
     def to_html(self, path: str | Path) -> None:
         """Write the page, which needs no other file."""

@@ -49,25 +49,21 @@ def phases(
     """
     if not end > start:
         raise fail("end", end, f"above start={start:g}")
-    n = len(record.arrival_time)
-    times = [
-        record.queue_entry_time,
-        record.processing_start_time,
-        record.first_token_time,
-        record.processing_end_time,
+    every, log = np.arange(len(record.arrival_time)), record.steps
+    parts = [
+        ("waiting", every, record.queue_entry_time),
+        ("prefilling", every, record.processing_start_time),
+        ("decoding", every, record.first_token_time),
+        ("gone", every, record.processing_end_time),
     ]
-    who, phase = [np.arange(n)] * 4, ["waiting", "prefilling", "decoding", "gone"]
-    if (log := record.steps) is not None:
-        times += [log.preempted_time, log.resumed_time, log.caught_up_time]
-        who += [log.preempted_request] * 3
-        phase += ["preempted", "prefilling again", "decoding"]
-    changes = pd.DataFrame(
-        {
-            "request": np.concatenate(who),
-            "phase": np.repeat(phase, [len(part) for part in times]),
-            "begin": np.concatenate(times),
-        }
-    ).dropna()  # preempted again before it had caught up
+    if log is not None:
+        some = log.preempted_request
+        parts.append(("preempted", some, log.preempted_time))
+        parts.append(("prefilling again", some, log.resumed_time))
+        parts.append(("decoding", some, log.caught_up_time))
+    columns = ("phase", "request", "begin")
+    tables = (pd.DataFrame(dict(zip(columns, part, strict=True))) for part in parts)
+    changes = pd.concat(tables).dropna()  # preempted again before it had caught up
     changes = changes.sort_values(["request", "begin"], kind="stable")
     changes["end"] = changes["begin"].shift(-1)
     rows = changes[changes["phase"] != "gone"]
@@ -108,17 +104,13 @@ def over_time(record: RunRecord, points: int = 200) -> pd.DataFrame:
     """
     last = float(record.processing_end_time.max())
     edges = np.linspace(float(record.arrival_time[0]), last, points + 1)
-    held = np.full(points, np.nan)
+    table = pd.DataFrame({"time": edges[1:]})
+    table["running"] = running(record).means(edges)
+    table["waiting"] = queue_length(record).means(edges)
+    table["held"] = np.nan
     if record.steps is not None and record.steps.kv_blocks is not None:
-        held = _means(*kv_occupancy(record), edges)
-    return pd.DataFrame(
-        {
-            "time": edges[1:],
-            "running": running(record).means(edges),
-            "waiting": queue_length(record).means(edges),
-            "held": held,
-        }
-    )
+        table["held"] = _means(*kv_occupancy(record), edges)
+    return table
 
 
 def _means(times: FloatArray, values: FloatArray, edges: FloatArray) -> FloatArray:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 import warnings
 from collections.abc import Callable, Iterator
@@ -14,13 +13,9 @@ import numpy as np
 import pandas as pd
 from scipy.special import ndtri, stdtr
 
-from llminfer import theory
+from llminfer import PRESETS, Estimate, RunRecord, SimulationConfig, theory
 from llminfer.base.errors import OverloadWarning
-from llminfer.config import SimulationConfig
 from llminfer.experiment import run_many
-from llminfer.laws.engines import PRESETS
-from llminfer.record import RunRecord
-from llminfer.stats.intervals import Estimate
 from llminfer.theory.service_time import WaitLaw
 
 Statistic = Callable[[RunRecord, int], float]  # of a run, less so many of warm-up
@@ -89,12 +84,8 @@ def beside_theory(
         ``ci_lower`` and ``ci_upper`` of the replications; ``t``, their distance in
         standard errors, and ``z``, the normal number that is as rare.
     """
-    seeds = itertools.count(first_seed)
-    configs = [
-        case.config.replace(random_seed=next(seeds))
-        for case in comparisons()
-        for _ in range(replications)
-    ]
+    runs = [case.config for case in comparisons() for _ in range(replications)]
+    configs = [run.replace(random_seed=n) for n, run in enumerate(runs, first_seed)]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", OverloadWarning)  # the floods are meant
         found = iter(run_many(configs, n_jobs, "comparisons", estimates))
@@ -124,7 +115,7 @@ def _run(load: float, **changes: Any) -> SimulationConfig:
 
 def _real(preset: str, load: float, **changes: Any) -> SimulationConfig:
     own = {**PRESETS[preset].coefficients, "epsilon": 0.0}  # of which no law knows
-    return _run(load, **own, **changes)
+    return _run(load, **own | changes)
 
 
 def _mean(of: Callable[[RunRecord], Any]) -> Statistic:
@@ -263,8 +254,7 @@ def _geometric(mean: int) -> dict[str, Any]:
 def _continuous() -> Named:
     """Iteration-level batches under FCFS, with geometric outputs."""
     steps = {**_CONTINUOUS, **_geometric(50), "batch_size": 8}
-    real = _real(_RTX4090, 0.85, **steps).replace(kappa=0.0)
-    real = real.replace(arrival_rate=0.85 * real.max_stable_rate)
+    real = _real(_RTX4090, 0.85, **steps, kappa=0.0)
     kinds = {
         "continuous, B = 8, report, load 0.5": _run(0.5, **steps),
         "continuous, B = 8, RTX 4090 (κ = 0), load 0.85": real,

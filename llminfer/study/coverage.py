@@ -14,10 +14,9 @@ import numpy as np
 import pandas as pd
 from scipy.stats import binomtest
 
+from llminfer import RunRecord, SimulationConfig
 from llminfer.base.arrays import FloatArray
 from llminfer.base.errors import whole
-from llminfer.config import SimulationConfig
-from llminfer.record import RunRecord
 from llminfer.stats.intervals import Estimate, Values, skewed_mean
 from llminfer.stats.paired import BLOCK, best_against_rest
 from llminfer.stats.run_length import averaged_series, mser5, replicate_until

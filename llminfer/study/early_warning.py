@@ -16,10 +16,9 @@ import numpy as np
 import pandas as pd
 from scipy.stats import mannwhitneyu
 
+from llminfer import RunRecord, SimulationConfig
 from llminfer.base.arrays import FloatArray, IntArray
 from llminfer.base.errors import number
-from llminfer.config import SimulationConfig
-from llminfer.record import RunRecord
 from llminfer.stats.intervals import without_one
 from llminfer.timeseries import StepSeries, latency_quantile, queue_length, running
 
@@ -60,11 +59,9 @@ def load_ramp(
     (2.54, 4428)
     """
     most = config.max_stable_rate
-    climb = config.replace(
-        arrival_rate=start * most,
-        arrival_pattern="ramp",
-        arrival_pattern_params={"end_rate": end * most, "duration": duration},
-    )
+    ramp = {"end_rate": end * most, "duration": duration}
+    law = {"arrival_pattern": "ramp", "arrival_pattern_params": ramp}
+    climb = config.replace(arrival_rate=start * most, **law)
     expected = float(climb.arrivals.cumulative(np.array([lasts]))[0])
     return climb.replace(num_requests=math.ceil(expected))
 
@@ -202,17 +199,13 @@ def judge(runs: pd.DataFrame, signal: str, threshold: float) -> pd.DataFrame:
     1    inf       inf     0.0
     """
     series = [name for name in runs if isinstance(runs[name].iloc[0], list)]
-    alarm = first_alarms(runs, signal, np.array([threshold]))[:, 0]
-    crossing = crossings(runs)
     end = np.array([time[-1] for time in runs["time"]])
-    return runs.drop(columns=series).assign(
-        signal=signal,
-        threshold=threshold,
-        alarm=alarm,
-        crossing=crossing,
-        lead=crossing - np.minimum(alarm, end),
-        warned=(alarm < crossing).astype(np.float64),
-    )
+    table = runs.drop(columns=series).assign(signal=signal, threshold=threshold)
+    alarm = first_alarms(runs, signal, np.array([threshold]))[:, 0]
+    table["alarm"], table["crossing"] = alarm, crossings(runs)
+    table["lead"] = table["crossing"] - np.minimum(alarm, end)
+    table["warned"] = (alarm < table["crossing"]).astype(np.float64)
+    return table
 
 
 def crossings(runs: pd.DataFrame) -> FloatArray:
@@ -255,14 +248,10 @@ def trade_off(runs: pd.DataFrame, signal: str) -> pd.DataFrame:
     thresholds = np.unique([known(values).max() for values in calm[signal]])
     rings = np.isfinite(first_alarms(calm, signal, thresholds))
     lead = crossings(risky)[:, None] - first_alarms(risky, signal, thresholds)
-    return pd.DataFrame(
-        {
-            "signal": signal,
-            "threshold": thresholds,
-            "false": rings.mean(axis=0),
-            "lead": np.quantile(lead, 0.5, axis=0, method="lower"),
-        }
-    )
+    table = pd.DataFrame({"signal": signal, "threshold": thresholds})
+    table["false"] = rings.mean(axis=0)
+    table["lead"] = np.quantile(lead, 0.5, axis=0, method="lower")
+    return table
 
 
 def quiet_alarms(runs: pd.DataFrame, share: float) -> pd.DataFrame:
@@ -402,9 +391,7 @@ def auc_by_signal(runs: pd.DataFrame, horizon: float) -> pd.DataFrame:
         ``signal``, ``replication``, ``auc`` (its jackknife value), ``misordered``
         (1 - ``auc``, the share of pairs of times in the wrong order).
     """
-    parts = []
-    for signal in SIGNALS:
-        values = auc(*right_and_wrong(runs, signal, horizon))
-        parts.append(pd.DataFrame({"signal": signal, "auc": values}))
-    table = pd.concat(parts).rename_axis("replication").reset_index()
+    areas = {name: auc(*right_and_wrong(runs, name, horizon)) for name in SIGNALS}
+    table = pd.DataFrame(areas).rename_axis("replication").reset_index()
+    table = table.melt("replication", var_name="signal", value_name="auc")
     return table.assign(misordered=1.0 - table["auc"])

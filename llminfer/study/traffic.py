@@ -10,34 +10,18 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from llminfer import RunRecord, SimulationConfig, Workload
 from llminfer.base.arrays import FloatArray, IntArray
+from llminfer.base.columns import mean_rate
 from llminfer.base.errors import fail, number, whole
-from llminfer.config import SimulationConfig
 from llminfer.experiment import Row, simulate
 from llminfer.laws.lengths import LengthLaw, LogNormal
-from llminfer.record import RunRecord
 from llminfer.stats.intervals import Estimate, jackknife, without_one
-from llminfer.workload import Workload
 
 Numbers = FloatArray | IntArray
 
 _TRIALS = 100  # samples that ``distance_by_chance`` draws
 _BLOCKS = 10  # consecutive parts of a path, for its interval
-
-
-def mean_rate(arrival_time: FloatArray) -> float:
-    """Requests a second from the first arrival to the last, both counted once.
-
-    Raises:
-        ConfigError: The times have no length.
-
-    >>> mean_rate(np.array([0.0, 1.0, 4.0]))
-    0.5
-    """
-    lasted = float(arrival_time[-1] - arrival_time[0]) if len(arrival_time) else 0.0
-    if not lasted > 0.0:
-        raise fail("arrival_time", arrival_time, "several times that differ")
-    return (len(arrival_time) - 1) / lasted
 
 
 def fitted_lognormal(tokens: IntArray) -> LogNormal:

@@ -157,8 +157,7 @@ def higher(first: FloatArray, entry: FloatArray, starts: int) -> FloatArray:
 
 def stationary(chain: FloatArray) -> FloatArray:
     """The stationary law of a chain's matrix of transitions, shape (n,)."""
-    system = chain.T - np.eye(len(chain))
+    unit = np.eye(len(chain))
+    system = chain.T - unit
     system[0] = 1.0
-    right = np.zeros(len(chain))
-    right[0] = 1.0
-    return np.asarray(np.maximum(np.linalg.solve(system, right), 0.0))
+    return np.asarray(np.maximum(np.linalg.solve(system, unit[0]), 0.0))
