@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from llminfer.base.errors import number
-from llminfer.base.frozen import frozen_params
-from llminfer.laws.people import people_law
 
 _FIXED = frozenset(
     {"id", "arrival_time", "prompt_length", "expected_output_length", "request_class"}
@@ -114,11 +112,6 @@ class RequestClass:
         number("weight", self.weight, above=0.0)
         if self.base_priority is not None:
             number("base_priority", self.base_priority)
-        for name in ("prompt_dist_params", "output_dist_params"):
-            if (its := getattr(self, name)) is not None:
-                frozen_params(name, its)
-        if self.think_time is not None:
-            people_law("think_time", self.think_time)
 
 
 def _between(start: float | None, end: float | None) -> float | None:

@@ -513,22 +513,22 @@ class ByClass(LengthLaw):
     shares: tuple[float, ...]
 
     @cached_property
-    def parts(self) -> list[tuple[float, LengthLaw]]:
-        """Each class that has requests: its part of all of them, and its law."""
-        some = [its for its in zip(self.shares, self.laws, strict=True) if its[0] > 0.0]
-        return [(share / sum(self.shares), law) for share, law in some]
+    def there(self) -> dict[int, float]:
+        """The part of all requests that each class has, if it has any, by number."""
+        total = sum(self.shares)
+        return {k: share / total for k, share in enumerate(self.shares) if share > 0.0}
 
     @property
     def support(self) -> tuple[int, float]:
-        low, high = zip(*(law.support for _, law in self.parts), strict=True)
+        low, high = zip(*(self.laws[k].support for k in self.there), strict=True)
         return min(low), max(high)
 
     @property
     def listed(self) -> float:
-        return max(law.listed for _, law in self.parts)
+        return max(self.laws[k].listed for k in self.there)
 
     def _quantile(self, u: FloatArray) -> FloatArray:
-        each = [law.tokens(u) for _, law in self.parts]
+        each = [self.laws[k].tokens(u) for k in self.there]
         low, high = np.min(each, axis=0), np.max(each, axis=0)
         while (low < high).any():  # it lies between those of the classes
             middle = (low + high) // 2
@@ -537,8 +537,10 @@ class ByClass(LengthLaw):
         return np.asarray(high, dtype=np.float64)
 
     def _exceeds(self, x: FloatArray) -> FloatArray:
-        parts = [share * law.survival(x - 1.0) for share, law in self.parts]
-        return np.minimum(np.sum(parts, axis=0), 1.0)
+        parts = [
+            part * self.laws[k].survival(x - 1.0) for k, part in self.there.items()
+        ]
+        return np.asarray(np.minimum(np.sum(parts, axis=0), 1.0))
 
     def of_class(self, number: int) -> LengthLaw:
         return self.laws[number]
@@ -582,9 +584,9 @@ def drawn_lengths(
     if not isinstance(prompts, ByClass) and not isinstance(outputs, ByClass):
         return prompts.tokens(at), outputs.beside(prompts, at, own)
     found = np.zeros((2, len(classes)), dtype=np.int64)
-    for number in np.unique(classes):
-        its, law = prompts.of_class(number), outputs.of_class(number)
-        some = np.flatnonzero(classes == number)
+    for kind in np.unique(classes):
+        its, law = prompts.of_class(kind), outputs.of_class(kind)
+        some = np.flatnonzero(classes == kind)
         found[0, some] = its.tokens(at[some])
         found[1, some] = law.beside(its, at[some], own[some])
     return found[0], found[1]

@@ -17,14 +17,20 @@ from typing import Any
 import numpy as np
 
 from llminfer.base.arrays import FloatArray
-from llminfer.base.errors import ConfigError, fail, number
+from llminfer.base.errors import ConfigError, fail, inside, number
 from llminfer.config import SimulationConfig
-from llminfer.laws.lengths import Geometric, LengthLaw
+from llminfer.laws.lengths import ByClass, Geometric, LengthLaw
 from llminfer.policies import FCFSPolicy, SJFPolicy
 from llminfer.theory import single_server
 from llminfer.theory.bulk import BulkQueue, GammaQueue
 from llminfer.theory.continuous_chain import ContinuousChain
-from llminfer.theory.service_time import BatchTime, batch_moments, token_pmf
+from llminfer.theory.service_time import (
+    AnyClassTime,
+    BatchTime,
+    batch_moments,
+    time_alone,
+    token_pmf,
+)
 from llminfer.theory.single_server import MG1, PriorityWaits, check_load, orders_as
 
 REPORTS_STEPS = {"step_law": "sum", "epsilon": 0.0, "async_scheduling": False}
@@ -157,7 +163,7 @@ def continuous(config: SimulationConfig) -> ContinuousChain:
     """
     require(config, server="continuous", **POISSON, kappa=0.0)
     first_come(config)
-    outputs = config.outputs
+    outputs = one_output_law(config)
     if not isinstance(outputs, Geometric):
         raise fail("output_length_dist", config.output_length_dist, "geometric here")
     if outputs.max is not None:
@@ -316,9 +322,10 @@ def inoue_latency(config: SimulationConfig, mean_batch: float) -> float:
     """
     require(config, server="static", batch_timeout=0.0, **POISSON)
     first_come(config)
-    if config.outputs.variance() > 1e-9 * config.outputs.expectation():
+    outputs = one_output_law(config)
+    if outputs.variance() > 1e-9 * outputs.expectation():
         raise fail("output_length_dist", config.output_length_dist, "constant here")
-    parts = (config.step_time, config.prompts, config.outputs)
+    parts = (config.step_time, config.prompts, outputs)
     (one, two), (square, _) = batch_moments(*parts, range(1, 3))
     slope, rate = float(two - one), config.arrival_rate  # a
     check_load(rate, 1.0 / max(slope, 1e-300))
@@ -355,8 +362,8 @@ def product_form_latency(config: SimulationConfig) -> float:
     return mean * (config.gamma + config.delta) / slowed
 
 
-def _alone(config: SimulationConfig) -> BatchTime:
-    return BatchTime(config.step_time, config.prompts, listed(config, "output"), 1)
+def _alone(config: SimulationConfig) -> BatchTime | AnyClassTime:
+    return time_alone(config.step_time, config.prompts, listed(config, "output"))
 
 
 # What the laws take for granted
@@ -373,6 +380,14 @@ def first_come(config: SimulationConfig) -> None:
     """FCFS itself: a subclass may order otherwise."""
     if not orders_as(config.policy(), FCFSPolicy):
         raise fail("scheduling_policy", config.policy().name, "FCFS for this law")
+
+
+def one_output_law(config: SimulationConfig) -> LengthLaw:
+    """The law of outputs, the same for all classes."""
+    if isinstance(config.outputs, ByClass):
+        must = "of one law of outputs for this law"
+        raise fail("request_classes", config.request_classes, must)
+    return config.outputs
 
 
 def single(config: SimulationConfig) -> None:
@@ -394,10 +409,11 @@ def least_batch(config: SimulationConfig) -> int:
 def listed(config: SimulationConfig, which: str) -> LengthLaw:
     """The law of ``which`` lengths, prompt or output, if it can be listed."""
     law = config.prompts if which == "prompt" else config.outputs
-    try:
-        token_pmf(law)
-    except ConfigError as error:
-        raise ConfigError(f"{which}_dist_params.{error}") from None
+    names = config.request_classes if isinstance(law, ByClass) else [""]
+    for kind, name in enumerate(names):
+        owner = f"request_classes.{name}." if name else ""
+        with inside(f"{owner}{which}_dist_params"):
+            token_pmf(law.of_class(kind))
     return law
 
 
