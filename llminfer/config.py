@@ -15,7 +15,7 @@ from llminfer.base.settings import Settings
 from llminfer.laws.arrivals import ArrivalRate, arrival_law
 from llminfer.laws.engines import LAW, PRESETS
 from llminfer.laws.fields import CHECKS, MAY_BE_NONE
-from llminfer.laws.lengths import LengthLaw, by_class, length_law
+from llminfer.laws.lengths import LAW_FIELDS, LengthLaw, by_class, length_laws
 from llminfer.laws.prefixes import Longer, SharedPrefixes
 from llminfer.policies import POLICIES, SchedulingPolicy, get_policy
 from llminfer.request import RequestClass
@@ -230,27 +230,11 @@ class SimulationConfig(Settings):
 
     def _lengths(self, which: str, begin: SharedPrefixes | None = None) -> LengthLaw:
         """The law of prompt or output lengths, behind what they begin with."""
-
-        def law(name: str, params: Mapping[str, Any]) -> LengthLaw:
-            own = length_law(which, name, params)
-            return own if begin is None else Longer(own, begin.tokens)
-
-        names = f"{which}_length_dist", f"{which}_dist_params"
-        usual = [getattr(self, name) for name in names]
-        of_all = law(*usual)
-        if not any(_OF_CLASS & its.keys() for its in self.request_classes.values()):
-            return of_all
-        laws = []
-        for name, its in zip(self.request_classes, self.classes, strict=True):
-            own = (getattr(its, field) for field in names)
-            with inside(f"request_classes.{name}"):
-                laws.append(law(*(o or u for o, u in zip(own, usual, strict=True))))
+        name, params = (getattr(self, which + end) for end in LAW_FIELDS)
+        laws = length_laws(which, name, params, self.request_classes)
+        if begin is not None:
+            laws = [Longer(law, begin.tokens) for law in laws]
         return by_class(laws, [its.share for its in self.classes])
-
-    def think_time_of(self, number: int) -> Any:
-        """The law of the think time of a class, or of all."""
-        own = self.classes[number].think_time if self.classes else None
-        return self.think_time if own is None else own
 
     @property
     def sheds(self) -> bool:
@@ -402,7 +386,5 @@ class SimulationConfig(Settings):
         return dataclasses.replace(self, **whole_fields)
 
 
-# the laws that a class may bring
-_OF_CLASS = {f.name for f in fields(RequestClass)[3:7]}
 # what only that server has, from max_batched_tokens to router, and its default
 _CONTINUOUS = {f.name: f.default for f in fields(SimulationConfig)[-12:-3]}

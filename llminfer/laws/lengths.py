@@ -18,8 +18,9 @@ import numpy as np
 from scipy.special import boxcox, inv_boxcox, ndtr, ndtri, xlog1py
 
 from llminfer.base.arrays import MOST_TOKENS, FloatArray, IntArray
-from llminfer.base.errors import build, choice, fail, number, numbers, whole
+from llminfer.base.errors import build, choice, fail, inside, number, numbers, whole
 
+LAW_FIELDS = "_length_dist", "_dist_params"  # of a configuration, and of a class
 _SUMMED = 2**15  # an endless law's survival is summed up to here, then integrated
 _SUMMED_WHOLE = 2**20  # a law with a greatest token is summed to that, up to here
 
@@ -560,7 +561,8 @@ class ByClass(LengthLaw):
 def by_class(laws: Sequence[LengthLaw], shares: Sequence[float]) -> LengthLaw:
     """The law of all classes together: if they are alike, that of each."""
     first = laws[0]
-    if all(law == first for law in laws) and not isinstance(first, Paired):
+    alike = all(law == first for law in laws) and not isinstance(first, Paired)
+    if alike or len(laws) == 1:
         return first
     return ByClass(tuple(laws), tuple(shares))
 
@@ -623,3 +625,30 @@ def length_law(which: str, name: str, params: Mapping[str, Any]) -> LengthLaw:
     laws = _OUTPUT_LAWS if which == "output" else LENGTH_LAWS
     law = laws[choice(f"{which}_length_dist", name, laws)]
     return build(law, name, params, f"{which}_dist_params")
+
+
+def length_laws(
+    which: str,
+    name: str,
+    params: Mapping[str, Any],
+    classes: Mapping[str, Mapping[str, Any]],
+) -> list[LengthLaw]:
+    """The law of each class; or the law of all, if no class brings one of its own.
+
+    Args:
+        which: ``"prompt"`` or ``"output"``.
+        name: Of the law that a class has if it brings none.
+        params: Of that law.
+        classes: By name, each with the fields that it brings.
+
+    Raises:
+        ConfigError: As ``length_law``; names the class.
+    """
+    laws = [length_law(which, name, params)]
+    given = (field for its in classes.values() for field in its)
+    unlike = any(field.endswith(LAW_FIELDS) for field in given)
+    for of, its in classes.items() if unlike else ():
+        own, its_params = (its.get(which + end) for end in LAW_FIELDS)
+        with inside(f"request_classes.{of}"):
+            laws.append(length_law(which, own or name, its_params or params))
+    return laws[1:] or laws  # of each class, or of all

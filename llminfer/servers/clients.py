@@ -82,7 +82,8 @@ class User:
     def _drawn(self) -> Iterator[tuple[float, int, int, tuple[float, float], Path]]:
         config, size = self._config, _AT_ONCE
         kind = self.request_class
-        think = seconds_law("think_time", config.think_time_of(kind))
+        own = [*config.request_classes.values(), {}][kind].get("think_time")
+        think = seconds_law("think_time", config.think_time if own is None else own)
         asks, says = config.prompts.of_class(kind), config.outputs.of_class(kind)
         turns_of, shared = turns_law(config.turns), config.prefixes
         left, said, name, path = 0, 0, 2 * self._number, Path()

@@ -163,9 +163,10 @@ def continuous(config: SimulationConfig) -> ContinuousChain:
     """
     require(config, server="continuous", **POISSON, kappa=0.0)
     first_come(config)
-    outputs = one_output_law(config)
+    outputs = config.outputs
     if not isinstance(outputs, Geometric):
-        raise fail("output_length_dist", config.output_length_dist, "geometric here")
+        must = "geometric, alike for all classes"
+        raise fail("output_length_dist", config.output_length_dist, must)
     if outputs.max is not None:
         must = "None: the chain forgets how long a request has run"
         raise fail("output_dist_params.max", outputs.max, must)
@@ -322,10 +323,10 @@ def inoue_latency(config: SimulationConfig, mean_batch: float) -> float:
     """
     require(config, server="static", batch_timeout=0.0, **POISSON)
     first_come(config)
-    outputs = one_output_law(config)
-    if outputs.variance() > 1e-9 * outputs.expectation():
-        raise fail("output_length_dist", config.output_length_dist, "constant here")
-    parts = (config.step_time, config.prompts, outputs)
+    if config.outputs.variance() > 1e-9 * config.outputs.expectation():
+        must = "constant, alike for all classes"
+        raise fail("output_length_dist", config.output_length_dist, must)
+    parts = (config.step_time, config.prompts, config.outputs)
     (one, two), (square, _) = batch_moments(*parts, range(1, 3))
     slope, rate = float(two - one), config.arrival_rate  # a
     check_load(rate, 1.0 / max(slope, 1e-300))
@@ -380,14 +381,6 @@ def first_come(config: SimulationConfig) -> None:
     """FCFS itself: a subclass may order otherwise."""
     if not orders_as(config.policy(), FCFSPolicy):
         raise fail("scheduling_policy", config.policy().name, "FCFS for this law")
-
-
-def one_output_law(config: SimulationConfig) -> LengthLaw:
-    """The law of outputs, the same for all classes."""
-    if isinstance(config.outputs, ByClass):
-        must = "of one law of outputs for this law"
-        raise fail("request_classes", config.request_classes, must)
-    return config.outputs
 
 
 def single(config: SimulationConfig) -> None:
