@@ -206,7 +206,7 @@ class RunRecord:
 
         Its columns still hold all requests, and rates are over the time of all.
 
-        >>> from llminfer import Workload, goodput, simulate
+        >>> from llminfer import SimulationConfig, Workload, goodput, simulate
         >>> work = Workload.from_arrays([0, 1], [9, 9], [20, 20], request_class=[0, 1])
         >>> run = simulate(SimulationConfig(batch_size=1, warmup_requests=0), work)
         >>> every = [run, run.of_class(0), run.of_class(1)]

@@ -96,7 +96,7 @@ class Workload:
         classes = np.searchsorted(below / below[-1], of, side="right")
         return cls(
             arrivals.inverse(unit),
-            *drawn_lengths(prompts, outputs, classes, prompt, output),
+            *drawn_lengths((prompts, outputs), classes, prompt, output),
             classes,
             None if prefixes is None else prefixes.segments(prefix),
         )

@@ -20,6 +20,7 @@ from scipy.special import boxcox, inv_boxcox, ndtr, ndtri, xlog1py
 from llminfer.base.arrays import MOST_TOKENS, FloatArray, IntArray
 from llminfer.base.errors import build, choice, fail, inside, number, numbers, whole
 
+Fields = Mapping[str, Any]
 LAW_FIELDS = "_length_dist", "_dist_params"  # of a configuration, and of a class
 _SUMMED = 2**15  # an endless law's survival is summed up to here, then integrated
 _SUMMED_WHOLE = 2**20  # a law with a greatest token is summed to that, up to here
@@ -87,12 +88,11 @@ class LengthLaw(ABC):
         """The law of the requests of one class."""
         return self
 
-    def apart(self, prompts: LengthLaw) -> bool:
-        """Do these outputs not depend on prompts?"""
-        return True
-
     def weighted(self, prompts: LengthLaw) -> LengthLaw:
-        """The law of outputs if a request counts as often as its prompt has tokens."""
+        """The law of outputs if a request counts as often as its prompt has tokens.
+
+        This very law if outputs do not depend on prompts.
+        """
         return self
 
     def joint(self, prompts: LengthLaw, copies: int = 1) -> float:
@@ -492,9 +492,6 @@ class Paired(Empirical):
         rows = self.partner(prompts).rows(at)
         return np.asarray(self.values)[rows].astype(np.int64)
 
-    def apart(self, prompts: LengthLaw) -> bool:
-        return False
-
     def weighted(self, prompts: LengthLaw) -> LengthLaw:
         tokens = np.floor(self.partner(prompts).values)
         weights = tokens * np.asarray(self.weights or 1.0)
@@ -546,16 +543,13 @@ class ByClass(LengthLaw):
     def of_class(self, number: int) -> LengthLaw:
         return self.laws[number]
 
-    def apart(self, prompts: LengthLaw) -> bool:
-        alike = not isinstance(prompts, ByClass)
-        return alike and all(law.apart(prompts) for law in self.laws)
-
     def weighted(self, prompts: LengthLaw) -> LengthLaw:
         of = [prompts.of_class(k) for k in range(len(self.laws))]
-        laws = (law.weighted(its) for law, its in zip(self.laws, of, strict=True))
-        tokens = (its.expectation() for its in of)
-        shares = (s * t for s, t in zip(self.shares, tokens, strict=True))
-        return ByClass(tuple(laws), tuple(shares))
+        laws = tuple(law.weighted(its) for law, its in zip(self.laws, of, strict=True))
+        if laws == self.laws and not isinstance(prompts, ByClass):
+            return self
+        tokens = [its.expectation() for its in of]
+        return ByClass(laws, tuple(np.multiply(self.shares, tokens).tolist()))
 
 
 def by_class(laws: Sequence[LengthLaw], shares: Sequence[float]) -> LengthLaw:
@@ -568,8 +562,7 @@ def by_class(laws: Sequence[LengthLaw], shares: Sequence[float]) -> LengthLaw:
 
 
 def drawn_lengths(
-    prompts: LengthLaw,
-    outputs: LengthLaw,
+    laws: tuple[LengthLaw, LengthLaw],
     classes: IntArray,
     at: FloatArray,
     own: FloatArray,
@@ -577,12 +570,12 @@ def drawn_lengths(
     """Prompts and outputs of requests, tokens, each from the laws of its class.
 
     Args:
-        prompts: Law of prompts.
-        outputs: Law of outputs.
+        laws: Of prompts, and of outputs.
         classes: Class numbers, shape (n,).
         at: Which quantiles the prompts are, in [0, 1), same shape.
         own: Which the outputs are, where these do not depend on prompts.
     """
+    prompts, outputs = laws
     if not isinstance(prompts, ByClass) and not isinstance(outputs, ByClass):
         return prompts.tokens(at), outputs.beside(prompts, at, own)
     found = np.zeros((2, len(classes)), dtype=np.int64)
@@ -628,10 +621,7 @@ def length_law(which: str, name: str, params: Mapping[str, Any]) -> LengthLaw:
 
 
 def length_laws(
-    which: str,
-    name: str,
-    params: Mapping[str, Any],
-    classes: Mapping[str, Mapping[str, Any]],
+    which: str, name: str, params: Fields, classes: Mapping[str, Fields]
 ) -> list[LengthLaw]:
     """The law of each class; or the law of all, if no class brings one of its own.
 

@@ -24,13 +24,7 @@ from llminfer.policies import FCFSPolicy, SJFPolicy
 from llminfer.theory import single_server
 from llminfer.theory.bulk import BulkQueue, GammaQueue
 from llminfer.theory.continuous_chain import ContinuousChain
-from llminfer.theory.service_time import (
-    AnyClassTime,
-    BatchTime,
-    batch_moments,
-    time_alone,
-    token_pmf,
-)
+from llminfer.theory.service_time import Service, batch_moments, time_alone, token_pmf
 from llminfer.theory.single_server import MG1, PriorityWaits, check_load, orders_as
 
 REPORTS_STEPS = {"step_law": "sum", "epsilon": 0.0, "async_scheduling": False}
@@ -363,7 +357,7 @@ def product_form_latency(config: SimulationConfig) -> float:
     return mean * (config.gamma + config.delta) / slowed
 
 
-def _alone(config: SimulationConfig) -> BatchTime | AnyClassTime:
+def _alone(config: SimulationConfig) -> Service:
     return time_alone(config.step_time, config.prompts, listed(config, "output"))
 
 

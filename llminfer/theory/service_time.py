@@ -94,9 +94,7 @@ class AnyClassTime:
         return np.asarray(np.sum(each, axis=0))
 
 
-def time_alone(
-    step_time: StepTime, prompts: LengthLaw, outputs: LengthLaw
-) -> BatchTime | AnyClassTime:
+def time_alone(step_time: StepTime, prompts: LengthLaw, outputs: LengthLaw) -> Service:
     """The time of a batch of one, whose prompt and output may depend on its class.
 
     >>> from llminfer.laws.lengths import Constant
@@ -105,12 +103,12 @@ def time_alone(
     >>> time_alone(law, Constant(9), both).moment(1)
     2.75
     """
-    for its in (prompts, outputs):
-        if isinstance(its, ByClass):
-            laws = [(prompts.of_class(k), outputs.of_class(k)) for k in its.there]
-            times = (BatchTime(step_time, *law) for law in laws)
-            return AnyClassTime(tuple(zip(its.there.values(), times, strict=True)))
-    return BatchTime(step_time, prompts, outputs)
+    its = outputs if isinstance(outputs, ByClass) else prompts
+    if not isinstance(its, ByClass):
+        return BatchTime(step_time, prompts, outputs)
+    laws = [(prompts.of_class(k), outputs.of_class(k)) for k in its.there]
+    times = [BatchTime(step_time, *law) for law in laws]
+    return AnyClassTime(tuple(zip(its.there.values(), times, strict=True)))
 
 
 @lru_cache(maxsize=64)
@@ -262,7 +260,7 @@ def longest_output(
     Raises:
         ConfigError: Outputs depend on prompts: then this says too little of a batch.
     """
-    if not outputs.apart(prompts):
+    if outputs.weighted(prompts) is not outputs:
         if isinstance(outputs, ByClass):
             must = "alike in prompts or in outputs for theory of batches"
             raise fail("request_classes", outputs.laws, must)
