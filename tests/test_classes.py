@@ -23,6 +23,7 @@ from llminfer import (
     SLO,
     ConfigError,
     MetricsCollector,
+    OverloadWarning,
     SimulationConfig,
     Workload,
     capacity,
@@ -44,6 +45,7 @@ from llminfer.laws.lengths import (
     length_law,
 )
 from llminfer.servers.clients import User
+from llminfer.servers.overload import may_carry_more
 from llminfer.stats.pooling import kept
 from llminfer.study import measures
 from llminfer.theory.service_time import BatchTime
@@ -336,6 +338,24 @@ def test_the_rate_carried_is_exact_for_lengths_by_class(server, size):
     else:
         apart = law.saturation_rate(*blind, size)
     assert abs(carried / apart - 1.0) > 0.02
+
+
+@pytest.mark.parametrize(("other", "more"), [(200, True), (331, False)])
+def test_outputs_of_multiples_in_all_classes_may_carry_more(other, more):
+    """In lockstep they end together, and a flood of them carries twice as much."""
+    kinds = {
+        name: law("output", "constant", value=value)
+        for name, value in (("short", 100), ("long", other))
+    }
+    config = BASE.replace(server="continuous", request_classes=kinds, batch_size=16)
+    config = config.replace(**law("prompt", "constant", value=20), num_requests=4_000)
+    assert may_carry_more(config) == more
+    if more:
+        flood = config.replace(arrival_rate=1e6, max_batched_tokens=10**6)
+        with pytest.warns(OverloadWarning, match="may be overloaded: .* at least"):
+            record = simulate(flood)
+        carried = len(record.latency) / record.processing_end_time.max()
+        assert carried > 1.5 * config.max_stable_rate
 
 
 # Theory
