@@ -131,6 +131,28 @@ def test_an_endless_law_beside_long_texts_is_summed_to_their_end(long):
     assert both.expectation(2) == pytest.approx(greatest, rel=1e-6)
 
 
+def test_a_quantile_at_a_jump_is_the_one_above_as_of_every_law():
+    both = ByClass((Constant(4), Constant(10)), (3.0, 1.0))
+    table = Empirical((4, 10), (3, 1))
+    u = np.arange(8) / 8.0
+    assert both.tokens(u).tolist() == table.tokens(u).tolist() == [4] * 6 + [10] * 2
+
+
+def test_one_table_of_outputs_goes_with_the_prompts_of_each_class():
+    """Paired outputs of all, and prompts of a class's own in the same rows."""
+    config = SimulationConfig(
+        **law("prompt", "empirical", values=[10, 20]),
+        **law("output", "paired", values=[3, 9]),
+        request_classes={"a": {}, "b": {"prompt_dist_params": {"values": [400, 100]}}},
+    )
+    mean = (10 * 3 + 20 * 9 + 400 * 3 + 100 * 9) / 4.0
+    assert config.outputs.joint(config.prompts) == pytest.approx(mean)
+    assert config.stable_rate(4) > 0.0
+    work = Workload.generate(config)
+    assert set(work.output_length[work.prompt_length == 400]) == {3}
+    assert set(work.output_length[work.prompt_length == 20]) == {9}
+
+
 PAIR = st.tuples(st.integers(1, 9), st.integers(1, 9))
 
 
