@@ -9,13 +9,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, Self
 
-from llminfer.base.errors import build, choice, fail
+from llminfer.base.errors import build, choice, fail, inside
 from llminfer.base.frozen import Classes, Params
 from llminfer.base.settings import Settings
 from llminfer.laws.arrivals import ArrivalRate, arrival_law
 from llminfer.laws.engines import LAW, PRESETS
 from llminfer.laws.fields import CHECKS, MAY_BE_NONE
-from llminfer.laws.lengths import LengthLaw, length_law
+from llminfer.laws.lengths import LAW_FIELDS, LengthLaw, by_class, length_laws
 from llminfer.laws.prefixes import Longer, SharedPrefixes
 from llminfer.policies import POLICIES, SchedulingPolicy, get_policy
 from llminfer.request import RequestClass
@@ -66,7 +66,9 @@ class SimulationConfig(Settings):
         scheduling_policy: A policy's name, or a policy of your own.
         scheduling_policy_params: The policy's parameters.
         request_classes: By name, each a dict of ``share``, ``weight`` and
-            ``base_priority``; numbered from 0 in this order. Shares are relative.
+            ``base_priority``; numbered from 0 in this order. Shares are relative. A
+            class may bring its own of the four fields of length laws above, and its
+            own ``think_time``: it has the others of all.
         alpha: Prefill, seconds a prompt token.
         beta: Prefill, seconds a batch.
         gamma: Decode, seconds a step.
@@ -161,13 +163,10 @@ class SimulationConfig(Settings):
         if self.warmup_requests >= self.num_requests:
             must = f"below num_requests={self.num_requests}, which counts warm-up too"
             raise fail("warmup_requests", self.warmup_requests, must)
-        if self.classes and not sum(its.share for its in self.classes) > 0.0:
-            must = "of shares with a sum above 0"
-            raise fail("request_classes", self.request_classes, must)
         if self.arrival_gaps is not None and self.arrival_cv != 1.0:
             raise fail("arrival_cv", self.arrival_cv, "1 beside arrival_gaps")
-        self.arrivals, self.outputs.partner(self.prompts), self.step_time
-        self.policy(), self.controller()
+        self._check_classes()
+        self.arrivals, self.step_time, self.policy(), self.controller()
 
     def __hash__(self) -> int:
         values = (getattr(self, f.name) for f in fields(self))
@@ -175,9 +174,19 @@ class SimulationConfig(Settings):
         plain = (type(v) if isinstance(v, SchedulingPolicy) else v for v in values)
         return hash(tuple(plain))
 
-    def _check_server(self) -> None:
-        if self.clients is None and (self.turns is not None or self.think_time):
+    def _check_classes(self) -> None:
+        thinks = [self.think_time, *(its.think_time for its in self.classes)]
+        if self.clients is None and (self.turns is not None or any(thinks)):
             raise fail("clients", None, "given beside think_time and turns")
+        if self.classes and not sum(its.share for its in self.classes) > 0.0:
+            must = "of shares with a sum above 0"
+            raise fail("request_classes", self.request_classes, must)
+        prompts, outputs = self.prompts, self.outputs
+        for number, name in enumerate(self.request_classes or [""]):
+            with inside(name and f"request_classes.{name}"):
+                outputs.of_class(number).partner(prompts.of_class(number))
+
+    def _check_server(self) -> None:
         if self.server == "static":
             for name, usual in _CONTINUOUS.items():
                 if (value := getattr(self, name)) != usual:
@@ -200,9 +209,8 @@ class SimulationConfig(Settings):
 
     @property
     def prompts(self) -> LengthLaw:
-        """The law of prompt lengths, what they share included."""
-        own = length_law("prompt", self.prompt_length_dist, self.prompt_dist_params)
-        return own if self.prefixes is None else Longer(own, self.prefixes.tokens)
+        """The law of prompt lengths, what they share included; of all classes."""
+        return self._lengths("prompt", self.prefixes)
 
     @property
     def prefixes(self) -> SharedPrefixes | None:
@@ -212,15 +220,21 @@ class SimulationConfig(Settings):
 
     @property
     def outputs(self) -> LengthLaw:
-        """The law of output lengths."""
-        return length_law("output", self.output_length_dist, self.output_dist_params)
+        """The law of output lengths, of all classes."""
+        return self._lengths("output")
 
     @property
     def _computed(self) -> LengthLaw:
         """The law of what is computed of prompts: not what they share, once cached."""
-        if self.prefix_caching and isinstance(law := self.prompts, Longer):
-            return law.law
-        return self.prompts
+        return self._lengths("prompt") if self.prefix_caching else self.prompts
+
+    def _lengths(self, which: str, begin: SharedPrefixes | None = None) -> LengthLaw:
+        """The law of prompt or output lengths, behind what they begin with."""
+        name, params = (getattr(self, which + end) for end in LAW_FIELDS)
+        laws = length_laws(which, name, params, self.request_classes)
+        if begin is not None:
+            laws = [Longer(law, begin.tokens) for law in laws]
+        return by_class(laws, [its.share for its in self.classes])
 
     @property
     def sheds(self) -> bool:

@@ -71,7 +71,8 @@ class MetricsCollector:
         """All metrics of a run by name; times in seconds.
 
         Args:
-            requests: A run's record, its ``.requests`` table, or served requests.
+            requests: A run's record, its ``.requests`` table, or served requests; of
+                one class, its record's ``of_class``.
             warmup_requests: The first so many by arrival are left out of everything
                 a request has; queue, batches and utilization are of the whole run.
             step_time: The coefficients, for the slowdown and the gaps between tokens;
@@ -102,13 +103,14 @@ def metrics_and_times(
     times = {name: np.sort(its) for name, its in _times(record, skip).items()}
     if not len(times["latency"]):
         raise ConfigError("nothing to measure: no request was completed")
-    metrics = _of_requests(record, skip, step_time, times) | _whole_run(record)
-    metrics |= _of_clients(record, skip)
+    metrics, asked = _of_requests(record, skip, step_time, times), record.asked(skip)
+    metrics |= _whole_run(record) if record.only_class is None else {}
+    metrics |= _of_clients(record, asked)
     if record.steps is not None:
-        metrics["preemptions"] = int(record.preemptions[skip:].sum())
+        metrics["preemptions"] = int(record.preemptions[asked].sum())
         if (cached := record.steps.cached_tokens) is not None:
-            metrics["cached_tokens"] = found = int(cached[skip:].sum())
-            metrics["kv_hit_rate"] = found / float(record.prompt_length[skip:].sum())
+            metrics["cached_tokens"] = found = int(cached[asked].sum())
+            metrics["kv_hit_rate"] = found / float(record.prompt_length[asked].sum())
     if step_time is None or not len(record.batch_start):
         return metrics, times, None
     gaps = token_gaps(record, step_time, skip)
@@ -126,7 +128,8 @@ def goodput(
     TPOT is that of vLLM, from the first token on; a single token has none to miss.
 
     Args:
-        requests: A run's record, its ``.requests`` table, or served requests.
+        requests: A run's record, its ``.requests`` table, or served requests; of one
+            class, its record's ``of_class``.
         ttft_limit: Longest time to the first token, seconds.
         tpot_limit: Longest time an output token after the first, seconds.
         warmup_requests: The first so many by arrival are left out.
@@ -201,16 +204,16 @@ def _of_requests(
     )
 
 
-def _of_clients(record: RunRecord, skip: int) -> dict[str, float]:
-    """Waits at the client, and how measured requests ended; nothing by the clock."""
+def _of_clients(record: RunRecord, asked: Any) -> dict[str, float]:
+    """Waits at the client, and how requests ended; nothing by the clock."""
     if record.outcome is None or record.wasted_tokens is None:
         return {}
-    metrics = _spread("client_wait", record.client_wait[skip:], "avg max p99")
+    metrics = _spread("client_wait", record.client_wait[asked], "avg max p99")
     for name, outcome in ("refused", REFUSED), ("given_up", GIVEN_UP):
-        those = record.outcome[skip:] == outcome
+        those = record.outcome[asked] == outcome
         metrics[f"{name}_requests"] = int(those.sum())
         metrics[f"{name}_share"] = float(those.mean())
-    return metrics | {"wasted_tokens": int(record.wasted_tokens[skip:].sum())}
+    return metrics | {"wasted_tokens": int(record.wasted_tokens[asked].sum())}
 
 
 def _totals(prompt: FloatArray, output: FloatArray, span: float) -> dict[str, float]:

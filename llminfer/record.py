@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Self
 
 import numpy as np
@@ -92,6 +92,7 @@ class RunRecord:
         outcome: 0 of a request that was completed, 1 refused, 2 given up; None if all
             were completed by the nature of the run.
         wasted_tokens: Prompt and output tokens computed for those given up.
+        only_class: The number of the class that ``of_class`` asks for.
 
     >>> from llminfer import SimulationConfig, Workload, simulate
     >>> work = Workload.from_arrays([0.0, 0.5, 4.0], [100, 50, 200], [20, 10, 30])
@@ -124,6 +125,7 @@ class RunRecord:
     steps: StepLog | None = None
     outcome: IntArray | None = None
     wasted_tokens: IntArray | None = None
+    only_class: int | None = None
 
     @classmethod
     def served(
@@ -199,11 +201,32 @@ class RunRecord:
             frame["outcome"] = self.outcome
         return frame
 
-    def measured(self, skip: int = 0) -> Any:
-        """Which requests count, without the first ``skip``: those completed."""
-        if self.outcome is None:
+    def of_class(self, number: int) -> Self:
+        """This run, whose metrics and goodput are those of one class of requests.
+
+        Its columns still hold all requests, and rates are over the time of all.
+
+        >>> from llminfer import SimulationConfig, Workload, goodput, simulate
+        >>> work = Workload.from_arrays([0, 1], [9, 9], [20, 20], request_class=[0, 1])
+        >>> run = simulate(SimulationConfig(batch_size=1, warmup_requests=0), work)
+        >>> every = [run, run.of_class(0), run.of_class(1)]
+        >>> [round(goodput(its, ttft_limit=1.0, tpot_limit=0.1), 2) for its in every]
+        [1.87, 0.94, 0.94]
+        """
+        return replace(self, only_class=number)
+
+    def asked(self, skip: int = 0) -> Any:
+        """Which requests came after the first ``skip``, of all or of one class."""
+        if self.only_class is None:
             return slice(skip, None)
-        return skip + np.flatnonzero(self.outcome[skip:] == COMPLETED)
+        return skip + np.flatnonzero(self.request_class[skip:] == self.only_class)
+
+    def measured(self, skip: int = 0) -> Any:
+        """Which of these requests count: those completed."""
+        if self.outcome is None:
+            return self.asked(skip)
+        done = self.outcome == COMPLETED
+        return np.arange(len(done))[self.asked(skip)][done[self.asked(skip)]]
 
     @property
     def sent_time(self) -> FloatArray:

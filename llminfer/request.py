@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -81,18 +82,30 @@ class Request:
 class RequestClass:
     """What requests of one class have in common.
 
+    What is None is as in the configuration, whose fields of the same names say more.
+
     Args:
         share: Its part of the arrivals; shares are relative, and need no sum of 1.
         weight: Its part of the service under WFQ, relative likewise.
         base_priority: Its level under Priority; None takes the policy's own.
+        prompt_length_dist: Law of its prompt lengths.
+        prompt_dist_params: Its parameters, tokens.
+        output_length_dist: Law of its output lengths.
+        output_dist_params: Its parameters, tokens.
+        think_time: Seconds that its users think.
 
-    >>> RequestClass(share=2.0)
-    RequestClass(share=2.0, weight=1.0, base_priority=None)
+    >>> RequestClass(share=2.0).weight
+    1.0
     """
 
     share: float = 1.0
     weight: float = 1.0
     base_priority: float | None = None
+    prompt_length_dist: str | None = None
+    prompt_dist_params: Mapping[str, Any] | None = None
+    output_length_dist: str | None = None
+    output_dist_params: Mapping[str, Any] | None = None
+    think_time: float | Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
         number("share", self.share, least=0.0)

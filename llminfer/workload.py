@@ -18,7 +18,7 @@ from llminfer.base.streams import stream
 from llminfer.base.trace_csv import TRACE, Names, csv_table, recognised, requests
 from llminfer.config import SimulationConfig
 from llminfer.laws.arrivals import ArrivalRate, unit_arrivals
-from llminfer.laws.lengths import LengthLaw
+from llminfer.laws.lengths import LengthLaw, drawn_lengths
 from llminfer.laws.prefixes import Segments, SharedPrefixes, checked_paths
 from llminfer.request import Request
 
@@ -82,8 +82,8 @@ class Workload:
             n: How many.
             seed: One seed for all streams; None draws a fresh one.
             arrivals: lambda(t).
-            prompts: Law of prompt lengths.
-            outputs: Law of output lengths.
+            prompts: Law of prompt lengths; of classes, each request from its own.
+            outputs: Law of output lengths, likewise.
             arrival_cv: Coefficient of variation of the gaps; 1 is Poisson.
             arrival_gaps: Gaps to draw from, in any unit, a tenth of them in a row.
             class_shares: Each class's part, relative; empty for one class.
@@ -92,12 +92,12 @@ class Workload:
         unit = unit_arrivals(n, arrival_cv, stream(seed, "arrivals"), arrival_gaps)
         below = np.cumsum(class_shares or (1.0,))
         purposes = ("classes", "prompts", "outputs", "prefixes")
-        classes, prompt, output, prefix = (stream(seed, p).random(n) for p in purposes)
+        of, prompt, output, prefix = (stream(seed, p).random(n) for p in purposes)
+        classes = np.searchsorted(below / below[-1], of, side="right")
         return cls(
             arrivals.inverse(unit),
-            prompts.tokens(prompt),
-            outputs.beside(prompts, prompt, output),
-            np.searchsorted(below / below[-1], classes, side="right"),
+            *drawn_lengths((prompts, outputs), classes, prompt, output),
+            classes,
             None if prefixes is None else prefixes.segments(prefix),
         )
 

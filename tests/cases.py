@@ -86,6 +86,20 @@ PATTERNS = st.sampled_from(
 )
 
 
+@st.composite
+def classes(draw):
+    """Request classes: none, or some of which a few bring length laws of their own."""
+    found = {}
+    for name in draw(st.sampled_from([(), ("chat",), ("chat", "code", "bulk")])):
+        found[name] = {"share": draw(st.integers(1, 3))}
+        for which in ("prompt", "output"):
+            if draw(st.booleans()):
+                law, params = draw(LENGTHS)
+                found[name] |= {f"{which}_length_dist": law}
+                found[name] |= {f"{which}_dist_params": params}
+    return found
+
+
 def exact(most: int, parts: int) -> st.SearchStrategy[float]:
     """Multiples of 1/``parts``, a power of two: sums of them carry no rounding."""
     return st.integers(0, most).map(lambda i: i / parts)
@@ -141,6 +155,7 @@ def synthetic_runs(draw):
         prompt_dist_params=prompt_params,
         output_length_dist=output_law,
         output_dist_params=output_params,
+        request_classes=draw(classes()),
         num_requests=draw(st.integers(1, 40)),
         **draw(server_settings(st.floats(1e-4, 0.02))),
     )

@@ -121,6 +121,32 @@ def shared(draw, run):
     return config, Workload.from_arrays(*columns, segments=paths)
 
 
+@st.composite
+def of_classes(draw, run):
+    """Runs whose requests are drawn anew, in classes with lengths of their own.
+
+    Each class has the rows of some of the requests that were there, a prompt with its
+    output or each by itself, so that memory still has room for every one alone.
+    """
+    config, workload = draw(run)
+    n = len(workload)
+    classes = {}
+    for k, name in enumerate(CLASSES):
+        rows = slice(min(k, n - 1), n, draw(st.integers(1, 3)))
+        prompt, output = workload.prompt_length[rows], workload.output_length[rows]
+        together = draw(st.booleans()) or config.kv_blocks is not None
+        classes[name] = CLASSES[name] | {
+            "prompt_length_dist": "empirical",
+            "prompt_dist_params": {"values": prompt},
+            "output_length_dist": "paired" if together else "empirical",
+            "output_dist_params": {"values": output},
+        }
+    config = config.replace(request_classes=classes, num_requests=n)
+    drawn = Workload.generate(config).columns
+    arrivals = {"arrival_time": workload.arrival_time}
+    return config, Workload.from_arrays(*(drawn | arrivals).values())
+
+
 def _sized(n):
     return {"min_size": n, "max_size": n}
 

@@ -308,7 +308,7 @@ def test_noise_costs_and_grows_out_of_perfect_prediction(predicted):
          r"prompt_dist_params.max=None: must be given"),
         (theory.continuous, {"server": "continuous"},
          "output_length_dist='truncated_normal'"),
-        (inoue, {"batch_timeout": 0}, "must be constant here"),
+        (inoue, {"batch_timeout": 0}, "must be constant, alike for all classes"),
         (inoue, {}, "batch_timeout=None: must be 0"),
         (theory.assembly_bound, {"batch_timeout": 0}, "timeout=0.0: must be None"),
         (product_form, {"server": "continuous"}, "alpha=0.001: must be 0"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import difflib
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import MISSING, fields
 from numbers import Integral, Real
 from typing import Any, TypeVar
@@ -137,6 +137,19 @@ def build(cls: type[T], owner: str, params: Mapping[str, Any], field: str) -> T:
         return cls(**params)
     except ConfigError as error:
         raise ConfigError(f"{field}.{error}") from None
+
+
+@contextlib.contextmanager
+def inside(field: str) -> Iterator[None]:
+    """What is wrong with a part of ``field`` names that too; nothing is no field.
+
+    Raises:
+        ConfigError: What is done inside did, longer by the field.
+    """
+    try:
+        yield
+    except ConfigError as error:
+        raise ConfigError(f"{field}.{error}" if field else str(error)) from None
 
 
 def nearest(value: object, known: Collection[str]) -> str:

@@ -37,9 +37,11 @@ class Classes(Params):
 
 
 def plain(value: Any) -> Any:
-    """Numbers as Python's own, lists and arrays as tuples, which cannot change."""
+    """Numbers as Python's own; lists, arrays and dicts as what cannot change."""
     if hasattr(value, "tolist"):
         value = value.tolist()
+    if isinstance(value, Mapping):
+        return Params({key: plain(its) for key, its in value.items()})
     return tuple(map(plain, value)) if isinstance(value, (list, tuple)) else value
 
 
@@ -57,7 +59,7 @@ def frozen_params(name: str, given: Any) -> Params:
     """
     if not isinstance(given, Mapping) or not all(isinstance(k, str) for k in given):
         raise fail(name, given, "a dict of parameters by name")
-    return Params({key: plain(value) for key, value in given.items()})
+    return Params(plain(given))
 
 
 def frozen_classes(name: str, given: Any) -> Classes:

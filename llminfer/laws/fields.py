@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any
 
 from llminfer.base.errors import choice, number, numbers, truth, whole
-from llminfer.base.frozen import frozen_classes, frozen_params, plain
+from llminfer.base.frozen import Classes, frozen_classes, frozen_params, plain
 from llminfer.laws.engines import COEFFICIENTS, STEP_LAWS
 from llminfer.laws.people import people_law
 
@@ -21,6 +21,17 @@ _SIZES = ("batch_size", "max_batched_tokens", "kv_blocks", "block_size", "replic
 _CLIENTS = ("max_concurrency", "clients", "queue_limit")
 _LAWS = ("think_time", "turns", "patience", "request_timeout")
 _COUNTS = ("graph_tokens", "warmup_requests", "random_seed")
+
+
+def _checked_classes(name: str, given: Any) -> Classes:
+    """Classes whose fields, where a configuration has them too, are as there."""
+    classes = frozen_classes(name, given)
+    for key, its in classes.items():
+        for field in its.keys() & CHECKS.keys():
+            if its[field] is not None:
+                CHECKS[field](f"{name}.{key}.{field}", its[field])
+    return classes
+
 
 CHECKS: Mapping[str, Callable[[str, Any], Any]] = {
     **{f"{name}_params": frozen_params for name in (*_PARAMS, "scheduling_policy")},
@@ -36,7 +47,7 @@ CHECKS: Mapping[str, Callable[[str, Any], Any]] = {
     "step_law": partial(choice, known=STEP_LAWS),
     "router": partial(choice, known=ROUTERS + CACHE_ROUTERS),
     **dict.fromkeys((*_SWITCHES, "async_scheduling"), truth),
-    "request_classes": frozen_classes,
+    "request_classes": _checked_classes,
 }
 _NONE = ("arrival_gaps", "batch_timeout", "kv_blocks", "random_seed")
 MAY_BE_NONE = (*_NONE, *_CLIENTS, *_LAWS[1:])

@@ -9,17 +9,19 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import Any
 
 import numpy as np
-from scipy.special import boxcox, inv_boxcox, ndtr, ndtri
+from scipy.special import boxcox, inv_boxcox, ndtr, ndtri, xlog1py
 
 from llminfer.base.arrays import MOST_TOKENS, FloatArray, IntArray
-from llminfer.base.errors import build, choice, fail, number, numbers, whole
+from llminfer.base.errors import build, choice, fail, inside, number, numbers, whole
 
+Fields = Mapping[str, Any]
+LAW_FIELDS = "_length_dist", "_dist_params"  # of a configuration, and of a class
 _SUMMED = 2**15  # an endless law's survival is summed up to here, then integrated
 _SUMMED_WHOLE = 2**20  # a law with a greatest token is summed to that, up to here
 
@@ -82,6 +84,17 @@ class LengthLaw(ABC):
         """
         return self.tokens(own)
 
+    def of_class(self, number: int) -> LengthLaw:
+        """The law of the requests of one class."""
+        return self
+
+    def weighted(self, prompts: LengthLaw) -> LengthLaw:
+        """The law of outputs if a request counts as often as its prompt has tokens.
+
+        This very law if outputs do not depend on prompts.
+        """
+        return self
+
     def joint(self, prompts: LengthLaw, copies: int = 1) -> float:
         """E[P M], tokens squared: a prompt, times the greatest of ``copies`` outputs.
 
@@ -90,7 +103,15 @@ class LengthLaw(ABC):
         >>> Constant(4).joint(Constant(5)), Paired((1, 3)).joint(Empirical((1, 3)))
         (20.0, 5.0)
         """
-        return prompts.expectation() * self.expectation(copies)
+        if (own := self.weighted(prompts)) is self:
+            return prompts.expectation() * self.expectation(copies)
+        return prompts.expectation() * _summed(self, copies, 0, own)
+
+    @property
+    def listed(self) -> float:
+        """Sums over its tokens are taken one by one up to here."""
+        high = self.support[1]
+        return high if high <= _SUMMED_WHOLE else _SUMMED
 
     def variance(self) -> float:
         """Var[X], tokens squared."""
@@ -113,20 +134,28 @@ class LengthLaw(ABC):
 
 
 @lru_cache(maxsize=4096)
-def _summed(law: LengthLaw, copies: int, power: int) -> float:
-    """Sum over k >= 0 of k^power P(M > k), M the greatest of ``copies``."""
+def _summed(
+    law: LengthLaw, copies: int, power: int, own: LengthLaw | None = None
+) -> float:
+    """Sum over k >= 0 of k^power P(M > k), M the greatest of ``copies``.
+
+    One of them has the law ``own`` if that is given.
+    """
 
     def term(k: FloatArray) -> FloatArray:
         some = law.survival(k)
         with np.errstate(divide="ignore"):
-            return -np.expm1(copies * np.log1p(-some)) * k**power  # type: ignore[no-any-return]
+            if own is None:
+                short = copies * np.log1p(-some)
+            else:
+                short = xlog1py(copies - 1, -some) + np.log1p(-own.survival(k))
+        return -np.expm1(short) * k**power  # type: ignore[no-any-return]
 
-    high = law.support[1]
-    summed = high if high <= _SUMMED_WHOLE else _SUMMED
+    high, summed = law.support[1], law.listed
     total = float(term(np.arange(summed, dtype=np.float64)).sum())
     if high > summed:  # the sum's tail by its midpoint integral, on a log scale
         far = min(high, float(law.tokens(np.array([1.0 - 2.0**-53]))[0]) * 8.0)
-        edges = np.linspace(math.log(_SUMMED - 0.5), math.log(far - 0.5), 65)
+        edges = np.linspace(math.log(summed - 0.5), math.log(far - 0.5), 65)
         nodes, weights = np.polynomial.legendre.leggauss(16)
         half = (edges[1:] - edges[:-1])[:, None] / 2.0
         x = np.exp(edges[:-1, None] + half * (nodes + 1.0))
@@ -463,13 +492,99 @@ class Paired(Empirical):
         rows = self.partner(prompts).rows(at)
         return np.asarray(self.values)[rows].astype(np.int64)
 
-    def joint(self, prompts: LengthLaw, copies: int = 1) -> float:
-        output, below, row = self._table
-        others = below ** (copies - 1)  # P(no other is longer)
-        longer = np.append(output[1:] * np.diff(others), 0.0)
-        longest = output * others + np.cumsum(longer[::-1])[::-1]
-        prompt = np.floor(self.partner(prompts).values)[row]
-        return float(np.diff(below, prepend=0.0) @ (prompt * longest))
+    def weighted(self, prompts: LengthLaw) -> LengthLaw:
+        tokens = np.floor(self.partner(prompts).values)
+        weights = tokens * np.asarray(self.weights or 1.0)
+        return Empirical(self.values, tuple(weights.tolist()))
+
+
+@dataclass(frozen=True)
+class ByClass(LengthLaw):
+    """Lengths of all classes together, each of which has its law and its share.
+
+    >>> law = ByClass((Constant(4), Constant(10)), (3.0, 1.0))
+    >>> law.expectation(), law.tokens(np.array([0.7, 0.8])).tolist()
+    (5.5, [4, 10])
+    """
+
+    laws: tuple[LengthLaw, ...]
+    shares: tuple[float, ...]
+
+    @cached_property
+    def there(self) -> dict[int, float]:
+        """The part of all requests that each class has, if it has any, by number."""
+        total = sum(self.shares)
+        return {k: share / total for k, share in enumerate(self.shares) if share > 0.0}
+
+    @property
+    def support(self) -> tuple[int, float]:
+        low, high = zip(*(self.laws[k].support for k in self.there), strict=True)
+        return min(low), max(high)
+
+    @property
+    def listed(self) -> float:
+        return max(self.laws[k].listed for k in self.there)
+
+    def _quantile(self, u: FloatArray) -> FloatArray:
+        each = [self.laws[k].tokens(u) for k in self.there]
+        low, high = np.min(each, axis=0), np.max(each, axis=0)
+        while (low < high).any():  # it lies between those of the classes
+            middle = (low + high) // 2
+            short = 1.0 - self.survival(middle) <= u
+            low, high = np.where(short, middle + 1, low), np.where(short, high, middle)
+        return np.asarray(high, dtype=np.float64)
+
+    def _exceeds(self, x: FloatArray) -> FloatArray:
+        parts = [
+            part * self.laws[k].survival(x - 1.0) for k, part in self.there.items()
+        ]
+        return np.asarray(np.minimum(np.sum(parts, axis=0), 1.0))
+
+    def of_class(self, number: int) -> LengthLaw:
+        return self.laws[number]
+
+    def weighted(self, prompts: LengthLaw) -> LengthLaw:
+        of = [prompts.of_class(k) for k in range(len(self.laws))]
+        laws = tuple(law.weighted(its) for law, its in zip(self.laws, of, strict=True))
+        if laws == self.laws and not isinstance(prompts, ByClass):
+            return self
+        tokens = [its.expectation() for its in of]
+        return ByClass(laws, tuple(np.multiply(self.shares, tokens).tolist()))
+
+
+def by_class(laws: Sequence[LengthLaw], shares: Sequence[float]) -> LengthLaw:
+    """The law of all classes together: if they are alike, that of each."""
+    first = laws[0]
+    alike = all(law == first for law in laws) and not isinstance(first, Paired)
+    if alike or len(laws) == 1:
+        return first
+    return ByClass(tuple(laws), tuple(shares))
+
+
+def drawn_lengths(
+    laws: tuple[LengthLaw, LengthLaw],
+    classes: IntArray,
+    at: FloatArray,
+    own: FloatArray,
+) -> tuple[IntArray, IntArray]:
+    """Prompts and outputs of requests, tokens, each from the laws of its class.
+
+    Args:
+        laws: Of prompts, and of outputs.
+        classes: Class numbers, shape (n,).
+        at: Which quantiles the prompts are, in [0, 1), same shape.
+        own: Which the outputs are, where these do not depend on prompts.
+    """
+    prompts, outputs = laws
+    if not isinstance(prompts, ByClass) and not isinstance(outputs, ByClass):
+        return prompts.tokens(at), outputs.beside(prompts, at, own)
+    found = np.zeros((2, len(classes)), dtype=np.int64)
+    for kind in np.unique(classes):
+        its, law = prompts.of_class(kind), outputs.of_class(kind)
+        some = np.flatnonzero(classes == kind)
+        found[0, some] = its.tokens(at[some])
+        found[1, some] = law.beside(its, at[some], own[some])
+    return found[0], found[1]
 
 
 LENGTH_LAWS: Mapping[str, type[LengthLaw]] = {
@@ -503,3 +618,27 @@ def length_law(which: str, name: str, params: Mapping[str, Any]) -> LengthLaw:
     laws = _OUTPUT_LAWS if which == "output" else LENGTH_LAWS
     law = laws[choice(f"{which}_length_dist", name, laws)]
     return build(law, name, params, f"{which}_dist_params")
+
+
+def length_laws(
+    which: str, name: str, params: Fields, classes: Mapping[str, Fields]
+) -> list[LengthLaw]:
+    """The law of each class; or the law of all, if no class brings one of its own.
+
+    Args:
+        which: ``"prompt"`` or ``"output"``.
+        name: Of the law that a class has if it brings none.
+        params: Of that law.
+        classes: By name, each with the fields that it brings.
+
+    Raises:
+        ConfigError: As ``length_law``; names the class.
+    """
+    laws = [length_law(which, name, params)]
+    given = (field for its in classes.values() for field in its)
+    unlike = any(field.endswith(LAW_FIELDS) for field in given)
+    for of, its in classes.items() if unlike else ():
+        own, its_params = (its.get(which + end) for end in LAW_FIELDS)
+        with inside(f"request_classes.{of}"):
+            laws.append(length_law(which, own or name, its_params or params))
+    return laws[1:] or laws  # of each class, or of all

@@ -11,7 +11,7 @@ from scipy.special import ndtri
 
 from llminfer.base.arrays import FloatArray
 from llminfer.base.errors import build, choice, fail, number
-from llminfer.base.frozen import Params, plain
+from llminfer.base.frozen import plain
 from llminfer.laws.lengths import LENGTH_LAWS, LengthLaw
 
 Quantile = Callable[[FloatArray], FloatArray]
@@ -71,6 +71,4 @@ def people_law(field: str, given: Any) -> Any:
         ConfigError: It is none.
     """
     turns_law(given) if field == "turns" else seconds_law(field, given)
-    if not isinstance(given, Mapping):
-        return plain(given)
-    return Params({name: plain(value) for name, value in given.items()})
+    return plain(given)

@@ -81,14 +81,16 @@ class User:
 
     def _drawn(self) -> Iterator[tuple[float, int, int, tuple[float, float], Path]]:
         config, size = self._config, _AT_ONCE
-        think = seconds_law("think_time", config.think_time)
+        kind = self.request_class
+        own = [*config.request_classes.values(), {}][kind].get("think_time")
+        think = seconds_law("think_time", config.think_time if own is None else own)
+        asks, says = config.prompts.of_class(kind), config.outputs.of_class(kind)
         turns_of, shared = turns_law(config.turns), config.prefixes
         left, said, name, path = 0, 0, 2 * self._number, Path()
         begin = 0 if shared is None else shared.tokens
         while True:
             u = self._rng.random((size, 7)).T
-            prompts = config.prompts.tokens(u[1])
-            outputs = config.outputs.beside(config.prompts, u[1], u[2])
+            prompts, outputs = asks.tokens(u[1]), says.beside(asks, u[1], u[2])
             starts = [()] * size if shared is None else shared.segments(u[6])
             for pause, question, answer, turns, its, start in zip(
                 think(u[0]).tolist(),

@@ -12,7 +12,6 @@ import numpy as np
 from llminfer.base.errors import OverloadWarning
 from llminfer.config import SimulationConfig
 from llminfer.laws.engines import PRESETS
-from llminfer.laws.lengths import Empirical
 from llminfer.policies import ClassPolicy, FCFSPolicy
 from llminfer.record import RunRecord
 from llminfer.timing import StepTime
@@ -46,8 +45,9 @@ def may_carry_more(config: SimulationConfig) -> bool:
         blind = isinstance(policy := config.policy(), ClassPolicy)
         return config.largest_batch > 1 and not blind and type(policy) is not FCFSPolicy
     outputs = config.outputs
-    tokens = outputs.values if isinstance(outputs, Empirical) else (1,)
-    if np.gcd.reduce(np.floor(tokens).astype(np.int64)) > 1:
+    laws = getattr(outputs, "laws", [outputs])  # of classes
+    tokens = [getattr(law, "values", getattr(law, "value", 1)) for law in laws]
+    if np.gcd.reduce(np.floor(np.hstack(tokens)).astype(np.int64)) > 1:
         return True  # all are multiples of a number
     return outputs.variance() < (0.1 * outputs.expectation()) ** 2
 

@@ -21,7 +21,7 @@ LEVELS = np.concatenate(
 )
 _LOG_BEYOND = np.log(np.maximum(1.0 - LEVELS, 5e-6))
 FEWEST_BEYOND = 90  # requests beyond a quantile that each replication must have
-_QUANTILE = re.compile(r"(median|p(\d\d)(\d?))_(.+)")
+_QUANTILE = re.compile(r"(median|p(\d\d)(\d?))_(.+?)((?:\[.+\])?)")
 _ALIKE = {"e2e": "latency"}  # two names of one metric
 
 
@@ -69,8 +69,8 @@ def level_of(metric: str, columns: pd.Index) -> tuple[float, str] | None:
     """
     if not (match := _QUANTILE.fullmatch(metric)):
         return None
-    word, digits, tenth, name = match.groups()
-    column = f"quantiles_{_ALIKE.get(name, name)}"
+    word, digits, tenth, name, of_class = match.groups()
+    column = f"quantiles_{_ALIKE.get(name, name)}{of_class}"
     if column not in columns:
         return None
     return 0.5 if word == "median" else float(f"0.{digits}{tenth}"), column

@@ -11,8 +11,9 @@ from scipy.special import stdtr
 
 from llminfer.base.arrays import FloatArray
 from llminfer.base.errors import fail
+from llminfer.base.slo import SLO, TIMES
 from llminfer.config import SimulationConfig
-from llminfer.experiment import Measure, Row, sweep
+from llminfer.experiment import Measure, Row, poolable_metrics, sweep
 from llminfer.laws.arrivals import SinusoidalRate
 from llminfer.metrics import jain
 from llminfer.record import RunRecord
@@ -22,6 +23,7 @@ from llminfer.theory.known import measured_memories
 from llminfer.timeseries import batch_limit, latency_quantile, queue_length
 
 _POINTS = 60  # a period has so many points on the grid of the series
+_POOLED = ("latency", "queue_wait", "ttft", "tpot", "itl")
 _SHARES = {"p50": 0.5, "p95": 0.95, "p99": 0.99}
 
 
@@ -64,6 +66,58 @@ def by_group(config: SimulationConfig, record: RunRecord) -> Row:
         share = 100.0 * float(starved[members].mean()) if members.any() else np.nan
         found[f"starved_{name}"] = share
     return found
+
+
+def by_class(
+    config: SimulationConfig, record: RunRecord, slo: SLO | None = None
+) -> Row:
+    """All metrics of each class of requests, ``p99_ttft[chat]`` and so on.
+
+    Rates are over the time of the whole run, so that those of the classes add up.
+
+    Args:
+        config: Of the run.
+        record: Of the run; its warm-up is left out.
+        slo: Limits on each request: those of its class, or where that has none, of
+            all; a sweep takes them by ``partial(by_class, slo=slo)``.
+
+    Returns:
+        ``memories``; the metrics that requests have, and what pools their quantiles,
+        each with the name of the class in brackets, but none of a class of which no
+        request was completed; with an ``slo`` also ``goodput[chat]``, requests a second
+        within all limits, and ``within[chat]``, their share.
+
+    >>> from llminfer import simulate
+    >>> classes = {"chat": {}, "code": {"prompt_dist_params": {"mu": 6, "sigma": 1}}}
+    >>> config = SimulationConfig(request_classes=classes, arrival_rate=1.0)
+    >>> config = config.replace(random_seed=1, num_requests=900, batch_timeout=0.0)
+    >>> found = by_class(config, simulate(config))
+    >>> [round(found[f"avg_prompt_length[{name}]"]) for name in classes]
+    [143, 650]
+    """
+    found: Row = {"memories": measured_memories(config)}
+    skip = config.warmup_requests
+    for kind, name in enumerate(config.request_classes):
+        its = record.of_class(kind)
+        own: Row = {f"quantiles_{time}": [0.0] for time in _POOLED}  # of none
+        if len(its.measured(skip)):
+            own |= poolable_metrics(config, its)
+            if slo is not None:
+                limits = slo.classes.get(name, slo.classes.get(kind, slo))
+                good = _within(its, skip, limits)
+                own["goodput"] = good / own["simulation_time"]
+                own["within"] = good / len(its.asked(skip))
+        found |= {f"{k}[{name}]": v for k, v in own.items() if k != "memories"}
+    return found
+
+
+def _within(record: RunRecord, skip: int, slo: SLO) -> int:
+    """How many requests were completed within limits."""
+    done = record.measured(skip)
+    bounds = sorted((its.bound, its.time) for its in slo.bounds if its.time in TIMES)
+    loosest = {time: bound for bound, time in bounds}
+    late = [getattr(record, time)[done] > bound for time, bound in loosest.items()]
+    return len(done) - int(np.any(late, axis=0).sum())
 
 
 def over_a_wave(config: SimulationConfig, record: RunRecord) -> Row:

@@ -17,14 +17,14 @@ from typing import Any
 import numpy as np
 
 from llminfer.base.arrays import FloatArray
-from llminfer.base.errors import ConfigError, fail, number
+from llminfer.base.errors import ConfigError, fail, inside, number
 from llminfer.config import SimulationConfig
-from llminfer.laws.lengths import Geometric, LengthLaw
+from llminfer.laws.lengths import ByClass, Geometric, LengthLaw
 from llminfer.policies import FCFSPolicy, SJFPolicy
 from llminfer.theory import single_server
 from llminfer.theory.bulk import BulkQueue, GammaQueue
 from llminfer.theory.continuous_chain import ContinuousChain
-from llminfer.theory.service_time import BatchTime, batch_moments, token_pmf
+from llminfer.theory.service_time import Service, batch_moments, time_alone, token_pmf
 from llminfer.theory.single_server import MG1, PriorityWaits, check_load, orders_as
 
 REPORTS_STEPS = {"step_law": "sum", "epsilon": 0.0, "async_scheduling": False}
@@ -159,7 +159,8 @@ def continuous(config: SimulationConfig) -> ContinuousChain:
     first_come(config)
     outputs = config.outputs
     if not isinstance(outputs, Geometric):
-        raise fail("output_length_dist", config.output_length_dist, "geometric here")
+        must = "geometric, alike for all classes"
+        raise fail("output_length_dist", config.output_length_dist, must)
     if outputs.max is not None:
         must = "None: the chain forgets how long a request has run"
         raise fail("output_dist_params.max", outputs.max, must)
@@ -317,7 +318,8 @@ def inoue_latency(config: SimulationConfig, mean_batch: float) -> float:
     require(config, server="static", batch_timeout=0.0, **POISSON)
     first_come(config)
     if config.outputs.variance() > 1e-9 * config.outputs.expectation():
-        raise fail("output_length_dist", config.output_length_dist, "constant here")
+        must = "constant, alike for all classes"
+        raise fail("output_length_dist", config.output_length_dist, must)
     parts = (config.step_time, config.prompts, config.outputs)
     (one, two), (square, _) = batch_moments(*parts, range(1, 3))
     slope, rate = float(two - one), config.arrival_rate  # a
@@ -355,8 +357,8 @@ def product_form_latency(config: SimulationConfig) -> float:
     return mean * (config.gamma + config.delta) / slowed
 
 
-def _alone(config: SimulationConfig) -> BatchTime:
-    return BatchTime(config.step_time, config.prompts, listed(config, "output"), 1)
+def _alone(config: SimulationConfig) -> Service:
+    return time_alone(config.step_time, config.prompts, listed(config, "output"))
 
 
 # What the laws take for granted
@@ -394,10 +396,11 @@ def least_batch(config: SimulationConfig) -> int:
 def listed(config: SimulationConfig, which: str) -> LengthLaw:
     """The law of ``which`` lengths, prompt or output, if it can be listed."""
     law = config.prompts if which == "prompt" else config.outputs
-    try:
-        token_pmf(law)
-    except ConfigError as error:
-        raise ConfigError(f"{which}_dist_params.{error}") from None
+    names = config.request_classes if isinstance(law, ByClass) else [""]
+    for kind, name in enumerate(names):
+        owner = f"request_classes.{name}." if name else ""
+        with inside(f"{owner}{which}_dist_params"):
+            token_pmf(law.of_class(kind))
     return law
 
 

@@ -20,7 +20,7 @@ from numpy.polynomial.chebyshev import chebpts1, chebvander
 
 from llminfer.base.arrays import FloatArray
 from llminfer.base.errors import fail, number
-from llminfer.laws.lengths import LengthLaw, Paired
+from llminfer.laws.lengths import ByClass, LengthLaw
 from llminfer.timing import StepTime
 
 ComplexArray = npt.NDArray[np.complex128]
@@ -58,7 +58,7 @@ class BatchTime:
     size: int = 1
 
     def moment(self, power: int) -> float:
-        longest = longest_output(self.outputs, [self.size])[0]
+        longest = longest_output(self.prompts, self.outputs, [self.size])[0]
         m = np.arange(len(longest), dtype=np.float64)
         law = self.step_time
         slope = law.alpha + law.kappa * m
@@ -74,6 +74,41 @@ class BatchTime:
         parts = (self.step_time, self.prompts, self.outputs)
         values = batch_transforms(*parts, [self.size], s.ravel())[0]
         return np.asarray(values.reshape(s.shape))
+
+
+@dataclass(frozen=True)
+class AnyClassTime:
+    """The time of a request alone, which may be of any class.
+
+    Args:
+        parts: Of each class the share of requests, and the time.
+    """
+
+    parts: tuple[tuple[float, BatchTime], ...]
+
+    def moment(self, power: int) -> float:
+        return sum(share * time.moment(power) for share, time in self.parts)
+
+    def transform(self, s: ComplexArray) -> ComplexArray:
+        each = [share * time.transform(s) for share, time in self.parts]
+        return np.asarray(np.sum(each, axis=0))
+
+
+def time_alone(step_time: StepTime, prompts: LengthLaw, outputs: LengthLaw) -> Service:
+    """The time of a batch of one, whose prompt and output may depend on its class.
+
+    >>> from llminfer.laws.lengths import Constant
+    >>> law = StepTime(alpha=0.0, beta=0.0, gamma=0.5)
+    >>> both = ByClass((Constant(4), Constant(10)), (3.0, 1.0))
+    >>> time_alone(law, Constant(9), both).moment(1)
+    2.75
+    """
+    its = outputs if isinstance(outputs, ByClass) else prompts
+    if not isinstance(its, ByClass):
+        return BatchTime(step_time, prompts, outputs)
+    laws = [(prompts.of_class(k), outputs.of_class(k)) for k in its.there]
+    times = [BatchTime(step_time, *law) for law in laws]
+    return AnyClassTime(tuple(zip(its.there.values(), times, strict=True)))
 
 
 @lru_cache(maxsize=64)
@@ -113,7 +148,7 @@ def batch_transforms(
         sizes: b, increasing.
         s: Arguments in 1/seconds, shape (n,).
     """
-    longest = longest_output(outputs, sizes)
+    longest = longest_output(prompts, outputs, sizes)
     law, pmf = step_time, token_pmf(prompts)
     if law.delta == law.kappa == 0.0:  # then prompts and longest output are apart
         each = exponential_sum(pmf, law.alpha * s) ** np.array(sizes)[:, None]
@@ -217,13 +252,18 @@ def token_pmf(law: LengthLaw) -> FloatArray:
     return pmf
 
 
-def longest_output(outputs: LengthLaw, sizes: Sequence[int]) -> FloatArray:
+def longest_output(
+    prompts: LengthLaw, outputs: LengthLaw, sizes: Sequence[int]
+) -> FloatArray:
     """P(greatest of b outputs = k) for each b of ``sizes``, shape (sizes, tokens).
 
     Raises:
         ConfigError: Outputs depend on prompts: then this says too little of a batch.
     """
-    if isinstance(outputs, Paired):
+    if outputs.weighted(prompts) is not outputs:
+        if isinstance(outputs, ByClass):
+            must = "alike in prompts or in outputs for theory of batches"
+            raise fail("request_classes", outputs.laws, must)
         raise fail("output_length_dist", "paired", "independent of prompts for theory")
     below = np.minimum(np.cumsum(token_pmf(outputs)), 1.0)
     return np.diff(below ** np.array(sizes)[:, None], axis=1, prepend=0.0)

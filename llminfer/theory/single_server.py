@@ -199,23 +199,32 @@ def policy_waits(config: SimulationConfig) -> PriorityWaits:
             arrival or the request's number, or the load is 1 or more.
     """
     policy, law, rate = config.policy(), config.step_time, config.arrival_rate
-    time = service_time.BatchTime(law, config.prompts, config.outputs)
+    time = service_time.time_alone(law, config.prompts, config.outputs)
     if orders_as(policy, policies.FCFSPolicy):
         return by_key(rate, [0], [1], [time.moment(1)], time.moment(2))
-    pmf = service_time.token_pmf(config.prompts)
+    shares = [its.share for its in config.classes] or [1.0]
+    cells = [_cells(config, policy, kind) for kind in range(len(shares))]
+    of_class = [part / sum(shares) for part in shares]
+    keys, services = (np.concatenate([its[i] for its in cells]) for i in (0, 2))
+    chances = [its[1] * part for its, part in zip(cells, of_class, strict=True)]
+    return by_key(rate, keys, np.concatenate(chances), services, time.moment(2))
+
+
+def _cells(
+    config: SimulationConfig, policy: SchedulingPolicy, kind: int
+) -> tuple[FloatArray, FloatArray, FloatArray]:
+    """Keys of a class's requests, chances, and E[S | key], shape (cells,) each."""
+    law = config.step_time
+    pmf = service_time.token_pmf(config.prompts.of_class(kind))
     prompt = np.flatnonzero(pmf)[:, None]
-    outputs = _outputs(config.outputs, policy)
+    outputs = _outputs(config.outputs.of_class(kind), policy)
     if type(policy) is policies.PredictedSJFPolicy:  # its noise is in the cells
         policy = replace(policy, prediction_sigma=0.0)
     service = law.prefill(prompt) + law.kappa * outputs.pairs
     own = law.gamma + law.delta + law.kappa * prompt
     service = (service + outputs.mean * own).ravel()
-    joint = (pmf[prompt] * outputs.chance).ravel()
-    shares = [its.share for its in config.classes] or [1.0]
-    of_class = np.concatenate([joint * (part / sum(shares)) for part in shares])
-    keys = [_keys(policy, prompt, outputs.seen, kind) for kind in range(len(shares))]
-    services = np.tile(service, len(shares))
-    return by_key(rate, np.concatenate(keys), of_class, services, time.moment(2))
+    chance = (pmf[prompt] * outputs.chance).ravel()
+    return _keys(policy, prompt, outputs.seen, kind), chance, service
 
 
 def _outputs(law: LengthLaw, policy: SchedulingPolicy) -> _Outputs:
