@@ -71,6 +71,7 @@ class Batch:
     running: dict[int, int] = field(default_factory=dict)
     # The same, and some who decode no more, but the least still does.
     heap: list[int] = field(default_factory=list)
+    gone: int = 0  # how many of these do not
     decoded: int = 0  # decode steps so far
     decoding: int = 0  # sequences that decode
     kv_tokens: int = 0  # in their caches
@@ -176,6 +177,7 @@ class Batch:
         self.kv_tokens -= tokens
         if self.pool is not None:
             self.pool.cycle[(self.decoded - tokens) % self.pool.block_size] -= 1
+        self.gone += 1
         self._forget_the_gone()
         return tokens
 
@@ -335,14 +337,15 @@ class Batch:
             self._leave(i, end)
             if pool is not None:
                 pool.cycle[(self.decoded - tokens) % pool.block_size] -= 1
-            if pool is not None or self.answer is not None:
+            if self.gone:
                 self._forget_the_gone()
 
     def _forget_the_gone(self) -> None:
-        """Drop entries of preempted requests from the head of the heap."""
+        """Drop entries of requests that decode no more from the head of the heap."""
         heap, running, mask = self.heap, self.running, (1 << self.shift) - 1
-        while heap and running.get(heap[0] & mask) != heap[0]:
+        while self.gone and running.get(heap[0] & mask) != heap[0]:
             heappop(heap)
+            self.gone -= 1
 
     def emit(self, end: float) -> None:
         """At ``end``, a token for each whose prefill is complete: it decodes now."""

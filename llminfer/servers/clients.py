@@ -25,7 +25,7 @@ from __future__ import annotations
 import math
 from array import array
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from heapq import heapify, heappop, heappush
 from typing import Any, Protocol, final
@@ -47,8 +47,11 @@ from llminfer.workload import Workload
 _UNANSWERED = -1
 _ANSWER, _ARRIVAL = 0, 1
 _NEVER = (math.inf, _ARRIVAL, -1)
-Path = tuple[tuple[int, int], ...]
 _AT_ONCE = 16  # requests of a user that are drawn together
+_MANY = 2**17  # and of all users, at the beginning
+Path = tuple[tuple[int, int], ...]
+# Think time, prompt, output, turns of a conversation, what begins it, and two limits
+Ask = tuple[float, int, int, int, Path, float, float]
 
 
 class User:
@@ -59,64 +62,87 @@ class User:
     Args:
         config: Laws and seed.
         number: Which of the users he is.
+        ready: Is his first request drawn at once, and not together with others'?
+
+    Attributes:
+        think: Seconds from his last answer to this request.
+        prompt: Its tokens, with all that was said before in the conversation.
+        output: Tokens of its answer.
+        limits: Seconds to the first token and to the last that he waits at most.
+        start: The path of (id, tokens) that the conversation begins with.
+        conversation: Its number, unlike any other's.
     """
 
-    def __init__(self, config: SimulationConfig, number: int) -> None:
-        self._config, self._number = config, number
+    def __init__(
+        self, config: SimulationConfig, number: int, ready: bool = True
+    ) -> None:
+        self._config, self._users, self._left = config, config.clients or 1, 0
         self._rng = stream(config.random_seed, "users", number)
         shares = np.cumsum([its.share for its in config.classes] or [1.0])
         place = self._rng.random() * shares[-1]
         self.request_class = int(np.searchsorted(shares, place, side="right"))
-        self._asks = self._drawn()
-        self.go_on()
+        self.conversation = number - self._users
+        self.asks: list[Ask] = []  # drawn ahead, the next one last
+        if ready:
+            self.go_on()
+
+    def numbers(self, requests: int) -> FloatArray:
+        """What so many requests are drawn from, in [0, 1): shape (requests, 7)."""
+        return self._rng.random((requests, 7))
 
     def go_on(self) -> None:
-        """Turn to the next request: its think time, lengths, limits, and its path.
-
-        A path has (id, tokens) of all that was said in the conversation, with this
-        question and its answer at the end.
-        """
-        said = next(self._asks)
-        self.think, self.prompt, self.output, self.limits, self.path = said
-
-    def _drawn(self) -> Iterator[tuple[float, int, int, tuple[float, float], Path]]:
-        config, size = self._config, _AT_ONCE
-        think = seconds_law("think_time", config.think_time)
-        turns_of, shared = turns_law(config.turns), config.prefixes
-        left, said, name, path = 0, 0, 2 * self._number, Path()
-        begin = 0 if shared is None else shared.tokens
-        while True:
-            u = self._rng.random((size, 7)).T
-            prompts = config.prompts.tokens(u[1])
-            outputs = config.outputs.beside(config.prompts, u[1], u[2])
-            starts = [()] * size if shared is None else shared.segments(u[6])
-            for pause, question, answer, turns, its, start in zip(
-                think(u[0]).tolist(),
-                (prompts - begin).tolist(),
-                outputs.tolist(),
-                turns_of.tokens(u[3]).tolist(),
-                _limits(config, u[4:6]),
-                starts,
-                strict=True,
-            ):
-                if not left:
-                    path = tuple((-1 - k, tokens) for k, tokens in start)
-                    left, said = turns, begin
-                if config.turns is not None:
-                    path += (name, question), (name + 1, answer)
-                yield pause, said + question, answer, its, path
-                said, left = said + question + answer, left - 1
-                name += 2 * (config.clients or 1)
+        """Turn to the next request."""
+        if not self.asks:
+            self.asks = _drawn(self._config, self.numbers(_AT_ONCE))[::-1]
+        self.think, question, self.output, turns, start, *self.limits = self.asks.pop()
+        if not self._left:
+            self.start, self._left, self._said = start, turns, 0
+            self.conversation += self._users
+        elif start:  # which was said already
+            question -= start[0][1]
+        self._left -= 1
+        self.prompt = self._said + question
+        self._said = self.prompt + self.output
 
 
-def _limits(config: SimulationConfig, u: FloatArray) -> list[tuple[float, float]]:
+def _drawn(config: SimulationConfig, u: FloatArray) -> list[Ask]:
+    """What requests ask, each drawn from a row of ``u``."""
+    u, shared = u.T, config.prefixes
+    prompts = config.prompts.tokens(u[1])
+    columns = (
+        seconds_law("think_time", config.think_time)(u[0]).tolist(),
+        prompts.tolist(),
+        config.outputs.beside(config.prompts, u[1], u[2]).tolist(),
+        turns_law(config.turns).tokens(u[3]).tolist(),
+        [()] * len(prompts) if shared is None else shared.segments(u[6]),
+        *_limits(config, u[4:6]),
+    )
+    return list(zip(*columns, strict=True))
+
+
+def _all_users(config: SimulationConfig) -> list[User]:
+    """The users of a run; their first requests are drawn together."""
+    users = [User(config, i, ready=False) for i in range(config.clients or 0)]
+    if users:
+        each = 1 + 5 * min(config.num_requests, _MANY) // (4 * len(users))
+        asks = _drawn(config, np.concatenate([u.numbers(each) for u in users]))[::-1]
+        for user in users:
+            user.asks = asks[-each:]
+            del asks[-each:]
+            user.go_on()
+    return users
+
+
+def _limits(config: SimulationConfig, u: FloatArray) -> list[list[float]]:
     """Seconds to the first token and to the last that requests wait at most."""
     columns = []
     for place, name in zip(u, ("patience", "request_timeout"), strict=True):
         law = getattr(config, name)
         some = np.full(place.shape, math.inf)
-        columns.append(some if law is None else seconds_law(name, law)(place))
-    return list(zip(*(column.tolist() for column in columns), strict=True))
+        columns.append(
+            (some if law is None else seconds_law(name, law)(place)).tolist()
+        )
+    return columns
 
 
 def own_clients(config: SimulationConfig, workload: Workload | None) -> Clients | None:
@@ -192,9 +218,10 @@ class Clients:
         self._unanswered = self._arrived = 0
         self._held: deque[int] = deque()
         self._deadlines: list[tuple[float, int, bool]] = []
-        self._limits: list[tuple[float, float]] = []
+        self._impatient = (config.patience, config.request_timeout) != (None, None)
+        self._limits: list[list[float]] = [[], []]
         self._user_of: list[int] = []
-        self._users = [User(config, i) for i in range(config.clients or 0)]
+        self._users, self._talks = _all_users(config), config.turns is not None
         self._coming = [(u.think, _ARRIVAL, i) for i, u in enumerate(self._users)]
         if workload is not None and not self._users:
             self.wanted = array("d", workload.arrival_time.tobytes())
@@ -223,14 +250,15 @@ class Clients:
 
     def advance(self, now: float) -> None:
         """Let happen what happens up to ``now``, seconds."""
-        coming = self._coming
+        coming, deadlines = self._coming, self._deadlines
         while True:
             time, kind, who = coming[0] if coming else _NEVER
-            if min(time, left := self.next_left) > now:
-                return
-            if (left, _ARRIVAL) <= (time, kind):
-                self._give_up(heappop(self._deadlines)[1], left)
+            left = self.next_left if deadlines else math.inf
+            if left <= now and (left, _ARRIVAL) <= (time, kind):
+                self._give_up(heappop(deadlines)[1], left)
                 continue
+            if time > now:
+                return
             heappop(coming)
             if kind == _ARRIVAL:
                 self._arrive(who, time)
@@ -265,28 +293,31 @@ class Clients:
 
     def _ask(self, i: int, number: int, time: float) -> None:
         """Request ``i`` is what this user asks."""
-        user, sent = self._users[number], self.sent
+        user, times = self._users[number], self.times
         self.wanted[i] = time
         self._user_of.append(number)
-        self._limits.append(user.limits)
+        if self._impatient:
+            for limits, limit in zip(self._limits, user.limits, strict=True):
+                limits.append(limit)
         if self._draws:
-            sent.prompt_length[i], sent.output_length[i] = user.prompt, user.output
-            sent.request_class[i] = user.request_class
-            if self.times.paths is not None:
-                self.times.paths.add(i, user.path)
+            times.prompt[i], times.output[i] = user.prompt, user.output
+            if user.request_class:
+                self.sent.request_class[i] = user.request_class
+            if times.paths is not None:
+                said = user.prompt + user.output if self._talks else 0
+                times.paths.add(i, user.start, user.conversation, said)
 
     def _send(self, i: int, time: float) -> None:
         self.times.arrival[i] = time
-        if self._most < math.inf:
-            self._unanswered += 1
+        self._unanswered += 1
         if not self.desk.receive(i, time):
             self._over(i, time, REFUSED)
             return
         self.entered.append(time)
-        first, last = self._limits[i]
-        for limit, whole in ((first, False), (last, True)):
-            if limit < math.inf:
-                heappush(self._deadlines, (time + limit, i, whole))
+        if self._impatient:
+            for limits, whole in zip(self._limits, (False, True), strict=True):
+                if (limit := limits[i]) < math.inf:
+                    heappush(self._deadlines, (time + limit, i, whole))
 
     def user_of(self, i: int) -> int:
         """The number of the user who sends request ``i``; -1 by the clock."""
@@ -296,10 +327,12 @@ class Clients:
         """A request has its last token at ``end``, seconds; False if it is given up."""
         if self.outcome[i] != _UNANSWERED:
             return False
-        since, (first, last) = self.times.arrival[i], self._limits[i]
-        if self.times.first[i] <= since + first and end <= since + last:
-            self._over(i, end, COMPLETED)
-        return self.outcome[i] == COMPLETED
+        if self._impatient:
+            since, (first, last) = self.times.arrival[i], self._limits
+            if self.times.first[i] > since + first[i] or end > since + last[i]:
+                return False
+        self._over(i, end, COMPLETED)
+        return True
 
     def _give_up(self, i: int, time: float) -> None:
         self._over(i, time, GIVEN_UP)

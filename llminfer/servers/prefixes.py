@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 Path = Sequence[tuple[int, int]]
+_APART = 2**40  # names that each conversation has for itself
 
 
 class Paths:
@@ -43,8 +44,17 @@ class Paths:
             paths.add(i, segments[i])
         return paths
 
-    def add(self, request: int, path: Path) -> None:
-        """Name the blocks on the path of a request."""
+    def add(
+        self, request: int, path: Path, conversation: int = 0, said: int = 0
+    ) -> None:
+        """Name the blocks on the path of a request.
+
+        Args:
+            request: Its number.
+            path: What it shares with any other.
+            conversation: The number of what only its own conversation shares.
+            said: Tokens of that with those of the path, as they are so far.
+        """
         tree, size, node, end = self._tree, self._size, 0, 0
         mine: list[range] = []
         for segment, tokens in path:
@@ -57,7 +67,11 @@ class Paths:
                 names = range(mine.pop().start, names.stop)
             if names:
                 mine.append(names)
-        self._names[request], self.blocks[request] = mine, end // size
+        begin, end = end // size, max(end, said) // size
+        if begin < end:
+            first = (conversation + 1) * _APART
+            mine.append(range(first + begin, first + end))
+        self._names[request], self.blocks[request] = mine, end
 
     def between(self, request: int, begin: int, end: int) -> Iterator[range]:
         """The names of a request's blocks from number ``begin`` to before ``end``."""
