@@ -410,7 +410,7 @@ def test_the_path_of_a_turn_goes_on_where_the_last_answer_ended():
         for turn in range(9):
             said = user.prompt + user.output
             paths.add(i := next(n), user.start, user.conversation, said)
-            blocks = [b for names in paths.between(i, 0, said) for b in names]
+            blocks = paths.blocks(i)
             assert len(blocks) == len(set(blocks)) == said // 4
             if turn % 3:
                 assert blocks[: len(named[-1])] == named[-1]

@@ -290,8 +290,7 @@ class Batch:
         if pool is not None and not self._fits(whole, known + tokens, held):
             return 0
         if cache is not None:
-            cache.hold(i)
-            cache.publish(i, known + tokens)
+            cache.hold(i, known + tokens)
             if not self.preempted:
                 self.requests.cached[i] = known
         if pool is not None:

@@ -16,6 +16,8 @@ from itertools import accumulate
 from llminfer.config import SimulationConfig
 from llminfer.servers.prefixes import Paths
 
+_ENDLESS = 2**62  # blocks
+
 
 class BlockPool:
     """The KV blocks of one server.
@@ -117,37 +119,41 @@ class CachingPool(BlockPool):
         super().__init__(blocks, block_size)
         self.shares = paths is not None
         self._paths = paths or Paths(block_size)
-        self._queue = deque([[Span(-1, blocks)]])  # what came free together
+        # What came free together; of blocks that nobody will look for their number.
+        # If they never end nobody takes what stands here, and it is not kept.
+        never = 0 if blocks == _ENDLESS else None
+        self._queue: deque[list[Span] | int] = deque([blocks], maxlen=never)
         self._queued = blocks  # all that stand there
         self._loose = 0  # that are to stand at its end, and nobody will look for
         self._first: dict[int, Span] = {}  # that begin with a name and are found
         self._copies: dict[int, list[Span]] = {}  # of a named block, by age
         self._held: dict[int, list[Span]] = {}  # named ones, by request
+        self._named: dict[int, int] = {}  # how many these are
         self._left: dict[int, tuple[Span, int]] = {}  # others, and how many are full
-        self._seen: tuple[list[tuple[Span, int]], int] = [], 0
+        self._seen: tuple[list[tuple[Span, int]], int, int] = [], 0, 0
 
     def give_back(self, request: int, tokens: int, returns: bool = False) -> None:
+        blocks = rest = self.blocks_for(tokens)
         if not (self.shares or returns):
-            self._loose += (blocks := self.blocks_for(tokens))
-            self.free += blocks
+            self._loose += rest
+            self.free += rest
             return
         self._catch_up()
         self.publish(request, tokens)
+        rest -= (named := self._named.pop(request, 0))
         freed: list[Span] = []
-        mine = self._held.pop(request, [])
-        named = sum([span.blocks for span in mine])
-        rest = Span(-1, self.blocks_for(tokens) - named)
-        if returns:
-            self._left[request] = rest, tokens // self.block_size - named
-        blocks = rest.blocks
-        for span in mine:
+        for span in self._held.pop(request, ()):
             span.holders.discard(request)
-            if not span.holders:
-                blocks += span.blocks
-                if not (freed and self._joined(freed[-1], span)):
-                    span.freed = freed
-                    freed.append(span)
-        freed.append(rest)
+            if span.holders:
+                blocks -= span.blocks
+            elif not (freed and self._joined(freed[-1], span)):
+                span.freed = freed
+                freed.append(span)
+        if returns:
+            freed.append(own := Span(-1, rest))
+            self._left[request] = own, tokens // self.block_size - named
+        else:
+            self._queue.append(rest)
         self._queue.append(freed)
         self._queued += blocks
         self.free += blocks
@@ -160,28 +166,33 @@ class CachingPool(BlockPool):
             tokens: Those to be computed; the last one is, whatever it finds.
         """
         self._catch_up()
+        first, most = self._first, (tokens - 1) // self.block_size
         seen: list[tuple[Span, int]] = []
         found = held = 0
-        most = (tokens - 1) // self.block_size
-        for names in self._paths.between(request, 0, most) if self.shares else ():
-            name, end = names.start, names.stop
-            while name < end and (span := self._first.get(name)):
-                blocks = min(span.blocks, end - name)
+        for end, ahead in self._paths.names[request] if self.shares else ():
+            upto = end if end < most else most
+            while found < upto and (span := first.get(found + ahead)):
+                if (blocks := span.blocks) > upto - found:
+                    blocks = upto - found
                 seen.append((span, blocks))
                 found += blocks
                 if span.holders:
                     held += blocks
-                name += blocks
-            if name < end:
+            if found < end:
                 break
         rest, full = self._left.get(request, (None, 0))
         own = 0 if rest is None else min(rest.blocks, full)
-        self._seen = seen, own
+        self._seen = seen, found, own
         return found + own, held
 
-    def hold(self, request: int) -> None:
-        """A request takes the blocks that it found when it last looked."""
-        seen, taken = self._seen
+    def hold(self, request: int, tokens: int) -> None:
+        """A request takes the blocks that it found when it last looked.
+
+        Args:
+            request: Its number.
+            tokens: Those in its cache after this step, which others find.
+        """
+        seen, self._named[request], taken = self._seen
         if left := self._left.pop(request, None):
             left[0].blocks -= taken
         self._held[request] = [span for span, _ in seen]
@@ -195,36 +206,53 @@ class CachingPool(BlockPool):
             span.holders.add(request)
         self._queued -= taken
         self.free -= taken
+        self.publish(request, tokens)
 
     def publish(self, request: int, tokens: int) -> None:
         """Let others find the full blocks of the first so many tokens of a request."""
         if not self.shares:
             return
+        begin, full = self._named[request], tokens // self.block_size
+        for end, ahead in self._paths.names[request]:
+            upto = end if end < full else full
+            if begin < upto:
+                self._compute(request, begin + ahead, upto + ahead)
+                begin = upto
+        self._named[request] = begin
+
+    def _compute(self, request: int, name: int, end: int) -> None:
+        """A request has computed the blocks with these names, after its others."""
         mine, first = self._held[request], self._first
-        end = min(tokens // self.block_size, self._paths.blocks[request])
-        if end == (begin := sum([span.blocks for span in mine])):
+        alone = mine and len(mine[-1].holders) == 1 and name not in first
+        if alone and self._goes_on(mine[-1], name):
+            mine[-1].blocks += end - name
             return
-        for names in self._paths.between(request, begin, end):
-            for name in names:
-                if there := first.get(name):  # others have computed the same
-                    if there.blocks > 1:
-                        self._split(there, 1)
-                    mine.append(Span(name, 1, {request}))
-                    self._copies.setdefault(name, []).append(mine[-1])
-                else:
-                    first[name] = span = Span(name, names.stop - name, {request})
-                    mine.append(span)
-                    break
+        while name < end and (there := first.get(name)):  # by others
+            if there.blocks > 1:
+                self._split(there, 1)
+            mine.append(Span(name, 1, {request}))
+            self._copies.setdefault(name, []).append(mine[-1])
+            name += 1
+        if name < end:
+            first[name] = span = Span(name, end - name, {request})
+            mine.append(span)
+
+    def _goes_on(self, span: Span, name: int) -> bool:
+        """Can a span reach on to the block with this name, and be found as one?"""
+        end, start = span.start + span.blocks, span.start
+        return (
+            name == end
+            and self._first.get(start) is span
+            and not self._copies.get(name - 1)
+        )
 
     def _joined(self, span: Span, rest: Span) -> bool:
         """Let what came free together be one span, if both can be found as one."""
-        first, name = self._first, rest.start
-        if name != span.start + span.blocks or self._copies.get(name - 1):
-            return False
-        if first.get(name) is not rest or first.get(span.start) is not span:
+        name = rest.start
+        if self._first.get(name) is not rest or not self._goes_on(span, name):
             return False
         span.blocks += rest.blocks
-        del first[name]
+        del self._first[name]
         return True
 
     def _split(self, span: Span, blocks: int) -> None:
@@ -239,15 +267,18 @@ class CachingPool(BlockPool):
     def _catch_up(self) -> None:
         """Put into the queue what is loose, and take off what was taken."""
         if self._loose:
-            self._queue.append([Span(-1, self._loose)])
+            self._queue.append(self._loose)
             self._queued += self._loose
             self._loose = 0
-        while self._queued > self.free:
+        while (over := self._queued - self.free) > 0:
             if not (freed := self._queue[0]):
                 self._queue.popleft()
                 continue
-            blocks = min(self._queued - self.free, freed[-1].blocks)
-            self._queued -= blocks
+            there = freed if isinstance(freed, int) else freed[-1].blocks
+            self._queued -= (blocks := min(over, there))
+            if isinstance(freed, int):
+                self._queue[0] = freed - blocks
+                continue
             self._take(freed[-1], blocks)
             if not freed[-1].blocks:
                 freed.pop()
@@ -267,9 +298,6 @@ class CachingPool(BlockPool):
         for name in range(end, end + blocks) if self._copies else ():
             if copies := self._copies.get(name):
                 first[name] = copies.pop(0)
-
-
-_ENDLESS = 2**62  # blocks
 
 
 def block_pools(

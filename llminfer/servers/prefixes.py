@@ -7,13 +7,13 @@ alike share the full blocks of what is common; here 2 of 3 blocks of 4 tokens:
 >>> paths = Paths(block_size=4)
 >>> paths.add(0, [(7, 8), (1, 4)])
 >>> paths.add(1, [(7, 8), (2, 4)])
->>> list(paths.between(0, 0, 9)), list(paths.between(1, 0, 9))
-([range(0, 3)], [range(0, 2), range(3, 4)])
+>>> paths.blocks(0), paths.blocks(1)
+([0, 1, 2], [0, 1, 3])
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 Path = Sequence[tuple[int, int]]
 _APART = 2**40  # names that each conversation has for itself
@@ -26,14 +26,14 @@ class Paths:
         block_size: Tokens in a block.
 
     Attributes:
-        blocks: How many each request's path has.
+        names: Of each request pieces of its path: the number of the block behind a
+            piece, and what is to be added to a block's number to get its name.
     """
 
     def __init__(self, block_size: int) -> None:
-        self.blocks: dict[int, int] = {}
+        self.names: dict[int, list[tuple[int, int]]] = {}
         self._size = block_size
-        self._names: dict[int, list[range]] = {}
-        self._tree: dict[tuple[int, int, int], tuple[int, range]] = {}
+        self._tree: dict[tuple[int, int, int], tuple[int, int]] = {}
         self._named = 0
 
     @classmethod
@@ -56,28 +56,22 @@ class Paths:
             said: Tokens of that with those of the path, as they are so far.
         """
         tree, size, node, end = self._tree, self._size, 0, 0
-        mine: list[range] = []
+        self.names[request] = mine = list[tuple[int, int]]()
         for segment, tokens in path:
             begin, end = end // size, end + tokens
             if (at := (node, segment, tokens)) not in tree:
-                first, self._named = self._named, self._named + end // size - begin
-                tree[at] = len(tree) + 1, range(first, self._named)
-            node, names = tree[at]
-            if mine and mine[-1].stop == names.start:
-                names = range(mine.pop().start, names.stop)
-            if names:
-                mine.append(names)
-        begin, end = end // size, max(end, said) // size
-        if begin < end:
-            first = (conversation + 1) * _APART
-            mine.append(range(first + begin, first + end))
-        self._names[request], self.blocks[request] = mine, end
+                tree[at] = len(tree) + 1, self._named - begin
+                self._named += end // size - begin
+            node, ahead = tree[at]
+            if begin < end // size:
+                if mine and mine[-1][1] == ahead:
+                    mine.pop()
+                mine.append((end // size, ahead))
+        if end // size < said // size:
+            mine.append((said // size, (conversation + 1) * _APART))
 
-    def between(self, request: int, begin: int, end: int) -> Iterator[range]:
-        """The names of a request's blocks from number ``begin`` to before ``end``."""
-        for names in self._names[request]:
-            if end <= 0:
-                return
-            if begin < (size := len(names)):
-                yield names[begin:end] if begin > 0 else names[:end]
-            begin, end = begin - size, end - size
+    def blocks(self, request: int) -> list[int]:
+        """The names of a request's blocks."""
+        ends = [end for end, _ in self.names[request]]
+        pieces = zip([0, *ends], self.names[request], strict=False)
+        return [b + ahead for begin, (end, ahead) in pieces for b in range(begin, end)]
