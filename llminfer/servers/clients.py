@@ -248,17 +248,18 @@ class Clients:
             heappop(deadlines)
         return math.inf
 
-    def advance(self, now: float) -> None:
-        """Let happen what happens up to ``now``, seconds."""
+    def advance(self, now: float) -> float:
+        """Let happen what happens up to ``now``; when somebody gives up next, s."""
         coming, deadlines = self._coming, self._deadlines
         while True:
             time, kind, who = coming[0] if coming else _NEVER
-            left = self.next_left if deadlines else math.inf
-            if left <= now and (left, _ARRIVAL) <= (time, kind):
-                self._give_up(heappop(deadlines)[1], left)
-                continue
+            if deadlines and (time > now or deadlines[0][0] <= time):
+                left = self.next_left
+                if left <= now and (left, _ARRIVAL) <= (time, kind):
+                    self._give_up(heappop(deadlines)[1], left)
+                    continue
             if time > now:
-                return
+                return left if deadlines else math.inf
             heappop(coming)
             if kind == _ARRIVAL:
                 self._arrive(who, time)
