@@ -410,7 +410,9 @@ def test_the_path_of_a_turn_goes_on_where_the_last_answer_ended():
         for turn in range(9):
             said = user.prompt + user.output
             paths.add(i := next(n), user.start, user.conversation, said)
-            blocks = paths.blocks(i)
+            ends = [0, *(end for end, _ in paths.names[i])]
+            pieces = zip(ends, paths.names[i], strict=False)
+            blocks = [b + ahead for at, (end, ahead) in pieces for b in range(at, end)]
             assert len(blocks) == len(set(blocks)) == said // 4
             if turn % 3:
                 assert blocks[: len(named[-1])] == named[-1]

@@ -28,7 +28,7 @@ from heapq import heappop, heappush
 from llminfer.config import SimulationConfig
 from llminfer.servers.batch_control import BatchLimit
 from llminfer.servers.event_log import Log, RequestTimes
-from llminfer.servers.kv_memory import BlockPool, CachingPool, block_pools
+from llminfer.servers.kv_memory import BlockPool, CachingPool, EndlessCache, block_pools
 from llminfer.servers.queues import WaitingQueue
 
 
@@ -58,7 +58,7 @@ class Batch:
     budget: int = field(init=False)  # tokens a step at most
     chunked: bool = field(init=False)
     pool: BlockPool | None = field(init=False)  # if there is a limit
-    cache: CachingPool | None = field(init=False)  # the same, or where all stays
+    cache: CachingPool | EndlessCache | None = field(init=False)  # where all is found
     prompt: memoryview[int] = field(init=False)
     output: memoryview[int] = field(init=False)
     start: array[float] = field(init=False)

@@ -27,7 +27,7 @@ from array import array
 from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from heapq import heapify, heappop, heappush
+from heapq import heapify, heappop, heappush, heapreplace
 from typing import Any, Protocol, final
 
 import numpy as np
@@ -217,7 +217,7 @@ class Clients:
         self.room, self.timeout = config.queue_limit or math.inf, config.batch_timeout
         self._unanswered = self._arrived = 0
         self._held: deque[int] = deque()
-        self._deadlines: list[tuple[float, int, bool]] = []
+        self._deadlines: list[tuple[float, int]] = []
         self._impatient = (config.patience, config.request_timeout) != (None, None)
         self._limits: list[list[float]] = [[], []]
         self._user_of: list[int] = []
@@ -240,12 +240,16 @@ class Clients:
     @property
     def next_left(self) -> float:
         """When the next one gives up who is not answered before, seconds."""
-        deadlines, outcome, first = self._deadlines, self.outcome, self.times.first
+        deadlines, times = self._deadlines, self.times
         while deadlines:
-            time, i, last = deadlines[0]
-            if outcome[i] == _UNANSWERED and (last or not first[i] <= time):
+            time, i = deadlines[0]
+            if self.outcome[i] != _UNANSWERED:
+                heappop(deadlines)
+                continue
+            last = times.arrival[i] + self._limits[1][i]
+            if time >= last or not times.first[i] <= time:
                 return time
-            heappop(deadlines)
+            heapreplace(deadlines, (last, i))  # it has its first token
         return math.inf
 
     def advance(self, now: float) -> float:
@@ -298,8 +302,9 @@ class Clients:
         self.wanted[i] = time
         self._user_of.append(number)
         if self._impatient:
-            for limits, limit in zip(self._limits, user.limits, strict=True):
-                limits.append(limit)
+            first, last = self._limits
+            first.append(user.limits[0])
+            last.append(user.limits[1])
         if self._draws:
             times.prompt[i], times.output[i] = user.prompt, user.output
             if user.request_class:
@@ -316,9 +321,9 @@ class Clients:
             return
         self.entered.append(time)
         if self._impatient:
-            for limits, whole in zip(self._limits, (False, True), strict=True):
-                if (limit := limits[i]) < math.inf:
-                    heappush(self._deadlines, (time + limit, i, whole))
+            first, last = self._limits
+            limit = first[i] if first[i] < last[i] else last[i]
+            heappush(self._deadlines, (time + limit, i))
 
     def user_of(self, i: int) -> int:
         """The number of the user who sends request ``i``; -1 by the clock."""

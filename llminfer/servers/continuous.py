@@ -52,8 +52,7 @@ class ContinuousBatchingServer(WorkloadServer):
         entered = clients.entered if clients else self._requests.arrival
         self._limit = batch_limit(env, config, entered)
         self._most_tokens = config.block_size * (config.kv_blocks or math.inf) + 1
-        # One server, with room for all who come, that asks for them as it goes.
-        self._alone = config.replicas == 1 and config.queue_limit is None
+        self._room = config.queue_limit
         self._routes = routes(config, work)
         self._replicas = [self._replica(i) for i in range(config.replicas)]
         self._processes: list[simpy.Process] = []
@@ -167,8 +166,6 @@ class ContinuousBatchingServer(WorkloadServer):
         scheduler = replica.scheduler
         if place in self._asleep:
             self._asleep.pop(place).succeed()
-        elif len(self._replicas) == 1:
-            return  # it has asked for this, and is about to schedule a step
         elif scheduler.open and time < scheduler.due:
             scheduler.shorten(time)
             self._processes[place].interrupt()
@@ -177,32 +174,40 @@ class ContinuousBatchingServer(WorkloadServer):
 
     def receive(self, i: int, time: float) -> bool:
         """Take request ``i`` at ``time``, seconds; False if too many wait there."""
-        requests, clients = self._requests, self.clients
+        requests, place = self._requests, 0
         if requests.prompt[i] + requests.output[i] > self._most_tokens:
             _refuse_what_never_fits(self.config, self.workload, slice(i, i + 1))
-        if self._alone:
+        if several := len(self._replicas) > 1:
+            place = self._place(i, time)
+        if self._room is not None and self._waiting(place) >= self._room:
+            return False
+        if several:
+            self._send(i, time, place)
+        else:  # which has asked for this, and is about to schedule a step
             self._replicas[0].send(i, time, 0)
-            return True
+        return True
+
+    def _place(self, i: int, time: float) -> int:
+        """The server that request ``i`` goes to at ``time``, seconds."""
+        assert self.clients is not None
         assert self._routes is not None
-        assert clients is not None
-        if self.config.router in LOADS and len(self._replicas) > 1:
-            end = requests.end
+        if self.config.router in LOADS:
+            end = self._requests.end
             for batch in (replica.scheduler for replica in self._replicas):
                 if batch.leaving and end[next(iter(batch.leaving))] <= time:
                     batch.first_free += batch.let_go()
             self._routes[i] = self._router.choose(i, time)
-        elif self.config.router == "session" and (user := clients.user_of(i)) >= 0:
-            self._routes[i] = user % len(self._replicas)
-        place = int(self._routes[i])
-        if self.config.queue_limit is not None:
-            batch, sent = self._replicas[place].scheduler, self._replicas[place].number
-            start, gone = requests.start, self._gone[place]
-            left = sum(math.isnan(start[j]) or j in batch.preempted for j in gone)
-            waiting = len(sent) - batch.admitted + len(batch.preempted) - left
-            if waiting >= self.config.queue_limit:
-                return False
-        self._send(i, time, place)
-        return True
+        elif self.config.router == "session" and (its := self.clients.user_of(i)) >= 0:
+            self._routes[i] = its % len(self._replicas)
+        return int(self._routes[i])
+
+    def _waiting(self, place: int) -> int:
+        """Requests that wait at a server, less those that were given up."""
+        replica, batch = self._replicas[place], self._replicas[place].scheduler
+        waiting = len(replica.number) - batch.admitted + len(batch.preempted)
+        for i in self._gone[place]:
+            waiting -= math.isnan(self._requests.start[i]) or i in batch.preempted
+        return waiting
 
     def drop(self, i: int) -> None:
         """Request ``i`` has been given up; it leaves when the next step is composed."""

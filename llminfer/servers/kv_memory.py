@@ -16,8 +16,6 @@ from itertools import accumulate
 from llminfer.config import SimulationConfig
 from llminfer.servers.prefixes import Paths
 
-_ENDLESS = 2**62  # blocks
-
 
 class BlockPool:
     """The KV blocks of one server.
@@ -120,9 +118,7 @@ class CachingPool(BlockPool):
         self.shares = paths is not None
         self._paths = paths or Paths(block_size)
         # What came free together; of blocks that nobody will look for their number.
-        # If they never end nobody takes what stands here, and it is not kept.
-        never = 0 if blocks == _ENDLESS else None
-        self._queue: deque[list[Span] | int] = deque([blocks], maxlen=never)
+        self._queue: deque[list[Span] | int] = deque([blocks])
         self._queued = blocks  # all that stand there
         self._loose = 0  # that are to stand at its end, and nobody will look for
         self._first: dict[int, Span] = {}  # that begin with a name and are found
@@ -154,6 +150,7 @@ class CachingPool(BlockPool):
             self._left[request] = own, tokens // self.block_size - named
         else:
             self._queue.append(rest)
+            self._paths.names.pop(request, None)
         self._queue.append(freed)
         self._queued += blocks
         self.free += blocks
@@ -300,9 +297,53 @@ class CachingPool(BlockPool):
                 first[name] = copies.pop(0)
 
 
+class EndlessCache(BlockPool):
+    """Named blocks that nobody ever takes: all that was computed is found.
+
+    Of the blocks that follow one another by name those that are computed come first, so
+    that their number says which.
+
+    Args:
+        block_size: Tokens in each.
+        paths: The names of the requests' blocks.
+    """
+
+    shares = True
+
+    def __init__(self, block_size: int, paths: Paths) -> None:
+        super().__init__(0, block_size)
+        self._names = paths.names
+        self._computed: dict[int, int] = {}  # by what is added to get a name
+
+    def give_back(self, request: int, tokens: int, returns: bool = False) -> None:
+        self.hold(request, tokens)
+        del self._names[request]
+
+    def look(self, request: int, tokens: int) -> tuple[int, int]:
+        """Full blocks that a request finds; nobody needs to hold them."""
+        most, found = (tokens - 1) // self.block_size, 0
+        for end, ahead in self._names[request]:
+            found = max(found, min(self._computed.get(ahead, 0), end, most))
+            if found < end:
+                break
+        return found, 0
+
+    def hold(self, request: int, tokens: int) -> None:
+        """Let others find the full blocks of the first so many tokens of a request."""
+        full, computed = tokens // self.block_size, self._computed
+        for end, ahead in self._names[request]:
+            upto = end if end < full else full
+            if upto > computed.get(ahead, 0):
+                computed[ahead] = upto
+            if full <= end:
+                break
+
+    publish = hold
+
+
 def block_pools(
     config: SimulationConfig, paths: Paths | None
-) -> tuple[BlockPool | None, CachingPool | None]:
+) -> tuple[BlockPool | None, CachingPool | EndlessCache | None]:
     """The blocks of a server, if there is a limit; and those to be found again, if any.
 
     Args:
@@ -310,7 +351,10 @@ def block_pools(
         paths: What its requests share, or None.
     """
     blocks, size = config.kv_blocks, config.block_size
-    if not config.prefix_caching or (blocks is None and paths is None):
-        return (None if blocks is None else BlockPool(blocks, size)), None
-    cache = CachingPool(blocks or _ENDLESS, size, paths)
-    return (None if blocks is None else cache), cache
+    if blocks is None:
+        if paths is None or not config.prefix_caching:
+            return None, None
+        return None, EndlessCache(size, paths)
+    if not config.prefix_caching:
+        return BlockPool(blocks, size), None
+    return (cache := CachingPool(blocks, size, paths)), cache

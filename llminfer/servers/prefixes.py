@@ -7,8 +7,12 @@ alike share the full blocks of what is common; here 2 of 3 blocks of 4 tokens:
 >>> paths = Paths(block_size=4)
 >>> paths.add(0, [(7, 8), (1, 4)])
 >>> paths.add(1, [(7, 8), (2, 4)])
->>> paths.blocks(0), paths.blocks(1)
-([0, 1, 2], [0, 1, 3])
+
+Blocks 0 and 1 have these names in both. Block 2 of the second has another than that of
+the first, which goes on where those end:
+
+>>> paths.names[0], paths.names[1]
+([(3, 0)], [(2, 0), (3, 2000000000000)])
 """
 
 from __future__ import annotations
@@ -16,7 +20,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 Path = Sequence[tuple[int, int]]
-_APART = 2**40  # names that each conversation has for itself
+_APART = 10**12  # names of each chain: of blocks that follow one another
 
 
 class Paths:
@@ -26,22 +30,22 @@ class Paths:
         block_size: Tokens in a block.
 
     Attributes:
-        names: Of each request pieces of its path: the number of the block behind a
+        names: Of each request the pieces of its path: the number of the block behind a
             piece, and what is to be added to a block's number to get its name.
     """
 
     def __init__(self, block_size: int) -> None:
         self.names: dict[int, list[tuple[int, int]]] = {}
-        self._size = block_size
+        self._size, self._chains = block_size, 0
         self._tree: dict[tuple[int, int, int], tuple[int, int]] = {}
-        self._named = 0
+        self._ended = {0}  # nodes behind which another chain begins
 
     @classmethod
     def of(cls, segments: Sequence[Path], block_size: int) -> Paths:
-        """Those of all requests; who comes late goes on where others ended."""
+        """Those of all requests."""
         paths = cls(block_size)
-        for i in reversed(range(len(segments))):
-            paths.add(i, segments[i])
+        for i, path in enumerate(segments):
+            paths.add(i, path)
         return paths
 
     def add(
@@ -55,23 +59,20 @@ class Paths:
             conversation: The number of what only its own conversation shares.
             said: Tokens of that with those of the path, as they are so far.
         """
-        tree, size, node, end = self._tree, self._size, 0, 0
-        self.names[request] = mine = list[tuple[int, int]]()
+        tree, size, node, end, ahead = self._tree, self._size, 0, 0, 0
+        mine: list[tuple[int, int]] = []
         for segment, tokens in path:
             begin, end = end // size, end + tokens
             if (at := (node, segment, tokens)) not in tree:
-                tree[at] = len(tree) + 1, self._named - begin
-                self._named += end // size - begin
+                if node in self._ended:
+                    ahead, self._chains = self._chains * _APART, self._chains + 2
+                self._ended.add(node)
+                tree[at] = len(tree) + 1, ahead
             node, ahead = tree[at]
             if begin < end // size:
                 if mine and mine[-1][1] == ahead:
                     mine.pop()
                 mine.append((end // size, ahead))
         if end // size < said // size:
-            mine.append((said // size, (conversation + 1) * _APART))
-
-    def blocks(self, request: int) -> list[int]:
-        """The names of a request's blocks."""
-        ends = [end for end, _ in self.names[request]]
-        pieces = zip([0, *ends], self.names[request], strict=False)
-        return [b + ahead for begin, (end, ahead) in pieces for b in range(begin, end)]
+            mine.append((said // size, (2 * conversation + 1) * _APART))
+        self.names[request] = mine
