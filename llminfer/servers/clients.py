@@ -25,7 +25,7 @@ from __future__ import annotations
 import math
 from array import array
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from heapq import heapify, heappop, heappush, heapreplace
 from typing import Any, Protocol, final
@@ -77,23 +77,19 @@ class User:
         self, config: SimulationConfig, number: int, ready: bool = True
     ) -> None:
         self._config, self._users, self._left = config, config.clients or 1, 0
-        self._rng = stream(config.random_seed, "users", number)
+        self.rng = stream(config.random_seed, "users", number)
         shares = np.cumsum([its.share for its in config.classes] or [1.0])
-        place = self._rng.random() * shares[-1]
+        place = self.rng.random() * shares[-1]
         self.request_class = int(np.searchsorted(shares, place, side="right"))
         self.conversation = number - self._users
         self.asks: list[Ask] = []  # drawn ahead, the next one last
         if ready:
             self.go_on()
 
-    def numbers(self, requests: int) -> FloatArray:
-        """What so many requests are drawn from, in [0, 1): shape (requests, 7)."""
-        return self._rng.random((requests, 7))
-
     def go_on(self) -> None:
         """Turn to the next request."""
         if not self.asks:
-            self.asks = _drawn(self._config, self.numbers(_AT_ONCE))[::-1]
+            self.asks = _drawn(self._config, self.rng.random((_AT_ONCE, 7)))[::-1]
         self.think, question, self.output, turns, start, *self.limits = self.asks.pop()
         if not self._left:
             self.start, self._left, self._said = start, turns, 0
@@ -125,7 +121,8 @@ def _all_users(config: SimulationConfig) -> list[User]:
     users = [User(config, i, ready=False) for i in range(config.clients or 0)]
     if users:
         each = 1 + 5 * min(config.num_requests, _MANY) // (4 * len(users))
-        asks = _drawn(config, np.concatenate([u.numbers(each) for u in users]))[::-1]
+        u = np.concatenate([user.rng.random((each, 7)) for user in users])
+        asks = _drawn(config, u)[::-1]
         for user in users:
             user.asks = asks[-each:]
             del asks[-each:]
@@ -138,10 +135,8 @@ def _limits(config: SimulationConfig, u: FloatArray) -> list[list[float]]:
     columns = []
     for place, name in zip(u, ("patience", "request_timeout"), strict=True):
         law = getattr(config, name)
-        some = np.full(place.shape, math.inf)
-        columns.append(
-            (some if law is None else seconds_law(name, law)(place)).tolist()
-        )
+        seconds = place + math.inf if law is None else seconds_law(name, law)(place)
+        columns.append(seconds.tolist())
     return columns
 
 
@@ -153,10 +148,8 @@ def own_clients(config: SimulationConfig, workload: Workload | None) -> Clients 
         workload: Requests by the clock, or what the users take one after the other;
             None lets the users draw their own.
     """
-    gated = config.max_concurrency is not None
-    if config.clients is not None or gated or config.sheds:
-        return Clients(config, workload)
-    return None
+    asked = config.clients or config.max_concurrency or config.sheds
+    return Clients(config, workload) if asked else None
 
 
 def _not_sent(n: int, workload: Workload | None) -> Workload:
@@ -219,7 +212,7 @@ class Clients:
         self._held: deque[int] = deque()
         self._deadlines: list[tuple[float, int]] = []
         self._impatient = (config.patience, config.request_timeout) != (None, None)
-        self._limits: list[list[float]] = [[], []]
+        self._limits: list[Sequence[float]] = []
         self._user_of: list[int] = []
         self._users, self._talks = _all_users(config), config.turns is not None
         self._coming = [(u.think, _ARRIVAL, i) for i, u in enumerate(self._users)]
@@ -227,7 +220,7 @@ class Clients:
             self.wanted = array("d", workload.arrival_time.tobytes())
             self._coming = [(self.wanted[0], _ARRIVAL, 0)]
             u = stream(config.random_seed, "patience").random((n, 2)).T
-            self._limits = _limits(config, u)
+            self._limits = list(zip(*_limits(config, u), strict=True))
         heapify(self._coming)
 
     # Time
@@ -246,7 +239,7 @@ class Clients:
             if self.outcome[i] != _UNANSWERED:
                 heappop(deadlines)
                 continue
-            last = times.arrival[i] + self._limits[1][i]
+            last = times.arrival[i] + self._limits[i][1]
             if time >= last or not times.first[i] <= time:
                 return time
             heapreplace(deadlines, (last, i))  # it has its first token
@@ -302,13 +295,10 @@ class Clients:
         self.wanted[i] = time
         self._user_of.append(number)
         if self._impatient:
-            first, last = self._limits
-            first.append(user.limits[0])
-            last.append(user.limits[1])
+            self._limits.append(user.limits)
         if self._draws:
             times.prompt[i], times.output[i] = user.prompt, user.output
-            if user.request_class:
-                self.sent.request_class[i] = user.request_class
+            self.sent.request_class[i] = user.request_class
             if times.paths is not None:
                 said = user.prompt + user.output if self._talks else 0
                 times.paths.add(i, user.start, user.conversation, said)
@@ -321,9 +311,7 @@ class Clients:
             return
         self.entered.append(time)
         if self._impatient:
-            first, last = self._limits
-            limit = first[i] if first[i] < last[i] else last[i]
-            heappush(self._deadlines, (time + limit, i))
+            heappush(self._deadlines, (time + min(self._limits[i]), i))
 
     def user_of(self, i: int) -> int:
         """The number of the user who sends request ``i``; -1 by the clock."""
@@ -334,8 +322,8 @@ class Clients:
         if self.outcome[i] != _UNANSWERED:
             return False
         if self._impatient:
-            since, (first, last) = self.times.arrival[i], self._limits
-            if self.times.first[i] > since + first[i] or end > since + last[i]:
+            since, (first, last) = self.times.arrival[i], self._limits[i]
+            if self.times.first[i] > since + first or end > since + last:
                 return False
         self._over(i, end, COMPLETED)
         return True

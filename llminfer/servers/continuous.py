@@ -52,7 +52,6 @@ class ContinuousBatchingServer(WorkloadServer):
         entered = clients.entered if clients else self._requests.arrival
         self._limit = batch_limit(env, config, entered)
         self._most_tokens = config.block_size * (config.kv_blocks or math.inf) + 1
-        self._room = config.queue_limit
         self._routes = routes(config, work)
         self._replicas = [self._replica(i) for i in range(config.replicas)]
         self._processes: list[simpy.Process] = []
@@ -179,7 +178,8 @@ class ContinuousBatchingServer(WorkloadServer):
             _refuse_what_never_fits(self.config, self.workload, slice(i, i + 1))
         if several := len(self._replicas) > 1:
             place = self._place(i, time)
-        if self._room is not None and self._waiting(place) >= self._room:
+        room = self.config.queue_limit
+        if room is not None and self._waiting(place) >= room:
             return False
         if several:
             self._send(i, time, place)

@@ -91,7 +91,7 @@ class Span:
     start: int
     blocks: int
     holders: set[int] = field(default_factory=set)
-    freed: list[Span] | None = None
+    freed: list[Span] = field(default_factory=list)
 
 
 class CachingPool(BlockPool):
@@ -116,17 +116,15 @@ class CachingPool(BlockPool):
     def __init__(self, blocks: int, block_size: int, paths: Paths | None) -> None:
         super().__init__(blocks, block_size)
         self.shares = paths is not None
-        self._paths = paths or Paths(block_size)
-        # What came free together; of blocks that nobody will look for their number.
-        self._queue: deque[list[Span] | int] = deque([blocks])
+        self._names = (paths or Paths(block_size)).names
+        self._queue = deque([[Span(-1, blocks)]])  # what came free together
         self._queued = blocks  # all that stand there
         self._loose = 0  # that are to stand at its end, and nobody will look for
         self._first: dict[int, Span] = {}  # that begin with a name and are found
         self._copies: dict[int, list[Span]] = {}  # of a named block, by age
         self._held: dict[int, list[Span]] = {}  # named ones, by request
-        self._named: dict[int, int] = {}  # how many these are
         self._left: dict[int, tuple[Span, int]] = {}  # others, and how many are full
-        self._seen: tuple[list[tuple[Span, int]], int, int] = [], 0, 0
+        self._seen: tuple[list[tuple[Span, int]], int] = [], 0
 
     def give_back(self, request: int, tokens: int, returns: bool = False) -> None:
         blocks = rest = self.blocks_for(tokens)
@@ -136,21 +134,21 @@ class CachingPool(BlockPool):
             return
         self._catch_up()
         self.publish(request, tokens)
-        rest -= (named := self._named.pop(request, 0))
+        mine = self._held.pop(request, [])
+        rest -= (named := sum([span.blocks for span in mine]))
         freed: list[Span] = []
-        for span in self._held.pop(request, ()):
+        for span in mine:
             span.holders.discard(request)
             if span.holders:
                 blocks -= span.blocks
-            elif not (freed and self._joined(freed[-1], span)):
+            else:
                 span.freed = freed
                 freed.append(span)
+        freed.append(own := Span(-1, rest))
         if returns:
-            freed.append(own := Span(-1, rest))
             self._left[request] = own, tokens // self.block_size - named
         else:
-            self._queue.append(rest)
-            self._paths.names.pop(request, None)
+            self._names.pop(request, None)
         self._queue.append(freed)
         self._queued += blocks
         self.free += blocks
@@ -166,11 +164,10 @@ class CachingPool(BlockPool):
         first, most = self._first, (tokens - 1) // self.block_size
         seen: list[tuple[Span, int]] = []
         found = held = 0
-        for end, ahead in self._paths.names[request] if self.shares else ():
-            upto = end if end < most else most
+        for end, ahead in self._names.get(request, ()):
+            upto = min(end, most)
             while found < upto and (span := first.get(found + ahead)):
-                if (blocks := span.blocks) > upto - found:
-                    blocks = upto - found
+                blocks = min(span.blocks, upto - found)
                 seen.append((span, blocks))
                 found += blocks
                 if span.holders:
@@ -179,7 +176,7 @@ class CachingPool(BlockPool):
                 break
         rest, full = self._left.get(request, (None, 0))
         own = 0 if rest is None else min(rest.blocks, full)
-        self._seen = seen, found, own
+        self._seen = seen, own
         return found + own, held
 
     def hold(self, request: int, tokens: int) -> None:
@@ -189,7 +186,7 @@ class CachingPool(BlockPool):
             request: Its number.
             tokens: Those in its cache after this step, which others find.
         """
-        seen, self._named[request], taken = self._seen
+        seen, taken = self._seen
         if left := self._left.pop(request, None):
             left[0].blocks -= taken
         self._held[request] = [span for span, _ in seen]
@@ -197,7 +194,6 @@ class CachingPool(BlockPool):
             if blocks < span.blocks:
                 self._split(span, blocks)
             if not span.holders:
-                assert span.freed is not None
                 span.freed.remove(span)
                 taken += blocks
             span.holders.add(request)
@@ -207,21 +203,16 @@ class CachingPool(BlockPool):
 
     def publish(self, request: int, tokens: int) -> None:
         """Let others find the full blocks of the first so many tokens of a request."""
-        if not self.shares:
-            return
-        begin, full = self._named[request], tokens // self.block_size
-        for end, ahead in self._paths.names[request]:
-            upto = end if end < full else full
-            if begin < upto:
+        begin = sum([span.blocks for span in self._held.get(request, ())])
+        for end, ahead in self._names.get(request, ()):
+            if begin < (upto := min(end, tokens // self.block_size)):
                 self._compute(request, begin + ahead, upto + ahead)
                 begin = upto
-        self._named[request] = begin
 
     def _compute(self, request: int, name: int, end: int) -> None:
         """A request has computed the blocks with these names, after its others."""
         mine, first = self._held[request], self._first
-        alone = mine and len(mine[-1].holders) == 1 and name not in first
-        if alone and self._goes_on(mine[-1], name):
+        if mine and name not in first and self._goes_on(mine[-1], name):
             mine[-1].blocks += end - name
             return
         while name < end and (there := first.get(name)):  # by others
@@ -231,26 +222,14 @@ class CachingPool(BlockPool):
             self._copies.setdefault(name, []).append(mine[-1])
             name += 1
         if name < end:
-            first[name] = span = Span(name, end - name, {request})
-            mine.append(span)
+            mine.append(Span(name, end - name, {request}))
+            first[name] = mine[-1]
 
     def _goes_on(self, span: Span, name: int) -> bool:
-        """Can a span reach on to the block with this name, and be found as one?"""
-        end, start = span.start + span.blocks, span.start
-        return (
-            name == end
-            and self._first.get(start) is span
-            and not self._copies.get(name - 1)
-        )
-
-    def _joined(self, span: Span, rest: Span) -> bool:
-        """Let what came free together be one span, if both can be found as one."""
-        name = rest.start
-        if self._first.get(name) is not rest or not self._goes_on(span, name):
+        """Can a span with one holder reach on to a block, and be found as one?"""
+        if name != span.start + span.blocks or len(span.holders) > 1:
             return False
-        span.blocks += rest.blocks
-        del self._first[name]
-        return True
+        return self._first.get(span.start) is span and not self._copies.get(name - 1)
 
     def _split(self, span: Span, blocks: int) -> None:
         """Make a span of its own of what is behind the first so many blocks."""
@@ -258,24 +237,21 @@ class CachingPool(BlockPool):
         rest = Span(name, span.blocks - blocks, set(span.holders), span.freed)
         span.blocks, self._first[name] = blocks, rest
         lists = [self._held[request] for request in span.holders]
-        for each in lists or [span.freed or []]:
+        for each in lists or [span.freed]:
             each.insert(each.index(span) + 1, rest)
 
     def _catch_up(self) -> None:
         """Put into the queue what is loose, and take off what was taken."""
         if self._loose:
-            self._queue.append(self._loose)
+            self._queue.append([Span(-1, self._loose)])
             self._queued += self._loose
             self._loose = 0
-        while (over := self._queued - self.free) > 0:
+        while self._queued > self.free:
             if not (freed := self._queue[0]):
                 self._queue.popleft()
                 continue
-            there = freed if isinstance(freed, int) else freed[-1].blocks
-            self._queued -= (blocks := min(over, there))
-            if isinstance(freed, int):
-                self._queue[0] = freed - blocks
-                continue
+            blocks = min(self._queued - self.free, freed[-1].blocks)
+            self._queued -= blocks
             self._take(freed[-1], blocks)
             if not freed[-1].blocks:
                 freed.pop()
@@ -330,13 +306,9 @@ class EndlessCache(BlockPool):
 
     def hold(self, request: int, tokens: int) -> None:
         """Let others find the full blocks of the first so many tokens of a request."""
-        full, computed = tokens // self.block_size, self._computed
         for end, ahead in self._names[request]:
-            upto = end if end < full else full
-            if upto > computed.get(ahead, 0):
-                computed[ahead] = upto
-            if full <= end:
-                break
+            known, upto = self._computed.get(ahead, 0), tokens // self.block_size
+            self._computed[ahead] = max(known, min(end, upto))
 
     publish = hold
 
@@ -351,10 +323,8 @@ def block_pools(
         paths: What its requests share, or None.
     """
     blocks, size = config.kv_blocks, config.block_size
-    if blocks is None:
-        if paths is None or not config.prefix_caching:
-            return None, None
-        return None, EndlessCache(size, paths)
     if not config.prefix_caching:
-        return BlockPool(blocks, size), None
+        return None if blocks is None else BlockPool(blocks, size), None
+    if blocks is None:
+        return None, None if paths is None else EndlessCache(size, paths)
     return (cache := CachingPool(blocks, size, paths)), cache

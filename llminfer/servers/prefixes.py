@@ -28,25 +28,20 @@ class Paths:
 
     Args:
         block_size: Tokens in a block.
+        segments: The paths of requests that are known already.
 
     Attributes:
         names: Of each request the pieces of its path: the number of the block behind a
             piece, and what is to be added to a block's number to get its name.
     """
 
-    def __init__(self, block_size: int) -> None:
+    def __init__(self, block_size: int, segments: Sequence[Path] = ()) -> None:
         self.names: dict[int, list[tuple[int, int]]] = {}
         self._size, self._chains = block_size, 0
         self._tree: dict[tuple[int, int, int], tuple[int, int]] = {}
         self._ended = {0}  # nodes behind which another chain begins
-
-    @classmethod
-    def of(cls, segments: Sequence[Path], block_size: int) -> Paths:
-        """Those of all requests."""
-        paths = cls(block_size)
         for i, path in enumerate(segments):
-            paths.add(i, path)
-        return paths
+            self.add(i, path)
 
     def add(
         self, request: int, path: Path, conversation: int = 0, said: int = 0
