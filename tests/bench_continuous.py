@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import math
 import tracemalloc
+import warnings
 
 from bench import best_times
 from continuous_cases import serve
 from step_twin import run_twins
 
-from llminfer import SimulationConfig, SimulationRunner, Workload
+from llminfer import SimulationConfig, SimulationRunner, Workload, simulate
 
 REQUESTS = 100_000
 TWIN_REQUESTS = 3_000
@@ -40,6 +41,33 @@ RUNS = {
     "256 sequences, lambda = 4": BUSY.replace(arrival_rate=4.0),
 }
 
+# Users, impatience and the prefix cache, at a load of about 0.8
+PLAIN = SimulationConfig(server="continuous", num_requests=20_000, random_seed=42)
+PLAIN = PLAIN.replace(arrival_rate=0.8 * PLAIN.max_stable_rate)
+LIMIT = {"dist": "exponential", "mean": 60.0}
+USERS = {"clients": 64, "think_time": {"dist": "exponential", "mean": 5.0}}
+TURNS = {**USERS, "turns": {"dist": "geometric", "mean": 4}, "prefix_caching": True}
+SHARED = {"count": 8, "tokens": 512, "zipf": 1.0}
+SHARED = {"shared_prefixes": SHARED, "prefix_caching": True}
+LIMITS = {"patience": LIMIT, "request_timeout": LIMIT, "queue_limit": 100}
+ALL = {**USERS, **LIMITS, "max_concurrency": 48}
+BLOCKS = {"kv_blocks": 4_000}
+FEATURES = {
+    "none": {},
+    "max_concurrency": {"max_concurrency": 24},
+    "queue_limit": {"queue_limit": 100},
+    "patience": {"patience": LIMIT},
+    "request_timeout": {"request_timeout": LIMIT},
+    "clients": USERS,
+    "all of these": ALL,
+    "system prompts": SHARED,
+    "turns": TURNS,
+    "turns, system prompts": TURNS | SHARED,
+    "turns, 4,000 KV blocks": TURNS | BLOCKS,
+    "all of these with a cache": ALL | TURNS | SHARED,
+}
+OFF = {name: getattr(SimulationConfig(), name) for name in (*ALL, *TURNS, *SHARED)}
+
 
 def run(config):
     """A run under a warning-free roof: overload is on purpose here."""
@@ -52,6 +80,35 @@ def speed():
     tasks = {name: lambda c=config: run(c) for name, config in RUNS.items()}
     for name, seconds in best_times(tasks, repetitions=3).items():
         print(f"{name:32}{REQUESTS / seconds:12,.0f} requests/s")
+
+
+def features():
+    """What users, impatience and a prefix cache cost, beside a run without them.
+
+    The other run is of the same steps: who was answered comes when he was sent, with a
+    prompt of what was computed of it. So it has as many steps, as long, and the table
+    says what deciding costs who comes when and what a cache holds. Memory stays as
+    it is: with a limit of blocks the other run may hold a little more in them.
+    """
+    for name, fields in FEATURES.items():
+        config = PLAIN.replace(**fields)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # many give up: it is on purpose
+            plain, work = config.replace(**OFF), as_sent(simulate(config))
+            tasks = {"with": lambda: simulate(config)}  # noqa: B023
+            tasks["without"] = lambda: simulate(plain, work)  # noqa: B023
+            seconds = best_times(tasks)
+        us = 1e6 * seconds["with"] / config.num_requests
+        times = us / (1e6 * seconds["without"] / len(work))
+        print(f"{name:32}{us:12.1f} us a request, {times:.2f} times plain")
+
+
+def as_sent(record):
+    """A workload of those who were answered, without what they found in the cache."""
+    done, found = record.measured(), record.steps.cached_tokens
+    prompt = record.prompt_length if found is None else record.prompt_length - found
+    columns = record.sent_time, prompt, record.output_length
+    return Workload.from_arrays(*(column[done] for column in columns))
 
 
 def against_the_twin():
@@ -98,7 +155,7 @@ def stretches():
         print(f"{name:32}{rows / 10_000:12.2f} SimPy events a request, {each}")
 
 
-BENCHES = [speed, against_the_twin, growth, memory, stretches]
+BENCHES = [speed, features, against_the_twin, growth, memory, stretches]
 
 if __name__ == "__main__":
     for bench in BENCHES:

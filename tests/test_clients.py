@@ -172,6 +172,22 @@ def test_users_with_requests_of_their_own_equal_the_twin(run, users, turns):
     check(config.replace(kv_blocks=None, prefix_caching=False), None)
 
 
+def spelled_out(heard):
+    """The paths of what users sent: a segment a turn, of those of its conversation.
+
+    Args:
+        heard: What ``Paths.add`` was told of each request.
+    """
+    turns, paths = {}, []
+    for i, (request, start, conversation, said) in enumerate(heard):
+        assert request == i
+        path = turns.setdefault(conversation, list(start)) if said else list(start)
+        if said:
+            path.append((100 + i, said - sum(tokens for _, tokens in path)))
+        paths.append(list(path))
+    return paths
+
+
 @settings(max_examples=60)
 @given(
     CASES[0],
@@ -200,9 +216,11 @@ def test_users_with_a_cache_are_served_as_what_they_sent_is(
         output_length_dist="constant",
         max_batched_tokens=max(run[0].max_batched_tokens, run[0].largest_batch),
     )
-    said, add = [], Paths.add
+    heard, add = [], Paths.add
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Paths, "add", lambda s, i, p: (said.append(p), add(s, i, p))[1])
+        patch.setattr(
+            Paths, "add", lambda s, *its: (heard.append(its), add(s, *its))[1]
+        )
         try:
             record = serve(config, None)
         except ConfigError:  # a conversation became too long for the memory
@@ -210,7 +228,8 @@ def test_users_with_a_cache_are_served_as_what_they_sent_is(
     alone = dict.fromkeys(("clients", "turns", "max_concurrency"), None)
     alone |= {"think_time": 0.0, "shared_prefixes": {}}
     names = ("sent_time", "prompt_length", "output_length", "request_class")
-    work = Workload.from_arrays(*(getattr(record, name) for name in names), said)
+    columns_ = (getattr(record, name) for name in names)
+    work = Workload.from_arrays(*columns_, spelled_out(heard))
     again = serve(config.replace(**alone), work)
     for name in ("first_token_time", "processing_end_time", "processing_start_time"):
         assert_close(getattr(record, name), getattr(again, name), name)
@@ -382,20 +401,27 @@ def test_prompts_of_a_conversation_repeat_what_was_said():
 
 
 def test_the_path_of_a_turn_goes_on_where_the_last_answer_ended():
-    users = [User(ONE_BY_ONE.replace(clients=2, turns=3), number) for number in (0, 1)]
-    named = set()
+    config = ONE_BY_ONE.replace(
+        clients=2, turns=3, shared_prefixes={"count": 1, "tokens": 30}
+    )
+    users = [User(config, number) for number in (0, 1)]
+    paths, named, n = Paths(block_size=4), [], itertools.count()
     for user in users:
-        before = ()
         for turn in range(9):
-            if turn % 3 == 0:
-                before = ()
-            assert user.path[:-2] == before
-            assert sum(tokens for _, tokens in user.path) == user.prompt + user.output
-            assert user.path[-1][1] == user.output
-            named |= {name for name, _ in user.path}
-            before = user.path
+            said = user.prompt + user.output
+            paths.add(i := next(n), user.start, user.conversation, said)
+            ends = [0, *(end for end, _ in paths.names[i])]
+            pieces = zip(ends, paths.names[i], strict=False)
+            blocks = [b + ahead for at, (end, ahead) in pieces for b in range(at, end)]
+            assert len(blocks) == len(set(blocks)) == said // 4
+            if turn % 3:
+                assert blocks[: len(named[-1])] == named[-1]
+            named.append(blocks)
             user.go_on()
-    assert len(named) == 2 * 9 * 2  # a question and an answer a request, all distinct
+    # All six conversations begin with the same 7 full blocks, and share no other.
+    last = [set(blocks) for blocks in named[2::3]]
+    for one, other in itertools.combinations(last, 2):
+        assert sorted(one & other) == named[0][:7]
 
 
 def test_metrics_say_how_requests_ended():

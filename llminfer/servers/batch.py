@@ -28,7 +28,7 @@ from heapq import heappop, heappush
 from llminfer.config import SimulationConfig
 from llminfer.servers.batch_control import BatchLimit
 from llminfer.servers.event_log import Log, RequestTimes
-from llminfer.servers.kv_memory import BlockPool, CachingPool, block_pools
+from llminfer.servers.kv_memory import BlockPool, CachingPool, EndlessCache, block_pools
 from llminfer.servers.queues import WaitingQueue
 
 
@@ -58,7 +58,7 @@ class Batch:
     budget: int = field(init=False)  # tokens a step at most
     chunked: bool = field(init=False)
     pool: BlockPool | None = field(init=False)  # if there is a limit
-    cache: CachingPool | None = field(init=False)  # the same, or where all stays
+    cache: CachingPool | EndlessCache | None = field(init=False)  # where all is found
     prompt: memoryview[int] = field(init=False)
     output: memoryview[int] = field(init=False)
     start: array[float] = field(init=False)
@@ -71,6 +71,7 @@ class Batch:
     running: dict[int, int] = field(default_factory=dict)
     # The same, and some who decode no more, but the least still does.
     heap: list[int] = field(default_factory=list)
+    gone: int = 0  # how many of these do not
     decoded: int = 0  # decode steps so far
     decoding: int = 0  # sequences that decode
     kv_tokens: int = 0  # in their caches
@@ -176,6 +177,7 @@ class Batch:
         self.kv_tokens -= tokens
         if self.pool is not None:
             self.pool.cycle[(self.decoded - tokens) % self.pool.block_size] -= 1
+        self.gone += 1
         self._forget_the_gone()
         return tokens
 
@@ -288,8 +290,7 @@ class Batch:
         if pool is not None and not self._fits(whole, known + tokens, held):
             return 0
         if cache is not None:
-            cache.hold(i)
-            cache.publish(i, known + tokens)
+            cache.hold(i, known + tokens)
             if not self.preempted:
                 self.requests.cached[i] = known
         if pool is not None:
@@ -335,14 +336,15 @@ class Batch:
             self._leave(i, end)
             if pool is not None:
                 pool.cycle[(self.decoded - tokens) % pool.block_size] -= 1
-            if pool is not None or self.answer is not None:
+            if self.gone:
                 self._forget_the_gone()
 
     def _forget_the_gone(self) -> None:
-        """Drop entries of preempted requests from the head of the heap."""
+        """Drop entries of requests that decode no more from the head of the heap."""
         heap, running, mask = self.heap, self.running, (1 << self.shift) - 1
-        while heap and running.get(heap[0] & mask) != heap[0]:
+        while self.gone and running.get(heap[0] & mask) != heap[0]:
             heappop(heap)
+            self.gone -= 1
 
     def emit(self, end: float) -> None:
         """At ``end``, a token for each whose prefill is complete: it decodes now."""

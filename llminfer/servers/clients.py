@@ -25,17 +25,18 @@ from __future__ import annotations
 import math
 from array import array
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from heapq import heapify, heappop, heappush
+from heapq import heapify, heappop, heappush, heapreplace
 from typing import Any, Protocol, final
 
 import numpy as np
 
-from llminfer.base.arrays import FloatArray
+from llminfer.base.arrays import FloatArray, IntArray
 from llminfer.base.errors import fail
 from llminfer.base.streams import stream
 from llminfer.config import SimulationConfig
+from llminfer.laws.lengths import drawn_lengths
 from llminfer.laws.people import seconds_law, turns_law
 from llminfer.record import COMPLETED, GIVEN_UP, REFUSED
 from llminfer.servers.batch_control import Observed
@@ -47,8 +48,11 @@ from llminfer.workload import Workload
 _UNANSWERED = -1
 _ANSWER, _ARRIVAL = 0, 1
 _NEVER = (math.inf, _ARRIVAL, -1)
-Path = tuple[tuple[int, int], ...]
 _AT_ONCE = 16  # requests of a user that are drawn together
+_MANY = 2**17  # and of all users, at the beginning
+Path = tuple[tuple[int, int], ...]
+# Think time, prompt, output, turns of a conversation, what begins it, and two limits
+Ask = tuple[float, int, int, int, Path, float, float]
 
 
 class User:
@@ -59,66 +63,96 @@ class User:
     Args:
         config: Laws and seed.
         number: Which of the users he is.
+        ready: Is his first request drawn at once, and not together with others'?
+
+    Attributes:
+        think: Seconds from his last answer to this request.
+        prompt: Its tokens, with all that was said before in the conversation.
+        output: Tokens of its answer.
+        limits: Seconds to the first token and to the last that he waits at most.
+        start: The path of (id, tokens) that the conversation begins with.
+        conversation: Its number, unlike any other's.
     """
 
-    def __init__(self, config: SimulationConfig, number: int) -> None:
-        self._config, self._number = config, number
-        self._rng = stream(config.random_seed, "users", number)
+    def __init__(
+        self, config: SimulationConfig, number: int, ready: bool = True
+    ) -> None:
+        self._config, self._users, self._left = config, config.clients or 1, 0
+        self.rng = stream(config.random_seed, "users", number)
         shares = np.cumsum([its.share for its in config.classes] or [1.0])
-        place = self._rng.random() * shares[-1]
+        place = self.rng.random() * shares[-1]
         self.request_class = int(np.searchsorted(shares, place, side="right"))
-        self._asks = self._drawn()
-        self.go_on()
+        self.conversation = number - self._users
+        self.asks: list[Ask] = []  # drawn ahead, the next one last
+        if ready:
+            self.go_on()
 
     def go_on(self) -> None:
-        """Turn to the next request: its think time, lengths, limits, and its path.
-
-        A path has (id, tokens) of all that was said in the conversation, with this
-        question and its answer at the end.
-        """
-        said = next(self._asks)
-        self.think, self.prompt, self.output, self.limits, self.path = said
-
-    def _drawn(self) -> Iterator[tuple[float, int, int, tuple[float, float], Path]]:
-        config, size = self._config, _AT_ONCE
-        kind = self.request_class
-        own = [*config.request_classes.values(), {}][kind].get("think_time")
-        think = seconds_law("think_time", config.think_time if own is None else own)
-        asks, says = config.prompts.of_class(kind), config.outputs.of_class(kind)
-        turns_of, shared = turns_law(config.turns), config.prefixes
-        left, said, name, path = 0, 0, 2 * self._number, Path()
-        begin = 0 if shared is None else shared.tokens
-        while True:
-            u = self._rng.random((size, 7)).T
-            prompts, outputs = asks.tokens(u[1]), says.beside(asks, u[1], u[2])
-            starts = [()] * size if shared is None else shared.segments(u[6])
-            for pause, question, answer, turns, its, start in zip(
-                think(u[0]).tolist(),
-                (prompts - begin).tolist(),
-                outputs.tolist(),
-                turns_of.tokens(u[3]).tolist(),
-                _limits(config, u[4:6]),
-                starts,
-                strict=True,
-            ):
-                if not left:
-                    path = tuple((-1 - k, tokens) for k, tokens in start)
-                    left, said = turns, begin
-                if config.turns is not None:
-                    path += (name, question), (name + 1, answer)
-                yield pause, said + question, answer, its, path
-                said, left = said + question + answer, left - 1
-                name += 2 * (config.clients or 1)
+        """Turn to the next request."""
+        if not self.asks:
+            kinds = np.full(_AT_ONCE, self.request_class)
+            u = self.rng.random((_AT_ONCE, 7))
+            self.asks = _drawn(self._config, u, kinds)[::-1]
+        self.think, question, self.output, turns, start, *self.limits = self.asks.pop()
+        if not self._left:
+            self.start, self._left, self._said = start, turns, 0
+            self.conversation += self._users
+        elif start:  # which was said already
+            question -= start[0][1]
+        self._left -= 1
+        self.prompt = self._said + question
+        self._said = self.prompt + self.output
 
 
-def _limits(config: SimulationConfig, u: FloatArray) -> list[tuple[float, float]]:
+def _drawn(config: SimulationConfig, u: FloatArray, kinds: IntArray) -> list[Ask]:
+    """What requests of these classes ask, each drawn from a row of ``u``."""
+    u, shared = u.T, config.prefixes
+    laws = config.prompts, config.outputs
+    prompts, outputs = drawn_lengths(laws, kinds, u[1], u[2])
+    columns = (
+        _thinking(config, u[0], kinds).tolist(),
+        prompts.tolist(),
+        outputs.tolist(),
+        turns_law(config.turns).tokens(u[3]).tolist(),
+        [()] * len(prompts) if shared is None else shared.segments(u[6]),
+        *_limits(config, u[4:6]),
+    )
+    return list(zip(*columns, strict=True))
+
+
+def _thinking(config: SimulationConfig, u: FloatArray, kinds: IntArray) -> FloatArray:
+    """Seconds that users of these classes think."""
+    seconds = seconds_law("think_time", config.think_time)(u)
+    for kind, its in enumerate(config.request_classes.values()):
+        if (own := its.get("think_time")) is not None:
+            of = kinds == kind
+            seconds[of] = seconds_law("think_time", own)(u[of])
+    return seconds
+
+
+def _all_users(config: SimulationConfig) -> list[User]:
+    """The users of a run; their first requests are drawn together."""
+    users = [User(config, i, ready=False) for i in range(config.clients or 0)]
+    if users:
+        each = 1 + 5 * min(config.num_requests, _MANY) // (4 * len(users))
+        u = np.concatenate([user.rng.random((each, 7)) for user in users])
+        kinds = np.repeat([user.request_class for user in users], each)
+        asks = _drawn(config, u, kinds)[::-1]
+        for user in users:
+            user.asks = asks[-each:]
+            del asks[-each:]
+            user.go_on()
+    return users
+
+
+def _limits(config: SimulationConfig, u: FloatArray) -> list[list[float]]:
     """Seconds to the first token and to the last that requests wait at most."""
     columns = []
     for place, name in zip(u, ("patience", "request_timeout"), strict=True):
         law = getattr(config, name)
-        some = np.full(place.shape, math.inf)
-        columns.append(some if law is None else seconds_law(name, law)(place))
-    return list(zip(*(column.tolist() for column in columns), strict=True))
+        seconds = place + math.inf if law is None else seconds_law(name, law)(place)
+        columns.append(seconds.tolist())
+    return columns
 
 
 def own_clients(config: SimulationConfig, workload: Workload | None) -> Clients | None:
@@ -129,10 +163,8 @@ def own_clients(config: SimulationConfig, workload: Workload | None) -> Clients 
         workload: Requests by the clock, or what the users take one after the other;
             None lets the users draw their own.
     """
-    gated = config.max_concurrency is not None
-    if config.clients is not None or gated or config.sheds:
-        return Clients(config, workload)
-    return None
+    asked = config.clients or config.max_concurrency or config.sheds
+    return Clients(config, workload) if asked else None
 
 
 def _not_sent(n: int, workload: Workload | None) -> Workload:
@@ -193,16 +225,17 @@ class Clients:
         self.room, self.timeout = config.queue_limit or math.inf, config.batch_timeout
         self._unanswered = self._arrived = 0
         self._held: deque[int] = deque()
-        self._deadlines: list[tuple[float, int, bool]] = []
-        self._limits: list[tuple[float, float]] = []
+        self._deadlines: list[tuple[float, int]] = []
+        self._impatient = (config.patience, config.request_timeout) != (None, None)
+        self._limits: list[Sequence[float]] = []
         self._user_of: list[int] = []
-        self._users = [User(config, i) for i in range(config.clients or 0)]
+        self._users, self._talks = _all_users(config), config.turns is not None
         self._coming = [(u.think, _ARRIVAL, i) for i, u in enumerate(self._users)]
         if workload is not None and not self._users:
             self.wanted = array("d", workload.arrival_time.tobytes())
             self._coming = [(self.wanted[0], _ARRIVAL, 0)]
             u = stream(config.random_seed, "patience").random((n, 2)).T
-            self._limits = _limits(config, u)
+            self._limits = list(zip(*_limits(config, u), strict=True))
         heapify(self._coming)
 
     # Time
@@ -215,24 +248,30 @@ class Clients:
     @property
     def next_left(self) -> float:
         """When the next one gives up who is not answered before, seconds."""
-        deadlines, outcome, first = self._deadlines, self.outcome, self.times.first
+        deadlines, times = self._deadlines, self.times
         while deadlines:
-            time, i, last = deadlines[0]
-            if outcome[i] == _UNANSWERED and (last or not first[i] <= time):
+            time, i = deadlines[0]
+            if self.outcome[i] != _UNANSWERED:
+                heappop(deadlines)
+                continue
+            last = times.arrival[i] + self._limits[i][1]
+            if time >= last or not times.first[i] <= time:
                 return time
-            heappop(deadlines)
+            heapreplace(deadlines, (last, i))  # it has its first token
         return math.inf
 
-    def advance(self, now: float) -> None:
-        """Let happen what happens up to ``now``, seconds."""
-        coming = self._coming
+    def advance(self, now: float) -> float:
+        """Let happen what happens up to ``now``; when somebody gives up next, s."""
+        coming, deadlines = self._coming, self._deadlines
         while True:
             time, kind, who = coming[0] if coming else _NEVER
-            if min(time, left := self.next_left) > now:
-                return
-            if (left, _ARRIVAL) <= (time, kind):
-                self._give_up(heappop(self._deadlines)[1], left)
-                continue
+            if deadlines and (time > now or deadlines[0][0] <= time):
+                left = self.next_left
+                if left <= now and (left, _ARRIVAL) <= (time, kind):
+                    self._give_up(heappop(deadlines)[1], left)
+                    continue
+            if time > now:
+                return left if deadlines else math.inf
             heappop(coming)
             if kind == _ARRIVAL:
                 self._arrive(who, time)
@@ -267,28 +306,27 @@ class Clients:
 
     def _ask(self, i: int, number: int, time: float) -> None:
         """Request ``i`` is what this user asks."""
-        user, sent = self._users[number], self.sent
+        user, times = self._users[number], self.times
         self.wanted[i] = time
         self._user_of.append(number)
-        self._limits.append(user.limits)
+        if self._impatient:
+            self._limits.append(user.limits)
         if self._draws:
-            sent.prompt_length[i], sent.output_length[i] = user.prompt, user.output
-            sent.request_class[i] = user.request_class
-            if self.times.paths is not None:
-                self.times.paths.add(i, user.path)
+            times.prompt[i], times.output[i] = user.prompt, user.output
+            self.sent.request_class[i] = user.request_class
+            if times.paths is not None:
+                said = user.prompt + user.output if self._talks else 0
+                times.paths.add(i, user.start, user.conversation, said)
 
     def _send(self, i: int, time: float) -> None:
         self.times.arrival[i] = time
-        if self._most < math.inf:
-            self._unanswered += 1
+        self._unanswered += 1
         if not self.desk.receive(i, time):
             self._over(i, time, REFUSED)
             return
         self.entered.append(time)
-        first, last = self._limits[i]
-        for limit, whole in ((first, False), (last, True)):
-            if limit < math.inf:
-                heappush(self._deadlines, (time + limit, i, whole))
+        if self._impatient:
+            heappush(self._deadlines, (time + min(self._limits[i]), i))
 
     def user_of(self, i: int) -> int:
         """The number of the user who sends request ``i``; -1 by the clock."""
@@ -298,10 +336,12 @@ class Clients:
         """A request has its last token at ``end``, seconds; False if it is given up."""
         if self.outcome[i] != _UNANSWERED:
             return False
-        since, (first, last) = self.times.arrival[i], self._limits[i]
-        if self.times.first[i] <= since + first and end <= since + last:
-            self._over(i, end, COMPLETED)
-        return self.outcome[i] == COMPLETED
+        if self._impatient:
+            since, (first, last) = self.times.arrival[i], self._limits[i]
+            if self.times.first[i] > since + first or end > since + last:
+                return False
+        self._over(i, end, COMPLETED)
+        return True
 
     def _give_up(self, i: int, time: float) -> None:
         self._over(i, time, GIVEN_UP)

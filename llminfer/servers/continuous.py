@@ -11,7 +11,6 @@ import simpy
 from llminfer.base.arrays import IntArray
 from llminfer.base.errors import fail
 from llminfer.config import SimulationConfig
-from llminfer.servers.clients import Clients
 from llminfer.servers.event_log import RequestTimes, write_up
 from llminfer.servers.routing import LOADS, Replica, Router, routes
 from llminfer.servers.scheduler import Scheduler
@@ -52,14 +51,15 @@ class ContinuousBatchingServer(WorkloadServer):
         self._requests = clients.times if clients else RequestTimes.of(work, config)
         entered = clients.entered if clients else self._requests.arrival
         self._limit = batch_limit(env, config, entered)
+        self._most_tokens = config.block_size * (config.kv_blocks or math.inf) + 1
         self._routes = routes(config, work)
         self._replicas = [self._replica(i) for i in range(config.replicas)]
         self._processes: list[simpy.Process] = []
         self._asleep: dict[int, simpy.Event] = {}
+        self._gone: list[list[int]] = [[] for _ in self._replicas]  # but not yet let go
+        self._armed = -math.inf  # when the clients are to be asked, seconds
         if clients is not None:
             clients.desk = self
-            self._gone: list[list[int]] = [[] for _ in self._replicas]
-            self._armed = -math.inf  # when the clients are to be asked, seconds
 
     def _replica(self, i: int) -> Replica:
         config = self.config
@@ -104,19 +104,19 @@ class ContinuousBatchingServer(WorkloadServer):
         begin, finish, queue = scheduler.begin, scheduler.finish, scheduler.queue
         can_overtake, join = queue.can_overtake, queue.add  # else the scheduler counts
         env, schedule, clients = self.env, self.env.schedule, self.clients
-        several, sheds = self.config.replicas > 1, self.config.sheds
+        several, gone = self.config.replicas > 1, self._gone[place]
         arrived, stretch = 0, Due(env)
         now = clock = env.now
         while True:
             if clients is not None:
-                clients.advance(now)
+                scheduler.latest = clients.advance(now)
                 time[-1] = math.inf if several else clients.next_sent
             while (arrival := time[arrived]) <= now:
                 if can_overtake:
                     join(number[arrived])
                 arrived += 1
-            if clients is not None and sheds:
-                self._let_go(clients, place)
+            if gone:
+                self._let_go(scheduler, gone)
             due = begin(now, arrived, arrival)
             if due < math.inf:
                 delay = due - clock if due > clock else 0.0
@@ -165,8 +165,6 @@ class ContinuousBatchingServer(WorkloadServer):
         scheduler = replica.scheduler
         if place in self._asleep:
             self._asleep.pop(place).succeed()
-        elif len(self._replicas) == 1:
-            return  # it has asked for this, and is about to schedule a step
         elif scheduler.open and time < scheduler.due:
             scheduler.shorten(time)
             self._processes[place].interrupt()
@@ -175,42 +173,53 @@ class ContinuousBatchingServer(WorkloadServer):
 
     def receive(self, i: int, time: float) -> bool:
         """Take request ``i`` at ``time``, seconds; False if too many wait there."""
-        if self.config.clients is not None:
+        requests, place = self._requests, 0
+        if requests.prompt[i] + requests.output[i] > self._most_tokens:
             _refuse_what_never_fits(self.config, self.workload, slice(i, i + 1))
-        clients = self.clients
+        if several := len(self._replicas) > 1:
+            place = self._place(i, time)
+        room = self.config.queue_limit
+        if room is not None and self._waiting(place) >= room:
+            return False
+        if several:
+            self._send(i, time, place)
+        else:  # which has asked for this, and is about to schedule a step
+            self._replicas[0].send(i, time, 0)
+        return True
+
+    def _place(self, i: int, time: float) -> int:
+        """The server that request ``i`` goes to at ``time``, seconds."""
+        assert self.clients is not None
         assert self._routes is not None
-        assert clients is not None
-        if self.config.router in LOADS and len(self._replicas) > 1:
+        if self.config.router in LOADS:
             end = self._requests.end
             for batch in (replica.scheduler for replica in self._replicas):
                 if batch.leaving and end[next(iter(batch.leaving))] <= time:
                     batch.first_free += batch.let_go()
             self._routes[i] = self._router.choose(i, time)
-        elif self.config.router == "session" and (user := clients.user_of(i)) >= 0:
-            self._routes[i] = user % len(self._replicas)
-        place = int(self._routes[i])
-        if self.config.queue_limit is not None:
-            batch, sent = self._replicas[place].scheduler, self._replicas[place].number
-            start, gone = self._requests.start, self._gone[place]
-            left = sum(math.isnan(start[j]) or j in batch.preempted for j in gone)
-            waiting = len(sent) - batch.admitted + len(batch.preempted) - left
-            if waiting >= self.config.queue_limit:
-                return False
-        self._send(i, time, place)
-        return True
+        elif self.config.router == "session" and (its := self.clients.user_of(i)) >= 0:
+            self._routes[i] = its % len(self._replicas)
+        return int(self._routes[i])
+
+    def _waiting(self, place: int) -> int:
+        """Requests that wait at a server, less those that were given up."""
+        replica, batch = self._replicas[place], self._replicas[place].scheduler
+        waiting = len(replica.number) - batch.admitted + len(batch.preempted)
+        for i in self._gone[place]:
+            waiting -= math.isnan(self._requests.start[i]) or i in batch.preempted
+        return waiting
 
     def drop(self, i: int) -> None:
         """Request ``i`` has been given up; it leaves when the next step is composed."""
         assert self._routes is not None
         self._gone[self._routes[i]].append(i)
 
-    def _let_go(self, clients: Clients, place: int) -> None:
+    def _let_go(self, scheduler: Scheduler, gone: list[int]) -> None:
         """All that were given up, and have joined, leave a server."""
-        batch = self._replicas[place].scheduler
-        for i in self._gone[place]:
-            clients.wasted[i] = batch.cancel(i)
-        self._gone[place].clear()
-        batch.latest = clients.next_left
+        assert self.clients is not None
+        for i in gone:
+            self.clients.wasted[i] = scheduler.cancel(i)
+        gone.clear()
 
     def _settle(self, scheduler: Scheduler, now: float) -> Process:
         """SimPy process: all that clients do now comes before a server's next step."""

@@ -59,7 +59,7 @@ class RequestTimes:
             nothing[:],
             nothing[:],
             array("q", bytes(8 * len(workload))),
-            None if segments is None else Paths.of(segments, config.block_size),
+            None if segments is None else Paths(config.block_size, segments),
         )
 
 

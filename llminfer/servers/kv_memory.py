@@ -91,7 +91,7 @@ class Span:
     start: int
     blocks: int
     holders: set[int] = field(default_factory=set)
-    freed: list[Span] | None = None
+    freed: list[Span] = field(default_factory=list)
 
 
 class CachingPool(BlockPool):
@@ -116,7 +116,7 @@ class CachingPool(BlockPool):
     def __init__(self, blocks: int, block_size: int, paths: Paths | None) -> None:
         super().__init__(blocks, block_size)
         self.shares = paths is not None
-        self._paths = paths or Paths(block_size)
+        self._names = (paths or Paths(block_size)).names
         self._queue = deque([[Span(-1, blocks)]])  # what came free together
         self._queued = blocks  # all that stand there
         self._loose = 0  # that are to stand at its end, and nobody will look for
@@ -127,27 +127,28 @@ class CachingPool(BlockPool):
         self._seen: tuple[list[tuple[Span, int]], int] = [], 0
 
     def give_back(self, request: int, tokens: int, returns: bool = False) -> None:
+        blocks = rest = self.blocks_for(tokens)
         if not (self.shares or returns):
-            self._loose += (blocks := self.blocks_for(tokens))
-            self.free += blocks
+            self._loose += rest
+            self.free += rest
             return
         self._catch_up()
         self.publish(request, tokens)
-        freed: list[Span] = []
         mine = self._held.pop(request, [])
-        named = sum([span.blocks for span in mine])
-        rest = Span(-1, self.blocks_for(tokens) - named)
-        if returns:
-            self._left[request] = rest, tokens // self.block_size - named
-        blocks = rest.blocks
+        rest -= (named := sum([span.blocks for span in mine]))
+        freed: list[Span] = []
         for span in mine:
             span.holders.discard(request)
-            if not span.holders:
-                blocks += span.blocks
-                if not (freed and self._joined(freed[-1], span)):
-                    span.freed = freed
-                    freed.append(span)
-        freed.append(rest)
+            if span.holders:
+                blocks -= span.blocks
+            else:
+                span.freed = freed
+                freed.append(span)
+        freed.append(own := Span(-1, rest))
+        if returns:
+            self._left[request] = own, tokens // self.block_size - named
+        else:
+            self._names.pop(request, None)
         self._queue.append(freed)
         self._queued += blocks
         self.free += blocks
@@ -160,27 +161,31 @@ class CachingPool(BlockPool):
             tokens: Those to be computed; the last one is, whatever it finds.
         """
         self._catch_up()
+        first, most = self._first, (tokens - 1) // self.block_size
         seen: list[tuple[Span, int]] = []
         found = held = 0
-        most = (tokens - 1) // self.block_size
-        for names in self._paths.between(request, 0, most) if self.shares else ():
-            name, end = names.start, names.stop
-            while name < end and (span := self._first.get(name)):
-                blocks = min(span.blocks, end - name)
+        for end, ahead in self._names.get(request, ()):
+            upto = min(end, most)
+            while found < upto and (span := first.get(found + ahead)):
+                blocks = min(span.blocks, upto - found)
                 seen.append((span, blocks))
                 found += blocks
                 if span.holders:
                     held += blocks
-                name += blocks
-            if name < end:
+            if found < end:
                 break
         rest, full = self._left.get(request, (None, 0))
         own = 0 if rest is None else min(rest.blocks, full)
         self._seen = seen, own
         return found + own, held
 
-    def hold(self, request: int) -> None:
-        """A request takes the blocks that it found when it last looked."""
+    def hold(self, request: int, tokens: int) -> None:
+        """A request takes the blocks that it found when it last looked.
+
+        Args:
+            request: Its number.
+            tokens: Those in its cache after this step, which others find.
+        """
         seen, taken = self._seen
         if left := self._left.pop(request, None):
             left[0].blocks -= taken
@@ -189,43 +194,42 @@ class CachingPool(BlockPool):
             if blocks < span.blocks:
                 self._split(span, blocks)
             if not span.holders:
-                assert span.freed is not None
                 span.freed.remove(span)
                 taken += blocks
             span.holders.add(request)
         self._queued -= taken
         self.free -= taken
+        self.publish(request, tokens)
 
     def publish(self, request: int, tokens: int) -> None:
         """Let others find the full blocks of the first so many tokens of a request."""
-        if not self.shares:
-            return
-        mine, first = self._held[request], self._first
-        end = min(tokens // self.block_size, self._paths.blocks[request])
-        if end == (begin := sum([span.blocks for span in mine])):
-            return
-        for names in self._paths.between(request, begin, end):
-            for name in names:
-                if there := first.get(name):  # others have computed the same
-                    if there.blocks > 1:
-                        self._split(there, 1)
-                    mine.append(Span(name, 1, {request}))
-                    self._copies.setdefault(name, []).append(mine[-1])
-                else:
-                    first[name] = span = Span(name, names.stop - name, {request})
-                    mine.append(span)
-                    break
+        begin = sum([span.blocks for span in self._held.get(request, ())])
+        for end, ahead in self._names.get(request, ()):
+            if begin < (upto := min(end, tokens // self.block_size)):
+                self._compute(request, begin + ahead, upto + ahead)
+                begin = upto
 
-    def _joined(self, span: Span, rest: Span) -> bool:
-        """Let what came free together be one span, if both can be found as one."""
-        first, name = self._first, rest.start
-        if name != span.start + span.blocks or self._copies.get(name - 1):
+    def _compute(self, request: int, name: int, end: int) -> None:
+        """A request has computed the blocks with these names, after its others."""
+        mine, first = self._held[request], self._first
+        if mine and name not in first and self._goes_on(mine[-1], name):
+            mine[-1].blocks += end - name
+            return
+        while name < end and (there := first.get(name)):  # by others
+            if there.blocks > 1:
+                self._split(there, 1)
+            mine.append(Span(name, 1, {request}))
+            self._copies.setdefault(name, []).append(mine[-1])
+            name += 1
+        if name < end:
+            mine.append(Span(name, end - name, {request}))
+            first[name] = mine[-1]
+
+    def _goes_on(self, span: Span, name: int) -> bool:
+        """Can a span with one holder reach on to a block, and be found as one?"""
+        if name != span.start + span.blocks or len(span.holders) > 1:
             return False
-        if first.get(name) is not rest or first.get(span.start) is not span:
-            return False
-        span.blocks += rest.blocks
-        del first[name]
-        return True
+        return self._first.get(span.start) is span and not self._copies.get(name - 1)
 
     def _split(self, span: Span, blocks: int) -> None:
         """Make a span of its own of what is behind the first so many blocks."""
@@ -233,7 +237,7 @@ class CachingPool(BlockPool):
         rest = Span(name, span.blocks - blocks, set(span.holders), span.freed)
         span.blocks, self._first[name] = blocks, rest
         lists = [self._held[request] for request in span.holders]
-        for each in lists or [span.freed or []]:
+        for each in lists or [span.freed]:
             each.insert(each.index(span) + 1, rest)
 
     def _catch_up(self) -> None:
@@ -269,12 +273,49 @@ class CachingPool(BlockPool):
                 first[name] = copies.pop(0)
 
 
-_ENDLESS = 2**62  # blocks
+class EndlessCache(BlockPool):
+    """Named blocks that nobody ever takes: all that was computed is found.
+
+    Of the blocks that follow one another by name those that are computed come first, so
+    that their number says which.
+
+    Args:
+        block_size: Tokens in each.
+        paths: The names of the requests' blocks.
+    """
+
+    shares = True
+
+    def __init__(self, block_size: int, paths: Paths) -> None:
+        super().__init__(0, block_size)
+        self._names = paths.names
+        self._computed: dict[int, int] = {}  # by what is added to get a name
+
+    def give_back(self, request: int, tokens: int, returns: bool = False) -> None:
+        self.hold(request, tokens)
+        del self._names[request]
+
+    def look(self, request: int, tokens: int) -> tuple[int, int]:
+        """Full blocks that a request finds; nobody needs to hold them."""
+        most, found = (tokens - 1) // self.block_size, 0
+        for end, ahead in self._names[request]:
+            found = max(found, min(self._computed.get(ahead, 0), end, most))
+            if found < end:
+                break
+        return found, 0
+
+    def hold(self, request: int, tokens: int) -> None:
+        """Let others find the full blocks of the first so many tokens of a request."""
+        for end, ahead in self._names[request]:
+            known, upto = self._computed.get(ahead, 0), tokens // self.block_size
+            self._computed[ahead] = max(known, min(end, upto))
+
+    publish = hold
 
 
 def block_pools(
     config: SimulationConfig, paths: Paths | None
-) -> tuple[BlockPool | None, CachingPool | None]:
+) -> tuple[BlockPool | None, CachingPool | EndlessCache | None]:
     """The blocks of a server, if there is a limit; and those to be found again, if any.
 
     Args:
@@ -282,7 +323,8 @@ def block_pools(
         paths: What its requests share, or None.
     """
     blocks, size = config.kv_blocks, config.block_size
-    if not config.prefix_caching or (blocks is None and paths is None):
-        return (None if blocks is None else BlockPool(blocks, size)), None
-    cache = CachingPool(blocks or _ENDLESS, size, paths)
-    return (None if blocks is None else cache), cache
+    if not config.prefix_caching:
+        return None if blocks is None else BlockPool(blocks, size), None
+    if blocks is None:
+        return None, None if paths is None else EndlessCache(size, paths)
+    return (cache := CachingPool(blocks, size, paths)), cache

@@ -7,15 +7,20 @@ alike share the full blocks of what is common; here 2 of 3 blocks of 4 tokens:
 >>> paths = Paths(block_size=4)
 >>> paths.add(0, [(7, 8), (1, 4)])
 >>> paths.add(1, [(7, 8), (2, 4)])
->>> list(paths.between(0, 0, 9)), list(paths.between(1, 0, 9))
-([range(0, 3)], [range(0, 2), range(3, 4)])
+
+Blocks 0 and 1 have these names in both. Block 2 of the second has another than that of
+the first, which goes on where those end:
+
+>>> paths.names[0], paths.names[1]
+([(3, 0)], [(2, 0), (3, 2000000000000)])
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 Path = Sequence[tuple[int, int]]
+_APART = 10**12  # names of each chain: of blocks that follow one another
 
 
 class Paths:
@@ -23,47 +28,46 @@ class Paths:
 
     Args:
         block_size: Tokens in a block.
+        segments: The paths of requests that are known already.
 
     Attributes:
-        blocks: How many each request's path has.
+        names: Of each request the pieces of its path: the number of the block behind a
+            piece, and what is to be added to a block's number to get its name.
     """
 
-    def __init__(self, block_size: int) -> None:
-        self.blocks: dict[int, int] = {}
-        self._size = block_size
-        self._names: dict[int, list[range]] = {}
-        self._tree: dict[tuple[int, int, int], tuple[int, range]] = {}
-        self._named = 0
+    def __init__(self, block_size: int, segments: Sequence[Path] = ()) -> None:
+        self.names: dict[int, list[tuple[int, int]]] = {}
+        self._size, self._chains = block_size, 0
+        self._tree: dict[tuple[int, int, int], tuple[int, int]] = {}
+        self._ended = {0}  # nodes behind which another chain begins
+        for i, path in enumerate(segments):
+            self.add(i, path)
 
-    @classmethod
-    def of(cls, segments: Sequence[Path], block_size: int) -> Paths:
-        """Those of all requests; who comes late goes on where others ended."""
-        paths = cls(block_size)
-        for i in reversed(range(len(segments))):
-            paths.add(i, segments[i])
-        return paths
+    def add(
+        self, request: int, path: Path, conversation: int = 0, said: int = 0
+    ) -> None:
+        """Name the blocks on the path of a request.
 
-    def add(self, request: int, path: Path) -> None:
-        """Name the blocks on the path of a request."""
-        tree, size, node, end = self._tree, self._size, 0, 0
-        mine: list[range] = []
+        Args:
+            request: Its number.
+            path: What it shares with any other.
+            conversation: The number of what only its own conversation shares.
+            said: Tokens of that with those of the path, as they are so far.
+        """
+        tree, size, node, end, ahead = self._tree, self._size, 0, 0, 0
+        mine: list[tuple[int, int]] = []
         for segment, tokens in path:
             begin, end = end // size, end + tokens
             if (at := (node, segment, tokens)) not in tree:
-                first, self._named = self._named, self._named + end // size - begin
-                tree[at] = len(tree) + 1, range(first, self._named)
-            node, names = tree[at]
-            if mine and mine[-1].stop == names.start:
-                names = range(mine.pop().start, names.stop)
-            if names:
-                mine.append(names)
-        self._names[request], self.blocks[request] = mine, end // size
-
-    def between(self, request: int, begin: int, end: int) -> Iterator[range]:
-        """The names of a request's blocks from number ``begin`` to before ``end``."""
-        for names in self._names[request]:
-            if end <= 0:
-                return
-            if begin < (size := len(names)):
-                yield names[begin:end] if begin > 0 else names[:end]
-            begin, end = begin - size, end - size
+                if node in self._ended:
+                    ahead, self._chains = self._chains * _APART, self._chains + 2
+                self._ended.add(node)
+                tree[at] = len(tree) + 1, ahead
+            node, ahead = tree[at]
+            if begin < end // size:
+                if mine and mine[-1][1] == ahead:
+                    mine.pop()
+                mine.append((end // size, ahead))
+        if end // size < said // size:
+            mine.append((said // size, (2 * conversation + 1) * _APART))
+        self.names[request] = mine
