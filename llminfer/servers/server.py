@@ -81,13 +81,18 @@ class WorkloadServer(ABC):
         assert workload is not None  # without users nobody else can draw it
         self.workload = workload
         self._record: RunRecord | None = None
+        self._queue: WaitingQueue | None = None
 
     def waiting_queue(self, every: bool = True) -> WaitingQueue:
         """An empty queue; ``every``: will all requests join it?"""
-        every, live = every and not self.config.sheds, self.clients is not None
-        return waiting_queue(
-            self.config.policy(), self.workload, every=every, live=live
+        self._queue = waiting_queue(
+            self.config.policy(),
+            self.workload,
+            every=every and not self.config.sheds,
+            live=self.clients is not None,
+            like=self._queue,
         )
+        return self._queue
 
     @abstractmethod
     def run(self) -> Process:
