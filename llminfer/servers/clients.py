@@ -25,10 +25,10 @@ from __future__ import annotations
 import math
 from array import array
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from heapq import heapify, heappop, heappush
-from typing import Any, Protocol, final
+from typing import Any, Protocol, TypeVar, final
 
 import numpy as np
 
@@ -109,36 +109,60 @@ class User:
                 name += 2 * (config.clients or 1)
 
 
+def limits_of(config: SimulationConfig, u: FloatArray) -> FloatArray:
+    """Seconds to the first token and to the last that requests wait at most.
+
+    Args:
+        config: The laws of both.
+        u: Uniform numbers, shape (2, n), as what comes back.
+    """
+    limits = np.full(u.shape, math.inf)
+    for k, name in enumerate(("patience", "request_timeout")):
+        if (law := getattr(config, name)) is not None:
+            limits[k] = seconds_law(name, law)(u[k])
+    return limits
+
+
 def _limits(config: SimulationConfig, u: FloatArray) -> list[tuple[float, float]]:
-    """Seconds to the first token and to the last that requests wait at most."""
-    columns = []
-    for place, name in zip(u, ("patience", "request_timeout"), strict=True):
-        law = getattr(config, name)
-        some = np.full(place.shape, math.inf)
-        columns.append(some if law is None else seconds_law(name, law)(place))
-    return list(zip(*(column.tolist() for column in columns), strict=True))
+    """The same as a pair a request."""
+    return list(zip(*limits_of(config, u).tolist(), strict=True))
 
 
-def own_clients(config: SimulationConfig, workload: Workload | None) -> Clients | None:
+C = TypeVar("C")
+
+
+def own_clients(
+    kind: Callable[[SimulationConfig, Workload | None], C],
+    config: SimulationConfig,
+    workload: Workload | None,
+) -> C | None:
     """Those of a run; None if its requests come by the clock and stay until answered.
 
     Args:
+        kind: Those of a continuous server, or of a static one.
         config: Users, gate, limits and seed.
         workload: Requests by the clock, or what the users take one after the other;
             None lets the users draw their own.
     """
     gated = config.max_concurrency is not None
     if config.clients is not None or gated or config.sheds:
-        return Clients(config, workload)
+        return kind(config, workload)
     return None
 
 
-def _not_sent(n: int, workload: Workload | None) -> Workload:
-    """``n`` requests of which none has been sent; None has no lengths of them yet."""
-    never = np.full(n, math.inf)
+def not_sent(config: SimulationConfig, workload: Workload | None) -> Workload:
+    """The requests of a run, of which none has been sent; users' have no lengths yet.
+
+    Raises:
+        ConfigError: Conversations are to be made of a workload.
+    """
+    if workload is not None and config.turns is not None:
+        must = "None beside a workload, whose prompts are what they are"
+        raise fail("turns", config.turns, must)
+    never = np.full(config.num_requests if workload is None else len(workload), math.inf)
     if workload is not None:
         return replace(workload, arrival_time=never)
-    return Workload(never, *np.zeros((3, n), dtype=np.int64))
+    return Workload(never, *np.zeros((3, len(never)), dtype=np.int64))
 
 
 class Desk(Protocol):
@@ -173,12 +197,8 @@ class Clients:
     desk: Desk
 
     def __init__(self, config: SimulationConfig, workload: Workload | None) -> None:
-        if workload is not None and config.turns is not None:
-            must = "None beside a workload, whose prompts are what they are"
-            raise fail("turns", config.turns, must)
-        self._n = n = config.num_requests if workload is None else len(workload)
-        self._draws = workload is None
-        self.sent = _not_sent(n, workload)
+        self.sent, self._draws = not_sent(config, workload), workload is None
+        self._n = n = len(self.sent)
         self.times = RequestTimes.of(self.sent, config, math.nan)
         shares = config.turns is not None or config.prefixes is not None
         if self._draws and shares and config.prefix_caching:

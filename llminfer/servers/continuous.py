@@ -11,7 +11,7 @@ import simpy
 from llminfer.base.arrays import IntArray
 from llminfer.base.errors import fail
 from llminfer.config import SimulationConfig
-from llminfer.servers.clients import Clients
+from llminfer.servers.clients import Clients, own_clients
 from llminfer.servers.event_log import RequestTimes, write_up
 from llminfer.servers.routing import LOADS, Replica, Router, routes
 from llminfer.servers.scheduler import Scheduler
@@ -46,7 +46,8 @@ class ContinuousBatchingServer(WorkloadServer):
     def __init__(
         self, env: simpy.Environment, config: SimulationConfig, workload: Requests
     ) -> None:
-        super().__init__(env, config, workload)
+        self.clients = own_clients(Clients, config, workload)
+        super().__init__(env, config, workload, self.clients and self.clients.sent)
         _refuse_what_never_fits(config, self.workload)
         clients, work = self.clients, self.workload
         self._requests = clients.times if clients else RequestTimes.of(work, config)

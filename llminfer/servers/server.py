@@ -11,7 +11,6 @@ import simpy
 from llminfer.config import SimulationConfig
 from llminfer.record import RunRecord
 from llminfer.servers.batch_control import BatchLimit, Observed
-from llminfer.servers.clients import own_clients
 from llminfer.servers.queues import WaitingQueue, waiting_queue
 from llminfer.workload import Workload
 
@@ -68,18 +67,21 @@ class WorkloadServer(ABC):
         env: The SimPy environment; ``env.process(server.run())`` starts the server.
         config: Coefficients, limits and policy.
         workload: Requests to serve; None where users draw their own.
+        sent: What the clients send of it, filled in as they do; None if all is known.
     """
 
     def __init__(
-        self, env: simpy.Environment, config: SimulationConfig, workload: Requests
+        self,
+        env: simpy.Environment,
+        config: SimulationConfig,
+        workload: Requests,
+        sent: Workload | None,
     ) -> None:
         self.env = env
         self.config = config
-        self.clients = own_clients(config, workload)
-        if self.clients is not None:
-            workload = self.clients.sent
-        assert workload is not None  # without users nobody else can draw it
-        self.workload = workload
+        work, self._live = sent or workload, sent is not None
+        assert work is not None  # without users nobody else can draw it
+        self.workload: Workload = work
         self._record: RunRecord | None = None
         self._queue: WaitingQueue | None = None
 
@@ -89,7 +91,7 @@ class WorkloadServer(ABC):
             self.config.policy(),
             self.workload,
             every=every and not self.config.sheds,
-            live=self.clients is not None,
+            live=self._live,
             like=self._queue,
         )
         return self._queue

@@ -14,7 +14,8 @@ import simpy
 from llminfer.base.arrays import FloatArray, IntArray
 from llminfer.config import SimulationConfig
 from llminfer.record import RunRecord
-from llminfer.servers.clients import StaticDesk
+from llminfer.servers.clients import own_clients
+from llminfer.servers.desk import Desk
 from llminfer.servers.queues import WaitingQueue
 from llminfer.servers.server import Due, Process, Requests, WorkloadServer, batch_limit
 
@@ -43,9 +44,10 @@ class LLMInferenceServer(WorkloadServer):
     def __init__(
         self, env: simpy.Environment, config: SimulationConfig, workload: Requests
     ) -> None:
-        super().__init__(env, config, workload)
+        self._desk = own_clients(Desk, config, workload)
+        super().__init__(env, config, workload, self._desk and self._desk.sent)
         self._arrival = self._column("arrival_time")
-        entered = self.clients.entered if self.clients else self._arrival
+        entered = self._desk.entered if self._desk else self._arrival
         self._limit = batch_limit(env, config, entered)
 
     def run(self) -> Process:
@@ -58,7 +60,8 @@ class LLMInferenceServer(WorkloadServer):
         batches: list[tuple[float, Sequence[int]]] = []
         control = self._limit
         limit, tick, controlled = control.size, control.tick, control.controlled
-        desk = self.clients and StaticDesk(self.clients, waiting, control.seen)
+        if (desk := self._desk) is not None:
+            desk.queue, desk.seen = waiting, control.seen
         end, served, n, free = Due(self.env), 0, len(arrival), self.env.now
         arrived = 0 if desk is None else n
         while served < n or desk is not None:  # free: when it has no work any more
@@ -79,7 +82,7 @@ class LLMInferenceServer(WorkloadServer):
             pairs = sum(prompt_of(i) ** 2 for i in batch) / 2.0 if law.epsilon else 0.0
             first = start + law.prefill(tokens, pairs)
             free = first + law.decode(size, tokens, max(map(output_of, batch)))
-            done = batch if desk is None else desk.serve(batch, start, first, free)
+            done = batch if desk is None else desk.serve(batch, first, free)
             batches.append((start, batch))
             served += size
             if controlled:
@@ -112,8 +115,8 @@ class LLMInferenceServer(WorkloadServer):
 
     def _column(self, name: str) -> Any:
         """A column to be read one by one, as it is, or as the clients fill it."""
-        column = getattr(self.workload, name)
-        if self.clients is not None:
+        column, desk = getattr(self.workload, name), self._desk
+        if desk is not None and (desk.draws or name == "arrival_time"):
             return memoryview(column)
         return array(column.dtype.char, column.tobytes())
 
@@ -131,8 +134,8 @@ class LLMInferenceServer(WorkloadServer):
         pairs = np.add.reduceat(np.square(prompt, dtype=np.float64) / 2.0, heads)
         first = start + law.prefill(tokens, pairs)
         end = first + law.decode(size, tokens, steps)
-        times = np.empty((3, len(workload)))
+        times = np.full((3, len(workload)), math.inf)
         times[:, members] = np.repeat([start, first, end], size, axis=1)
-        more = self._limit.path() | (self.clients.columns() if self.clients else {})
+        more = self._limit.path() | (self._desk.columns(times) if self._desk else {})
         more |= {"batch_start": start, "batch_end": end, "batch_size": size}
         return RunRecord.served(workload, times, more)

@@ -1,0 +1,257 @@
+"""Who sends to a static server, and who gives up, between one batch and the next.
+
+When a batch begins it is known when all in it are answered, or give up. So only to send
+a request, and to lose patience in the queue, are events. What happens at one instant
+happens in the order of ``servers.clients``; who was held back at the gate is sent as
+soon as it opens.
+"""
+
+from __future__ import annotations
+
+import math
+from array import array
+from collections.abc import Sequence
+from heapq import heapify, heappop, heappush
+from typing import Any
+
+import numpy as np
+
+from llminfer.base.arrays import FloatArray
+from llminfer.base.streams import stream
+from llminfer.config import SimulationConfig
+from llminfer.record import COMPLETED, GIVEN_UP, REFUSED
+from llminfer.servers.batch_control import Observed
+from llminfer.servers.clients import User, limits_of, not_sent
+from llminfer.servers.queues import WaitingQueue
+from llminfer.workload import Workload
+
+
+class Desk:
+    """Where the clients of a static server meet its queue.
+
+    Args:
+        config: Users, gate, limits and seed.
+        workload: As for ``own_clients``.
+
+    Attributes:
+        queue: Where requests wait; the server's, as ``seen`` is.
+        seen: What a controller of the batch limit sees.
+        sent: The requests as the server sees them: they arrive when they are sent.
+        draws: Do users draw what they ask?
+        entered: When those that were not refused were sent, seconds.
+    """
+
+    queue: WaitingQueue
+    seen: Observed
+
+    def __init__(self, config: SimulationConfig, workload: Workload | None) -> None:
+        self.sent, self.draws = not_sent(config, workload), workload is None
+        self._n = n = len(self.sent)
+        self._at: Any = memoryview(self.sent.arrival_time)
+        self.entered, self._wanted = array("d"), array("d", [math.nan]) * n
+        self._users = [User(config, i) for i in range(config.clients or 0)]
+        self._user_of: list[int] = []
+        self._coming = [(user.think, i) for i, user in enumerate(self._users)]
+        heapify(self._coming)
+        self._limits = np.full((2, n), math.inf)
+        self._impatient = (config.patience, config.request_timeout) != (None, None)
+        if workload is not None and not self._users:
+            self._wanted = array("d", workload.arrival_time.tobytes())
+            if self._impatient:
+                u = stream(config.random_seed, "patience").random((n, 2)).T
+                self._limits = limits_of(config, u)
+        self._first, self._last = map(memoryview, self._limits)
+        self._places: float = config.max_concurrency or math.inf  # free at the gate
+        self._gated = self._places < math.inf
+        self._room, self._timeout = config.queue_limit or math.inf, config.batch_timeout
+        self._next = 0  # the next request to be sent
+        self._opened = -math.inf  # when the gate did last, seconds
+        self._end, self._answers = math.inf, 0  # of the batch in progress
+        self._deadlines: list[tuple[float, int]] = []  # some may have been answered
+        self._waiting: set[int] = set()  # of the impatient
+        self._left: dict[int, float] = {}  # when those of the batch will give up
+        self._refused: list[int] = []
+
+    def dispatch(self, free: float, limit: int, tick: float) -> float:
+        """When the server dispatches its next batch, seconds; ``tick`` at most.
+
+        Without a timeout a batch need not be full if nobody can come before an answer.
+
+        Args:
+            free: When it has no work any more, seconds.
+            limit: Requests of a full batch.
+            tick: When that changes next, seconds.
+
+        Returns:
+            Infinity when all is over.
+        """
+        now, timeout = free, self._timeout
+        while True:
+            self._advance(now)
+            if (waiting := len(self.queue)) >= limit:
+                return now
+            due, sends = math.inf, self._next_sent()
+            soon = min(sends, self._next_left())
+            if waiting and (sends if timeout is None else self._n - self._next) in (
+                0,
+                math.inf,
+            ):
+                due = now
+            elif waiting and timeout is not None:
+                due = max(now, self._at[self.queue.oldest()] + timeout)
+            if due == soon == math.inf or due < min(soon, tick):
+                return due
+            if tick <= min(soon, due):
+                return tick
+            now = soon
+
+    def serve(self, batch: Sequence[int], first: float, end: float) -> Sequence[int]:
+        """A batch has its first tokens and ends, seconds; who of it is answered."""
+        done = batch
+        if self._impatient:
+            self._waiting.difference_update(batch)
+            done = [i for i in batch if not self._gives_up(i, first, end)]
+        if self._users:
+            for i in done:
+                self._go_on(i, end)
+        if self._gated:
+            self._end, self._answers = end, len(done)
+        return done
+
+    def columns(self, times: FloatArray) -> dict[str, Any]:
+        """What the record of a run has of the clients.
+
+        Args:
+            times: When each request's batch began, had its first tokens, and ended,
+                seconds; infinity of those that never were in one.
+        """
+        start, first, end = times
+        sent, served = self.sent.arrival_time, start < math.inf
+        soon, late = sent + self._limits
+        left = np.where(first > soon, soon, math.inf)
+        np.minimum(left, late, out=left, where=end > late)
+        over, gone = np.minimum(end, left), left < math.inf
+        outcome = np.where(gone, GIVEN_UP, COMPLETED).astype(np.int8)
+        outcome[self._refused], over[self._refused] = REFUSED, sent[self._refused]
+        tokens = self.sent.prompt_length + self.sent.output_length
+        return {
+            "arrival_time": np.array(self._wanted),
+            "queue_entry_time": sent,
+            "processing_start_time": np.where(served, start, math.nan),
+            "first_token_time": np.where(first <= over, first, math.nan),
+            "processing_end_time": over,
+            "outcome": outcome,
+            "wasted_tokens": np.where(gone & served, tokens, 0),
+        }
+
+    # What happens
+
+    def _next_sent(self) -> float:
+        """When the next request is sent if nothing else happens before, seconds."""
+        if self._places <= 0 or self._next == self._n:
+            return math.inf
+        if self._users:
+            return self._coming[0][0] if self._coming else math.inf
+        return self._wanted[self._next]
+
+    def _next_left(self) -> float:
+        """When the next one who waits gives up, seconds."""
+        deadlines, waiting = self._deadlines, self._waiting
+        while deadlines and deadlines[0][1] not in waiting:
+            heappop(deadlines)
+        return deadlines[0][0] if deadlines else math.inf
+
+    def _advance(self, now: float) -> None:
+        """Let happen what happens up to ``now``, seconds."""
+        while (time := self._send(now)) <= now:
+            if time == self._end:
+                self._places, self._end = self._places + self._answers, math.inf
+                self._opened = time
+                continue
+            _, i = heappop(self._deadlines)
+            if i in self._waiting:
+                self._waiting.remove(i)
+                self.queue.discard(i)
+                self.seen.take(1)
+                self._go_on(i, time)
+            elif self._left.get(i) == time:
+                del self._left[i]
+            else:
+                continue
+            self._places, self._opened = self._places + 1, time
+
+    def _send(self, now: float) -> float:
+        """Send who comes up to ``now`` and before somebody is answered or gives up.
+
+        Returns:
+            When that is, seconds.
+        """
+        i, n, places, room, opened = (
+            self._next,
+            self._n,
+            self._places,
+            self._room,
+            self._opened,
+        )
+        users, coming, wanted, at = self._users, self._coming, self._wanted, self._at
+        queue, join, enter = self.queue, self.queue.add, self.entered.append
+        deadlines = self._deadlines
+        until = min(self._end, deadlines[0][0]) if deadlines else self._end
+        while places > 0 and i < n:
+            if not users:
+                time = wanted[i]
+            elif coming:
+                time = coming[0][0]
+            else:
+                break
+            if time > now or time >= until:
+                break
+            sent = opened if opened > time else time
+            at[i] = sent
+            if users:
+                self._ask(i)
+            if room < math.inf and len(queue) >= room:
+                self._refused.append(i)
+                self._go_on(i, sent)
+            else:
+                join(i)
+                enter(sent)
+                places -= 1
+                if self._impatient:
+                    deadline = sent + min(self._first[i], self._last[i])
+                    self._waiting.add(i)
+                    heappush(deadlines, (deadline, i))
+                    if deadline < until:
+                        until = deadline
+            i += 1
+        self._next, self._places = i, places
+        return until
+
+    def _ask(self, i: int) -> None:
+        """Request ``i`` is what the next user asks."""
+        self._wanted[i], number = heappop(self._coming)
+        user, sent = self._users[number], self.sent
+        self._user_of.append(number)
+        self._first[i], self._last[i] = user.limits
+        if self.draws:
+            sent.prompt_length[i], sent.output_length[i] = user.prompt, user.output
+            sent.request_class[i] = user.request_class
+
+    def _gives_up(self, i: int, first: float, end: float) -> bool:
+        """Does request ``i`` of a batch give up before its first token, or its last?"""
+        soon, late = self._at[i] + self._first[i], self._at[i] + self._last[i]
+        if first <= soon and end <= late:
+            return False
+        time = min(soon if first > soon else math.inf, late if end > late else math.inf)
+        if self._gated:
+            self._left[i] = time
+            heappush(self._deadlines, (time, i))
+        self._go_on(i, time)
+        return True
+
+    def _go_on(self, i: int, time: float) -> None:
+        """A request has ended at ``time``, seconds, and its user goes on, if any."""
+        if self._users:
+            user = self._users[number := self._user_of[i]]
+            user.go_on()
+            heappush(self._coming, (time + user.think, number))
