@@ -25,8 +25,8 @@ from __future__ import annotations
 import math
 from array import array
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from heapq import heapify, heappop, heappush
 from typing import Any, Protocol, TypeVar, final
 
@@ -38,10 +38,8 @@ from llminfer.base.streams import stream
 from llminfer.config import SimulationConfig
 from llminfer.laws.people import seconds_law, turns_law
 from llminfer.record import COMPLETED, GIVEN_UP, REFUSED
-from llminfer.servers.batch_control import Observed
 from llminfer.servers.event_log import RequestTimes
 from llminfer.servers.prefixes import Paths
-from llminfer.servers.queues import WaitingQueue
 from llminfer.workload import Workload
 
 _UNANSWERED = -1
@@ -159,10 +157,11 @@ def not_sent(config: SimulationConfig, workload: Workload | None) -> Workload:
     if workload is not None and config.turns is not None:
         must = "None beside a workload, whose prompts are what they are"
         raise fail("turns", config.turns, must)
-    never = np.full(config.num_requests if workload is None else len(workload), math.inf)
+    n = config.num_requests if workload is None else len(workload)
+    never = np.full(n, math.inf)
     if workload is not None:
         return replace(workload, arrival_time=never)
-    return Workload(never, *np.zeros((3, len(never)), dtype=np.int64))
+    return Workload(never, *np.zeros((3, n), dtype=np.int64))
 
 
 class Desk(Protocol):
@@ -208,7 +207,6 @@ class Clients:
         self.outcome = array("b", [_UNANSWERED]) * n
         self.wasted = array("q", bytes(8 * n))
         self._most = config.max_concurrency or math.inf
-        self.room, self.timeout = config.queue_limit or math.inf, config.batch_timeout
         self._unanswered = self._arrived = 0
         self._held: deque[int] = deque()
         self._deadlines: list[tuple[float, int, bool]] = []
@@ -347,74 +345,3 @@ class Clients:
             "outcome": np.array(self.outcome),
             "wasted_tokens": np.array(self.wasted),
         }
-
-
-@dataclass
-class StaticDesk:
-    """Where the clients meet a static server: its queue, and what it asks of them.
-
-    Args:
-        clients: Who sends.
-        queue: Where requests wait.
-        seen: What a controller of the batch limit sees.
-    """
-
-    clients: Clients
-    queue: WaitingQueue
-    seen: Observed
-
-    def __post_init__(self) -> None:
-        self.clients.desk = self
-
-    def receive(self, i: int, time: float) -> bool:
-        if len(self.queue) >= self.clients.room:
-            return False
-        self.queue.add(i)
-        return True
-
-    def drop(self, i: int) -> None:
-        clients = self.clients
-        if math.isnan(clients.times.start[i]):
-            self.queue.discard(i)
-            self.seen.take(1)
-        else:  # its batch goes on
-            clients.wasted[i] = clients.times.prompt[i] + clients.times.output[i]
-
-    def dispatch(self, free: float, limit: int, tick: float) -> float:
-        """When the server dispatches its next batch, seconds; ``tick`` at most.
-
-        Without a timeout a batch need not be full if nobody can come before an answer.
-
-        Args:
-            free: When it has no work any more, seconds.
-            limit: Requests of a full batch.
-            tick: When that changes next, seconds.
-
-        Returns:
-            Infinity when all is over.
-        """
-        now, clients, timeout = free, self.clients, self.clients.timeout
-        while True:
-            clients.advance(now)
-            waiting = len(self.queue)
-            if waiting >= limit:
-                return now
-            due, soon = math.inf, min(clients.next_sent, clients.next_left)
-            if waiting and clients.shut(timeout is None):
-                due = now
-            elif waiting and timeout is not None:
-                due = max(now, clients.times.arrival[self.queue.oldest()] + timeout)
-            if due == soon == math.inf or due < min(soon, tick):
-                return due
-            if tick <= min(soon, due):
-                return tick
-            now = soon
-
-    def serve(
-        self, batch: Iterable[int], start: float, first: float, end: float
-    ) -> list[int]:
-        """A batch begins, has its first tokens and ends, seconds; who waits for it."""
-        times = self.clients.times
-        for i in batch:
-            times.start[i], times.first[i] = start, first
-        return [i for i in batch if self.clients.answer(i, end)]

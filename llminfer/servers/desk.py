@@ -47,7 +47,7 @@ class Desk:
     def __init__(self, config: SimulationConfig, workload: Workload | None) -> None:
         self.sent, self.draws = not_sent(config, workload), workload is None
         self._n = n = len(self.sent)
-        self._at: Any = memoryview(self.sent.arrival_time)
+        self._at: Any = memoryview(self.sent.arrival_time)  # type: ignore[arg-type]
         self.entered, self._wanted = array("d"), array("d", [math.nan]) * n
         self._users = [User(config, i) for i in range(config.clients or 0)]
         self._user_of: list[int] = []
@@ -60,7 +60,7 @@ class Desk:
             if self._impatient:
                 u = stream(config.random_seed, "patience").random((n, 2)).T
                 self._limits = limits_of(config, u)
-        self._first, self._last = map(memoryview, self._limits)
+        self._limit = array("d", self._limits.min(axis=0).tobytes())
         self._places: float = config.max_concurrency or math.inf  # free at the gate
         self._gated = self._places < math.inf
         self._room, self._timeout = config.queue_limit or math.inf, config.batch_timeout
@@ -71,6 +71,9 @@ class Desk:
         self._waiting: set[int] = set()  # of the impatient
         self._left: dict[int, float] = {}  # when those of the batch will give up
         self._refused: list[int] = []
+        self._reacts = (
+            self._gated or bool(self._users) or config.batch_control != "static"
+        )
 
     def dispatch(self, free: float, limit: int, tick: float) -> float:
         """When the server dispatches its next batch, seconds; ``tick`` at most.
@@ -90,15 +93,18 @@ class Desk:
             self._advance(now)
             if (waiting := len(self.queue)) >= limit:
                 return now
-            due, sends = math.inf, self._next_sent()
-            soon = min(sends, self._next_left())
-            if waiting and (sends if timeout is None else self._n - self._next) in (
-                0,
-                math.inf,
+            soon = sends = self._next_sent()
+            if self._deadlines:
+                soon = min(sends, self._deadlines[0][0])
+            due = math.inf
+            if waiting and (
+                sends == math.inf if timeout is None else self._next == self._n
             ):
-                due = now
-            elif waiting and timeout is not None:
-                due = max(now, self._at[self.queue.oldest()] + timeout)
+                return now
+            if waiting and timeout is not None:
+                due = self._at[self.queue.oldest()] + timeout
+            if due <= now:
+                return now
             if due == soon == math.inf or due < min(soon, tick):
                 return due
             if tick <= min(soon, due):
@@ -110,7 +116,13 @@ class Desk:
         done = batch
         if self._impatient:
             self._waiting.difference_update(batch)
-            done = [i for i in batch if not self._gives_up(i, first, end)]
+        if self._impatient and self._reacts:
+            at, limit = self._at, self._limit
+            done = [
+                i
+                for i in batch
+                if end <= at[i] + limit[i] or not self._gives_up(i, first, end)
+            ]
         if self._users:
             for i in done:
                 self._go_on(i, end)
@@ -154,92 +166,75 @@ class Desk:
             return self._coming[0][0] if self._coming else math.inf
         return self._wanted[self._next]
 
-    def _next_left(self) -> float:
-        """When the next one who waits gives up, seconds."""
-        deadlines, waiting = self._deadlines, self._waiting
-        while deadlines and deadlines[0][1] not in waiting:
-            heappop(deadlines)
-        return deadlines[0][0] if deadlines else math.inf
-
     def _advance(self, now: float) -> None:
         """Let happen what happens up to ``now``, seconds."""
-        while (time := self._send(now)) <= now:
-            if time == self._end:
-                self._places, self._end = self._places + self._answers, math.inf
-                self._opened = time
-                continue
-            _, i = heappop(self._deadlines)
-            if i in self._waiting:
-                self._waiting.remove(i)
-                self.queue.discard(i)
-                self.seen.take(1)
-                self._go_on(i, time)
-            elif self._left.get(i) == time:
-                del self._left[i]
-            else:
-                continue
-            self._places, self._opened = self._places + 1, time
-
-    def _send(self, now: float) -> float:
-        """Send who comes up to ``now`` and before somebody is answered or gives up.
-
-        Returns:
-            When that is, seconds.
-        """
-        i, n, places, room, opened = (
-            self._next,
-            self._n,
-            self._places,
-            self._room,
-            self._opened,
-        )
-        users, coming, wanted, at = self._users, self._coming, self._wanted, self._at
+        coming, wanted, at, users = self._coming, self._wanted, self._at, self._users
+        deadlines, waiting, left = self._deadlines, self._waiting, self._left
         queue, join, enter = self.queue, self.queue.add, self.entered.append
-        deadlines = self._deadlines
-        until = min(self._end, deadlines[0][0]) if deadlines else self._end
-        while places > 0 and i < n:
-            if not users:
-                time = wanted[i]
-            elif coming:
-                time = coming[0][0]
-            else:
+        i, n, places, opened = self._next, self._n, self._places, self._opened
+        room, impatient, limit = self._room, self._impatient, self._limit
+        while True:
+            while (
+                deadlines
+                and (who := deadlines[0][1]) not in waiting
+                and who not in left
+            ):
+                heappop(deadlines)  # it has been answered
+            until = min(self._end, deadlines[0][0]) if deadlines else self._end
+            while places > 0 and i < n and (coming or not users):
+                time = coming[0][0] if users else wanted[i]
+                if time > now or time >= until:
+                    break
+                at[i] = sent = opened if opened > time else time
+                if users:
+                    self._ask(i)
+                if room < math.inf and len(queue) >= room:
+                    self._refused.append(i)
+                    self._go_on(i, sent)
+                else:
+                    join(i)
+                    enter(sent)
+                    places -= 1
+                    if impatient:
+                        waiting.add(i)
+                        heappush(deadlines, (deadline := sent + limit[i], i))
+                        if deadline < until:
+                            until = deadline
+                i += 1
+            if until > now:
                 break
-            if time > now or time >= until:
-                break
-            sent = opened if opened > time else time
-            at[i] = sent
-            if users:
-                self._ask(i)
-            if room < math.inf and len(queue) >= room:
-                self._refused.append(i)
-                self._go_on(i, sent)
-            else:
-                join(i)
-                enter(sent)
-                places -= 1
-                if self._impatient:
-                    deadline = sent + min(self._first[i], self._last[i])
-                    self._waiting.add(i)
-                    heappush(deadlines, (deadline, i))
-                    if deadline < until:
-                        until = deadline
-            i += 1
-        self._next, self._places = i, places
-        return until
+            if until == self._end:
+                places, opened, self._end = places + self._answers, until, math.inf
+            elif self._leaves(heappop(deadlines)[1], until):
+                places, opened = places + 1, until
+        self._next, self._places, self._opened = i, places, opened
+
+    def _leaves(self, i: int, time: float) -> bool:
+        """Does request ``i`` give up at ``time``, seconds? It may have done so."""
+        if i in self._waiting:
+            self._waiting.remove(i)
+            self.queue.discard(i)
+            self.seen.take(1)
+            self._go_on(i, time)
+            return True
+        gone: bool = self._left[i] == time
+        if gone:
+            del self._left[i]
+        return gone
 
     def _ask(self, i: int) -> None:
         """Request ``i`` is what the next user asks."""
         self._wanted[i], number = heappop(self._coming)
         user, sent = self._users[number], self.sent
         self._user_of.append(number)
-        self._first[i], self._last[i] = user.limits
+        self._limits[:, i], self._limit[i] = user.limits, min(user.limits)
         if self.draws:
             sent.prompt_length[i], sent.output_length[i] = user.prompt, user.output
             sent.request_class[i] = user.request_class
 
     def _gives_up(self, i: int, first: float, end: float) -> bool:
         """Does request ``i`` of a batch give up before its first token, or its last?"""
-        soon, late = self._at[i] + self._first[i], self._at[i] + self._last[i]
+        soon, late = (self._at[i] + self._limits[:, i]).tolist()
         if first <= soon and end <= late:
             return False
         time = min(soon if first > soon else math.inf, late if end > late else math.inf)

@@ -45,7 +45,7 @@ class LLMInferenceServer(WorkloadServer):
         self, env: simpy.Environment, config: SimulationConfig, workload: Requests
     ) -> None:
         self._desk = own_clients(Desk, config, workload)
-        super().__init__(env, config, workload, self._desk and self._desk.sent)
+        super().__init__(env, config, workload, self._desk.sent if self._desk else None)
         self._arrival = self._column("arrival_time")
         entered = self._desk.entered if self._desk else self._arrival
         self._limit = batch_limit(env, config, entered)
