@@ -11,6 +11,7 @@ from typing import Any
 
 import simpy
 
+from llminfer.base.errors import fail
 from llminfer.config import SimulationConfig
 from llminfer.policies import SchedulingPolicy, ranked
 from llminfer.record import RunRecord
@@ -19,6 +20,8 @@ from llminfer.servers.server import Moment, Process, batch_limit
 from llminfer.timing import StepTime
 
 _LAST = 2  # after SimPy's own priorities, 0 and 1
+# what whoever sends the requests decides, or another server has
+_NOT_HERE = "server max_concurrency clients queue_limit patience request_timeout"
 
 
 class BatchProcessor:
@@ -93,6 +96,9 @@ class ServerByHand:
         env: The SimPy environment; ``env.process(server.run())`` starts the server.
         config: Coefficients, batch limit, timeout and policy.
 
+    Raises:
+        ConfigError: The configuration has clients, or is that of another server.
+
     >>> env = simpy.Environment()
     >>> server = ServerByHand(env, SimulationConfig(batch_size=2))
     >>> _ = env.process(server.run())
@@ -104,6 +110,11 @@ class ServerByHand:
     """
 
     def __init__(self, env: simpy.Environment, config: SimulationConfig) -> None:
+        usual = SimulationConfig()
+        for name in _NOT_HERE.split():
+            if (value := getattr(config, name)) != getattr(usual, name):
+                must = f"{getattr(usual, name)!r} where you send the requests by hand"
+                raise fail(name, value, must)
         self.env = env
         self.config = config
         self.policy: SchedulingPolicy = config.policy()

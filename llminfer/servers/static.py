@@ -12,6 +12,7 @@ import numpy as np
 import simpy
 
 from llminfer.base.arrays import FloatArray, IntArray
+from llminfer.base.errors import fail
 from llminfer.config import SimulationConfig
 from llminfer.record import RunRecord
 from llminfer.servers.clients import own_clients
@@ -31,6 +32,9 @@ class LLMInferenceServer(WorkloadServer):
         config: Coefficients, batch limit, timeout and policy.
         workload: Requests to serve.
 
+    Raises:
+        ConfigError: The configuration is that of another server.
+
     >>> from llminfer import Workload
     >>> env = simpy.Environment()
     >>> work = Workload.from_arrays([0.0, 0.5], [100, 50], [20, 10])
@@ -44,6 +48,8 @@ class LLMInferenceServer(WorkloadServer):
     def __init__(
         self, env: simpy.Environment, config: SimulationConfig, workload: Requests
     ) -> None:
+        if config.server != "static":
+            raise fail("server", config.server, "'static' for LLMInferenceServer")
         self._desk = own_clients(Desk, config, workload)
         super().__init__(env, config, workload, self._desk.sent if self._desk else None)
         self._arrival = self._column("arrival_time")
