@@ -16,7 +16,7 @@ from llminfer.config import SimulationConfig
 from llminfer.policies import SchedulingPolicy, ranked
 from llminfer.record import RunRecord
 from llminfer.request import Request
-from llminfer.servers.server import Moment, Process, batch_limit
+from llminfer.servers.server import Due, Moment, Process, batch_limit
 from llminfer.timing import StepTime
 
 _LAST = 2  # after SimPy's own priorities, 0 and 1
@@ -186,14 +186,14 @@ class ServerByHand:
     def _alarm(self, due: float) -> simpy.Event:
         """The timeout of the oldest request, or the next change of the batch limit.
 
-        One that rounding lets ring a bit early is set again. Where nothing else is
-        to happen, a change of the limit is none to wake for: it would recur for ever.
+        Where nothing else is to happen, a change of the limit is none to wake for: it
+        would recur for ever.
         """
         idle = due == math.inf and self.env.peek() == math.inf
         wake = min(due, self._limit.tick)
         if not self.queue or idle or wake == math.inf:
             return self.env.event()
-        return self.env.timeout(wake - self.env.now)
+        return Due(self.env).again(wake)
 
     def _tell(self) -> None:
         news, self._news = self._news, self.env.event()

@@ -16,6 +16,7 @@ from llminfer.servers.event_log import RequestTimes, write_up
 from llminfer.servers.routing import LOADS, Replica, Router, routes
 from llminfer.servers.scheduler import Scheduler
 from llminfer.servers.server import (
+    At,
     Due,
     Moment,
     Process,
@@ -107,7 +108,7 @@ class ContinuousBatchingServer(WorkloadServer):
         env, schedule, clients = self.env, self.env.schedule, self.clients
         several, sheds = self.config.replicas > 1, self.config.sheds
         arrived, stretch = 0, Due(env)
-        now = clock = env.now
+        now = env.now
         while True:
             if clients is not None:
                 clients.advance(now)
@@ -120,21 +121,17 @@ class ContinuousBatchingServer(WorkloadServer):
                 self._let_go(clients, place)
             due = begin(now, arrived, arrival)
             if due < math.inf:
-                delay = due - clock if due > clock else 0.0
-                clock += delay  # what the environment's clock will show
                 try:
                     stretch.callbacks = []
-                    schedule(stretch, delay=delay)
+                    schedule(stretch, delay=At(due))
                     yield stretch
                 except simpy.Interrupt:  # somebody was sent who finds room
                     due, stretch = scheduler.due, Due(env)
-                    yield env.timeout(max(due - env.now, 0.0))
-                    clock = env.now
+                    yield stretch.again(due)
                 finish()
                 now = due
                 if several and clients is not None:
                     yield from self._settle(scheduler, now)
-                    clock = env.now
             elif arrival < math.inf:
                 now = arrival
             elif replica.closed:
@@ -142,7 +139,6 @@ class ContinuousBatchingServer(WorkloadServer):
             else:
                 self._asleep[place] = env.event()
                 yield self._asleep[place]
-                clock = env.now
 
     def _route(self, routes: IntArray) -> Process:
         """SimPy process: send every request to a server as it arrives."""

@@ -18,6 +18,19 @@ Process = Generator[simpy.Event, Any, None]
 Requests = Workload | None  # None where users draw their own
 
 
+class At(float):
+    """A time, seconds, as the delay until then; one that is over is now.
+
+    The clock then shows it to the last bit, which ``now + (time - now)`` may miss.
+
+    >>> 0.3 + (0.9 - 0.3) == 0.9, 0.3 + At(0.9) == 0.9
+    (False, True)
+    """
+
+    def __radd__(self, now: float) -> float:
+        return float(self) if self > now else now
+
+
 class Due(simpy.Event):
     """An event that will happen; to be scheduled, again and again if it must."""
 
@@ -28,7 +41,7 @@ class Due(simpy.Event):
     def again(self, time: float) -> Due:
         """The same event, which happens at a time, seconds, or now if that is over."""
         self.callbacks = []
-        self.env.schedule(self, delay=max(time - self.env.now, 0.0))
+        self.env.schedule(self, delay=At(time))
         return self
 
 
@@ -43,7 +56,7 @@ class Moment(Due):
 
     def __init__(self, env: simpy.Environment, time: float, priority: Any) -> None:
         super().__init__(env)
-        env.schedule(self, priority, max(time - env.now, 0.0))
+        env.schedule(self, priority, At(time))
 
 
 def batch_limit(
