@@ -132,7 +132,7 @@ class ServerByHand:
         while True:
             # requests that arrive right now are in the queue first
             yield Moment(self.env, self.env.now, _LAST)
-            self._limit.at(self.env.now)
+            self._limit.at(self.env.now, self.env.peek())
             if (due := self._due()) > self.env.now:
                 yield self._news | self._alarm(due)
                 continue

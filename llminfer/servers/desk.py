@@ -39,10 +39,12 @@ class Desk:
         sent: The requests as the server sees them: they arrive when they are sent.
         draws: Do users draw what they ask?
         entered: When those that were not refused were sent, seconds.
+        rests_until: Where a tick comes first, when the next thing happens, seconds.
     """
 
     queue: WaitingQueue
     seen: Observed
+    rests_until: float
 
     def __init__(self, config: SimulationConfig, workload: Workload | None) -> None:
         self.sent, self.draws = not_sent(config, workload), workload is None
@@ -88,7 +90,7 @@ class Desk:
         Returns:
             Infinity when all is over.
         """
-        now, timeout = free, self._timeout
+        now, timeout, self.rests_until = free, self._timeout, free
         while True:
             self._advance(now)
             if (waiting := len(self.queue)) >= limit:
@@ -107,7 +109,8 @@ class Desk:
                 return now
             if due == soon == math.inf or due < min(soon, tick):
                 return due
-            if tick <= min(soon, due):
+            if tick <= (rest := min(soon, due)):
+                self.rests_until = rest
                 return tick
             now = soon
 

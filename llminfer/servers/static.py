@@ -76,7 +76,8 @@ class LLMInferenceServer(WorkloadServer):
             elif (start := desk.dispatch(free, limit, tick)) == math.inf:
                 break
             if start >= tick:  # the limit changes first, and what is due with it
-                limit, free, tick = control.act(tick), max(free, tick), control.tick
+                limit = control.act(tick, start if desk is None else desk.rests_until)
+                free, tick = max(free, tick), control.tick
                 continue
             while arrived < n and arrival[arrived] <= start:
                 join(arrived)
