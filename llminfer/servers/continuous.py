@@ -32,8 +32,8 @@ _AFTER_ENDS, _LAST = 2, 3  # priorities: SimPy's own are 0 and 1
 class ContinuousBatchingServer(WorkloadServer):
     """A server, or several behind a router, that schedules anew at every step.
 
-    SimPy sees an event where the batch changes, and none a token or an arrival; a
-    router that looks at its servers sees every arrival.
+    SimPy sees an event where the batch changes, and none a token or an arrival; where
+    a router looks at its servers, one an arrival if something happens before.
 
     Args:
         env: The SimPy environment; ``env.process(server.run())`` starts the server.
@@ -56,7 +56,7 @@ class ContinuousBatchingServer(WorkloadServer):
         self._limit = batch_limit(env, config, entered)
         self._routes = routes(config, work)
         self._replicas = [self._replica(i) for i in range(config.replicas)]
-        self._processes: list[simpy.Process] = []
+        self._stretches = [Due(env) for _ in self._replicas]  # each one's in progress
         self._asleep: dict[int, simpy.Event] = {}
         if clients is not None:
             clients.desk = self
@@ -80,7 +80,7 @@ class ContinuousBatchingServer(WorkloadServer):
     def run(self) -> Process:
         """SimPy process: serve until nothing is left."""
         servers = range(self.config.replicas)
-        self._processes = [self.env.process(self._serve(place)) for place in servers]
+        processes = [self.env.process(self._serve(place)) for place in servers]
         if self._routes is None:
             self._routes = np.zeros(len(self.workload), dtype=np.int64)
             self._router = Router(self.config.router, self._replicas)
@@ -88,7 +88,7 @@ class ContinuousBatchingServer(WorkloadServer):
                 self.env.process(self._route(self._routes))
         if self.clients is not None:
             self._arm()
-        yield self.env.all_of(self._processes)
+        yield self.env.all_of(processes)
         self._limit.at(max(replica.scheduler.end for replica in self._replicas))
         own = self.clients.columns() if self.clients else {}
         self._record = write_up(
@@ -107,8 +107,7 @@ class ContinuousBatchingServer(WorkloadServer):
         can_overtake, join = queue.can_overtake, queue.add  # else the scheduler counts
         env, schedule, clients = self.env, self.env.schedule, self.clients
         several, sheds = self.config.replicas > 1, self.config.sheds
-        arrived, stretch = 0, Due(env)
-        now = env.now
+        arrived, now, stretches = 0, env.now, self._stretches
         while True:
             if clients is not None:
                 clients.advance(now)
@@ -121,15 +120,12 @@ class ContinuousBatchingServer(WorkloadServer):
                 self._let_go(clients, place)
             due = begin(now, arrived, arrival)
             if due < math.inf:
-                try:
-                    stretch.callbacks = []
-                    schedule(stretch, delay=At(due))
-                    yield stretch
-                except simpy.Interrupt:  # somebody was sent who finds room
-                    due, stretch = scheduler.due, Due(env)
-                    yield stretch.again(due)
+                stretch = stretches[place]
+                stretch.callbacks = []
+                schedule(stretch, delay=At(due))
+                yield stretch
+                now = scheduler.due  # sooner if somebody was sent who finds room
                 finish()
-                now = due
                 if several and clients is not None:
                     yield from self._settle(scheduler, now)
             elif arrival < math.inf:
@@ -143,7 +139,8 @@ class ContinuousBatchingServer(WorkloadServer):
     def _route(self, routes: IntArray) -> Process:
         """SimPy process: send every request to a server as it arrives."""
         for i, time in enumerate(self._requests.arrival):
-            yield Moment(self.env, time, simpy.events.URGENT)
+            if self.env.peek() <= time:  # else nothing happens before
+                yield Moment(self.env, time, simpy.events.URGENT)
             place = self._router.choose(i, time)
             routes[i] = place
             self._send(i, time, place)
@@ -166,7 +163,9 @@ class ContinuousBatchingServer(WorkloadServer):
             return  # it has asked for this, and is about to schedule a step
         elif scheduler.open and time < scheduler.due:
             scheduler.shorten(time)
-            self._processes[place].interrupt()
+            due, late = Due(self.env).again(scheduler.due), self._stretches[place]
+            self._stretches[place] = due  # the other one will be nobody's
+            due.callbacks, late.callbacks = late.callbacks, []
 
     # Clients
 
