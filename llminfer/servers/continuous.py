@@ -83,7 +83,8 @@ class ContinuousBatchingServer(WorkloadServer):
         processes = [self.env.process(self._serve(place)) for place in servers]
         if self._routes is None:
             self._routes = np.zeros(len(self.workload), dtype=np.int64)
-            self._router = Router(self.config.router, self._replicas)
+            paths = self.workload.segments
+            self._router = Router(self.config, self._replicas, paths)
             if self.clients is None:
                 self.env.process(self._route(self._routes))
         if self.clients is not None:
