@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import math
 from array import array
-from collections.abc import Iterable, Sequence
-from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -55,15 +53,20 @@ class LLMInferenceServer(WorkloadServer):
         self._arrival = self._column("arrival_time")
         entered = self._desk.entered if self._desk else self._arrival
         self._limit = batch_limit(env, config, entered)
+        self._began, self._sizes, self._members = array("d"), array("q"), array("q")
 
     def run(self) -> Process:
         """SimPy process: serve until nothing is left."""
+        yield from self._serve()
+        self._record = self._write_up()
+
+    def _serve(self) -> Process:
         law, arrival = self.config.step_time, self._arrival
         prompt_of = self._column("prompt_length").__getitem__
         output_of = self._column("output_length").__getitem__
         waiting = self.waiting_queue()
         join, take, due = waiting.add, waiting.take, self._due
-        batches: list[tuple[float, Sequence[int]]] = []
+        began, sizes, members = self._began, self._sizes, self._members
         control = self._limit
         limit, tick, controlled = control.size, control.tick, control.controlled
         if (desk := self._desk) is not None:
@@ -90,14 +93,15 @@ class LLMInferenceServer(WorkloadServer):
             first = start + law.prefill(tokens, pairs)
             free = first + law.decode(size, tokens, max(map(output_of, batch)))
             done = batch if desk is None else desk.serve(batch, first, free)
-            batches.append((start, batch))
+            began.append(start)
+            sizes.append(size)
+            members.extend(batch)
             served += size
             if controlled:
                 control.seen.take(size)
                 control.seen.finish(free, (free - arrival[i] for i in done))
             yield end.again(free)
         control.at(free)
-        self._record = self._write_up(batches)
 
     def _due(
         self, waiting: WaitingQueue, arrived: int, served: int, free: float, limit: int
@@ -127,22 +131,24 @@ class LLMInferenceServer(WorkloadServer):
             return memoryview(column)
         return array(column.dtype.char, column.tobytes())
 
-    def _write_up(self, batches: Iterable[tuple[float, Sequence[int]]]) -> RunRecord:
+    def _write_up(self) -> RunRecord:
         """The record of a run, from when each batch began, and who was in it."""
         workload, law = self.workload, self.config.step_time
-        start: FloatArray = np.array([start for start, _ in batches])
-        groups = [batch for _, batch in batches]
-        size: IntArray = np.array([len(batch) for batch in groups], dtype=np.int64)
-        members = np.fromiter(chain.from_iterable(groups), dtype=np.int64)
+        start: FloatArray = np.array(self._began)
+        size: IntArray = np.array(self._sizes)
+        members = np.asarray(self._members)
         heads = np.cumsum(size) - size
         prompt = workload.prompt_length[members]
         tokens = np.add.reduceat(prompt, heads)
         steps = np.maximum.reduceat(workload.output_length[members], heads)
-        pairs = np.add.reduceat(np.square(prompt, dtype=np.float64) / 2.0, heads)
+        pairs = np.zeros(len(size))
+        if law.epsilon:
+            pairs = np.add.reduceat(np.square(prompt, dtype=np.float64) / 2.0, heads)
         first = start + law.prefill(tokens, pairs)
         end = first + law.decode(size, tokens, steps)
         times = np.full((3, len(workload)), math.inf)
-        times[:, members] = np.repeat([start, first, end], size, axis=1)
+        for row, its in zip(times, (start, first, end), strict=True):
+            row[members] = np.repeat(its, size)
         more = self._limit.path() | (self._desk.columns(times) if self._desk else {})
         more |= {"batch_start": start, "batch_end": end, "batch_size": size}
         return RunRecord.served(workload, times, more)
