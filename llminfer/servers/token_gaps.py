@@ -231,6 +231,7 @@ def _server_gaps(
     yield _single(away, 1)
     some = last > begin
     begin, last = np.sort(begin[some]), np.sort(last[some])
+    kind = np.min_scalar_type(-int(log.batch_steps.max(initial=1)))  # saves memory
     before, seen = -np.inf, 0  # the last decode step's end; how many began by then
     for low in range(0, len(rows), _AT_ONCE):
         these = rows[low : low + _AT_ONCE]
@@ -251,7 +252,9 @@ def _server_gaps(
         waited = ((start + first)[row] - new)[late[row]]
         old = weight - np.bincount(row[late[row]], minlength=len(start))
         parted = late & (old > 0)
-        yield Gaps(first + growth * late, growth, steps - late, weight).there()
+        yield Gaps(
+            first + growth * late, growth, (steps - late).astype(kind), weight
+        ).there()
         yield _single((start + first - ends)[parted], old[parted])
         yield _single(waited, 1)
         before, seen = end[-1], begun[-1]
