@@ -10,11 +10,18 @@ from __future__ import annotations
 import statistics
 import time
 import tracemalloc
+import warnings
 
 import simpy
 from twin import run_twin
 
-from llminfer import LLMInferenceServer, SimulationConfig, SimulationRunner, Workload
+from llminfer import (
+    LLMInferenceServer,
+    SimulationConfig,
+    SimulationRunner,
+    Workload,
+    simulate,
+)
 from llminfer.panels import gallery
 from llminfer.panels.panel import Panel
 from llminfer.panels.picture import BatchSizePicture, LatencyPicture
@@ -24,6 +31,33 @@ REPETITIONS = 5
 TWIN_REQUESTS = 5_000
 GREEDY = SimulationConfig(
     arrival_rate=5.0, batch_timeout=0.0, num_requests=REQUESTS, random_seed=42
+)
+
+
+THINK = {"dist": "exponential", "mean": 1.0}
+FEATURES = {
+    "plain": {},
+    "max_concurrency": {"max_concurrency": 64},
+    "clients": {"clients": 64, "think_time": THINK},
+    "queue_limit": {"queue_limit": 200},
+    "patience": {"patience": {"dist": "exponential", "mean": 300.0}},
+    "request_timeout": {"request_timeout": 60.0},
+}
+ROUTERS = ["round_robin", "least_loaded", "shortest_queue", "session", "longest_prefix"]
+BEHIND = SimulationConfig(
+    server="continuous",
+    batch_size=16,
+    prompt_dist_params={"mu": 5, "sigma": 1},
+    shared_prefixes={"count": 200, "tokens": 256},
+    prefix_caching=True,
+    kv_blocks=4000,
+    output_length_dist="geometric",
+    output_dist_params={"mean": 60},
+    alpha=1e-4,
+    beta=0.0,
+    gamma=0.01,
+    num_requests=5000,
+    random_seed=3,
 )
 
 
@@ -85,6 +119,35 @@ def against_the_twin():
     print(f"{'times as fast as the twin':32}{ratio:12,.0f}")
 
 
+def features():
+    """Users, gate and limits: microseconds a request, and times a plain run."""
+    for policy in ("FCFS", "SJF"):
+        plain = at_load(0.8, scheduling_policy=policy, num_requests=20_000)
+        runs = {name: plain.replace(**fields) for name, fields in FEATURES.items()}
+        tasks = {name: SimulationRunner(config).run for name, config in runs.items()}
+        with warnings.catch_warnings(action="ignore"):
+            least = best_times(tasks)
+        for name, seconds in least.items():
+            each, ratio = 1e6 * seconds / 20_000, seconds / least["plain"]
+            print(f"{policy + ', ' + name:32}{each:12.2f} us a request, {ratio:.2f} x")
+
+
+def routers():
+    """Microseconds a request of a router, at 1, 8 and 64 replicas."""
+    for router in ROUTERS:
+        each = []
+        for replicas in (1, 8, 64):
+            config = BEHIND.replace(
+                router=router, replicas=replicas, arrival_rate=3.0 * replicas
+            )
+            workload = Workload.generate(config)
+            task = {"": lambda: simulate(config, workload)}  # noqa: B023
+            seconds = best_times(task, repetitions=2)[""]
+            each.append(1e6 * seconds / config.num_requests)
+        shown = ", ".join(f"{its:.0f}" for its in each)
+        print(f"{router:32}{shown:>12} us a request at 1, 8, 64 replicas")
+
+
 def memory():
     """Most bytes a request held at once, beyond the table of requests."""
     for name, config in RUNS.items():
@@ -124,7 +187,7 @@ def sliders():
         print(f"{name:32}{1e3 * statistics.median(seconds):12.0f} ms")
 
 
-BENCHES = [speed, against_the_twin, memory, events, sliders]
+BENCHES = [speed, features, routers, against_the_twin, memory, events, sliders]
 
 if __name__ == "__main__":
     for bench in BENCHES:

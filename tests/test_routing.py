@@ -72,6 +72,30 @@ def test_servers_behind_a_router_equal_as_many_twins(run):
     assert record.preemptions.tolist() == [len(s.preempted_at) for _, _, s in served]
 
 
+@pytest.mark.parametrize("router", ["least_loaded", "shortest_queue"])
+def test_who_comes_as_a_step_ends_is_in_the_next_one_to_the_last_bit(router):
+    """SimPy adds a delay to its clock: now + (time - now) need not be that time."""
+    config = SERVER.replace(replicas=2, router=router, batch_size=2, beta=0.05)
+    rng = np.random.default_rng(11)
+    missed = 0
+    for _ in range(60):
+        arrivals = np.sort(rng.uniform(0.0, 0.05, 5))
+        prompts = rng.integers(50, 900, 7)
+        first = Workload.from_arrays(arrivals, prompts[:5], [1] * 5)
+        tie = rng.choice(serve(config, first).batch_end[:3])
+        missed += arrivals[-1] + (tie - arrivals[-1]) != tie
+        times = np.append(arrivals, (tie, tie + 1.0))
+        workload = Workload.from_arrays(times, prompts, [1] * 7)
+        record = serve(config, workload)
+        twins = enumerate(run_twins(config, workload))
+        served = [(s.request.id, place, s) for place, t in twins for s in t.everyone]
+        served.sort(key=lambda entry: entry[0])
+        assert record.steps.replica.tolist() == [place for _, place, _ in served]
+        starts = [s.start for _, _, s in served]
+        assert record.processing_start_time.tolist() == starts
+    assert missed  # a clock that adds delays is wrong here
+
+
 @pytest.mark.parametrize(
     "router", ["round_robin", "random", "least_loaded", "shortest_queue"]
 )

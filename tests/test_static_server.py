@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
+
 import numpy as np
 import pytest
 import simpy
-from cases import LongestFirst, serve_by_hand, serve_columns
+from cases import LongestFirst, differing, serve_by_hand, serve_columns
 
 from llminfer import (
     ConfigError,
@@ -235,6 +237,127 @@ def test_requests_that_wait_for_more_are_told_of_where_no_more_can_come():
     server.close()
     env.run()
     assert len(server.record.arrival_time) == 3
+
+
+# A value of each field unlike its default, and what a server by hand does about it
+
+REFUSED = {
+    "max_concurrency": 3,
+    "clients": 2,
+    "queue_limit": 1,
+    "patience": 0.25,
+    "request_timeout": 0.25,
+    "server": "continuous",
+    "think_time": {"clients": 2, "think_time": 1.0},
+    "turns": {"clients": 2, "turns": 2},
+    **{
+        name: {"server": "continuous", name: value}
+        for name, value in {
+            "max_batched_tokens": 64,
+            "kv_blocks": 9,
+            "block_size": 8,
+            "chunked_prefill": False,
+            "reserve_full_prompt": False,
+            "prefix_caching": True,
+            "async_scheduling": True,
+            "replicas": 2,
+            "router": "random",
+        }.items()
+    },
+}
+HONOURED = {
+    "batch_size": 2,
+    "batch_timeout": 0.0,
+    "batch_control": {
+        "batch_control": "queue",
+        "batch_control_params": {"interval": 0, "k": 0.5},
+    },
+    "batch_control_params": {
+        "batch_control": "queue",
+        "batch_control_params": {"interval": 0, "k": 2.0},
+    },
+    "scheduling_policy": "SJF",
+    "scheduling_policy_params": {
+        "scheduling_policy": "Predicted-SJF",
+        "scheduling_policy_params": {"prediction_sigma": 3.0},
+    },
+    "request_classes": {
+        "scheduling_policy": "Priority",
+        "request_classes": {"a": {}, "b": {"base_priority": 9.0}},
+    },
+    "random_seed": {
+        "scheduling_policy": "Predicted-SJF",
+        "scheduling_policy_params": {"prediction_sigma": 3.0},
+        "random_seed": 2,
+    },
+    "alpha": 0.002,
+    "beta": 0.5,
+    "gamma": 0.1,
+    "delta": 0.1,
+    "kappa": 0.1,
+    "epsilon": 0.1,
+    "step_law": "roofline",
+    "launch": {"step_law": "roofline", "launch": 3.0, "graph_tokens": 1},
+    "graph_tokens": {"step_law": "roofline", "launch": 3.0, "graph_tokens": 1},
+}
+OF_THE_WORKLOAD = {  # which the reader sends
+    "arrival_rate",
+    "arrival_pattern",
+    "arrival_pattern_params",
+    "arrival_cv",
+    "arrival_gaps",
+    "prompt_length_dist",
+    "prompt_dist_params",
+    "shared_prefixes",
+    "output_length_dist",
+    "output_dist_params",
+    "num_requests",
+    "warmup_requests",
+}
+BY_HAND = SimulationConfig(batch_size=3, random_seed=1)
+
+
+def changed(name, value):
+    """A configuration with a field unlike its default, and one without."""
+    its = value if isinstance(value, dict) else {name: value}
+    one = BY_HAND.replace(**its)
+    assert getattr(one, name) != getattr(SimulationConfig(), name)
+    rest = {k: v for k, v in its.items() if k != name}
+    if name == "batch_control":
+        rest = {}
+    return one, BY_HAND.replace(**rest)
+
+
+def test_every_field_is_refused_honoured_or_of_the_workload():
+    names = {f.name for f in fields(SimulationConfig)}
+    assert names == {*REFUSED, *HONOURED, *OF_THE_WORKLOAD}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_server_by_hand_refuses_what_it_does_not_do(name):
+    config, _ = changed(name, REFUSED[name])
+    with pytest.raises(ConfigError, match=f"(?m)^({'|'.join(REFUSED)})=.*by hand"):
+        ServerByHand(simpy.Environment(), config)
+
+
+@pytest.mark.parametrize("name", HONOURED)
+def test_a_server_by_hand_honours_all_other_fields(name):
+    config, without = changed(name, HONOURED[name])
+    workload = Workload.from_arrays(
+        [0.0, 0.25, 0.5, 0.5, 0.75, 1.0, 1.0, 1.0, 9.0],
+        [300, 200, 9, 120, 60, 40, 20, 10, 20],
+        [9, 60, 20, 70, 10, 30, 90, 9, 9],
+        [0, 0, 0, 0, 1, 0, 1, 1, 0],
+    )
+    run = serve_by_hand(config, workload)
+    assert differing(run, serve_by_hand(without, workload))
+    assert not differing(run, serve_columns(config, workload))
+
+
+def test_the_static_server_refuses_the_settings_of_another():
+    config = SimulationConfig(server="continuous", kv_blocks=9)
+    with pytest.raises(ConfigError, match="server='continuous': must be 'static'"):
+        serve_columns(config, Workload.from_arrays([0.0], [9], [9]))
 
 
 def test_collect_batch_takes_the_first_in_the_policys_order():

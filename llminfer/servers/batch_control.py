@@ -53,6 +53,21 @@ class Observed:
         self._latencies.extend(latencies)
         self._ends.extend([end] * (len(self._latencies) - len(self._ends)))
 
+    def rests_until(self, now: float, window: float) -> float:
+        """When there is something new to see, seconds; ``now`` if a window holds some.
+
+        Args:
+            now: Seconds.
+            window: All that is seen, but who waits, is of the last so many seconds.
+        """
+        entered = bisect_right(self._entered, now)
+        last = self._entered[entered - 1] if entered else self.began
+        if self._ends:
+            last = max(last, self._ends[-1])
+        if last > now - window or now - self.began < window:
+            return now
+        return self._entered[entered] if entered < len(self._entered) else math.inf
+
     def waiting(self, now: float) -> int:
         """How many wait."""
         return bisect_right(self._entered, now) - self._taken
@@ -81,6 +96,11 @@ class BatchController(ABC):
     min_size: int = 1
     max_size: int = 128
     interval: float = 300.0
+
+    @property
+    def looks_back(self) -> float:
+        """What it sees is of the last so many seconds; 0 sees who waits."""
+        return 0.0
 
     def __post_init__(self) -> None:
         self.min_size = whole("min_size", self.min_size, 1)
@@ -248,34 +268,50 @@ class BatchLimit:
             array("d", [seen.began]),
             array("q", [int(self._exact)]),
         )
-        self._wind()
+        self._wind(seen.began, 0.0)
 
     @property
     def size(self) -> int:
         """The limit now, requests."""
         return self.sizes[-1]
 
-    def at(self, now: float) -> int:
-        """The limit at ``now``, after all that was to be done by then."""
+    def at(self, now: float, until: float = 0.0) -> int:
+        """The limit at ``now``, after all that was to be done by then.
+
+        Args:
+            now: Seconds.
+            until: Nobody enters or is taken before that, seconds, if it is later.
+        """
         while self.tick <= now:
-            self.act(self.tick)
+            self.act(self.tick, max(now, until))
         return self.size
 
-    def act(self, now: float) -> int:
-        """Let the controller set the limit as of ``now``, and return it."""
+    def act(self, now: float, until: float = 0.0) -> int:
+        """Let the controller set the limit as of ``now``, and return it.
+
+        Ticks at which it would see what it sees now are left out.
+
+        Args:
+            now: Seconds.
+            until: As of ``at``; who has entered by then is known.
+        """
         if (law := self._controller) is not None:
             self._exact = law.clamped(law.wanted(now, self.seen, self._exact))
             if (size := int(self._exact)) != self.size:
                 self.times.append(now)
                 self.sizes.append(size)
-            self._wind()
+            self._wind(now, until)
         return self.size
 
-    def _wind(self) -> None:
+    def _wind(self, now: float, until: float) -> None:
         """Set the next tick."""
         self._ticks += 1
-        if self._controller is not None and not self.every_dispatch:
-            self.tick = self.seen.began + self._ticks * self._controller.interval
+        if (law := self._controller) is not None and not self.every_dispatch:
+            began = self.seen.began
+            rest = min(until, self.seen.rests_until(now, law.looks_back)) - began
+            if now - began < rest < math.inf:
+                self._ticks = max(self._ticks, int(rest // law.interval))
+            self.tick = began + self._ticks * law.interval
 
     def path(self) -> dict[str, Any]:
         """The limit over the run, as the columns of a record."""

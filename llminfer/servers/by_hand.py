@@ -11,14 +11,17 @@ from typing import Any
 
 import simpy
 
+from llminfer.base.errors import fail
 from llminfer.config import SimulationConfig
 from llminfer.policies import SchedulingPolicy, ranked
 from llminfer.record import RunRecord
 from llminfer.request import Request
-from llminfer.servers.server import Moment, Process, batch_limit
+from llminfer.servers.server import Due, Moment, Process, batch_limit
 from llminfer.timing import StepTime
 
 _LAST = 2  # after SimPy's own priorities, 0 and 1
+# what whoever sends the requests decides, or another server has
+_NOT_HERE = "server max_concurrency clients queue_limit patience request_timeout"
 
 
 class BatchProcessor:
@@ -93,6 +96,9 @@ class ServerByHand:
         env: The SimPy environment; ``env.process(server.run())`` starts the server.
         config: Coefficients, batch limit, timeout and policy.
 
+    Raises:
+        ConfigError: The configuration has clients, or is that of another server.
+
     >>> env = simpy.Environment()
     >>> server = ServerByHand(env, SimulationConfig(batch_size=2))
     >>> _ = env.process(server.run())
@@ -104,6 +110,11 @@ class ServerByHand:
     """
 
     def __init__(self, env: simpy.Environment, config: SimulationConfig) -> None:
+        usual = SimulationConfig()
+        for name in _NOT_HERE.split():
+            if (value := getattr(config, name)) != getattr(usual, name):
+                must = f"{getattr(usual, name)!r} where you send the requests by hand"
+                raise fail(name, value, must)
         self.env = env
         self.config = config
         self.policy: SchedulingPolicy = config.policy()
@@ -121,7 +132,7 @@ class ServerByHand:
         while True:
             # requests that arrive right now are in the queue first
             yield Moment(self.env, self.env.now, _LAST)
-            self._limit.at(self.env.now)
+            self._limit.at(self.env.now, self.env.peek())
             if (due := self._due()) > self.env.now:
                 yield self._news | self._alarm(due)
                 continue
@@ -175,14 +186,14 @@ class ServerByHand:
     def _alarm(self, due: float) -> simpy.Event:
         """The timeout of the oldest request, or the next change of the batch limit.
 
-        One that rounding lets ring a bit early is set again. Where nothing else is
-        to happen, a change of the limit is none to wake for: it would recur for ever.
+        Where nothing else is to happen, a change of the limit is none to wake for: it
+        would recur for ever.
         """
         idle = due == math.inf and self.env.peek() == math.inf
         wake = min(due, self._limit.tick)
         if not self.queue or idle or wake == math.inf:
             return self.env.event()
-        return self.env.timeout(wake - self.env.now)
+        return Due(self.env).again(wake)
 
     def _tell(self) -> None:
         news, self._news = self._news, self.env.event()

@@ -25,10 +25,10 @@ from __future__ import annotations
 import math
 from array import array
 from collections import deque
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from heapq import heapify, heappop, heappush, heapreplace
-from typing import Any, Protocol, final
+from typing import Any, Protocol, TypeVar, final
 
 import numpy as np
 
@@ -39,10 +39,8 @@ from llminfer.config import SimulationConfig
 from llminfer.laws.lengths import drawn_lengths
 from llminfer.laws.people import seconds_law, turns_law
 from llminfer.record import COMPLETED, GIVEN_UP, REFUSED
-from llminfer.servers.batch_control import Observed
 from llminfer.servers.event_log import RequestTimes
 from llminfer.servers.prefixes import Paths
-from llminfer.servers.queues import WaitingQueue
 from llminfer.workload import Workload
 
 _UNANSWERED = -1
@@ -115,7 +113,7 @@ def _drawn(config: SimulationConfig, u: FloatArray, kinds: IntArray) -> list[Ask
         outputs.tolist(),
         turns_law(config.turns).tokens(u[3]).tolist(),
         [()] * len(prompts) if shared is None else shared.segments(u[6]),
-        *_limits(config, u[4:6]),
+        *limits_of(config, u[4:6]).tolist(),
     )
     return list(zip(*columns, strict=True))
 
@@ -130,7 +128,7 @@ def _thinking(config: SimulationConfig, u: FloatArray, kinds: IntArray) -> Float
     return seconds
 
 
-def _all_users(config: SimulationConfig) -> list[User]:
+def all_users(config: SimulationConfig) -> list[User]:
     """The users of a run; their first requests are drawn together."""
     users = [User(config, i, ready=False) for i in range(config.clients or 0)]
     if users:
@@ -145,30 +143,50 @@ def _all_users(config: SimulationConfig) -> list[User]:
     return users
 
 
-def _limits(config: SimulationConfig, u: FloatArray) -> list[list[float]]:
-    """Seconds to the first token and to the last that requests wait at most."""
-    columns = []
-    for place, name in zip(u, ("patience", "request_timeout"), strict=True):
-        law = getattr(config, name)
-        seconds = place + math.inf if law is None else seconds_law(name, law)(place)
-        columns.append(seconds.tolist())
-    return columns
+def limits_of(config: SimulationConfig, u: FloatArray) -> FloatArray:
+    """Seconds to the first token and to the last that requests wait at most.
+
+    Args:
+        config: The laws of both.
+        u: Uniform numbers, shape (2, n), as what comes back.
+    """
+    limits = np.full(u.shape, math.inf)
+    for k, name in enumerate(("patience", "request_timeout")):
+        if (law := getattr(config, name)) is not None:
+            limits[k] = seconds_law(name, law)(u[k])
+    return limits
 
 
-def own_clients(config: SimulationConfig, workload: Workload | None) -> Clients | None:
+C = TypeVar("C")
+
+
+def own_clients(
+    kind: Callable[[SimulationConfig, Workload | None], C],
+    config: SimulationConfig,
+    workload: Workload | None,
+) -> C | None:
     """Those of a run; None if its requests come by the clock and stay until answered.
 
     Args:
+        kind: Those of a continuous server, or of a static one.
         config: Users, gate, limits and seed.
         workload: Requests by the clock, or what the users take one after the other;
             None lets the users draw their own.
     """
     asked = config.clients or config.max_concurrency or config.sheds
-    return Clients(config, workload) if asked else None
+    return kind(config, workload) if asked else None
 
 
-def _not_sent(n: int, workload: Workload | None) -> Workload:
-    """``n`` requests of which none has been sent; None has no lengths of them yet."""
+def not_sent(config: SimulationConfig, workload: Workload | None) -> Workload:
+    """The requests of a run, of which none has been sent; users' have no lengths yet.
+
+    Raises:
+        ConfigError: Conversations are to be made of a workload.
+    """
+    if workload is not None and config.turns is not None:
+        must = "None beside a workload, whose prompts are what they are"
+        raise fail("turns", config.turns, must)
+    n = config.num_requests if workload is None else len(workload)
     never = np.full(n, math.inf)
     if workload is not None:
         return replace(workload, arrival_time=never)
@@ -207,12 +225,8 @@ class Clients:
     desk: Desk
 
     def __init__(self, config: SimulationConfig, workload: Workload | None) -> None:
-        if workload is not None and config.turns is not None:
-            must = "None beside a workload, whose prompts are what they are"
-            raise fail("turns", config.turns, must)
-        self._n = n = config.num_requests if workload is None else len(workload)
-        self._draws = workload is None
-        self.sent = _not_sent(n, workload)
+        self.sent, self._draws = not_sent(config, workload), workload is None
+        self._n = n = len(self.sent)
         self.times = RequestTimes.of(self.sent, config, math.nan)
         shares = config.turns is not None or config.prefixes is not None
         if self._draws and shares and config.prefix_caching:
@@ -222,20 +236,19 @@ class Clients:
         self.outcome = array("b", [_UNANSWERED]) * n
         self.wasted = array("q", bytes(8 * n))
         self._most = config.max_concurrency or math.inf
-        self.room, self.timeout = config.queue_limit or math.inf, config.batch_timeout
         self._unanswered = self._arrived = 0
         self._held: deque[int] = deque()
         self._deadlines: list[tuple[float, int]] = []
         self._impatient = (config.patience, config.request_timeout) != (None, None)
         self._limits: list[Sequence[float]] = []
         self._user_of: list[int] = []
-        self._users, self._talks = _all_users(config), config.turns is not None
+        self._users, self._talks = all_users(config), config.turns is not None
         self._coming = [(u.think, _ARRIVAL, i) for i, u in enumerate(self._users)]
         if workload is not None and not self._users:
             self.wanted = array("d", workload.arrival_time.tobytes())
             self._coming = [(self.wanted[0], _ARRIVAL, 0)]
             u = stream(config.random_seed, "patience").random((n, 2)).T
-            self._limits = list(zip(*_limits(config, u), strict=True))
+            self._limits = list(zip(*limits_of(config, u).tolist(), strict=True))
         heapify(self._coming)
 
     # Time
@@ -369,74 +382,3 @@ class Clients:
             "outcome": np.array(self.outcome),
             "wasted_tokens": np.array(self.wasted),
         }
-
-
-@dataclass
-class StaticDesk:
-    """Where the clients meet a static server: its queue, and what it asks of them.
-
-    Args:
-        clients: Who sends.
-        queue: Where requests wait.
-        seen: What a controller of the batch limit sees.
-    """
-
-    clients: Clients
-    queue: WaitingQueue
-    seen: Observed
-
-    def __post_init__(self) -> None:
-        self.clients.desk = self
-
-    def receive(self, i: int, time: float) -> bool:
-        if len(self.queue) >= self.clients.room:
-            return False
-        self.queue.add(i)
-        return True
-
-    def drop(self, i: int) -> None:
-        clients = self.clients
-        if math.isnan(clients.times.start[i]):
-            self.queue.discard(i)
-            self.seen.take(1)
-        else:  # its batch goes on
-            clients.wasted[i] = clients.times.prompt[i] + clients.times.output[i]
-
-    def dispatch(self, free: float, limit: int, tick: float) -> float:
-        """When the server dispatches its next batch, seconds; ``tick`` at most.
-
-        Without a timeout a batch need not be full if nobody can come before an answer.
-
-        Args:
-            free: When it has no work any more, seconds.
-            limit: Requests of a full batch.
-            tick: When that changes next, seconds.
-
-        Returns:
-            Infinity when all is over.
-        """
-        now, clients, timeout = free, self.clients, self.clients.timeout
-        while True:
-            clients.advance(now)
-            waiting = len(self.queue)
-            if waiting >= limit:
-                return now
-            due, soon = math.inf, min(clients.next_sent, clients.next_left)
-            if waiting and clients.shut(timeout is None):
-                due = now
-            elif waiting and timeout is not None:
-                due = max(now, clients.times.arrival[self.queue.oldest()] + timeout)
-            if due == soon == math.inf or due < min(soon, tick):
-                return due
-            if tick <= min(soon, due):
-                return tick
-            now = soon
-
-    def serve(
-        self, batch: Iterable[int], start: float, first: float, end: float
-    ) -> list[int]:
-        """A batch begins, has its first tokens and ends, seconds; who waits for it."""
-        times = self.clients.times
-        for i in batch:
-            times.start[i], times.first[i] = start, first
-        return [i for i in batch if self.clients.answer(i, end)]

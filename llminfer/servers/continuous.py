@@ -11,10 +11,12 @@ import simpy
 from llminfer.base.arrays import IntArray
 from llminfer.base.errors import fail
 from llminfer.config import SimulationConfig
+from llminfer.servers.clients import Clients, own_clients
 from llminfer.servers.event_log import RequestTimes, write_up
 from llminfer.servers.routing import LOADS, Replica, Router, routes
 from llminfer.servers.scheduler import Scheduler
 from llminfer.servers.server import (
+    At,
     Due,
     Moment,
     Process,
@@ -30,8 +32,8 @@ _AFTER_ENDS, _LAST = 2, 3  # priorities: SimPy's own are 0 and 1
 class ContinuousBatchingServer(WorkloadServer):
     """A server, or several behind a router, that schedules anew at every step.
 
-    SimPy sees an event where the batch changes, and none a token or an arrival; a
-    router that looks at its servers sees every arrival.
+    SimPy sees an event where the batch changes, and none a token or an arrival; where
+    a router looks at its servers, one an arrival if something happens before.
 
     Args:
         env: The SimPy environment; ``env.process(server.run())`` starts the server.
@@ -45,7 +47,8 @@ class ContinuousBatchingServer(WorkloadServer):
     def __init__(
         self, env: simpy.Environment, config: SimulationConfig, workload: Requests
     ) -> None:
-        super().__init__(env, config, workload)
+        self.clients = own_clients(Clients, config, workload)
+        super().__init__(env, config, workload, self.clients and self.clients.sent)
         _refuse_what_never_fits(config, self.workload)
         clients, work = self.clients, self.workload
         self._requests = clients.times if clients else RequestTimes.of(work, config)
@@ -54,7 +57,7 @@ class ContinuousBatchingServer(WorkloadServer):
         self._most_tokens = config.block_size * (config.kv_blocks or math.inf) + 1
         self._routes = routes(config, work)
         self._replicas = [self._replica(i) for i in range(config.replicas)]
-        self._processes: list[simpy.Process] = []
+        self._stretches = [Due(env) for _ in self._replicas]  # each one's in progress
         self._asleep: dict[int, simpy.Event] = {}
         self._gone: list[list[int]] = [[] for _ in self._replicas]  # but not yet let go
         self._armed = -math.inf  # when the clients are to be asked, seconds
@@ -78,15 +81,16 @@ class ContinuousBatchingServer(WorkloadServer):
     def run(self) -> Process:
         """SimPy process: serve until nothing is left."""
         servers = range(self.config.replicas)
-        self._processes = [self.env.process(self._serve(place)) for place in servers]
+        processes = [self.env.process(self._serve(place)) for place in servers]
         if self._routes is None:
             self._routes = np.zeros(len(self.workload), dtype=np.int64)
-            self._router = Router(self.config.router, self._replicas)
+            paths = self.workload.segments
+            self._router = Router(self.config, self._replicas, paths)
             if self.clients is None:
                 self.env.process(self._route(self._routes))
         if self.clients is not None:
             self._arm()
-        yield self.env.all_of(self._processes)
+        yield self.env.all_of(processes)
         self._limit.at(max(replica.scheduler.end for replica in self._replicas))
         own = self.clients.columns() if self.clients else {}
         self._record = write_up(
@@ -105,8 +109,7 @@ class ContinuousBatchingServer(WorkloadServer):
         can_overtake, join = queue.can_overtake, queue.add  # else the scheduler counts
         env, schedule, clients = self.env, self.env.schedule, self.clients
         several, gone = self.config.replicas > 1, self._gone[place]
-        arrived, stretch = 0, Due(env)
-        now = clock = env.now
+        arrived, now, stretches = 0, env.now, self._stretches
         while True:
             if clients is not None:
                 scheduler.latest = clients.advance(now)
@@ -119,21 +122,14 @@ class ContinuousBatchingServer(WorkloadServer):
                 self._let_go(scheduler, gone)
             due = begin(now, arrived, arrival)
             if due < math.inf:
-                delay = due - clock if due > clock else 0.0
-                clock += delay  # what the environment's clock will show
-                try:
-                    stretch.callbacks = []
-                    schedule(stretch, delay=delay)
-                    yield stretch
-                except simpy.Interrupt:  # somebody was sent who finds room
-                    due, stretch = scheduler.due, Due(env)
-                    yield env.timeout(max(due - env.now, 0.0))
-                    clock = env.now
+                stretch = stretches[place]
+                stretch.callbacks = []
+                schedule(stretch, delay=At(due))
+                yield stretch
+                now = scheduler.due  # sooner if somebody was sent who finds room
                 finish()
-                now = due
                 if several and clients is not None:
                     yield from self._settle(scheduler, now)
-                    clock = env.now
             elif arrival < math.inf:
                 now = arrival
             elif replica.closed:
@@ -141,12 +137,12 @@ class ContinuousBatchingServer(WorkloadServer):
             else:
                 self._asleep[place] = env.event()
                 yield self._asleep[place]
-                clock = env.now
 
     def _route(self, routes: IntArray) -> Process:
         """SimPy process: send every request to a server as it arrives."""
         for i, time in enumerate(self._requests.arrival):
-            yield Moment(self.env, time, simpy.events.URGENT)
+            if self.env.peek() <= time:  # else nothing happens before
+                yield Moment(self.env, time, simpy.events.URGENT)
             place = self._router.choose(i, time)
             routes[i] = place
             self._send(i, time, place)
@@ -167,7 +163,9 @@ class ContinuousBatchingServer(WorkloadServer):
             self._asleep.pop(place).succeed()
         elif scheduler.open and time < scheduler.due:
             scheduler.shorten(time)
-            self._processes[place].interrupt()
+            due, late = Due(self.env).again(scheduler.due), self._stretches[place]
+            self._stretches[place] = due  # the other one will be nobody's
+            due.callbacks, late.callbacks = late.callbacks, []
 
     # Clients
 

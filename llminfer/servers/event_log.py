@@ -138,9 +138,9 @@ def write_up(
 
 def _in_order(tables: Sequence[Any], time: str) -> tuple[Any, Any]:
     """The tables of all servers as one in order of ``time``, and each row's server."""
-    server = np.repeat(np.arange(len(tables), dtype=np.int16), [len(t) for t in tables])
     if len(tables) == 1:
-        return tables[0], server
+        return tables[0], np.broadcast_to(np.int16(0), len(tables[0]))
+    server = np.repeat(np.arange(len(tables), dtype=np.int16), [len(t) for t in tables])
     joined = np.concatenate(tables)
     order = np.argsort(joined[time], kind="stable")
     return joined[order], server[order]

@@ -50,7 +50,12 @@ class WaitingQueue(Protocol):
 
 
 def waiting_queue(
-    policy: policies.SchedulingPolicy, workload: Workload, *, every: bool, live: bool
+    policy: policies.SchedulingPolicy,
+    workload: Workload,
+    *,
+    every: bool,
+    live: bool,
+    like: WaitingQueue | None = None,
 ) -> WaitingQueue:
     """The cheapest queue that keeps ``policy``'s order.
 
@@ -61,6 +66,8 @@ def waiting_queue(
         workload: The requests.
         every: Will all of them join and be taken? Another server may get some.
         live: Are the columns filled in as requests come?
+        like: The queue of another server of the same run; what both know of the
+            requests, they share.
     """
     sorts = type(policy).sort_requests
     if (
@@ -69,14 +76,17 @@ def waiting_queue(
     ):
         if every and type(policy).keys is policies.FCFSPolicy.keys:
             return _ArrivalQueue()
-        return (_LiveQueue if live else _KeyedQueue)(policy, workload)
+        if live:
+            return _LiveQueue(policy, workload)
+        shared = like.ranks if isinstance(like, _KeyedQueue) else None
+        return _KeyedQueue(shared or _Ranks(policy, workload))
     if (
         isinstance(policy, policies.ClassPolicy)
         and sorts is policies.ClassPolicy.sort_requests
     ):
         _, *lengths, classes = _columns(workload)
         service = policies.service_tokens
-        if live:
+        if live or not every:
             return policy.queues(
                 classes.__getitem__,
                 lambda i: int(service(*(its[i] for its in lengths))),
@@ -123,27 +133,39 @@ class _ArrivalQueue:
         return self.head
 
 
-class _KeyedQueue:
-    """Requests under a fixed key: a heap of their ranks."""
+class _Ranks:
+    """What the queues of a run know of its requests under a fixed key.
 
-    can_overtake, time_dependent = True, False
+    Args:
+        policy: The key.
+        workload: The requests.
+
+    Attributes:
+        order: The requests by key, the least first.
+        rank: The place of each in that order.
+        gone: 1 of those that were taken.
+    """
 
     def __init__(self, policy: policies.KeyedPolicy, workload: Workload) -> None:
         numbers = np.arange(len(workload))
-        columns = policies.Waiting(
-            numbers,
-            workload.arrival_time,
-            workload.prompt_length,
-            workload.output_length,
-            workload.request_class,
-        )
+        columns = policies.Waiting(numbers, *workload.columns.values())
         order = np.argsort(policy.keys(columns), kind="stable")
         rank = np.empty_like(order)
         rank[order] = numbers
         self.order = array("q", order.tobytes())
         self.rank = array("q", rank.tobytes())
-        self.heap: list[int] = []
         self.gone = bytearray(len(workload))
+
+
+class _KeyedQueue:
+    """Requests under a fixed key: a heap of their ranks."""
+
+    can_overtake, time_dependent = True, False
+
+    def __init__(self, ranks: _Ranks) -> None:
+        self.ranks = ranks
+        self.order, self.rank, self.gone = ranks.order, ranks.rank, ranks.gone
+        self.heap: list[int] = []
         self.first = 0
 
     def __len__(self) -> int:
@@ -173,37 +195,51 @@ class _KeyedQueue:
 
 
 class _LiveQueue:
-    """Requests under a fixed key that is known when they join, and that may leave."""
+    """Requests under a fixed key that is known when they join, and that may leave.
+
+    Keys are worked out together, of all who have joined since somebody was taken.
+    """
 
     can_overtake, time_dependent = True, False
 
     def __init__(self, policy: policies.KeyedPolicy, workload: Workload) -> None:
-        self.policy, self.columns = policy, list(vars(workload).values())[:4]
+        self.policy, self.columns = policy, list(workload.columns.values())
         self.counts = type(policy).keys is policies.FCFSPolicy.keys
         self.heap: list[tuple[float, int]] = []  # some may have left
+        self.joined: list[int] = []  # and are not in the heap yet
         self.waiting = OrderedDict[int, None]()
 
     def __len__(self) -> int:
         return len(self.waiting)
 
     def add(self, i: int) -> None:
-        key = 0.0
-        if not self.counts:  # in order of number
-            its = (column[i : i + 1] for column in self.columns)
-            key = float(self.policy.keys(policies.Waiting(np.array([i]), *its))[0])
-        heapq.heappush(self.heap, (key, i))
         self.waiting[i] = None
+        if not self.counts:  # in order of number
+            self.joined.append(i)
 
     def peek(self, now: float) -> int:
+        if self.counts:
+            return self.oldest()
+        if self.joined:
+            those = np.array(self.joined)
+            its = (column[those] for column in self.columns)
+            keys = self.policy.keys(policies.Waiting(those, *its)).tolist()
+            for entry in zip(keys, self.joined, strict=True):
+                heapq.heappush(self.heap, entry)
+            self.joined.clear()
         while (i := self.heap[0][1]) not in self.waiting:
             heapq.heappop(self.heap)
         return i
 
     def take(self, most: int, now: float) -> Sequence[int]:
+        waiting, number = self.waiting, range(min(most, len(self.waiting)))
+        if self.counts:
+            return [waiting.popitem(last=False)[0] for _ in number]
         batch = []
-        for _ in range(min(most, len(self.waiting))):
+        for _ in number:
             batch.append(i := self.peek(now))
-            del self.waiting[i]
+            heapq.heappop(self.heap)
+            del waiting[i]
         return batch
 
     def discard(self, i: int) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from array import array
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -13,6 +13,7 @@ import numpy as np
 from llminfer.base.arrays import IntArray
 from llminfer.base.streams import stream
 from llminfer.config import SimulationConfig
+from llminfer.laws.prefixes import Segments
 from llminfer.servers.scheduler import Scheduler
 from llminfer.workload import Workload
 
@@ -81,16 +82,31 @@ def routes(config: SimulationConfig, workload: Workload) -> IntArray | None:
 class Router:
     """Sends requests to servers by what it sees of them; ties go to the first.
 
+    Whoever finds most of a prompt was sent one that begins alike: the longer, the
+    sooner it is looked at, and the least loaded first, until none can find more.
+
     Args:
-        name: What it looks for.
+        config: What it looks for.
         replicas: The servers, which tell it when requests leave.
+        paths: How each request's tokens begin; None if that is not known yet.
     """
 
-    def __init__(self, name: str, replicas: Sequence[Replica]) -> None:
-        self._replicas = replicas
-        self._longest, self._load = name == "longest_prefix", LOADS[name]
+    def __init__(
+        self,
+        config: SimulationConfig,
+        replicas: Sequence[Replica],
+        paths: Segments | None,
+    ) -> None:
+        self._replicas, self._paths, self._size = replicas, paths, config.block_size
+        self._longest, self._load = (
+            config.router == "longest_prefix",
+            LOADS[config.router],
+        )
         self._loads = [0] * len(replicas)  # except where they have changed since
         self._changed: list[int] = []
+        everybody = (1 << len(replicas)) - 1
+        self._sent = [everybody]  # by beginning of a path: bits of those it was sent to
+        self._tree: dict[tuple[int, tuple[int, int]], int] = {}  # beginnings, numbered
         for place, replica in enumerate(replicas):
             replica.scheduler.left = partial(self._changed.append, place)
 
@@ -100,12 +116,49 @@ class Router:
         for place in self._changed:
             loads[place] = self._load(replicas[place])
         self._changed.clear()
-        if self._longest:
-            found = [replica.scheduler.found(i, time) for replica in replicas]
-            most = max(found)
-            at = [place for place, blocks in enumerate(found) if blocks == most]
-            place = min(at, key=loads.__getitem__)
-        else:
-            place = loads.index(min(loads))
+        place = self._finds_most(i, time) if self._longest else loads.index(min(loads))
         self._changed.append(place)
         return place
+
+    def _finds_most(self, i: int, time: float) -> int:
+        """The server where most blocks of a request are, of these the least loaded."""
+        best, left, sent = (-1, 0, 0), self._sent[0], self._sent
+        beginnings = self._beginnings(i)
+        for node, blocks in reversed(beginnings):
+            if best[0] > blocks:
+                break
+            those, left = sent[node] & left, left & ~sent[node]
+            for load, place in sorted((self._loads[p], p) for p in _places(those)):
+                found = self._replicas[place].scheduler.found(i, time) if blocks else 0
+                best = max(best, (found, -load, -place))
+                if found == blocks:
+                    break  # of these nobody is better
+        for node, _ in beginnings:
+            sent[node] |= 1 << -best[2]
+        return -best[2]
+
+    def _beginnings(self, i: int) -> list[tuple[int, int]]:
+        """All that a request's path begins with, and full blocks found there at most.
+
+        Without a path it may be found wherever somebody is.
+        """
+        most = (self._replicas[0].scheduler.prompt[i] - 1) // self._size
+        if self._paths is None:
+            return [(0, most)]
+        node, end, found = 0, 0, [(0, 0)]
+        for its in self._paths[i]:
+            node, end = (
+                self._tree.setdefault((node, its), len(self._sent)),
+                end + its[1],
+            )
+            if node == len(self._sent):
+                self._sent.append(0)
+            found.append((node, min(end // self._size, most)))
+        return found
+
+
+def _places(bits: int) -> Iterator[int]:
+    """The places of the bits that are set."""
+    while bits:
+        yield (place := (bits & -bits).bit_length() - 1)
+        bits ^= 1 << place

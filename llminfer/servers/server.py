@@ -11,12 +11,24 @@ import simpy
 from llminfer.config import SimulationConfig
 from llminfer.record import RunRecord
 from llminfer.servers.batch_control import BatchLimit, Observed
-from llminfer.servers.clients import own_clients
 from llminfer.servers.queues import WaitingQueue, waiting_queue
 from llminfer.workload import Workload
 
 Process = Generator[simpy.Event, Any, None]
 Requests = Workload | None  # None where users draw their own
+
+
+class At(float):
+    """A time, seconds, as the delay until then; one that is over is now.
+
+    The clock then shows it to the last bit, which ``now + (time - now)`` may miss.
+
+    >>> 0.3 + (0.9 - 0.3) == 0.9, 0.3 + At(0.9) == 0.9
+    (False, True)
+    """
+
+    def __radd__(self, now: float) -> float:
+        return float(self) if self > now else now
 
 
 class Due(simpy.Event):
@@ -29,7 +41,7 @@ class Due(simpy.Event):
     def again(self, time: float) -> Due:
         """The same event, which happens at a time, seconds, or now if that is over."""
         self.callbacks = []
-        self.env.schedule(self, delay=max(time - self.env.now, 0.0))
+        self.env.schedule(self, delay=At(time))
         return self
 
 
@@ -44,7 +56,7 @@ class Moment(Due):
 
     def __init__(self, env: simpy.Environment, time: float, priority: Any) -> None:
         super().__init__(env)
-        env.schedule(self, priority, max(time - env.now, 0.0))
+        env.schedule(self, priority, At(time))
 
 
 def batch_limit(
@@ -68,26 +80,34 @@ class WorkloadServer(ABC):
         env: The SimPy environment; ``env.process(server.run())`` starts the server.
         config: Coefficients, limits and policy.
         workload: Requests to serve; None where users draw their own.
+        sent: What the clients send of it, filled in as they do; None if all is known.
     """
 
     def __init__(
-        self, env: simpy.Environment, config: SimulationConfig, workload: Requests
+        self,
+        env: simpy.Environment,
+        config: SimulationConfig,
+        workload: Requests,
+        sent: Workload | None,
     ) -> None:
         self.env = env
         self.config = config
-        self.clients = own_clients(config, workload)
-        if self.clients is not None:
-            workload = self.clients.sent
-        assert workload is not None  # without users nobody else can draw it
-        self.workload = workload
+        work, self._live = sent or workload, sent is not None
+        assert work is not None  # without users nobody else can draw it
+        self.workload: Workload = work
         self._record: RunRecord | None = None
+        self._queue: WaitingQueue | None = None
 
     def waiting_queue(self, every: bool = True) -> WaitingQueue:
         """An empty queue; ``every``: will all requests join it?"""
-        every, live = every and not self.config.sheds, self.clients is not None
-        return waiting_queue(
-            self.config.policy(), self.workload, every=every, live=live
+        self._queue = waiting_queue(
+            self.config.policy(),
+            self.workload,
+            every=every and not self.config.sheds,
+            live=self._live,
+            like=self._queue,
         )
+        return self._queue
 
     @abstractmethod
     def run(self) -> Process:

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import math
 from array import array
-from collections.abc import Iterable, Sequence
-from itertools import chain
 from typing import Any
 
 import numpy as np
 import simpy
 
 from llminfer.base.arrays import FloatArray, IntArray
+from llminfer.base.errors import fail
 from llminfer.config import SimulationConfig
 from llminfer.record import RunRecord
-from llminfer.servers.clients import StaticDesk
+from llminfer.servers.clients import own_clients
+from llminfer.servers.desk import Desk
 from llminfer.servers.queues import WaitingQueue
 from llminfer.servers.server import Due, Process, Requests, WorkloadServer, batch_limit
 
@@ -30,6 +30,9 @@ class LLMInferenceServer(WorkloadServer):
         config: Coefficients, batch limit, timeout and policy.
         workload: Requests to serve.
 
+    Raises:
+        ConfigError: The configuration is that of another server.
+
     >>> from llminfer import Workload
     >>> env = simpy.Environment()
     >>> work = Workload.from_arrays([0.0, 0.5], [100, 50], [20, 10])
@@ -43,22 +46,31 @@ class LLMInferenceServer(WorkloadServer):
     def __init__(
         self, env: simpy.Environment, config: SimulationConfig, workload: Requests
     ) -> None:
-        super().__init__(env, config, workload)
+        if config.server != "static":
+            raise fail("server", config.server, "'static' for LLMInferenceServer")
+        self._desk = own_clients(Desk, config, workload)
+        super().__init__(env, config, workload, self._desk.sent if self._desk else None)
         self._arrival = self._column("arrival_time")
-        entered = self.clients.entered if self.clients else self._arrival
+        entered = self._desk.entered if self._desk else self._arrival
         self._limit = batch_limit(env, config, entered)
+        self._began, self._sizes, self._members = array("d"), array("q"), array("q")
 
     def run(self) -> Process:
         """SimPy process: serve until nothing is left."""
+        yield from self._serve()
+        self._record = self._write_up()
+
+    def _serve(self) -> Process:
         law, arrival = self.config.step_time, self._arrival
         prompt_of = self._column("prompt_length").__getitem__
         output_of = self._column("output_length").__getitem__
         waiting = self.waiting_queue()
         join, take, due = waiting.add, waiting.take, self._due
-        batches: list[tuple[float, Sequence[int]]] = []
+        began, sizes, members = self._began, self._sizes, self._members
         control = self._limit
         limit, tick, controlled = control.size, control.tick, control.controlled
-        desk = self.clients and StaticDesk(self.clients, waiting, control.seen)
+        if (desk := self._desk) is not None:
+            desk.queue, desk.seen = waiting, control.seen
         end, served, n, free = Due(self.env), 0, len(arrival), self.env.now
         arrived = 0 if desk is None else n
         while served < n or desk is not None:  # free: when it has no work any more
@@ -67,7 +79,8 @@ class LLMInferenceServer(WorkloadServer):
             elif (start := desk.dispatch(free, limit, tick)) == math.inf:
                 break
             if start >= tick:  # the limit changes first, and what is due with it
-                limit, free, tick = control.act(tick), max(free, tick), control.tick
+                limit = control.act(tick, start if desk is None else desk.rests_until)
+                free, tick = max(free, tick), control.tick
                 continue
             while arrived < n and arrival[arrived] <= start:
                 join(arrived)
@@ -79,15 +92,16 @@ class LLMInferenceServer(WorkloadServer):
             pairs = sum(prompt_of(i) ** 2 for i in batch) / 2.0 if law.epsilon else 0.0
             first = start + law.prefill(tokens, pairs)
             free = first + law.decode(size, tokens, max(map(output_of, batch)))
-            done = batch if desk is None else desk.serve(batch, start, first, free)
-            batches.append((start, batch))
+            done = batch if desk is None else desk.serve(batch, first, free)
+            began.append(start)
+            sizes.append(size)
+            members.extend(batch)
             served += size
             if controlled:
                 control.seen.take(size)
                 control.seen.finish(free, (free - arrival[i] for i in done))
             yield end.again(free)
         control.at(free)
-        self._record = self._write_up(batches)
 
     def _due(
         self, waiting: WaitingQueue, arrived: int, served: int, free: float, limit: int
@@ -112,27 +126,29 @@ class LLMInferenceServer(WorkloadServer):
 
     def _column(self, name: str) -> Any:
         """A column to be read one by one, as it is, or as the clients fill it."""
-        column = getattr(self.workload, name)
-        if self.clients is not None:
+        column, desk = getattr(self.workload, name), self._desk
+        if desk is not None and (desk.draws or name == "arrival_time"):
             return memoryview(column)
         return array(column.dtype.char, column.tobytes())
 
-    def _write_up(self, batches: Iterable[tuple[float, Sequence[int]]]) -> RunRecord:
+    def _write_up(self) -> RunRecord:
         """The record of a run, from when each batch began, and who was in it."""
         workload, law = self.workload, self.config.step_time
-        start: FloatArray = np.array([start for start, _ in batches])
-        groups = [batch for _, batch in batches]
-        size: IntArray = np.array([len(batch) for batch in groups], dtype=np.int64)
-        members = np.fromiter(chain.from_iterable(groups), dtype=np.int64)
+        start: FloatArray = np.array(self._began)
+        size: IntArray = np.array(self._sizes)
+        members = np.asarray(self._members)
         heads = np.cumsum(size) - size
         prompt = workload.prompt_length[members]
         tokens = np.add.reduceat(prompt, heads)
         steps = np.maximum.reduceat(workload.output_length[members], heads)
-        pairs = np.add.reduceat(np.square(prompt, dtype=np.float64) / 2.0, heads)
+        pairs = np.zeros(len(size))
+        if law.epsilon:
+            pairs = np.add.reduceat(np.square(prompt, dtype=np.float64) / 2.0, heads)
         first = start + law.prefill(tokens, pairs)
         end = first + law.decode(size, tokens, steps)
-        times = np.empty((3, len(workload)))
-        times[:, members] = np.repeat([start, first, end], size, axis=1)
-        more = self._limit.path() | (self.clients.columns() if self.clients else {})
+        times = np.full((3, len(workload)), math.inf)
+        for row, its in zip(times, (start, first, end), strict=True):
+            row[members] = np.repeat(its, size)
+        more = self._limit.path() | (self._desk.columns(times) if self._desk else {})
         more |= {"batch_start": start, "batch_end": end, "batch_size": size}
         return RunRecord.served(workload, times, more)

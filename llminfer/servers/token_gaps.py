@@ -19,7 +19,7 @@ from llminfer.timing import StepTime
 
 _LISTED = 8192  # gaps that are listed one by one rather than narrowed down further
 _SAMPLED = 4096  # gaps that say where a quantile will be
-_AT_ONCE = 2**14  # stretches; what is worked out on the way to their gaps stays small
+_AT_ONCE = 2**14  # stretches; what is worked out on the way stays small
 
 
 class Gaps(NamedTuple):
@@ -75,16 +75,23 @@ class Gaps(NamedTuple):
 
     def up_to(self, value: float) -> IntArray:
         """How many of each progression are at most ``value``, shape (n,)."""
-        some = np.where(self.first <= value, self.steps, 0)
-        across = np.flatnonzero((some > 0) & (self._last() > value))
-        reached = np.floor((value - self.first[across]) / self.growth[across]) + 1.0
-        some[across] = np.minimum(reached, self.steps[across])
-        return some
+        upto = [self.steps[:0]]
+        for part in self._parts():
+            some = np.where(part.first <= value, part.steps, 0)
+            across = np.flatnonzero((some > 0) & (part._last() > value))
+            reached = np.floor((value - part.first[across]) / part.growth[across])
+            some[across] = np.minimum(reached + 1.0, part.steps[across])
+            upto.append(some)
+        return np.concatenate(upto)
+
+    def _parts(self) -> Iterator[Gaps]:
+        """All of them, some at a time: what is worked out of them stays small."""
+        for low in range(0, len(self.first), _AT_ONCE):
+            yield self._rows(slice(low, low + _AT_ONCE))
 
     def _head(self, some: IntArray) -> Gaps:
-        """The first ``some`` of each progression."""
-        rows = np.flatnonzero(some)
-        return self._rows(rows)._replace(steps=some[rows])
+        """The first ``some`` of each progression, which may be none."""
+        return self._replace(steps=some)
 
     def _tail(self, some: IntArray) -> Gaps:
         """All but the first ``some`` of each."""
@@ -106,7 +113,8 @@ class Gaps(NamedTuple):
         at = np.arange(0, upto[-1], max(1, upto[-1] // least))
         row = np.searchsorted(upto, at, side="right")
         left = (upto[row] - 1 - at) // self.weight[row]
-        return np.sort(self._last()[row] - left * self.growth[row])
+        those = self._rows(row)
+        return np.sort(those._last() - left * those.growth)
 
     def _listed(self) -> tuple[FloatArray, IntArray]:
         """Every gap by itself, ascending, and how many stand there up to it."""
@@ -124,8 +132,11 @@ def _at_rank(gaps: Gaps, rank: float, guesses: list[float]) -> float:
     the guesses, then by halves, until the gaps in it can be listed.
     """
     below, passed, total = int(rank), 0, gaps.number()
-    low, high = float(gaps.first.min()) - 1.0, float(gaps._last().max())
-    while gaps.steps.sum() > _LISTED + len(gaps.first):
+    low, high = (
+        float(gaps.first.min()) - 1.0,
+        max(float(part._last().max()) for part in gaps._parts()),
+    )
+    while gaps.steps.sum() > _LISTED + np.count_nonzero(gaps.steps):
         middle = (low + high) / 2.0
         if not low < middle < high:
             return high  # as near as numbers get
@@ -138,7 +149,7 @@ def _at_rank(gaps: Gaps, rank: float, guesses: list[float]) -> float:
         elif upto <= below:
             gaps, low, passed = gaps._tail(some), cut, upto
         else:  # between the two ranks
-            one, other = gaps._head(some)._last(), gaps._tail(some).first
+            one, other = gaps._head(some).there()._last(), gaps._tail(some).first
             return _on_line(rank, one.max(), other.min())
     values, upto_each = gaps._listed()
     at = np.searchsorted(passed + upto_each, [below, below + 1], side="right")
@@ -199,7 +210,10 @@ def _static_gaps(record: RunRecord, kappa: float, some: IntArray) -> Gaps:
     growth = np.asarray(kappa * record.batch_size[batch], dtype=np.float64)
     time = record.processing_end_time[mine] - record.first_token_time[mine]
     first = _first_step(time, longest[batch], growth)
-    return Gaps(first, growth, record.output_length[mine] - 1, np.ones_like(mine))
+    if not kappa:
+        growth = np.broadcast_to(0.0, growth.shape)  # which takes no memory
+    one = np.broadcast_to(np.int64(1), growth.shape)
+    return Gaps(first, growth, record.output_length[mine] - 1, one)
 
 
 def _first_step(time: FloatArray, steps: IntArray, growth: FloatArray) -> FloatArray:
@@ -217,6 +231,7 @@ def _server_gaps(
     yield _single(away, 1)
     some = last > begin
     begin, last = np.sort(begin[some]), np.sort(last[some])
+    kind = np.min_scalar_type(-int(log.batch_steps.max(initial=1)))  # saves memory
     before, seen = -np.inf, 0  # the last decode step's end; how many began by then
     for low in range(0, len(rows), _AT_ONCE):
         these = rows[low : low + _AT_ONCE]
@@ -237,7 +252,9 @@ def _server_gaps(
         waited = ((start + first)[row] - new)[late[row]]
         old = weight - np.bincount(row[late[row]], minlength=len(start))
         parted = late & (old > 0)
-        yield Gaps(first + growth * late, growth, steps - late, weight).there()
+        yield Gaps(
+            first + growth * late, growth, (steps - late).astype(kind), weight
+        ).there()
         yield _single((start + first - ends)[parted], old[parted])
         yield _single(waited, 1)
         before, seen = end[-1], begun[-1]

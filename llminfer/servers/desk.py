@@ -1,0 +1,255 @@
+"""Who sends to a static server, and who gives up, between one batch and the next.
+
+When a batch begins it is known when all in it are answered, or give up. So only to send
+a request, and to lose patience in the queue, are events. What happens at one instant
+happens in the order of ``servers.clients``; who was held back at the gate is sent as
+soon as it opens.
+"""
+
+from __future__ import annotations
+
+import math
+from array import array
+from collections.abc import Sequence
+from heapq import heapify, heappop, heappush
+from typing import Any
+
+import numpy as np
+
+from llminfer.base.arrays import FloatArray
+from llminfer.base.streams import stream
+from llminfer.config import SimulationConfig
+from llminfer.record import COMPLETED, GIVEN_UP, REFUSED
+from llminfer.servers.batch_control import Observed
+from llminfer.servers.clients import all_users, limits_of, not_sent
+from llminfer.servers.queues import WaitingQueue
+from llminfer.workload import Workload
+
+
+class Desk:
+    """Where the clients of a static server meet its queue.
+
+    Args:
+        config: Users, gate, limits and seed.
+        workload: As for ``own_clients``.
+
+    Attributes:
+        queue: Where requests wait; the server's, as ``seen`` is.
+        seen: What a controller of the batch limit sees.
+        sent: The requests as the server sees them: they arrive when they are sent.
+        draws: Do users draw what they ask?
+        entered: When those that were not refused were sent, seconds.
+        rests_until: Where a tick comes first, when the next thing happens, seconds.
+    """
+
+    queue: WaitingQueue
+    seen: Observed
+    rests_until: float
+
+    def __init__(self, config: SimulationConfig, workload: Workload | None) -> None:
+        self.sent, self.draws = not_sent(config, workload), workload is None
+        self._n = n = len(self.sent)
+        self._at: Any = memoryview(self.sent.arrival_time)  # type: ignore[arg-type]
+        self.entered, self._wanted = array("d"), array("d", [math.nan]) * n
+        self._users = all_users(config)
+        self._user_of: list[int] = []
+        self._coming = [(user.think, i) for i, user in enumerate(self._users)]
+        heapify(self._coming)
+        self._limits = np.full((2, n), math.inf)
+        self._impatient = (config.patience, config.request_timeout) != (None, None)
+        if workload is not None and not self._users:
+            self._wanted = array("d", workload.arrival_time.tobytes())
+            if self._impatient:
+                u = stream(config.random_seed, "patience").random((n, 2)).T
+                self._limits = limits_of(config, u)
+        self._limit = array("d", self._limits.min(axis=0).tobytes())
+        self._places: float = config.max_concurrency or math.inf  # free at the gate
+        self._gated = self._places < math.inf
+        self._room, self._timeout = config.queue_limit or math.inf, config.batch_timeout
+        self._next = 0  # the next request to be sent
+        self._opened = -math.inf  # when the gate did last, seconds
+        self._end, self._answers = math.inf, 0  # of the batch in progress
+        self._deadlines: list[tuple[float, int]] = []  # some may have been answered
+        self._waiting: set[int] = set()  # of the impatient
+        self._left: dict[int, float] = {}  # when those of the batch will give up
+        self._refused: list[int] = []
+        self._reacts = (
+            self._gated or bool(self._users) or config.batch_control != "static"
+        )
+
+    def dispatch(self, free: float, limit: int, tick: float) -> float:
+        """When the server dispatches its next batch, seconds; ``tick`` at most.
+
+        Without a timeout a batch need not be full if nobody can come before an answer.
+
+        Args:
+            free: When it has no work any more, seconds.
+            limit: Requests of a full batch.
+            tick: When that changes next, seconds.
+
+        Returns:
+            Infinity when all is over.
+        """
+        now, timeout, self.rests_until = free, self._timeout, free
+        while True:
+            self._advance(now)
+            if (waiting := len(self.queue)) >= limit:
+                return now
+            soon = sends = self._next_sent()
+            if self._deadlines:
+                soon = min(sends, self._deadlines[0][0])
+            due = math.inf
+            if waiting and (
+                sends == math.inf if timeout is None else self._next == self._n
+            ):
+                return now
+            if waiting and timeout is not None:
+                due = self._at[self.queue.oldest()] + timeout
+            if due <= now:
+                return now
+            if due == soon == math.inf or due < min(soon, tick):
+                return due
+            if tick <= (rest := min(soon, due)):
+                self.rests_until = rest
+                return tick
+            now = soon
+
+    def serve(self, batch: Sequence[int], first: float, end: float) -> Sequence[int]:
+        """A batch has its first tokens and ends, seconds; who of it is answered."""
+        done = batch
+        if self._impatient:
+            self._waiting.difference_update(batch)
+        if self._impatient and self._reacts:
+            at, limit = self._at, self._limit
+            done = [
+                i
+                for i in batch
+                if end <= at[i] + limit[i] or not self._gives_up(i, first, end)
+            ]
+        if self._users:
+            for i in done:
+                self._go_on(i, end)
+        if self._gated:
+            self._end, self._answers = end, len(done)
+        return done
+
+    def columns(self, times: FloatArray) -> dict[str, Any]:
+        """What the record of a run has of the clients.
+
+        Args:
+            times: When each request's batch began, had its first tokens, and ended,
+                seconds; infinity of those that never were in one.
+        """
+        start, first, end = times
+        sent, served = self.sent.arrival_time, start < math.inf
+        soon, late = sent + self._limits
+        left = np.where(first > soon, soon, math.inf)
+        np.minimum(left, late, out=left, where=end > late)
+        over, gone = np.minimum(end, left), left < math.inf
+        outcome = np.where(gone, GIVEN_UP, COMPLETED).astype(np.int8)
+        outcome[self._refused], over[self._refused] = REFUSED, sent[self._refused]
+        tokens = self.sent.prompt_length + self.sent.output_length
+        return {
+            "arrival_time": np.array(self._wanted),
+            "queue_entry_time": sent,
+            "processing_start_time": np.where(served, start, math.nan),
+            "first_token_time": np.where(first <= over, first, math.nan),
+            "processing_end_time": over,
+            "outcome": outcome,
+            "wasted_tokens": np.where(gone & served, tokens, 0),
+        }
+
+    # What happens
+
+    def _next_sent(self) -> float:
+        """When the next request is sent if nothing else happens before, seconds."""
+        if self._places <= 0 or self._next == self._n:
+            return math.inf
+        if self._users:
+            return self._coming[0][0] if self._coming else math.inf
+        return self._wanted[self._next]
+
+    def _advance(self, now: float) -> None:
+        """Let happen what happens up to ``now``, seconds."""
+        coming, wanted, at, users = self._coming, self._wanted, self._at, self._users
+        deadlines, waiting, left = self._deadlines, self._waiting, self._left
+        queue, join, enter = self.queue, self.queue.add, self.entered.append
+        i, n, places, opened = self._next, self._n, self._places, self._opened
+        room, impatient, limit = self._room, self._impatient, self._limit
+        while True:
+            while (
+                deadlines
+                and (who := deadlines[0][1]) not in waiting
+                and who not in left
+            ):
+                heappop(deadlines)  # it has been answered
+            until = min(self._end, deadlines[0][0]) if deadlines else self._end
+            while places > 0 and i < n and (coming or not users):
+                time = coming[0][0] if users else wanted[i]
+                if time > now or time >= until:
+                    break
+                at[i] = sent = opened if opened > time else time
+                if users:
+                    self._ask(i)
+                if room < math.inf and len(queue) >= room:
+                    self._refused.append(i)
+                    self._go_on(i, sent)
+                else:
+                    join(i)
+                    enter(sent)
+                    places -= 1
+                    if impatient:
+                        waiting.add(i)
+                        heappush(deadlines, (deadline := sent + limit[i], i))
+                        if deadline < until:
+                            until = deadline
+                i += 1
+            if until > now:
+                break
+            if until == self._end:
+                places, opened, self._end = places + self._answers, until, math.inf
+            elif self._leaves(heappop(deadlines)[1], until):
+                places, opened = places + 1, until
+        self._next, self._places, self._opened = i, places, opened
+
+    def _leaves(self, i: int, time: float) -> bool:
+        """Does request ``i`` give up at ``time``, seconds? It may have done so."""
+        if i in self._waiting:
+            self._waiting.remove(i)
+            self.queue.discard(i)
+            self.seen.take(1)
+            self._go_on(i, time)
+            return True
+        gone: bool = self._left[i] == time
+        if gone:
+            del self._left[i]
+        return gone
+
+    def _ask(self, i: int) -> None:
+        """Request ``i`` is what the next user asks."""
+        self._wanted[i], number = heappop(self._coming)
+        user, sent = self._users[number], self.sent
+        self._user_of.append(number)
+        self._limits[:, i], self._limit[i] = user.limits, min(user.limits)
+        if self.draws:
+            sent.prompt_length[i], sent.output_length[i] = user.prompt, user.output
+            sent.request_class[i] = user.request_class
+
+    def _gives_up(self, i: int, first: float, end: float) -> bool:
+        """Does request ``i`` of a batch give up before its first token, or its last?"""
+        soon, late = (self._at[i] + self._limits[:, i]).tolist()
+        if first <= soon and end <= late:
+            return False
+        time = min(soon if first > soon else math.inf, late if end > late else math.inf)
+        if self._gated:
+            self._left[i] = time
+            heappush(self._deadlines, (time, i))
+        self._go_on(i, time)
+        return True
+
+    def _go_on(self, i: int, time: float) -> None:
+        """A request has ended at ``time``, seconds, and its user goes on, if any."""
+        if self._users:
+            user = self._users[number := self._user_of[i]]
+            user.go_on()
+            heappush(self._coming, (time + user.think, number))
