@@ -1,7 +1,7 @@
 """Memory and time of one run by its number of requests, each in a process of its own.
 
 ``python tests/bench_memory.py`` tries 10^3 to 10^6 requests; ``--most 10000000
---figure`` goes to 10^7, some minutes, and draws ``figures/bench_memory`` with its table.
+--figure`` goes to 10^7, some minutes, and draws ``figures/bench_memory`` and a table.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ RUNS = {
 
 
 def run(server, requests):
-    """Peak resident bytes of this process, and CPU seconds of a run with its metrics."""
+    """Peak resident bytes of this process, and CPU seconds of a run and its metrics."""
     warnings.simplefilter("ignore")
     before = _peak()
     start = time.process_time()

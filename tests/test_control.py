@@ -376,9 +376,15 @@ def test_the_offered_load_is_that_of_the_largest_limit():
         ("static", {"interval": 1}, "control static takes no parameters"),
         ("queue", {"K": 1}, "did you mean k"),
         ("queue", {"k": -1}, r"batch_control_params\.k=-1: must be a finite number"),
-        *((law, {"min_size": 0}, "min_size=0: must be a whole n") for law in LAWS),
-        *((law, {"max_size": 0}, "max_size=0: must be a whole n") for law in LAWS),
-        *((law, {"interval": -1}, "interval=-1: must be a finite") for law in LAWS),
+        *(
+            (law, {**needs, name: value}, f"{name}={value}: must be a {kind}")
+            for law, needs in (("queue", {}), ("rate", {}), ("latency", {"target": 1}))
+            for name, value, kind in (
+                ("min_size", 0, "whole"),
+                ("max_size", 0, "whole"),
+                ("interval", -1, "finite"),
+            )
+        ),
         ("latency", {"target": 0}, "target=0: must be a finite number above 0"),
         ("latency", {"target": 1, "backoff": 0}, "backoff=0: must be a finite number"),
         ("rate", {"window": 0}, "window=0: must be a finite number above 0"),
