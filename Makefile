@@ -14,7 +14,7 @@ help:
 	@echo 'make test     unit, property, doc and browser tests, then every notebook'
 	@echo 'make lab      open the notebooks in JupyterLab, on this machine only'
 	@echo 'make app      the panels alone, as a page in the browser, on this machine only'
-	@echo 'make bench    measure the speed, beside a brute-force twin'
+	@echo 'make bench    measure speed and memory, beside brute-force twins'
 	@echo 'make lint     check format, style and types'
 	@echo 'make clean    remove the environment and all caches; figures stay'
 
@@ -54,6 +54,7 @@ app: $(READY)
 bench: $(READY)
 	@$(PY) tests/bench.py
 	@$(PY) tests/bench_continuous.py
+	@$(PY) tests/bench_memory.py --most 100000
 	@$(PY) tests/bench_browser.py
 
 lint: $(READY)

@@ -25,6 +25,9 @@ _COLUMNS = (
 )
 _TIMES = tuple(name for name in _COLUMNS if name.endswith("_time"))
 COMPLETED, REFUSED, GIVEN_UP = range(3)  # how a request ends
+# of memory that a run and its metrics take at most, where requests come by the clock
+# and bring fewer than three stretches of steps each; see tests/bench_memory.py
+BYTES_A_REQUEST: Mapping[str, int] = {"static": 190, "continuous": 380}
 
 
 @dataclass(frozen=True, eq=False)
@@ -126,6 +129,13 @@ class RunRecord:
     outcome: IntArray | None = None
     wasted_tokens: IntArray | None = None
     only_class: int | None = None
+
+    def __post_init__(self) -> None:
+        """From now on nobody can write into a column, nor into the workload's own."""
+        logged = () if self.steps is None else vars(self.steps).values()
+        for column in (*vars(self).values(), *logged):
+            if isinstance(column, np.ndarray):
+                column.setflags(write=False)
 
     @classmethod
     def served(

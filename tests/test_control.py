@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import simpy
 from cases import differing, serve_by_hand, serve_columns
+from continuous_cases import serve as serve_continuous
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -17,6 +18,7 @@ from llminfer import (
     Workload,
     simulate,
 )
+from llminfer.servers.batch_control import LatencyController, Observed
 from llminfer.timeseries import batch_limit
 
 OUTPUT = 40  # tokens, all alike, so that lambda*(B) is a line of arithmetic
@@ -218,7 +220,70 @@ def test_latency_control_climbs_by_steps_and_falls_by_halves():
     assert path == [*climb, (35.0, 4), (40.0, 2), (45.0, 1)]
 
 
+def test_a_p99_is_a_p99():
+    """Of 101 latencies it is the 100th: 99 s, and not what 98 or 99.5 % would give."""
+    seen = Observed([], float)
+    seen.finish(1.0, [float(i) for i in range(101)])
+    for target, wanted in ((99.0, 9.0), (98.99, 4.0)):
+        law = LatencyController(target=target, step=1.0, backoff=0.5)
+        assert law.wanted(2.0, seen, 8.0) == wanted
+
+
 # When it acts
+
+
+GAP = 50 * 365 * 86_400.0  # s: fifty years
+IDLE = {
+    "queue": {"interval": 0.5, "k": 0.5},
+    "rate": {"interval": 1.0, "window": 7.5, "max_size": 12},
+    "latency": {"interval": 0.5, "window": 7.0, "target": 2.0},
+}
+HOW = [
+    {"batch_timeout": 0.0},
+    {"batch_timeout": 30.0, "batch_size": 9},
+    {"batch_timeout": None},
+    {"max_concurrency": 9, "patience": 4.0},
+    {"server": "continuous"},
+    {"server": "continuous", "max_concurrency": 9, "patience": 4.0},
+]
+
+
+def gapped(gap):
+    """Three bursts of requests, so far from each other, seconds."""
+    rng = np.random.default_rng(3)
+    burst = np.cumsum(rng.exponential(0.3, 30))
+    arrivals = np.concatenate([burst, burst + gap, burst + 2.0 * gap + 17.0])
+    return Workload.from_arrays(arrivals, rng.integers(50, 900, 90), [OUTPUT] * 90)
+
+
+@pytest.mark.parametrize("how", HOW, ids=str)
+@pytest.mark.parametrize("law", IDLE)
+def test_ticks_at_which_there_is_nothing_new_are_left_out(law, how, monkeypatch):
+    run = config(law, batch_control_params=IDLE[law], num_requests=90, **how)
+    serve = {"static": serve_columns, "continuous": serve_continuous}[run.server]
+    serves = [serve]
+    if run.max_concurrency is None and run.server == "static":
+        serves.append(serve_by_hand)
+    acts = []
+    wanted = type(run.controller()).wanted
+    monkeypatch.setattr(
+        type(run.controller()), "wanted", lambda *a: (acts.append(a[1]), wanted(*a))[1]
+    )
+    quick = [serve(run, gapped(500.0)) for serve in serves]
+    few = len(acts)
+    for serve in serves:
+        serve(run, gapped(GAP))
+    assert len(acts) < 3 * few + 300  # not 3 * 10^9
+    with monkeypatch.context() as patch:
+        patch.setattr(Observed, "rests_until", lambda self, now, window: now)
+        acts.clear()
+        for serve, record in zip(serves, quick, strict=True):
+            slow = serve(run, gapped(500.0))
+            names = "processing_end_time", "limit_time", "batch_limit", "batch_start"
+            for name in names:
+                ours, theirs = getattr(record, name), getattr(slow, name)
+                assert np.array_equal(ours, theirs, equal_nan=True), name
+        assert len(acts) > few  # one by one
 
 
 def test_a_lower_limit_makes_a_waiting_batch_due_at_the_tick():
@@ -311,7 +376,18 @@ def test_the_offered_load_is_that_of_the_largest_limit():
         ("static", {"interval": 1}, "control static takes no parameters"),
         ("queue", {"K": 1}, "did you mean k"),
         ("queue", {"k": -1}, r"batch_control_params\.k=-1: must be a finite number"),
-        ("queue", {"min_size": 0}, "min_size=0: must be a whole number"),
+        *(
+            (law, {**needs, name: value}, f"{name}={value}: must be a {kind}")
+            for law, needs in (("queue", {}), ("rate", {}), ("latency", {"target": 1}))
+            for name, value, kind in (
+                ("min_size", 0, "whole"),
+                ("max_size", 0, "whole"),
+                ("interval", -1, "finite"),
+            )
+        ),
+        ("latency", {"target": 0}, "target=0: must be a finite number above 0"),
+        ("latency", {"target": 1, "backoff": 0}, "backoff=0: must be a finite number"),
+        ("rate", {"window": 0}, "window=0: must be a finite number above 0"),
         ("queue", {"min_size": 9, "max_size": 8}, "max_size=8: must be at least min"),
         ("queue", {"interval": 1e-6}, r"interval=1e-06: must be 0 \(at every dis"),
         ("rate", {"interval": 0}, "window=None: must be given where interval is 0"),

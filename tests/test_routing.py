@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import itertools
+import tracemalloc
 
 import numpy as np
 import pytest
+import simpy
 from continuous_cases import FLOATS, runs, serve, shared
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from step_twin import run_twins
 
 from llminfer import SimulationConfig, Workload
+from llminfer.servers.continuous import ContinuousBatchingServer
 
 ROUTED = runs(
     st.floats(0.0, 3.0),
@@ -152,3 +155,19 @@ def test_capacity_and_load_count_every_server():
     one, four = SERVER, SERVER.replace(replicas=4)
     assert four.max_stable_rate == pytest.approx(4.0 * one.max_stable_rate)
     assert four.offered_load == pytest.approx(one.offered_load / 4.0)
+
+
+@pytest.mark.parametrize("policy", ["SJF", "Priority", "Predicted-SJF", "WFQ", "FCFS"])
+def test_queues_of_many_servers_take_no_more_memory_than_of_one(policy):
+    peaks = []
+    for replicas in (2, 64):
+        config = SERVER.replace(
+            replicas=replicas, scheduling_policy=policy, router="least_loaded"
+        )
+        workload = Workload.generate(config.replace(num_requests=20_000))
+        tracemalloc.start()
+        server = ContinuousBatchingServer(simpy.Environment(), config, workload)
+        peaks.append(tracemalloc.get_traced_memory()[1] / 20_000)
+        tracemalloc.stop()
+        assert len(server._replicas) == replicas
+    assert peaks[1] - peaks[0] < 17.0  # bytes a request; one rank more a replica: 1,054

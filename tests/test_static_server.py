@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import fields
 
 import numpy as np
@@ -18,6 +19,7 @@ from llminfer import (
     SimulationConfig,
     SimulationRunner,
     Workload,
+    simulate,
 )
 
 # Prefill takes 1 s, a decode step 1 s: a batch of one-token requests takes 2 s.
@@ -415,3 +417,37 @@ def test_the_table_of_a_run_has_a_row_a_request():
     assert not runner.requests.isna().any().any()
     work = Workload.generate(runner.config)
     np.testing.assert_array_equal(runner.requests["arrival_time"], work.arrival_time)
+
+
+@pytest.mark.parametrize("server", ["static", "continuous"])
+@pytest.mark.parametrize("more", [{}, {"max_concurrency": 2, "patience": 9.0}], ids=str)
+def test_nobody_writes_into_a_finished_run(server, more):
+    config = SimulationConfig(server=server, num_requests=20, warmup_requests=0, **more)
+    workload = Workload.generate(config.replace(random_seed=1))
+    record = simulate(config, workload)
+    columns = list(vars(record).values())
+    columns += [] if record.steps is None else list(vars(record.steps).values())
+    columns = [its for its in columns if isinstance(its, np.ndarray) and len(its)]
+    assert len(columns) > 12
+    for column in columns:
+        with pytest.raises(ValueError, match="read-only"):
+            column[0] = 0
+    before = record.to_frame()
+    for column in workload.columns.values():  # shared ones are closed, too
+        with contextlib.suppress(ValueError):
+            column[:] = column[::-1].copy()
+    assert record.to_frame().equals(before)
+
+
+@pytest.mark.parametrize("server", ["static", "continuous"])
+def test_a_workload_that_was_served_may_be_served_again(server):
+    config = SimulationConfig(server=server, num_requests=20, warmup_requests=0)
+    workload = Workload.generate(config.replace(random_seed=1))
+    record, again = simulate(config, workload), simulate(config, workload)
+    assert np.array_equal(again.latency, record.latency)
+
+
+def test_starts_are_seconds_where_all_begin_at_once():
+    workload = Workload.from_arrays([0.0, 0.0], [9, 9], [9, 9])
+    record = serve_columns(CLOCKWORK, workload)
+    assert record.batch_start.dtype == np.float64

@@ -95,13 +95,13 @@ class Desk:
             self._advance(now)
             if (waiting := len(self.queue)) >= limit:
                 return now
-            soon = sends = self._next_sent()
-            if self._deadlines:
-                soon = min(sends, self._deadlines[0][0])
-            due = math.inf
-            if waiting and (
-                sends == math.inf if timeout is None else self._next == self._n
-            ):
+            sends = due = math.inf  # when the next is sent, and when who waits is due
+            if self._places > 0 and self._next < self._n:
+                sends = self._coming[0][0] if self._coming else math.inf
+                sends = sends if self._users else self._wanted[self._next]
+            soon = min(sends, self._deadlines[0][0]) if self._deadlines else sends
+            last = sends == math.inf if timeout is None else self._next == self._n
+            if waiting and last:
                 return now
             if waiting and timeout is not None:
                 due = self._at[self.queue.oldest()] + timeout
@@ -120,12 +120,7 @@ class Desk:
         if self._impatient:
             self._waiting.difference_update(batch)
         if self._impatient and self._reacts:
-            at, limit = self._at, self._limit
-            done = [
-                i
-                for i in batch
-                if end <= at[i] + limit[i] or not self._gives_up(i, first, end)
-            ]
+            done = [i for i in batch if not self._gives_up(i, first, end)]
         if self._users:
             for i in done:
                 self._go_on(i, end)
@@ -160,14 +155,6 @@ class Desk:
         }
 
     # What happens
-
-    def _next_sent(self) -> float:
-        """When the next request is sent if nothing else happens before, seconds."""
-        if self._places <= 0 or self._next == self._n:
-            return math.inf
-        if self._users:
-            return self._coming[0][0] if self._coming else math.inf
-        return self._wanted[self._next]
 
     def _advance(self, now: float) -> None:
         """Let happen what happens up to ``now``, seconds."""
@@ -237,10 +224,12 @@ class Desk:
 
     def _gives_up(self, i: int, first: float, end: float) -> bool:
         """Does request ``i`` of a batch give up before its first token, or its last?"""
-        soon, late = (self._at[i] + self._limits[:, i]).tolist()
-        if first <= soon and end <= late:
+        if end <= self._at[i] + self._limit[i]:
             return False
+        soon, late = (self._at[i] + self._limits[:, i]).tolist()
         time = min(soon if first > soon else math.inf, late if end > late else math.inf)
+        if time == math.inf:
+            return False
         if self._gated:
             self._left[i] = time
             heappush(self._deadlines, (time, i))

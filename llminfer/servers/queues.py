@@ -70,20 +70,16 @@ def waiting_queue(
             requests, they share.
     """
     sorts = type(policy).sort_requests
-    if (
-        isinstance(policy, policies.KeyedPolicy)
-        and sorts is policies.KeyedPolicy.sort_requests
-    ):
+    if sorts is policies.KeyedPolicy.sort_requests:
+        assert isinstance(policy, policies.KeyedPolicy)
         if every and type(policy).keys is policies.FCFSPolicy.keys:
             return _ArrivalQueue()
         if live:
             return _LiveQueue(policy, workload)
         shared = like.ranks if isinstance(like, _KeyedQueue) else None
         return _KeyedQueue(shared or _Ranks(policy, workload))
-    if (
-        isinstance(policy, policies.ClassPolicy)
-        and sorts is policies.ClassPolicy.sort_requests
-    ):
+    if sorts is policies.ClassPolicy.sort_requests:
+        assert isinstance(policy, policies.ClassPolicy)
         _, *lengths, classes = _columns(workload)
         service = policies.service_tokens
         if live or not every:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from array import array
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -128,7 +128,9 @@ class Router:
             if best[0] > blocks:
                 break
             those, left = sent[node] & left, left & ~sent[node]
-            for load, place in sorted((self._loads[p], p) for p in _places(those)):
+            for load, place in sorted(
+                (self._loads[p], p) for p in range(len(self._loads)) if those >> p & 1
+            ):
                 found = self._replicas[place].scheduler.found(i, time) if blocks else 0
                 best = max(best, (found, -load, -place))
                 if found == blocks:
@@ -155,10 +157,3 @@ class Router:
                 self._sent.append(0)
             found.append((node, min(end // self._size, most)))
         return found
-
-
-def _places(bits: int) -> Iterator[int]:
-    """The places of the bits that are set."""
-    while bits:
-        yield (place := (bits & -bits).bit_length() - 1)
-        bits ^= 1 << place

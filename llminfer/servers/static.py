@@ -57,10 +57,6 @@ class LLMInferenceServer(WorkloadServer):
 
     def run(self) -> Process:
         """SimPy process: serve until nothing is left."""
-        yield from self._serve()
-        self._record = self._write_up()
-
-    def _serve(self) -> Process:
         law, arrival = self.config.step_time, self._arrival
         prompt_of = self._column("prompt_length").__getitem__
         output_of = self._column("output_length").__getitem__
@@ -102,6 +98,7 @@ class LLMInferenceServer(WorkloadServer):
                 control.seen.finish(free, (free - arrival[i] for i in done))
             yield end.again(free)
         control.at(free)
+        self._record = self._write_up()
 
     def _due(
         self, waiting: WaitingQueue, arrived: int, served: int, free: float, limit: int

@@ -166,6 +166,11 @@ def _single(values: FloatArray, weight: Any) -> Gaps:
     return Gaps(values, np.zeros(len(values)), one, np.int64(1) * one * weight)
 
 
+def _short(steps: IntArray) -> Any:
+    """The same numbers in as little memory as holds them."""
+    return steps.astype(np.min_scalar_type(-int(steps.max(initial=1))))
+
+
 def _joined(parts: list[Gaps]) -> Gaps:
     """All of them; ``parts`` is emptied, since both at once would be much."""
     columns = [list(column) for column in zip(*parts, strict=True)]
@@ -231,7 +236,6 @@ def _server_gaps(
     yield _single(away, 1)
     some = last > begin
     begin, last = np.sort(begin[some]), np.sort(last[some])
-    kind = np.min_scalar_type(-int(log.batch_steps.max(initial=1)))  # saves memory
     before, seen = -np.inf, 0  # the last decode step's end; how many began by then
     for low in range(0, len(rows), _AT_ONCE):
         these = rows[low : low + _AT_ONCE]
@@ -252,9 +256,7 @@ def _server_gaps(
         waited = ((start + first)[row] - new)[late[row]]
         old = weight - np.bincount(row[late[row]], minlength=len(start))
         parted = late & (old > 0)
-        yield Gaps(
-            first + growth * late, growth, (steps - late).astype(kind), weight
-        ).there()
+        yield Gaps(first + growth * late, growth, _short(steps - late), weight).there()
         yield _single((start + first - ends)[parted], old[parted])
         yield _single(waited, 1)
         before, seen = end[-1], begun[-1]
