@@ -736,7 +736,7 @@ def test_a_class_that_is_everybody_has_the_metrics_of_all():
 
 def test_a_sweep_pools_the_quantiles_of_each_class():
     config = BASE.replace(num_requests=1_500, arrival_rate=2.0)
-    slo = SLO(latency=60.0, classes={"chat": LIMITS, 1: SLO(latency=2.0)})
+    slo = SLO(latency=60.0, classes={"chat": LIMITS, 1: SLO(latency=1.0)})
     measure = partial(measures.by_class, slo=slo)
     runs = sweep(config, {"batch_size": [2, 4]}, 3, 1, measure=measure)
     for (size, seed), row in runs.set_index(["batch_size", "seed"]).iterrows():
@@ -744,8 +744,9 @@ def test_a_sweep_pools_the_quantiles_of_each_class():
         rows = record.measured(config.warmup_requests)
         left = kept("ttft", np.sort(record.ttft[rows]))["quantiles_ttft"]
         assert row["quantiles_ttft[code]"] == left
-        good = np.mean(record.latency[rows] <= 2.0)
+        good = np.mean(record.latency[rows] <= 1.0)
         assert row["within[code]"] == pytest.approx(good)
+        assert 0.05 < good < 0.98
         assert row["memories"] > 0.0
 
     def shown(metric):
