@@ -7,8 +7,6 @@ only say how good they are. Other logs, loads and settings are then predicted, w
 intervals from the coefficients' own uncertainty.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import math
 import warnings
@@ -358,7 +356,7 @@ def fit_jointly(
     return _calibrated([_Run(*row, share) for row in rows])
 
 
-def _calibrated(runs: list[_Run]) -> list[Calibration]:
+def _calibrated(runs: list["_Run"]) -> list[Calibration]:
     """The fit to runs, a calibration each; says where users waited for answers."""
     fits = []
     fitted = _fit_laws(runs, [run.settings for run in runs])
@@ -489,7 +487,7 @@ class _Source:
     noise = _NOISE
     rest: Mask = np.zeros(1, dtype=bool)  # which is held back
     fastest = _LAUNCH  # TPOT or step, seconds, if it is known
-    stretches: _Stretches | None = None  # which are fitted to instead, if known
+    stretches: "_Stretches | None" = None  # which are fitted to instead, if known
 
     def misses(self, logs: FloatArray, law: str, held_back: bool = False) -> FloatArray:
         """Logarithms of simulated over measured times, of those fitted to, or not."""
@@ -619,7 +617,7 @@ def _usual(gamma: float) -> FloatArray:
 
 
 def _fit_laws(
-    runs: Sequence[_Source], settings: Sequence[Mapping[str, Any]]
+    runs: Sequence["_Source"], settings: Sequence[Mapping[str, Any]]
 ) -> list[Fitted]:
     """The law they name, or else the best on what was held back, with each settings."""
     named = {its["step_law"] for its in settings if "step_law" in its}

@@ -1,7 +1,5 @@
 """Files of requests as tables: what is bad is named by row and column."""
 
-from __future__ import annotations
-
 import csv
 import gzip
 import lzma

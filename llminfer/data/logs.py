@@ -1,7 +1,5 @@
 """What a server saw of its requests, the engine's own steps, and its settings."""
 
-from __future__ import annotations
-
 import re
 import warnings
 from collections.abc import Mapping

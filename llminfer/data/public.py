@@ -1,7 +1,5 @@
 """Public measurements: found on disk, or fetched once and checked."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Mapping
 from pathlib import Path

@@ -6,8 +6,6 @@ requests were sent and answered, a workload if only what was asked and when, a t
 if only means and percentiles of whole runs.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from contextlib import suppress
 from heapq import heappop, heappush

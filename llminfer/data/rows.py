@@ -1,7 +1,5 @@
 """Files as tables of requests, whatever they are: CSV, JSON, or JSON in lines."""
 
-from __future__ import annotations
-
 import json
 import tomllib
 from collections.abc import Iterator

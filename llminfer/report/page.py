@@ -1,7 +1,5 @@
 """A page of paragraphs and tables: as text, in a notebook, or as a file."""
 
-from __future__ import annotations
-
 import html
 import textwrap
 from collections.abc import Mapping, Sequence

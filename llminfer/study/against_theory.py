@@ -1,7 +1,5 @@
 """Simulation beside theory: configurations with a number that is known exactly."""
 
-from __future__ import annotations
-
 import math
 import warnings
 from collections.abc import Callable, Iterator

@@ -5,8 +5,6 @@ services in one line, for all replications together. They are what the simulator
 for the same requests; the tests hold one against the other.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from typing import Any
 

@@ -7,8 +7,6 @@ area tell how well a signal separates the two, over all thresholds (``roc_curve`
 ``auc``).
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Mapping, Sequence
 

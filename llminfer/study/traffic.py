@@ -1,7 +1,5 @@
 """A trace beside what is usually assumed of traffic, and its synthetic twin."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from functools import partial

@@ -1,7 +1,5 @@
 """The static server as a bulk queue: Poisson arrivals, batches that take their time."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 from functools import cached_property

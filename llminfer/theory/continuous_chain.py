@@ -5,8 +5,6 @@ numbers at the start of a step are all that matters. While somebody has to wait,
 that go on are binomial whatever was before, and the queue is a random walk.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from functools import cached_property
 

@@ -5,8 +5,6 @@ a step of B, plus a count of arrivals. How such a walk first comes below B follo
 from a Wiener-Hopf factor, which two Fourier transforms find, without any roots.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from typing import NamedTuple
