@@ -349,7 +349,11 @@ def test_noisy_steps_give_intervals_that_hold():
     for name in TRUTH:
         estimate = fitted.coefficients[name]
         inside += estimate.lower < TRUTH[name] < estimate.upper
-        assert estimate.value == pytest.approx(TRUTH[name], rel=0.2)
+        assert estimate.value == pytest.approx(TRUTH[name], rel=0.1)
+        width = math.sqrt(estimate.upper / estimate.lower) - 1.0
+        assert 0.05 < width < {"delta": 0.6, "epsilon": 0.4}.get(name, 0.35), name
+        middle = math.sqrt(estimate.upper * estimate.lower)
+        assert middle == pytest.approx(estimate.value)  # as much to either side
     assert inside >= 5
 
 

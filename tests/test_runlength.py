@@ -100,12 +100,14 @@ def test_mser_cuts_where_its_definition_does(seed):
     at = np.arange(1003)
     series = 1e8 + 10.0 * (1.0 - np.exp(-at / 60.0)) + random.normal(size=len(at))
     assert mser5(series) == mser_by_definition(series)
-    assert 60 < mser5(series) < 500
+    assert 120 <= mser5(series) <= 300  # two to five times what it decays in
 
 
 def test_a_series_level_from_the_start_loses_little():
-    series = np.random.default_rng(8).normal(size=2000)
-    assert mser5(series) < 500
+    draws = (np.random.default_rng(seed) for seed in range(20))
+    cuts = [mser5(rng.normal(size=2000)) for rng in draws]
+    assert np.median(cuts) <= 5
+    assert max(cuts) <= 100
 
 
 def test_a_series_that_still_drifts_has_no_cut():

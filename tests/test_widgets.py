@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from llminfer import SimulationConfig
+from llminfer import SimulationConfig, theory
 from llminfer.panels.panel import Panel
 from llminfer.panels.picture import BatchSizePicture, LatencyPicture
 
@@ -137,8 +137,14 @@ def test_the_gauge_says_the_load_in_words_and_as_a_meter(panel):
 def test_theory_runs_through_the_simulated_means_and_goes_where_it_has_no_say(panel):
     loads, mean = curve(panel, "mean")
     _, exact = curve(panel, "theory")
-    low = loads <= 0.5  # few requests: the panel is quick, not precise
-    assert exact[low] == pytest.approx(mean[low], rel=0.3)
+    rates = loads * BASE.max_stable_rate
+    queues = [theory.bulk_queue(BASE.replace(arrival_rate=rate)) for rate in rates]
+    assert exact == pytest.approx([queue.mean_latency for queue in queues], rel=1e-9)
+    long = LatencyPicture()
+    long.requests, long.warmup = 8000, 500
+    long.update(BASE)
+    mean, low = np.array(long.lines["mean"].get_data())[1], loads <= 0.65
+    assert mean[low] == pytest.approx(exact[low], rel=0.05)
     panel.controls["batch_timeout"].value = 1.0
     assert np.isnan(curve(panel, "theory")[1]).all()
 
