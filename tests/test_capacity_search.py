@@ -43,7 +43,7 @@ def served(monkeypatch):
         def run(trials, rate, times=1):
             asked.append((rate, times))
             usual = dict.fromkeys(trials._metrics, 0.0)
-            its = answer(rate, trials.config.replicas, times)
+            its = answer(rate, trials.config, times)
             rows = [usual | one for one in (its if isinstance(its, list) else [its])]
             return pd.DataFrame(rows).assign(rate=0)
 
@@ -70,6 +70,7 @@ def test_lambda_star_ends_it_where_theory_has_that_exactly(served):
     found = capacity(CONFIG, SLO(tpot=1.0), **ONE)
     most = CONFIG.max_stable_rate
     assert most / 1.02 < found.rate < most <= found.bracket[1]
+    served(lambda *_: [{"waiting": 1e6}] * 2)
     pair = capacity(CONFIG, SLO(tpot=1.0), replications=2, n_jobs=1)
     assert pair.interval[1] == most
     assert found.binds == "the queue"
@@ -100,7 +101,7 @@ def test_near_lambda_star_a_run_of_three_times_the_length_decides(served):
     for share in (0.94, 0.96):
         for longer in (76.0, 77.0):  # 44 x sqrt 3 is 76.2
 
-            def answer(rate, n, times, longer=longer):
+            def answer(rate, config, times, longer=longer):
                 return {"waiting": 0.0 if times == 1 else longer}
 
             asked = served(answer)
@@ -219,7 +220,9 @@ def test_the_interval_is_what_leaving_out_each_replication_does(served):
 
 def test_a_table_compares_what_each_of_its_rows_carries(served):
     most = CONFIG.max_stable_rate
-    served(lambda rate, n, *_: {"avg_latency": rate / (0.4 * most * n)})
+    served(
+        lambda rate, config, *_: {"avg_latency": rate / (0.4 * most * config.replicas)}
+    )
     trials = Trials(CONFIG, SLO(latency={"mean": 1.0}), None, 2, 1, 42)
     base = trials.found()
     row = trials.row({"replicas": 2}, base)
@@ -243,8 +246,8 @@ def test_a_fleet_is_the_fewest_that_do_whichever_way_they_are_sought(
     one = 0.4 * CONFIG.max_stable_rate
     rate = one * (1.0 + share * (needed - 1)) * 0.999
 
-    def answer(rate, n, times):
-        return {"avg_latency": rate / (one * (1.0 + share * (n - 1)))}
+    def answer(rate, config, times):
+        return {"avg_latency": rate / (one * (1.0 + share * (config.replicas - 1)))}
 
     served(answer)
     fleet = fewest_replicas(CONFIG, SLO(latency={"mean": 1.0}), rate, **ONE)
@@ -259,7 +262,10 @@ def test_a_fleet_is_the_fewest_that_do_whichever_way_they_are_sought(
 def test_what_a_fleet_costs(served):
     one = 0.4 * CONFIG.max_stable_rate
     served(
-        lambda rate, n, _: {"avg_latency": rate / (one * n), "avg_output_length": 50.0}
+        lambda rate, config, _: {
+            "avg_latency": rate / (one * config.replicas),
+            "avg_output_length": 50.0,
+        }
     )
     rate, slo = 2.5 * one, SLO(latency={"mean": 1.0})
     dear = {"gpus_per_replica": 4, "price_per_gpu_hour": 2.5, "watts_per_gpu": 700.0}
@@ -330,3 +336,65 @@ def test_settings_and_draws_change_together():
     assert [its.kv_blocks for its in (changed.config, *changed.draws)] == [400, 400]
     assert [its.gamma for its in changed.draws] == [0.001]
     assert dataclasses.replace(trials).rows == {}
+
+
+def test_unsure_coefficients_widen_the_interval_by_their_own_spread(served):
+    """Rates of the draws differ as their gammas do, and so much is added."""
+    most = CONFIG.max_stable_rate
+    own = np.array([0.30, 0.33, 0.36, 0.45, 0.38])
+    gammas = CONFIG.gamma * np.exp([0.1, -0.2, 0.15, -0.05])
+    draws = [CONFIG.replace(gamma=gamma) for gamma in gammas]
+
+    def answer(rate, config, times):
+        shares = own if config.gamma == CONFIG.gamma else own[:4]
+        faster = CONFIG.gamma / config.gamma
+        return [{"avg_latency": rate / (most * at * faster)} for at in shares]
+
+    served(answer)
+    slo = SLO(latency={"mean": 1.0})
+    trials = Trials(CONFIG, slo, None, 5, 1, 42, 1e-4, draws)
+    found = trials.found()
+    alone = Trials(CONFIG, slo, None, 5, 1, 42, 1e-4).found()
+    assert found.rate == alone.rate
+    assert found.basis == "5 replications, 4 draws of the coefficients"
+    apart = np.diff(found.draws)
+    np.testing.assert_allclose(apart, np.diff(-np.log(gammas)), atol=0.02)
+    spread = 3.182446 * np.std(-np.log(gammas), ddof=1)  # t, 3 degrees
+    of_runs = np.log(alone.interval[1] / alone.rate)
+    half = math.hypot(of_runs, spread)
+    assert np.log(found.interval[1] / found.rate) == pytest.approx(half, rel=0.05)
+    assert np.log(found.rate / found.interval[0]) == pytest.approx(half, rel=0.05)
+    same = found.against(found)
+    assert (same.value, same.lower, same.upper) == (0.0, 0.0, 0.0)
+    other = Trials(CONFIG, slo, None, 5, 1, 42, 1e-4, draws[:3] + draws[:1]).found()
+    difference = found.draws - other.draws
+    assert other.against(found).upper == pytest.approx(
+        math.expm1(3.182446 * difference.std(ddof=1)), rel=1e-6
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "exact"),
+    [
+        ({}, True),
+        ({"scheduling_policy": "SJF"}, False),
+        ({"kv_blocks": 900}, False),
+        ({"prefix_caching": True}, True),
+        ({"shared_prefixes": {"count": 2, "tokens": 9}}, True),
+        (
+            {"shared_prefixes": {"count": 2, "tokens": 9}, "prefix_caching": True},
+            False,
+        ),
+        ({"batch_control": "queue"}, False),
+        ({"output_length_dist": "constant", "output_dist_params": {"value": 9}}, False),
+    ],
+)
+def test_where_theory_has_lambda_star_exactly(changes, exact):
+    config = CONFIG.replace(**changes)
+    trials = Trials(config, SLO(tpot=1.0), None, 1, 1, 42)
+    assert trials._exact is exact
+    assert trials._near == (math.inf if exact else 0.95 * config.max_stable_rate)
+    static = {"output_length_dist": "constant", "output_dist_params": {"value": 9}}
+    if not changes:
+        fixed = CONFIG.replace(server="static", batch_timeout=0.0, **static)
+        assert Trials(fixed, SLO(tpot=1.0), None, 1, 1, 42)._exact
