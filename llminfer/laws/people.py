@@ -59,7 +59,6 @@ def turns_law(given: Any) -> LengthLaw:
     Raises:
         ConfigError: No such law, a parameter that it has not, or a bad value.
     """
-    given = 1 if given is None else given
     own = dict(given) if isinstance(given, Mapping) else {"value": given}
     name = choice("turns.dist", own.pop("dist", "constant"), LENGTH_LAWS)
     return build(LENGTH_LAWS[name], name, own, "turns")

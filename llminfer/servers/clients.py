@@ -82,7 +82,7 @@ class User:
     def _drawn(self) -> Iterator[tuple[float, int, int, tuple[float, float], Path]]:
         config, size = self._config, _AT_ONCE
         think = seconds_law("think_time", config.think_time)
-        turns_of, shared = turns_law(config.turns), config.prefixes
+        turns_of, shared = turns_law(config.turns or 1), config.prefixes
         left, said, name, path = 0, 0, 2 * self._number, Path()
         begin = 0 if shared is None else shared.tokens
         while True:
