@@ -9,11 +9,14 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from llminfer import SimulationConfig, Workload, simulate, theory
+from llminfer import SLO, SimulationConfig, Workload, simulate, theory
 from llminfer.calibrate import _Stretches
+from llminfer.capacity import _measured
 from llminfer.experiment import metrics_of
 from llminfer.plan import _changes
 from llminfer.servers.batch_control import LatencyController
+from llminfer.servers.token_gaps import token_gaps
+from llminfer.stats.pooling import LEVELS
 from llminfer.timeseries import kv_occupancy
 
 
@@ -129,3 +132,29 @@ def test_a_plan_asks_for_nothing_that_cannot_be():
     assert _changes(small, "p99 TPOT ≤ 1 s")["64 tokens a step"] == {
         "max_batched_tokens": 64
     }
+
+
+def test_a_run_leaves_the_quantiles_of_its_gaps_and_of_each_part_of_its_requests():
+    config = ENGINE.replace(
+        arrival_rate=3.0, num_requests=300, warmup_requests=50, random_seed=4
+    )
+    record = simulate(config)
+    slo = SLO(itl=0.1, ttft=0.3)
+    gaps = token_gaps(record, config.step_time, 50)
+    (row,) = _measured(config, record, slo=slo, blocks=1)["rows"]
+    count, *found = row["quantiles_itl"]
+    assert count == gaps.number() == (record.output_length[50:] - 1).sum()
+    for level in (0.1, 0.5, 0.9, 0.99):
+        at = np.interp(level, LEVELS, found)
+        assert at == pytest.approx(float(gaps.quantiles([level])[0]), rel=0.01)
+    assert row["avg_itl"] == gaps.mean()
+    late = record.processing_start_time > record.arrival_time[-1]
+    assert row["waiting"] == late.sum()
+    assert row["avg_ttft"] == pytest.approx(record.ttft[50:].mean())
+    assert row["within"] == pytest.approx(np.mean(record.ttft[50:] <= 0.3))
+    parts = _measured(config, record, slo=slo, blocks=10)["rows"]
+    assert len(parts) == 10
+    for i, part in enumerate(parts):
+        its = slice(50 + 25 * i, 75 + 25 * i)
+        assert part["avg_latency"] == pytest.approx(record.latency[its].mean())
+        assert part["quantiles_itl"] == row["quantiles_itl"]
