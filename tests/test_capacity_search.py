@@ -70,9 +70,11 @@ def test_lambda_star_ends_it_where_theory_has_that_exactly(served):
     found = capacity(CONFIG, SLO(tpot=1.0), **ONE)
     most = CONFIG.max_stable_rate
     assert most / 1.02 < found.rate < most <= found.bracket[1]
-    served(lambda *_: [{"waiting": 1e6}] * 2)
-    pair = capacity(CONFIG, SLO(tpot=1.0), replications=2, n_jobs=1)
-    assert pair.interval[1] == most
+    served(lambda rate, *_: [{"avg_ttft": rate / (at * most)} for at in (0.5, 0.9)])
+    how = SLO(ttft={"mean": 1.0}), None, 2, 1, 42
+    assert Trials(CONFIG, *how).found().interval[1] == most
+    unsure = Trials(CONFIG, *how, draws=[CONFIG, CONFIG]).found()
+    assert unsure.interval[1] > 2.0 * most  # which is as unsure as its coefficients
     assert found.binds == "the queue"
     assert all(times == 1 for _, times in asked)  # theory needs no longer runs
 
