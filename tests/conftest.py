@@ -12,6 +12,9 @@ from hypothesis import settings
 # The same examples in every run, and no deadline: a slow machine is no failure.
 settings.register_profile("steady", deadline=None, derandomize=True)
 settings.load_profile("steady")
+# Others every time, after a change: pytest --hypothesis-profile=random; see
+# test_random_examples.py.
+settings.register_profile("random", deadline=None, derandomize=False, max_examples=20)
 
 
 @pytest.fixture(autouse=True)

@@ -140,7 +140,7 @@ def test_the_interval_holds_what_longer_runs_find_and_narrows_with_them():
     long = capacity(SINGLE, slo, replications=16, n_jobs=1, random_seed_start=500)
     low, high = short.interval
     assert low < long.rate < high
-    assert low < short.rate < high
+    assert low < short.rate < high < 1.3 * low
     assert long.interval[1] / long.interval[0] < high / low
     once = capacity(SINGLE, slo, replications=1, n_jobs=1)
     assert np.isnan(once.interval).all()
@@ -177,7 +177,7 @@ def test_twice_the_times_are_half_the_rate():
 
 def test_a_stricter_limit_is_never_a_larger_rate():
     rates = [capacity(REAL, SLO(ttft=t), **ONE).rate for t in (0.3, 1.0, 5.0)]
-    assert rates == sorted(rates)
+    assert 0.0 < rates[0] < rates[1] < rates[2]
     both = capacity(REAL, SLO(ttft=1.0, tpot=0.03), **ONE).rate
     assert both <= rates[1]
 

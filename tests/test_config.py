@@ -28,6 +28,7 @@ from llminfer import (
     sweep,
 )
 from llminfer.base.errors import truth
+from llminfer.experiment import metrics_of, run_key
 from llminfer.laws.fields import CHECKS
 from llminfer.servers.overload import may_carry_more
 
@@ -449,3 +450,172 @@ def test_numbers_of_numpy_are_written_as_any_other():
     own = {"patience": np.int64(3), "turns": np.int64(2), "clients": np.int64(4)}
     config = SimulationConfig(**own, alpha=np.float64(0.5))
     assert SimulationConfig.from_json(config.to_json()) == config
+
+
+# all fields at once, of both servers
+
+WHOLES, SMALL = st.integers(1, 10**6), st.integers(1, 40)
+TIMES = st.floats(0.0, 1e6)
+PEOPLE = st.one_of(
+    st.floats(0.1, 60.0),
+    st.fixed_dictionaries(
+        {"dist": st.just("exponential"), "mean": st.floats(0.1, 60.0)}
+    ),
+    st.fixed_dictionaries(
+        {
+            "dist": st.just("uniform"),
+            "min": st.floats(0.1, 1.0),
+            "max": st.floats(2.0, 60.0),
+        }
+    ),
+)
+SHARED = st.fixed_dictionaries(
+    {"count": SMALL, "tokens": SMALL}, optional={"zipf": st.floats(0.0, 2.0)}
+)
+CLASSES = st.dictionaries(
+    st.sampled_from(["chat", "batch", "agent"]),
+    st.fixed_dictionaries(
+        {"share": st.floats(0.1, 9.0)},
+        optional={"weight": st.floats(0.1, 9.0), "base_priority": st.floats(-9.0, 9.0)},
+    ),
+)
+CONTROL = st.one_of(
+    st.just(("static", {})),
+    st.tuples(
+        st.just("latency"),
+        st.fixed_dictionaries({"target": st.floats(0.1, 9.0), "max_size": SMALL}),
+    ),
+)
+FREE = {  # fields whose values go with any others
+    "max_concurrency": st.none() | WHOLES,
+    "clients": WHOLES,
+    "think_time": PEOPLE,
+    "turns": st.none() | SMALL,
+    "queue_limit": st.none() | WHOLES,
+    "patience": st.none() | PEOPLE,
+    "request_timeout": st.none() | PEOPLE,
+    "shared_prefixes": st.just({}) | SHARED,
+    "request_classes": CLASSES,
+    **dict.fromkeys(("delta", "epsilon", "beta", "gamma"), TIMES),
+    "step_law": st.just("roofline"),
+    "launch": TIMES,
+    "graph_tokens": WHOLES,
+    "num_requests": st.integers(501, 10**6),
+    "warmup_requests": st.integers(0, 500),
+}
+OF_THE_CONTINUOUS = {
+    "server": st.just("continuous"),
+    "max_batched_tokens": st.integers(10**6, 10**7),
+    "kv_blocks": st.integers(10**6, 10**7),
+    "block_size": SMALL,
+    "chunked_prefill": st.booleans(),
+    "reserve_full_prompt": st.booleans(),
+    "prefix_caching": st.just(True),
+    "async_scheduling": st.booleans(),
+    "replicas": SMALL,
+    "router": st.sampled_from(["random", "least_loaded", "longest_prefix"]),
+}
+
+
+@st.composite
+def whole_configs(draw):
+    """Configurations of all fields, each of them drawn."""
+    config = draw(configs())
+    given = {name: draw(law) for name, law in FREE.items()}
+    if draw(st.booleans()):
+        given |= {name: draw(law) for name, law in OF_THE_CONTINUOUS.items()}
+    else:
+        control, params = draw(CONTROL)
+        given |= {"batch_control": control, "batch_control_params": params}
+    if draw(st.booleans()):
+        given |= {"arrival_gaps": draw(st.lists(st.floats(0.1, 9.0), min_size=1))}
+    else:
+        given |= {"arrival_cv": draw(st.floats(0.0, 100.0))}
+    return config.replace(**given)
+
+
+def test_the_strategy_draws_every_field():
+    """So that none is added without being written and read back."""
+    of_laws = "arrival_pattern prompt_length_dist output_length_dist batch_control"
+    of_laws += " scheduling_policy arrival_pattern_params prompt_dist_params"
+    of_laws += " output_dist_params batch_control_params scheduling_policy_params"
+    drawn = {*of_laws.split(), *FREE, *OF_THE_CONTINUOUS, "arrival_gaps", "arrival_cv"}
+    drawn |= {"arrival_rate", "batch_size", "batch_timeout", "alpha", "kappa"}
+    every = {f.name for f in dataclasses.fields(SimulationConfig)}
+    assert every == drawn | {"random_seed"}
+
+
+@given(whole_configs())
+def test_every_field_survives_json_repr_and_pickle(config):
+    plain = json.loads(config.to_json())
+    ways = [
+        SimulationConfig.from_json(config.to_json()),
+        eval(repr(config), {"SimulationConfig": SimulationConfig}),
+        pickle.loads(pickle.dumps(config)),
+        SimulationConfig(**config.to_dict()),
+        config.replace(),
+    ]
+    for back in ways:
+        assert back == config
+        assert hash(back) == hash(config)
+        assert json.loads(back.to_json()) == plain
+
+
+BASE = {"server": "continuous", "prefix_caching": True, "random_seed": 1}
+CLIENTS, ROOFLINE = {"clients": 5}, {"step_law": "roofline"}
+RAMPS = [{"end_rate": rate, "duration": 9.0} for rate in (4.0, 5.0)]
+TWO_CLASSES = [{"a": {"share": share}, "b": {"share": 1}} for share in (1, 2)]
+OTHERWISE = {  # values that are not one more or the opposite, and what goes with them
+    "arrival_pattern": ({}, {"arrival_pattern_params": RAMPS[0]}, "ramp"),
+    "arrival_pattern_params": (
+        {"arrival_pattern": "ramp", "arrival_pattern_params": RAMPS[0]},
+        {},
+        RAMPS[1],
+    ),
+    "arrival_gaps": ({}, {}, (1.0, 2.0)),
+    "think_time": (CLIENTS, {}, {"dist": "constant", "value": 3.0}),
+    "turns": (CLIENTS, {}, 7),
+    "prompt_length_dist": ({}, {"prompt_dist_params": {"value": 9}}, "constant"),
+    "prompt_dist_params": ({}, {}, {"mu": 4, "sigma": 1.1}),
+    "shared_prefixes": ({}, {}, {"count": 3, "tokens": 9}),
+    "output_length_dist": ({}, {"output_dist_params": {"mean": 9}}, "geometric"),
+    "output_dist_params": ({}, {}, {"mu": 90, "sigma": 30, "min": 10, "max": 500}),
+    "batch_control": ({"batch_control": "rate"}, {}, "queue"),
+    "batch_control_params": ({"batch_control": "queue"}, {}, {"k": 2.0}),
+    "scheduling_policy": ({}, {}, "SJF"),
+    "scheduling_policy_params": (
+        {"scheduling_policy": "Priority"},
+        {},
+        {"aging_rate": 3.0},
+    ),
+    "request_classes": ({"request_classes": TWO_CLASSES[0]}, {}, TWO_CLASSES[1]),
+    "step_law": ({}, {}, "roofline"),
+    "launch": (ROOFLINE, {}, 1.0),
+    "server": ({"prefix_caching": False}, {}, "static"),
+    "router": ({"replicas": 2}, {}, "random"),
+}
+
+
+@pytest.mark.parametrize(
+    "field", [f.name for f in dataclasses.fields(SimulationConfig)]
+)
+def test_every_field_tells_configurations_and_their_stored_runs_apart(field):
+    before, with_it, value = OTHERWISE.get(field, ({}, {}, None))
+    base = SimulationConfig(**{**BASE, **before})
+    if field not in OTHERWISE:
+        usual = getattr(base, field)
+        value = not usual if isinstance(usual, bool) else (usual or 0) + 1
+    other = base.replace(**{field: value, **with_it})
+    assert other != base
+    assert hash(other) != hash(base)
+    assert repr(other) != repr(base)
+    assert run_key(other, metrics_of) != run_key(base, metrics_of)
+    assert run_key(base.replace(), metrics_of) == run_key(base, metrics_of)
+
+
+def test_classes_in_another_order_are_numbered_otherwise():
+    one, other = (
+        SimulationConfig(request_classes=its, random_seed=1)
+        for its in ({"a": {}, "b": {}}, {"b": {}, "a": {}})
+    )
+    assert run_key(one, metrics_of) != run_key(other, metrics_of)

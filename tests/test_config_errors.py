@@ -25,18 +25,31 @@ from llminfer.laws.arrivals import ARRIVAL_PATTERNS
 from llminfer.laws.lengths import LENGTH_LAWS, length_law
 
 NUMBERS = ("arrival_rate", "arrival_cv", "alpha", "beta", "gamma", "delta", "kappa")
-COUNTS = ("batch_size", "num_requests", "warmup_requests", "random_seed")
+NUMBERS += ("epsilon", "launch")
+COUNTS = ("batch_size", "num_requests", "warmup_requests", "random_seed", "replicas")
+COUNTS += ("max_batched_tokens", "kv_blocks", "block_size", "graph_tokens", "clients")
+COUNTS += ("max_concurrency", "queue_limit")
+LAWS = ("think_time", "turns", "patience", "request_timeout")
+SWITCHES = ("chunked_prefill", "reserve_full_prompt", "prefix_caching")
+SWITCHES += ("async_scheduling",)
 NAMES = (
     "arrival_pattern",
     "prompt_length_dist",
     "output_length_dist",
     "scheduling_policy",
+    "batch_control",
+    "step_law",
+    "server",
+    "router",
 )
 PARAMS = (
     "arrival_pattern_params",
     "prompt_dist_params",
     "output_dist_params",
     "scheduling_policy_params",
+    "batch_control_params",
+    "shared_prefixes",
+    "request_classes",
 )
 NO_NUMBERS = [math.nan, math.inf, -1, -0.5, True, "7", [3], np.array([1.0])]
 NO_COUNTS = [*NO_NUMBERS, 2.5, 4.0]
@@ -48,6 +61,7 @@ WRONG = [
     *((name, value) for name in COUNTS for value in NO_COUNTS),
     *((name, value) for name in NAMES for value in NO_NAMES),
     *((name, value) for name in PARAMS for value in [*NO_PARAMS, None]),
+    *((name, value) for name in SWITCHES for value in [0, 1, "yes", None, [True]]),
     ("arrival_rate", 0),
     ("alpha", 10**400),
     ("batch_size", 0),
@@ -79,10 +93,28 @@ def test_a_wrong_field_is_named_with_its_value_and_what_would_do(name, value):
     refused(lambda: SimulationConfig().replace(**{name: value}), f"{name}={shown}")
 
 
+@pytest.mark.parametrize("name", LAWS)
+@pytest.mark.parametrize("value", [*NO_NUMBERS, "", {3: 4}])
+def test_a_wrong_law_of_people_is_named_with_what_would_do(name, value):
+    users = {} if name in ("patience", "request_timeout") else {"clients": 5}
+    message = refused(lambda: SimulationConfig(**users, **{name: value}), name)
+    assert ": must be " in message or " takes " in message
+
+
+def test_no_turns_at_all_are_refused():
+    for none in (0, False, []):
+        refused(lambda its=none: SimulationConfig(clients=5, turns=its), "turns.value=")
+
+
+@pytest.mark.parametrize("gaps", [3.0, "abc", [], [1.0, -1.0], [math.nan]])
+def test_wrong_gaps_are_named_with_what_would_do(gaps):
+    message = refused(lambda: SimulationConfig(arrival_gaps=gaps), "arrival_gaps=")
+    assert ": must be " in message
+
+
 def test_every_field_is_tried():
-    ours = {name for name, _ in WRONG}
-    assert ours <= {f.name for f in fields(SimulationConfig)}
-    assert len(ours) == 20
+    ours = {name for name, _ in WRONG} | {*LAWS, "arrival_gaps"}
+    assert ours == {f.name for f in fields(SimulationConfig)}
 
 
 def test_the_message_is_a_line_to_act_on():

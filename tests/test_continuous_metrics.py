@@ -71,7 +71,7 @@ def test_itl_averages_to_tpot_weighted_by_tokens(runner):
     gaps = (record.output_length[50:] - 1).sum()
     assert runner.metrics["avg_itl"] == pytest.approx(time / gaps)
     ranks = [runner.metrics[f"p{rank}_itl"] for rank in (50, 90, 95, 99)]
-    assert ranks == sorted(ranks)
+    assert (np.diff(ranks) > 0.0).all()
 
 
 def test_goodput_counts_who_met_both_limits(runner):

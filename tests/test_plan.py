@@ -57,6 +57,7 @@ def test_the_sentence_has_the_capacity_and_what_binds(report):
     low, high = its.interval
     truth = ENGINE.replace(num_requests=2600, warmup_requests=200)
     assert low < capacity(truth, LIMITS, replications=3, n_jobs=1).rate < high
+    assert high < 2.0 * low
     for part in (f"{its.rate:.3g} req", "p99 TTFT ≤ 1 s, p99 TPOT ≤ 0.04 s", its.binds):
         assert part in report.sentence
     assert str(report).startswith("This engine carries")

@@ -19,6 +19,7 @@ REPLICATIONS = 20
 def z_score(values, expected):
     values = np.asarray(values)
     error = values.std(ddof=1) / np.sqrt(len(values))
+    assert 4.0 * error < 0.07 * expected  # or it could not fail
     return (values.mean() - expected) / error
 
 

@@ -1,6 +1,7 @@
 """The story of a dozen requests, against the records it is told from."""
 
 import itertools
+import re
 
 import numpy as np
 import pytest
@@ -8,7 +9,13 @@ from PIL import Image
 
 from llminfer import SimulationConfig
 from llminfer.experiment import simulate
-from llminfer.panels.story import PHASE_COLORS, StoryPanel, StoryPicture, phase_spans
+from llminfer.panels.story import (
+    PHASE_COLORS,
+    StoryPanel,
+    StoryPicture,
+    _in_words,
+    phase_spans,
+)
 
 FEW = SimulationConfig.from_preset(
     "llama-3.1-8b-rtx4090",
@@ -85,3 +92,17 @@ def test_the_table_has_a_row_a_request_phase_and_server():
     frame = StoryPicture(FEW).to_frame()
     assert len(frame) == 12 * len(PHASE_COLORS) * 2
     assert not frame.duplicated(["server", "request", "phase"]).any()
+
+
+@pytest.mark.parametrize("server", ["static", "continuous"])
+def test_at_each_moment_everybody_who_came_is_somewhere_or_done(server):
+    record = simulate(FEW.replace(server=server))
+    spans = phase_spans(record, FEW.step_time)
+    moments = {time for pair in spans.values() for times in pair for time in times}
+    for now in sorted(moments):
+        done = int(np.sum(record.processing_end_time <= now))
+        words = _in_words(spans, now)
+        assert (f"{done} done" in words) is (done > 0)
+        inside = [int(n) for n, _ in re.findall(r"(\d+) ((?!done)[a-z])", words)]
+        came = int(np.sum(record.arrival_time <= now))
+        assert sum(inside) + done == came, words

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from llminfer import SimulationConfig
+from llminfer import SimulationConfig, theory
 from llminfer.panels.panel import Panel
 from llminfer.panels.picture import BatchSizePicture, LatencyPicture
 
@@ -134,11 +134,12 @@ def test_the_gauge_says_the_load_in_words_and_as_a_meter(panel):
     assert 'aria-valuenow="1.50"' in panel.load.value
 
 
-def test_theory_runs_through_the_simulated_means_and_goes_where_it_has_no_say(panel):
-    loads, mean = curve(panel, "mean")
-    _, exact = curve(panel, "theory")
-    low = loads <= 0.5  # few requests: the panel is quick, not precise
-    assert exact[low] == pytest.approx(mean[low], rel=0.3)
+def test_theory_is_the_queues_own_at_each_load_and_goes_where_it_has_no_say(panel):
+    loads, exact = curve(panel, "theory")
+    rates = loads * BASE.max_stable_rate
+    queues = [theory.bulk_queue(BASE.replace(arrival_rate=rate)) for rate in rates]
+    assert exact == pytest.approx([queue.mean_latency for queue in queues], rel=0.02)
+    assert loads.tolist() == curve(panel, "mean")[0].tolist()
     panel.controls["batch_timeout"].value = 1.0
     assert np.isnan(curve(panel, "theory")[1]).all()
 

@@ -59,7 +59,7 @@ def turns_law(given: Any) -> LengthLaw:
     Raises:
         ConfigError: No such law, a parameter that it has not, or a bad value.
     """
-    own = dict(given) if isinstance(given, Mapping) else {"value": given or 1}
+    own = dict(given) if isinstance(given, Mapping) else {"value": given}
     name = choice("turns.dist", own.pop("dist", "constant"), LENGTH_LAWS)
     return build(LENGTH_LAWS[name], name, own, "turns")
 

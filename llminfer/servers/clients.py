@@ -111,7 +111,7 @@ def _drawn(config: SimulationConfig, u: FloatArray, kinds: IntArray) -> list[Ask
         _thinking(config, u[0], kinds).tolist(),
         prompts.tolist(),
         outputs.tolist(),
-        turns_law(config.turns).tokens(u[3]).tolist(),
+        turns_law(config.turns or 1).tokens(u[3]).tolist(),
         [()] * len(prompts) if shared is None else shared.segments(u[6]),
         *limits_of(config, u[4:6]).tolist(),
     )

@@ -1,0 +1,195 @@
+"""What the panels draw and say is what runs of their own have."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from llminfer import SimulationConfig, Workload, goodput, simulate
+from llminfer.panels.continuous import ContinuousPicture
+from llminfer.panels.picture import BatchSizePicture, LatencyPicture
+from llminfer.panels.policy import PolicyPicture
+from llminfer.panels.ramp import RampPicture
+from llminfer.panels.wave import WavePicture
+from llminfer.study.early_warning import load_ramp
+
+BASE = SimulationConfig(
+    arrival_rate=4.0,
+    batch_timeout=0.0,
+    prompt_dist_params={"mu": 4, "sigma": 1.0, "max": 2048},
+    random_seed=5,
+)
+SHARES = np.linspace(0.0, 1.0, 101)
+
+
+def quick(kind, requests=300, warmup=40):
+    picture = kind()
+    picture.requests, picture.warmup = requests, warmup
+    return picture
+
+
+def drawn(picture, name):
+    return np.array(picture.lines[name].get_data())
+
+
+def short(config, requests=300, warmup=40):
+    return config.replace(num_requests=requests, warmup_requests=warmup)
+
+
+def said(value):
+    """A time as a panel says it."""
+    return f"{value:.3g} s"
+
+
+def test_latency_is_drawn_at_each_load_as_a_run_at_that_rate_has_it():
+    picture = quick(LatencyPicture)
+    readings = picture.update(BASE)
+    config = short(BASE)
+    record = simulate(config)
+    for name in ("latency", "ttft"):
+        values = getattr(record, name)[40:]
+        x, share = drawn(picture, name)
+        np.testing.assert_array_equal(share, SHARES)
+        np.testing.assert_allclose(x, np.clip(np.quantile(values, SHARES), 0.01, 1e3))
+    for i, load in enumerate(picture.loads):
+        run = simulate(config.replace(arrival_rate=load * config.max_stable_rate))
+        late = run.latency[40:]
+        assert drawn(picture, "mean")[:, i] == pytest.approx([load, late.mean()])
+        assert drawn(picture, "p99")[1, i] == pytest.approx(np.quantile(late, 0.99))
+    here = [config.offered_load, record.latency[40:].mean()]
+    assert drawn(picture, "here")[:, 0] == pytest.approx(here)
+    assert readings["mean latency"] == said(record.latency[40:].mean())
+    assert readings["median"] == said(np.median(record.latency[40:]))
+    assert readings["99% are done within"] == said(
+        np.quantile(record.latency[40:], 0.99)
+    )
+    assert readings["mean time to first token"] == said(record.ttft[40:].mean())
+    good = readings["goodput (TTFT ≤ 1 s, TPOT ≤ 0.1 s)"]
+    assert good == f"{goodput(record, 1.0, 0.1, 40):.3g} requests/s"
+
+
+@pytest.mark.filterwarnings("ignore::llminfer.OverloadWarning")
+def test_the_batch_size_panel_has_the_curves_and_the_least_p99_of_runs_of_their_own():
+    picture = quick(BatchSizePicture)
+    base = BASE.replace(arrival_rate=6.0)
+    readings = picture.update(base)
+    config = short(base)
+    sizes = [1, 2, 4, 8, 16, 32, 64, 128]
+    for rule, timeout in (("at once", 0.0), ("until full", None)):
+        p99s = {}
+        for i, size in enumerate(sizes):
+            at = config.replace(batch_size=size, batch_timeout=timeout)
+            late = simulate(at).latency[40:]
+            p99s[size] = np.quantile(late, 0.99)
+            mean = drawn(picture, f"{rule} mean")[:, i]
+            assert mean == pytest.approx([size, np.clip(late.mean(), 0.05, 1e3)])
+            p99 = drawn(picture, f"{rule} p99")[:, i]
+            assert p99 == pytest.approx([size, np.clip(p99s[size], 0.05, 1e3)])
+        best = min(p99s, key=p99s.__getitem__)
+        assert readings[f"least p99, {rule}"] == f"{said(p99s[best])} at B = {best}"
+    stable = [b for b in sizes if base.replace(batch_size=b).offered_load < 1.0]
+    assert readings["stable from"] == f"B = {stable[0]}"
+    assert stable[0] == 2
+    rates = [BASE.replace(batch_size=b).max_stable_rate for b in sizes]
+    np.testing.assert_allclose(drawn(picture, "capacity"), [sizes, rates])
+    np.testing.assert_allclose(drawn(picture, "arriving"), [sizes, [6.0] * 8])
+
+
+def test_short_and_long_requests_are_those_below_and_above_the_mean_prompt():
+    base = BASE.replace(batch_size=4, scheduling_policy="SJF")
+    picture = quick(PolicyPicture)
+    readings = picture.update(base)
+    requests = Workload.generate(short(base))
+    for name, policy in (("", "SJF"), (" FCFS", "FCFS")):
+        record = simulate(short(base.replace(scheduling_policy=policy)), requests)
+        late, prompts = record.latency[40:], record.prompt_length[40:]
+        assert readings[f"mean{name}"] == said(late.mean())
+        mean = base.prompts.expectation()
+        for group, its in (("short", prompts <= mean), ("long", prompts > mean)):
+            x, share = drawn(picture, f"{group}{name}")
+            np.testing.assert_array_equal(share, SHARES)
+            np.testing.assert_allclose(x, np.quantile(late[its], SHARES).clip(0.1, 1e3))
+            p99 = np.quantile(late[its], 0.99)
+            assert readings[f"p99 of {group}{name}"] == said(p99)
+
+
+def test_both_servers_get_the_same_requests_and_their_numbers_are_those_of_runs():
+    engine = SimulationConfig.from_preset(
+        "llama-3.1-8b-rtx4090",
+        arrival_rate=3.0,
+        batch_size=16,
+        kv_blocks=500,
+        prompt_dist_params={"mu": 4, "sigma": 1.0, "max": 2048},
+        random_seed=5,
+    )
+    picture = quick(ContinuousPicture)
+    readings = picture.update(engine)
+    config = short(engine)
+    requests = Workload.generate(config)
+    static = config.replace(server="static", batch_timeout=0.0)
+    for name, server in (("continuous", config), ("static", static)):
+        record = simulate(server, requests)
+        for time in ("ttft", "latency"):
+            x, share = drawn(picture, f"{name} {time}")
+            np.testing.assert_array_equal(share, SHARES)
+            values = getattr(record, time)[40:]
+            np.testing.assert_allclose(x, np.quantile(values, SHARES).clip(0.01, 1e3))
+        for label in ("TTFT", "TPOT", "latency"):
+            values = getattr(record, label.lower())[40:]
+            p99 = np.nanquantile(values, 0.99)
+            assert readings[f"p99 {label}, {name}"] == said(p99)
+        good = f"{goodput(record, 1.0, 0.1, 40):.3g} requests/s"
+        assert readings[f"goodput, {name}"] == good
+    record = simulate(config, requests)
+    time, running = drawn(picture, "running")
+    assert time[-1] == 1.0
+    begun, ended = record.processing_start_time, record.processing_end_time
+    inside = [np.sum((begun <= t) & (t < ended)) for t in time * ended.max()]
+    # the picture's points are means of stretches: level where the count is
+    assert running.max() <= 16.0
+    assert np.mean(running) == pytest.approx(np.mean(inside), rel=0.03)
+
+
+def test_a_climbing_queue_is_what_waits_in_the_record():
+    ramp = load_ramp(BASE, 0.4, 1.2, 200.0, 200.0)
+    picture = RampPicture()
+    picture.threshold = 20.0
+    readings = picture.update(ramp)
+    config = picture.short(ramp)
+    record = simulate(config)
+    load, queue = drawn(picture, "queue")
+    most = config.max_stable_rate
+    seconds = [(x - 0.4) / 0.8 * 200.0 for x in load]
+    waits = [
+        np.sum((record.arrival_time <= t) & (record.processing_start_time > t))
+        for t in seconds
+    ]
+    np.testing.assert_allclose(queue, np.clip(waits, 1.0, 1e4), atol=1.0)
+    assert np.mean(queue == np.clip(waits, 1.0, 1e4)) > 0.9
+    first = np.flatnonzero(np.array(waits) > 20)[0]
+    assert drawn(picture, "alarm")[:, 0] == pytest.approx([load[first], waits[first]])
+    at = seconds[first]
+    assert readings["queue over 20"] == f"at {at:,.0f} s"
+    assert readings["warning"] == f"{at - 150.0:,.0f} s after"
+    assert readings["λ* is reached"] == "at 150 s"
+    assert config.arrivals(150.0) == pytest.approx(most)
+
+
+def test_a_wave_is_drawn_over_one_period_with_each_controllers_limit():
+    picture = quick(WavePicture, 600, 50)
+    picture.update(BASE)
+    config = picture.short(BASE)
+    period = config.arrival_pattern_params["period"]
+    assert period == pytest.approx(600 / 2 / 4.0)
+    assert config.arrival_pattern_params["amplitude"] == pytest.approx(3.2)
+    for name in ("static", "queue"):
+        time, limit = drawn(picture, f"{name} limit")
+        assert 0.0 <= time[0] < time[-1] <= 1.0
+        params = {} if name == "static" else {"interval": period / 12}
+        run = config.replace(batch_control=name, batch_control_params=params)
+        record = simulate(run)
+        path = record.limit_time, record.batch_limit
+        least, most = path[1].min(), path[1].max()
+        assert least <= limit.min() <= limit.max() <= most
+        if name == "queue":
+            assert limit.max() > 1.5 * limit.min()
