@@ -37,3 +37,4 @@ if __name__ == "__main__":
     readme = ROOT / "README.md"
     numbers = (ROOT / "figures" / "numbers.tex").read_text("utf-8")
     readme.write_text(filled(readme.read_text("utf-8"), numbers), "utf-8")
+    print("Done: look at figures/, and at the notebooks in JupyterLab (make lab).")
