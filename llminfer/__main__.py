@@ -22,6 +22,7 @@ TASKS = {
     "bench": "measure the speed, beside a brute-force twin",
     "lint": "check format, style and types",
 }
+_LINT = ["ruff format --check .", "ruff check .", "mypy"]
 _APP = [
     "--Voila.ip=127.0.0.1",
     # No (an empty value): who came by another name than this machine's gets a 403.
@@ -50,11 +51,7 @@ def commands(task: str) -> list[list[str]]:
         "lab": [lab],
         "app": [["-m", "voila", *_APP, "notebooks/app.ipynb"]],
         "bench": [[f"tests/bench{of}.py"] for of in ("", "_continuous", "_browser")],
-        "lint": [
-            ["-m", "ruff", "format", "--check", "."],
-            ["-m", "ruff", "check", "."],
-            ["-m", "mypy"],
-        ],
+        "lint": [["-m", *of.split()] for of in _LINT],
     }[task]
 
 
