@@ -1,7 +1,8 @@
 """Every check, two programs at a time: ``python tests/run.py``, or ``make test``.
 
-Each test file and each notebook is in one part. At the end, what the parts ran is held
-beside what ``pytest --collect-only`` finds over everything: a difference is a failure.
+The browser, which waits more than it computes, runs beside these. Each test file and
+each notebook is in one part. At the end, what the parts ran is held beside what
+``pytest --collect-only`` finds over everything: a difference is a failure.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import sys
 import tempfile
 import time
 from collections import Counter, deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 from xml.etree import ElementTree
@@ -24,6 +25,7 @@ ROOT = Path(__file__).parents[1]
 AT_ONCE = 2  # programs: more do not pay on two cores
 UNIT_PARTS = 4
 GRACE = 15.0  # seconds from an interrupt until what still runs is killed
+BROWSER = "browser tests"
 COLLECT = "collected"  # the name of the part that only counts
 _PYTEST = ["-m", "pytest", "-p", "no:cacheprovider"]
 _NBVAL = ["-p", "no:hypothesispytest", "--nbval-lax", "--nbval-current-env"]
@@ -73,7 +75,7 @@ def parts(root: Path) -> list[Part]:
     browser = [path for path in files if path.name == "test_browser.py"]
     notebooks = sorted((root / "notebooks").glob("*.ipynb"), reverse=True)
     return [
-        *(_tests("browser", "browser tests", [*_NO_NBVAL, path]) for path in browser),
+        *(_tests("browser", BROWSER, [*_NO_NBVAL, path]) for path in browser),
         *(_notebook(path) for path in notebooks),
         *(
             _tests(
@@ -105,7 +107,7 @@ def _notebook(path: Path) -> Part:
 
 
 def run(todo: Sequence[Part], root: Path, scratch: Path) -> Iterator[Ended]:
-    """Run parts, ``AT_ONCE`` at a time, and tell of each as it ends.
+    """Run parts, ``AT_ONCE`` at a time beside the browser, and tell of each as it ends.
 
     Whichever way this is left, nothing of it runs on.
     """
@@ -113,7 +115,7 @@ def run(todo: Sequence[Part], root: Path, scratch: Path) -> Iterator[Ended]:
     running: dict[subprocess.Popen[bytes], tuple[Part, float]] = {}
     try:
         while waiting or running:
-            while waiting and len(running) < AT_ONCE:
+            while waiting and _computing(running.values()) < AT_ONCE:
                 part = waiting.popleft()
                 running[_start(part, root, scratch)] = part, time.perf_counter()
             time.sleep(0.05)
@@ -125,6 +127,10 @@ def run(todo: Sequence[Part], root: Path, scratch: Path) -> Iterator[Ended]:
                 yield Ended(part, process.returncode, seconds, output, report)
     finally:
         _end(list(running))
+
+
+def _computing(running: Iterable[tuple[Part, float]]) -> int:
+    return sum(part.kind != BROWSER for part, _ in running)
 
 
 def _file(part: Part, scratch: Path, suffix: str) -> Path:
