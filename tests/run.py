@@ -139,10 +139,11 @@ def _file(part: Part, scratch: Path, suffix: str) -> Path:
 
 def _start(part: Part, root: Path, scratch: Path) -> subprocess.Popen[bytes]:
     command = [sys.executable, *part.arguments]
-    environment = os.environ | {"PYTHONIOENCODING": "utf-8"}
+    # One thread each: to share two cores, those of linear algebra wait and burn time.
+    environment = os.environ | {"PYTHONIOENCODING": "utf-8", "OMP_NUM_THREADS": "1"}
     if part.kind:
         command.append(f"--junitxml={_file(part, scratch, 'xml')}")
-    if part.kind == "notebook cells":  # one core each, and no bars in its outputs
+    if part.kind == "notebook cells":  # one process each, and no bars in its outputs
         environment |= {"LOKY_MAX_CPU_COUNT": "1", "TQDM_DISABLE": "1"}
     with _file(part, scratch, "log").open("wb") as log:
         return subprocess.Popen(
