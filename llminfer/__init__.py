@@ -28,6 +28,7 @@ from llminfer.servers.static import LLMInferenceServer
 from llminfer.stats.intervals import Estimate
 from llminfer.workload import Workload
 
+__version__ = "0.1.0"
 __all__ = [
     "PRESETS",
     "SLO",

@@ -236,7 +236,7 @@ def _as_finished(
         jobs: By number, each a measure, a configuration, and maybe a workload.
         n_jobs: Processes; None takes one a core.
     """
-    workers = (os.cpu_count() or 1) if n_jobs is None else whole("n_jobs", n_jobs, 1)
+    workers = joblib.cpu_count() if n_jobs is None else whole("n_jobs", n_jobs, 1)
     if workers == 1 or len(jobs) < 2:
         return ((i, _run_quietly(*job)) for i, job in jobs.items())
     run = delayed(_run_elsewhere)

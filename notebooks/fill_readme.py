@@ -83,10 +83,9 @@ def _answer(figures: Path, number: str) -> str:
 
 if __name__ == "__main__":
     readme, figures = ROOT / "README.md", ROOT / "figures"
-    text = filled(
-        readme.read_text("utf-8"), (figures / "numbers.tex").read_text("utf-8")
-    )
-    text = listed(text, figures)
+    numbers = (figures / "numbers.tex").read_text("utf-8")
+    text = listed(filled(readme.read_text("utf-8"), numbers), figures)
     readme.write_text(text, "utf-8")
     (figures / "findings.md").write_text(page(text, figures), "utf-8")
     (figures / "findings.tex").write_text(paragraphs(text, figures), "utf-8")
+    print("Done: look at figures/, and at the notebooks in JupyterLab (make lab).")

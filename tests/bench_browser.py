@@ -34,10 +34,10 @@ def in_browser():
     with (
         tempfile.TemporaryDirectory() as scratch,
         running_chromium(executable) as browser,
-        running_page(APP, Path(scratch)) as url,
+        running_page(APP, Path(scratch)) as site,
     ):
         page = browser.new_page()
-        page.goto(url)
+        page.goto(site.url)
         panels = page.locator(".widget-vbox:has(> img.widget-image)")
         expect(panels).to_have_count(panels_in(APP), timeout=60_000)
         for number, found in enumerate(panels.all(), 1):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import secrets
 import shutil
 import signal
@@ -13,11 +14,14 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
+import psutil
 from playwright.sync_api import BrowserContext, sync_playwright
+
+from llminfer.__main__ import commands
 
 _CHROMIUM_FLAGS = [
     "--no-sandbox",
@@ -54,6 +58,22 @@ class Lab(NamedTuple):
     root: Path
 
 
+class Site(NamedTuple):
+    """A page that is served, and the process that serves it."""
+
+    url: str
+    process: psutil.Process
+
+    def kernels(self) -> list[psutil.Process]:
+        """Those that run for its readers."""
+        found = []
+        for child in self.process.children():
+            with suppress(psutil.NoSuchProcess):  # nor a zombie
+                if "ipykernel_launcher" in child.cmdline():
+                    found.append(child)
+        return found
+
+
 def find_chromium() -> str | None:
     """Path of an installed Chromium or Chrome, or None."""
     names = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
@@ -82,17 +102,28 @@ def running_lab(scratch: Path) -> Iterator[Lab]:
 
 
 @contextmanager
-def running_page(notebook: Path, scratch: Path) -> Iterator[str]:
-    """A notebook as a stand-alone page, as ``make app`` shows it: its address."""
+def running_page(
+    notebook: Path, scratch: Path, cull: int | None = None
+) -> Iterator[Site]:
+    """A notebook as a stand-alone page, as ``make app`` shows it.
+
+    Args:
+        notebook: What is shown.
+        scratch: A folder for what it writes.
+        cull: Seconds after which kernels without a page end, if not those of the app.
+    """
     port = _free_port()
     url = f"http://127.0.0.1:{port}"
-    flags = ["--no-browser", f"--port={port}", "--Voila.ip=127.0.0.1"]
-    with _serving(["voila", *flags, str(notebook)], f"{url}/static/", scratch):
-        yield url
+    ((_, *command, _),) = commands("app")
+    if cull is not None:
+        command = [re.sub(r"(\.cull_\w+)=\d+$", rf"\1={cull}", one) for one in command]
+    command += ["--no-browser", f"--port={port}", str(notebook)]
+    with _serving(command, f"{url}/voila/static/", scratch) as process:
+        yield Site(url, process)
 
 
 @contextmanager
-def _serving(command: list[str], probe: str, scratch: Path) -> Iterator[None]:
+def _serving(command: list[str], probe: str, scratch: Path) -> Iterator[psutil.Process]:
     """A Python module that serves, from its first answer at ``probe`` on."""
     file = scratch / "server.log"
     with file.open("w") as log:
@@ -105,7 +136,7 @@ def _serving(command: list[str], probe: str, scratch: Path) -> Iterator[None]:
         )
         try:
             _wait_for(process, probe, file)
-            yield
+            yield psutil.Process(process.pid)
         finally:
             _stop(process)
 

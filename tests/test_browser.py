@@ -140,8 +140,8 @@ def test_the_stand_alone_page_answers_its_sliders(
 ) -> None:
     page = browser.new_page()
     page.set_viewport_size({"width": WIDTHS[1], "height": 1400})
-    with running_page(FOLDER / "app.ipynb", tmp_path) as url:
-        page.goto(url)
+    with running_page(FOLDER / "app.ipynb", tmp_path) as site:
+        page.goto(site.url)
         panels = page.locator(".widget-vbox:has(> img.widget-image)")
         expect(panels).to_have_count(panels_in(FOLDER / "app.ipynb"), timeout=60_000)
         for panel in panels.all():

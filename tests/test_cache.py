@@ -1,5 +1,6 @@
 """The store of finished runs: nothing stale, nothing wrong, whatever befalls it."""
 
+import dataclasses
 import os
 import random
 import shutil
@@ -175,6 +176,14 @@ def test_a_method_of_a_policy_replaced_by_hand_is_not_remembered(monkeypatch):
     assert run_key(config, metrics_of) is not None
     monkeypatch.setattr(SJFPolicy, "keys", lambda self, *given: given)
     assert run_key(config, metrics_of) is None
+
+
+def test_what_python_gives_a_dataclass_is_no_foreign_code(monkeypatch):
+    """From 3.13 on each has ``__replace__``: without this nothing was remembered."""
+    name = "__replace__"
+    monkeypatch.setattr(SJFPolicy, name, dataclasses.replace, raising=False)
+    config = CONFIG.replace(random_seed=1, scheduling_policy="SJF")
+    assert run_key(config, metrics_of) is not None
 
 
 def test_no_home_is_no_error(monkeypatch):
