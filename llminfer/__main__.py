@@ -19,10 +19,11 @@ TASKS = {
     "test": "check all: unit, property, doc and browser tests, notebooks, style, types",
     "lab": "open the notebooks in JupyterLab, on this machine only",
     "app": "the panels alone, as a page in the browser, on this machine only",
-    "bench": "measure the speed, beside a brute-force twin",
+    "bench": "measure speed and memory, beside brute-force twins",
     "lint": "check format, style and types",
 }
 _LINT = ["ruff format --check .", "ruff check .", "mypy"]
+_BENCH = [[""], ["_continuous"], ["_memory", "--most", "100000"], ["_browser"]]
 _APP = [
     "--Voila.ip=127.0.0.1",
     # No (an empty value): who came by another name than this machine's gets a 403.
@@ -50,7 +51,7 @@ def commands(task: str) -> list[list[str]]:
         "test": [["tests/run.py"]],
         "lab": [lab],
         "app": [["-m", "voila", *_APP, "notebooks/app.ipynb"]],
-        "bench": [[f"tests/bench{of}.py"] for of in ("", "_continuous", "_browser")],
+        "bench": [[f"tests/bench{of}.py", *rest] for of, *rest in _BENCH],
         "lint": [["-m", *of.split()] for of in _LINT],
     }[task]
 

@@ -141,7 +141,7 @@ class ContinuousBatchingServer(WorkloadServer):
     def _route(self, routes: IntArray) -> Process:
         """SimPy process: send every request to a server as it arrives."""
         for i, time in enumerate(self._requests.arrival):
-            if self.env.peek() <= time:  # else nothing happens before
+            if self._asleep or self.env.peek() <= time:  # else nothing happens before
                 yield Moment(self.env, time, simpy.events.URGENT)
             place = self._router.choose(i, time)
             routes[i] = place
