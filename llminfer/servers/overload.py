@@ -6,15 +6,20 @@ import math
 import sys
 import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
+from llminfer.base.arrays import IntArray
 from llminfer.base.errors import OverloadWarning
 from llminfer.config import SimulationConfig
 from llminfer.laws.engines import PRESETS
 from llminfer.laws.lengths import Empirical
+from llminfer.laws.prefixes import Segments
 from llminfer.policies import ClassPolicy, FCFSPolicy
 from llminfer.record import RunRecord
+from llminfer.servers.kv_memory import EndlessCache
+from llminfer.servers.prefixes import Paths
 from llminfer.timing import StepTime
 from llminfer.workload import Workload
 
@@ -22,7 +27,8 @@ from llminfer.workload import Workload
 def described(workload: Workload, config: SimulationConfig) -> SimulationConfig:
     """``config`` with the mean rate, number and lengths of a workload as its own.
 
-    So it knows what it carries of them, and the load that they are.
+    So it knows what it carries of them, and the load that they are. What a prefix cache
+    finds at best, if it loses nothing, is no part of their prompts.
 
     Raises:
         ConfigError: All come at once: there is no rate.
@@ -31,8 +37,21 @@ def described(workload: Workload, config: SimulationConfig) -> SimulationConfig:
     >>> round(described(work, SimulationConfig(batch_size=1)).offered_load, 2)
     0.35
     """
+    if config.prefix_caching and workload.segments is not None:
+        found = _found(workload, workload.segments, config.block_size)
+        workload = replace(workload, prompt_length=workload.prompt_length - found)
     own = {"num_requests": len(workload), "warmup_requests": 0, "shared_prefixes": {}}
     return config.replace(**own, **workload.law())
+
+
+def _found(workload: Workload, segments: Segments, block_size: int) -> IntArray:
+    """Prompt tokens that requests find if each comes when all before are complete."""
+    cache, found = EndlessCache(block_size, Paths(block_size, segments)), []
+    computed = workload.prompt_length + workload.output_length - 1
+    for i, tokens in enumerate(workload.prompt_length.tolist()):
+        found.append(cache.look(i, tokens)[0])
+        cache.give_back(i, int(computed[i]))
+    return np.array(found) * block_size
 
 
 def may_carry_more(config: SimulationConfig) -> bool:
