@@ -253,7 +253,8 @@ class Clients:
             if deadlines and (time > now or deadlines[0][0] <= time):
                 left = self.next_left
                 if left <= now and (left, _ARRIVAL) <= (time, kind):
-                    self._give_up(heappop(deadlines)[1], left)
+                    self._over(i := heappop(deadlines)[1], left, GIVEN_UP)
+                    self.desk.drop(i)
                     continue
             if time > now:
                 return left if deadlines else math.inf
@@ -327,10 +328,6 @@ class Clients:
                 return False
         self._over(i, end, COMPLETED)
         return True
-
-    def _give_up(self, i: int, time: float) -> None:
-        self._over(i, time, GIVEN_UP)
-        self.desk.drop(i)
 
     def _over(self, i: int, time: float, outcome: int) -> None:
         """A request ends at ``time``; its user goes on, and the gate opens."""

@@ -15,7 +15,6 @@ from llminfer.base.errors import OverloadWarning
 from llminfer.config import SimulationConfig
 from llminfer.laws.engines import PRESETS
 from llminfer.laws.lengths import Empirical
-from llminfer.laws.prefixes import Segments
 from llminfer.policies import ClassPolicy, FCFSPolicy
 from llminfer.record import RunRecord
 from llminfer.servers.kv_memory import EndlessCache
@@ -38,20 +37,19 @@ def described(workload: Workload, config: SimulationConfig) -> SimulationConfig:
     0.35
     """
     if config.prefix_caching and workload.segments is not None:
-        found = _found(workload, workload.segments, config.block_size)
-        workload = replace(workload, prompt_length=workload.prompt_length - found)
+        computed = _computed(workload, Paths(config.block_size, workload.segments))
+        workload = replace(workload, prompt_length=computed)
     own = {"num_requests": len(workload), "warmup_requests": 0, "shared_prefixes": {}}
     return config.replace(**own, **workload.law())
 
 
-def _found(workload: Workload, segments: Segments, block_size: int) -> IntArray:
-    """Prompt tokens that requests find if each comes when all before are complete."""
-    cache, found = EndlessCache(block_size, Paths(block_size, segments)), []
-    computed = workload.prompt_length + workload.output_length - 1
-    for i, tokens in enumerate(workload.prompt_length.tolist()):
-        found.append(cache.look(i, tokens)[0])
-        cache.give_back(i, int(computed[i]))
-    return np.array(found) * block_size
+def _computed(workload: Workload, paths: Paths) -> IntArray:
+    """Prompt tokens that no cache has if each comes when all before are complete."""
+    cache, left = EndlessCache(paths), workload.prompt_length.copy()
+    for i, whole in enumerate((left + workload.output_length - 1).tolist()):
+        left[i] -= cache.look(i, left[i])[0] * cache.block_size
+        cache.give_back(i, whole)
+    return left
 
 
 def may_carry_more(config: SimulationConfig) -> bool:
