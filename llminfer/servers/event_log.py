@@ -52,9 +52,10 @@ class RequestTimes:
         segments = workload.segments if config.prefix_caching else None
         paths = None if segments is None else Paths(config.block_size, segments)
         asked, n = list(workload.columns.values())[:3], len(workload)
-        its: list[Any] = [memoryview(column) for column in asked]
-        its += [array("d", [never]) * n for _ in range(3)]
-        return cls(*its, cached=array("q", bytes(8 * n)), paths=paths)
+        columns: Any = [memoryview(column) for column in asked]
+        columns += [array("d", [never]) * n for _ in range(3)]
+        columns += [array("q", bytes(8 * n)), paths]
+        return cls(*columns)
 
 
 class Log:
