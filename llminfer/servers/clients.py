@@ -204,12 +204,11 @@ class Clients:
             self.times.paths = Paths(config.block_size)
         self.entered = array("d")
         self.end, self.wanted = array("d", [math.nan]) * n, array("d", [math.nan]) * n
-        self.outcome = array("b", [_UNANSWERED]) * n
-        self.wasted = array("q", bytes(8 * n))
+        self.outcome, self.wasted = array("b", [_UNANSWERED] * n), array("q", [0] * n)
         self._most = config.max_concurrency or math.inf
         self.room, self.timeout = config.queue_limit or math.inf, config.batch_timeout
         self._unanswered = self._arrived = 0
-        self._held: deque[int] = deque()
+        self._held = deque[int]()
         self._deadlines: list[tuple[float, int]] = []
         self._impatient = (config.patience, config.request_timeout) != (None, None)
         self._limits: list[Sequence[float]] = []
