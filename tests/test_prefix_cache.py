@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import pickle
+import warnings
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from step_twin import run_twins
 
 from llminfer import (
     ConfigError,
+    OverloadWarning,
     SimulationConfig,
     TraceError,
     Workload,
@@ -24,6 +26,7 @@ from llminfer.capacity import _round
 from llminfer.data import fetch
 from llminfer.data.logs import ServedLog
 from llminfer.metrics import MetricsCollector
+from llminfer.servers.overload import described
 
 # 0.125 s a prompt token, 1 s a step that decodes, blocks of 4 tokens
 STEPS = {"alpha": 0.125, "beta": 0.0, "gamma": 1.0, "delta": 0.0, "kappa": 0.0}
@@ -187,6 +190,26 @@ def test_a_cache_raises_what_a_server_carries():
     off = LAW.replace(prefix_caching=False)
     own = off.replace(shared_prefixes={})
     assert off.max_stable_rate < LAW.max_stable_rate <= own.max_stable_rate
+
+
+@pytest.mark.parametrize(("segments", "load"), [(True, 0.47), (False, 2.03)])
+def test_a_handed_workload_is_no_overload_if_the_cache_carries_it(segments, load):
+    """Every other request finds 64 tokens of 100, and its double 92: 22 are left."""
+    n = 4_000
+    paths = [[(0, 64), (1 + i // 2, 30)] for i in range(n)] if segments else None
+    arrivals = np.arange(n) / 20.0
+    work = Workload.from_arrays(arrivals, [100] * n, [10] * n, segments=paths)
+    config = SERVER.replace(alpha=0.001, gamma=0.01, batch_size=64)
+    assert described(work, config).offered_load == pytest.approx(load, abs=0.01)
+    off = config.replace(prefix_caching=False)
+    assert described(work, off).offered_load == pytest.approx(2.03, abs=0.01)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always", OverloadWarning)
+        record = simulate(config, work)
+    assert bool(said) is not segments
+    if segments:  # what was computed is what was promised, but for those who came soon
+        computed = 100 - record.steps.cached_tokens.mean()
+        assert described(work, config).prompts.expectation() <= computed
 
 
 def test_a_workload_with_system_prompts_may_be_handed_to_its_own_configuration():

@@ -233,11 +233,10 @@ class Clients:
             self.times.paths = Paths(config.block_size)
         self.entered = array("d")
         self.end, self.wanted = array("d", [math.nan]) * n, array("d", [math.nan]) * n
-        self.outcome = array("b", [_UNANSWERED]) * n
-        self.wasted = array("q", bytes(8 * n))
+        self.outcome, self.wasted = array("b", [_UNANSWERED] * n), array("q", [0] * n)
         self._most = config.max_concurrency or math.inf
         self._unanswered = self._arrived = 0
-        self._held: deque[int] = deque()
+        self._held = deque[int]()
         self._deadlines: list[tuple[float, int]] = []
         self._impatient = (config.patience, config.request_timeout) != (None, None)
         self._limits: list[Sequence[float]] = []
@@ -281,7 +280,8 @@ class Clients:
             if deadlines and (time > now or deadlines[0][0] <= time):
                 left = self.next_left
                 if left <= now and (left, _ARRIVAL) <= (time, kind):
-                    self._give_up(heappop(deadlines)[1], left)
+                    self._over(i := heappop(deadlines)[1], left, GIVEN_UP)
+                    self.desk.drop(i)
                     continue
             if time > now:
                 return left if deadlines else math.inf
@@ -355,10 +355,6 @@ class Clients:
                 return False
         self._over(i, end, COMPLETED)
         return True
-
-    def _give_up(self, i: int, time: float) -> None:
-        self._over(i, time, GIVEN_UP)
-        self.desk.drop(i)
 
     def _over(self, i: int, time: float, outcome: int) -> None:
         """A request ends at ``time``; its user goes on, and the gate opens."""

@@ -50,17 +50,12 @@ class RequestTimes:
     ) -> RequestTimes:
         """Those of a workload, to which nothing has happened yet: ``never`` says so."""
         segments = workload.segments if config.prefix_caching else None
-        nothing = array("d", [never]) * len(workload)
-        return cls(
-            memoryview(workload.arrival_time),  # type: ignore[arg-type]
-            memoryview(workload.prompt_length),  # type: ignore[arg-type]
-            memoryview(workload.output_length),  # type: ignore[arg-type]
-            nothing,
-            nothing[:],
-            nothing[:],
-            array("q", bytes(8 * len(workload))),
-            None if segments is None else Paths(config.block_size, segments),
-        )
+        paths = None if segments is None else Paths(config.block_size, segments)
+        asked, n = list(workload.columns.values())[:3], len(workload)
+        columns: Any = [memoryview(column) for column in asked]
+        columns += [array("d", [never]) * n for _ in range(3)]
+        columns += [array("q", bytes(8 * n)), paths]
+        return cls(*columns)
 
 
 class Log:

@@ -280,14 +280,13 @@ class EndlessCache(BlockPool):
     that their number says which.
 
     Args:
-        block_size: Tokens in each.
         paths: The names of the requests' blocks.
     """
 
     shares = True
 
-    def __init__(self, block_size: int, paths: Paths) -> None:
-        super().__init__(0, block_size)
+    def __init__(self, paths: Paths) -> None:
+        super().__init__(0, paths.block_size)
         self._names = paths.names
         self._computed: dict[int, int] = {}  # by what is added to get a name
 
@@ -326,5 +325,5 @@ def block_pools(
     if not config.prefix_caching:
         return None if blocks is None else BlockPool(blocks, size), None
     if blocks is None:
-        return None, None if paths is None else EndlessCache(size, paths)
+        return None, None if paths is None else EndlessCache(paths)
     return (cache := CachingPool(blocks, size, paths)), cache

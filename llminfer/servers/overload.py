@@ -6,14 +6,18 @@ import math
 import sys
 import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
+from llminfer.base.arrays import IntArray
 from llminfer.base.errors import OverloadWarning
 from llminfer.config import SimulationConfig
 from llminfer.laws.engines import PRESETS
 from llminfer.policies import ClassPolicy, FCFSPolicy
 from llminfer.record import RunRecord
+from llminfer.servers.kv_memory import EndlessCache
+from llminfer.servers.prefixes import Paths
 from llminfer.timing import StepTime
 from llminfer.workload import Workload
 
@@ -21,7 +25,8 @@ from llminfer.workload import Workload
 def described(workload: Workload, config: SimulationConfig) -> SimulationConfig:
     """``config`` with the mean rate, number and lengths of a workload as its own.
 
-    So it knows what it carries of them, and the load that they are.
+    So it knows what it carries of them, and the load that they are. What a prefix cache
+    finds at best, if it loses nothing, is no part of their prompts.
 
     Raises:
         ConfigError: All come at once: there is no rate.
@@ -30,8 +35,20 @@ def described(workload: Workload, config: SimulationConfig) -> SimulationConfig:
     >>> round(described(work, SimulationConfig(batch_size=1)).offered_load, 2)
     0.35
     """
+    if config.prefix_caching and workload.segments is not None:
+        computed = _computed(workload, Paths(config.block_size, workload.segments))
+        workload = replace(workload, prompt_length=computed)
     own = {"num_requests": len(workload), "warmup_requests": 0, "shared_prefixes": {}}
     return config.replace(**own, **workload.law())
+
+
+def _computed(workload: Workload, paths: Paths) -> IntArray:
+    """Prompt tokens that no cache has if each comes when all before are complete."""
+    cache, left = EndlessCache(paths), workload.prompt_length.copy()
+    for i, whole in enumerate((left + workload.output_length - 1).tolist()):
+        left[i] -= cache.look(i, left[i])[0] * cache.block_size
+        cache.give_back(i, whole)
+    return left
 
 
 def may_carry_more(config: SimulationConfig) -> bool:

@@ -37,7 +37,7 @@ class Paths:
 
     def __init__(self, block_size: int, segments: Sequence[Path] = ()) -> None:
         self.names: dict[int, list[tuple[int, int]]] = {}
-        self._size, self._chains = block_size, 0
+        self.block_size, self._chains = block_size, 0
         self._tree: dict[tuple[int, int, int], tuple[int, int]] = {}
         self._ended = {0}  # nodes behind which another chain begins
         for i, path in enumerate(segments):
@@ -54,7 +54,7 @@ class Paths:
             conversation: The number of what only its own conversation shares.
             said: Tokens of that with those of the path, as they are so far.
         """
-        tree, size, node, end, ahead = self._tree, self._size, 0, 0, 0
+        tree, size, node, end, ahead = self._tree, self.block_size, 0, 0, 0
         mine: list[tuple[int, int]] = []
         for segment, tokens in path:
             begin, end = end // size, end + tokens
