@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
@@ -23,6 +24,7 @@ _LAWS: Mapping[str, tuple[set[str], Callable[..., FloatArray]]] = {
     "lognormal": ({"mu", "sigma"}, lambda u, mu, sigma: np.exp(mu + sigma * ndtri(u))),
     "uniform": ({"min", "max"}, lambda u, min, max: min + (max - min) * u),
 }
+_ENDS = {"mu": (-1e3, 30.0), "sigma": (0.0, 10.0)}  # as of lengths
 
 
 def seconds_law(field: str, given: Any) -> Quantile:
@@ -49,7 +51,8 @@ def seconds_law(field: str, given: Any) -> Quantile:
     if params.keys() != takes:
         raise fail(field, dict(given), f"{name} with {', '.join(sorted(takes))}")
     for key, value in params.items():
-        number(f"{field}.{key}", value, least=-1e3 if key == "mu" else 0.0)
+        least, most = _ENDS.get(key, (0.0, math.inf))
+        number(f"{field}.{key}", value, least=least, most=most)
     return partial(quantile, **params)
 
 
@@ -59,7 +62,8 @@ def turns_law(given: Any) -> LengthLaw:
     Raises:
         ConfigError: No such law, a parameter that it has not, or a bad value.
     """
-    own = dict(given) if isinstance(given, Mapping) else {"value": given or 1}
+    given = 1 if given is None else given
+    own = dict(given) if isinstance(given, Mapping) else {"value": given}
     name = choice("turns.dist", own.pop("dist", "constant"), LENGTH_LAWS)
     return build(LENGTH_LAWS[name], name, own, "turns")
 
