@@ -335,13 +335,15 @@ def check_axes(over: Mapping[str, Axis], taken: Iterable[str] = ()) -> None:
     Raises:
         ConfigError: It is none.
     """
-    if not isinstance(over, Mapping):
+    if not (isinstance(over, Mapping) and all(isinstance(name, str) for name in over)):
         raise fail("over", over, "a dict of lists by field")
     for name, values in over.items():
         if name in taken:
             raise ConfigError(f"{name}: must be renamed: the results have it too")
-        listed = hasattr(values, "__len__") and not isinstance(values, (str, bytes))
-        if not listed or not len(values):
+        n = 0
+        with contextlib.suppress(TypeError):
+            n = 0 if isinstance(values, (str, bytes)) else len(values)
+        if not n:
             raise fail(name, values, "a list of at least one value")
 
 

@@ -129,7 +129,7 @@ def _check_log(log: ServedLog) -> None:
 
 def _rate(log: ServedLog) -> float:
     """Requests a second."""
-    return len(log) / float(np.ptp(log.workload.arrival_time))
+    return float(log.workload.law("poisson")["arrival_rate"])
 
 
 def _changes(config: SimulationConfig, binds: str) -> dict[str, dict[str, Any]]:

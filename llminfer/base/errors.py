@@ -16,6 +16,7 @@ T = TypeVar("T")
 LARGEST = 1e15  # of any number; products of several are finite
 _WHOLE = int, np.integer
 _REALS = *_WHOLE, float, np.floating
+_NONE = bool, np.timedelta64  # are of these types, and no numbers
 _MOST_WHOLE = 2**53  # beyond it a float skips some
 
 
@@ -56,7 +57,7 @@ def whole(name: str, value: object, least: int, most: int = _MOST_WHOLE) -> int:
         ConfigError: It is not.
     """
     must = f"a whole number of at least {least}"
-    if isinstance(value, bool) or not isinstance(value, _WHOLE) or value < least:
+    if isinstance(value, _NONE) or not isinstance(value, _WHOLE) or value < least:
         raise fail(name, value, must)
     if value > most:
         raise fail(name, value, f"{must} and at most {most}")
@@ -87,7 +88,7 @@ def number(
         ConfigError: It is not.
     """
     result = math.nan
-    if isinstance(value, _REALS) and not isinstance(value, bool):
+    if isinstance(value, _REALS) and not isinstance(value, _NONE):
         with contextlib.suppress(OverflowError):
             result = float(value)
     if result > LARGEST:
@@ -177,6 +178,8 @@ def build(cls: type[T], owner: str, params: Mapping[str, Any], field: str) -> T:
 
 def nearest(value: object, known: Collection[str]) -> str:
     """`` (did you mean X?)`` for the known name most like ``value``, or nothing."""
+    if not isinstance(value, str):
+        return ""
     folded = {name.lower(): name for name in known}
-    close = difflib.get_close_matches(str(value).lower(), list(folded), n=1, cutoff=0.5)
+    close = difflib.get_close_matches(value.lower()[:80], list(folded), n=1, cutoff=0.5)
     return f" (did you mean {folded[close[0]]}?)" if close else ""

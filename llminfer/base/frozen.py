@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import suppress
 from typing import Any
 
 from llminfer.base.errors import fail
@@ -56,10 +55,9 @@ def frozen_params(name: str, given: Any) -> Params:
     Raises:
         ConfigError: It is none.
     """
-    with suppress(RecursionError):  # what is nested so deep is no parameter
-        if isinstance(given, Mapping) and all(isinstance(k, str) for k in given):
-            return Params({key: plain(value) for key, value in given.items()})
-    raise fail(name, given, "a dict of parameters by name")
+    if not isinstance(given, Mapping) or not all(isinstance(k, str) for k in given):
+        raise fail(name, given, "a dict of parameters by name")
+    return Params({key: plain(value) for key, value in given.items()})
 
 
 def frozen_classes(name: str, given: Any) -> Classes:

@@ -204,7 +204,7 @@ def judge(runs: pd.DataFrame, signal: str, threshold: float) -> pd.DataFrame:
     series = [name for name in runs if isinstance(runs[name].iloc[0], list)]
     alarm = first_alarms(runs, signal, np.array([threshold]))[:, 0]
     crossing = crossings(runs)
-    end = np.array([time[-1] for time in runs["time"]])
+    end = np.array([max(time, default=0.0) for time in runs["time"]])
     return runs.drop(columns=series).assign(
         signal=signal,
         threshold=threshold,
