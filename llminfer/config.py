@@ -155,12 +155,8 @@ class SimulationConfig(Settings):
 
     def __post_init__(self) -> None:
         for name, checked in CHECKS.items():
-            if (value := getattr(self, name)) is None and name in MAY_BE_NONE:
-                continue
-            try:
+            if (value := getattr(self, name)) is not None or name not in MAY_BE_NONE:
                 object.__setattr__(self, name, checked(name, value))
-            except RecursionError:
-                raise fail(name, value, "of fewer lists in lists") from None
         self._check_server()
         if self.warmup_requests >= self.num_requests:
             must = f"below num_requests={self.num_requests}, which counts warm-up too"

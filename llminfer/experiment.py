@@ -340,10 +340,8 @@ def check_axes(over: Mapping[str, Axis], taken: Iterable[str] = ()) -> None:
     for name, values in over.items():
         if name in taken:
             raise ConfigError(f"{name}: must be renamed: the results have it too")
-        n = 0
-        with contextlib.suppress(TypeError):
-            n = 0 if isinstance(values, (str, bytes)) else len(values)
-        if not n:
+        listed = hasattr(values, "__len__") and not isinstance(values, (str, bytes))
+        if not listed or not getattr(values, "ndim", 1) or not len(values):
             raise fail(name, values, "a list of at least one value")
 
 

@@ -56,9 +56,9 @@ def _classes(name: str, given: object) -> None:
         raise fail(name, given, "a tuple of RequestClass by number")
 
 
-_POSITIVE = "alpha", "beta", "gamma", "aging_rate", "urgency_weight"
+_AT_LEAST_0 = "alpha", "beta", "gamma", "aging_rate", "urgency_weight"
 _CHECKS: dict[str, Callable[[str, Any], Any]] = {
-    **dict.fromkeys(_POSITIVE, partial(number, least=0.0)),
+    **dict.fromkeys(_AT_LEAST_0, partial(number, least=0.0)),
     "base_priority": number,
     "prediction_sigma": partial(number, least=0.0, most=20.0),
     "random_seed": seed,

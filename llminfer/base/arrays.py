@@ -30,6 +30,5 @@ def check_room(name: str, count: int, each: int) -> None:
     if hasattr(os, "sysconf"):
         room = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     if count * each > room:
-        takes = f"{count * each / 2**30:,.0f} GiB, {each} bytes each"
-        must = f"at most {room // each:,}, which memory has room for: it takes {takes}"
+        must = f"at most {room // each:,}: it takes {count * each / 2**30:,.0f} GiB"
         raise fail(name, count, must)

@@ -59,15 +59,13 @@ def whole_column(
 
 def _column(name: str, given: npt.ArrayLike) -> FloatArray:
     """Numbers as floats, NaN where one is masked or None."""
-    cells: Any
     try:
-        cells = np.ma.asarray(given)
+        cells: Any = np.ma.asarray(given)
         if infer_dtype(cells.data.ravel()) not in _NUMBERS:
             raise TypeError
         column = cells.astype(np.float64).filled(np.nan)
     except (TypeError, ValueError, OverflowError):
-        must = "must be numbers, no dates, durations, texts or truths"
-        raise TraceError(f"{name}: {must}") from None
+        raise TraceError(f"{name}: must be numbers, no dates or texts") from None
     if column.ndim != 1:
         raise TraceError(f"{name}: of {column.ndim} dimensions: must be a plain list")
     return np.asarray(column)

@@ -56,12 +56,11 @@ def whole(name: str, value: object, least: int, most: int = _MOST_WHOLE) -> int:
     Raises:
         ConfigError: It is not.
     """
-    must = f"a whole number of at least {least}"
-    if isinstance(value, _NONE) or not isinstance(value, _WHOLE) or value < least:
-        raise fail(name, value, must)
-    if value > most:
-        raise fail(name, value, f"{must} and at most {most}")
-    return int(value)
+    fine = isinstance(value, _WHOLE) and not isinstance(value, _NONE)
+    if fine and least <= value <= most:
+        return int(value)
+    end = f" and at most {most}" * (fine and value > most)
+    raise fail(name, value, f"a whole number of at least {least}{end}")
 
 
 def seed(name: str, value: object) -> int:
@@ -91,16 +90,12 @@ def number(
     if isinstance(value, _REALS) and not isinstance(value, _NONE):
         with contextlib.suppress(OverflowError):
             result = float(value)
-    if result > LARGEST:
-        most = min(most, LARGEST)
-    if result < -LARGEST:
-        least = max(least, -LARGEST)
-    if above == 0.0 < result < 1.0 / LARGEST:
-        least, above = 1.0 / LARGEST, -math.inf  # as said of it
-    if least <= result <= most and result > above:
+    odd = abs(result) > LARGEST or above == 0.0 < result < 1.0 / LARGEST
+    if least <= result <= most and result > above and not odd:
         return result
     ends = {" above ": above, " of at least ": least, " and at most ": most}
-    said = (f"{words}{end:g}" for words, end in ends.items() if math.isfinite(end))
+    said = [f"{words}{end:g}" for words, end in ends.items() if math.isfinite(end)]
+    said += [f", {1.0 / LARGEST:g} to {LARGEST:g} in size"] * odd
     raise fail(name, value, "a finite number" + "".join(said))
 
 

@@ -36,11 +36,17 @@ class Classes(Params):
         return not self == other
 
 
-def plain(value: Any) -> Any:
-    """Numbers as Python's own, lists and arrays as tuples, which cannot change."""
+def plain(value: Any, deep: int = 9) -> Any:
+    """Numbers as Python's own, lists and arrays as tuples, which cannot change.
+
+    Args:
+        value: What is given.
+        deep: So many lists in lists; what lies deeper is no parameter.
+    """
     if hasattr(value, "tolist"):
         value = value.tolist()
-    return tuple(map(plain, value)) if isinstance(value, (list, tuple)) else value
+    listed = deep and isinstance(value, (list, tuple))
+    return tuple(plain(its, deep - 1) for its in value) if listed else value
 
 
 def thawed(value: Any) -> Any:

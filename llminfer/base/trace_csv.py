@@ -269,8 +269,9 @@ def moments(
         return times
     first, named = str(next(iter(cells), "")), plain_name(str(cells.name))[1]
     if _COMPACT.fullmatch(first) and not (unit or named):
-        dates = cells.astype(str).str.fullmatch(_COMPACT)
-        refuse(cells, dates & dates.all(), "as 2023-11-16, or of a unit that is given")
+        other = ~cells.astype(str).str.fullmatch(_COMPACT)
+        bad = pd.Series(not other.any(), cells.index)
+        refuse(cells, bad, "as 2023-11-16, or of a unit that is given")
     size = numbers(cells).median() / _OF_DAY
     days = (each for each in ("ms", "us", "ns") if 1.0 <= size * UNITS[each] < 4.0)
     return seconds(cells, least, unit or next(days, None))

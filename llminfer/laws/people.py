@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
@@ -24,7 +23,6 @@ _LAWS: Mapping[str, tuple[set[str], Callable[..., FloatArray]]] = {
     "lognormal": ({"mu", "sigma"}, lambda u, mu, sigma: np.exp(mu + sigma * ndtri(u))),
     "uniform": ({"min", "max"}, lambda u, min, max: min + (max - min) * u),
 }
-_ENDS = {"mu": (-1e3, 30.0), "sigma": (0.0, 10.0)}  # as of lengths
 
 
 def seconds_law(field: str, given: Any) -> Quantile:
@@ -51,7 +49,7 @@ def seconds_law(field: str, given: Any) -> Quantile:
     if params.keys() != takes:
         raise fail(field, dict(given), f"{name} with {', '.join(sorted(takes))}")
     for key, value in params.items():
-        least, most = _ENDS.get(key, (0.0, math.inf))
+        least, most = -1e3 * (key == "mu"), 30.0 if key in ("mu", "sigma") else 1e15
         number(f"{field}.{key}", value, least=least, most=most)
     return partial(quantile, **params)
 
