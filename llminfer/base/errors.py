@@ -50,7 +50,7 @@ def shown(value: object) -> str:
     return text if len(text) <= 80 else text[:77] + "..."
 
 
-def whole(name: str, value: object, least: int, most: int = _MOST_WHOLE) -> int:
+def whole(name: str, value: Any, least: int, most: int = _MOST_WHOLE) -> int:
     """``value`` as an int in [least, most]; True and 2.5 are no whole numbers.
 
     Raises:
@@ -59,7 +59,7 @@ def whole(name: str, value: object, least: int, most: int = _MOST_WHOLE) -> int:
     fine = isinstance(value, _WHOLE) and not isinstance(value, _NONE)
     if fine and least <= value <= most:
         return int(value)
-    end = f" and at most {most}" * (fine and value > most)
+    end = f" and at most {most}" * bool(fine and value > most)
     raise fail(name, value, f"a whole number of at least {least}{end}")
 
 
