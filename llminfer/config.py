@@ -31,6 +31,9 @@ def _params(**values: Any) -> Any:
 class SimulationConfig(Settings):
     """What a run simulates. Everything is checked here, before anything runs.
 
+    No number is above 1e15, and what must be above 0 is at least 1e-15, so that all
+    that is made of them is finite.
+
     Args:
         arrival_rate: Base arrival rate, requests a second.
         arrival_pattern: How the rate varies: constant, step, sinusoidal or ramp.

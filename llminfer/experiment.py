@@ -23,7 +23,7 @@ from tqdm.auto import tqdm
 
 from llminfer.base.arrays import check_room
 from llminfer.base.cache import SOURCE, RunStore, code_of
-from llminfer.base.errors import ConfigError, fail, seed, shown, whole
+from llminfer.base.errors import MOST_SEED, ConfigError, fail, shown, whole
 from llminfer.config import SimulationConfig
 from llminfer.metrics import MetricsCollector, metrics_and_times
 from llminfer.policies import SchedulingPolicy, register_policy, registered_policy
@@ -258,8 +258,9 @@ def _as_finished(
         jobs: By number, each a measure, a configuration, and maybe a workload.
         n_jobs: Processes; None takes one a core.
     """
-    workers = (os.cpu_count() or 1) if n_jobs is None else whole("n_jobs", n_jobs, 1)
-    if (workers := min(workers, len(jobs))) < 2:
+    all_cores = os.cpu_count() or 1
+    workers = all_cores if n_jobs is None else whole("n_jobs", n_jobs, 1, 1024)
+    if workers == 1 or len(jobs) < 2:
         return ((i, _run_quietly(*job)) for i, job in jobs.items())
     run = delayed(_run_elsewhere)
     parallel = Parallel(n_jobs=workers, return_as="generator_unordered")
@@ -271,7 +272,7 @@ def replicated(
     config: SimulationConfig, replications: int, random_seed_start: int = 42
 ) -> list[SimulationConfig]:
     """The configuration under consecutive seeds, one a replication."""
-    first = seed("random_seed_start", random_seed_start)
+    first = whole("random_seed_start", random_seed_start, 0, MOST_SEED)
     whole("replications", replications, 1, most=10**6)
     return [config.replace(random_seed=first + i) for i in range(replications)]
 
@@ -308,7 +309,8 @@ def sweep(
         them through the columns ``quantiles_latency`` and so on.
 
     Raises:
-        ConfigError: A field or value is unknown or bad; nothing has run then.
+        ConfigError: A field or value is unknown or bad; nothing has run then. Or a
+            label has the name of a column of the results.
 
     >>> base = SimulationConfig(arrival_rate=1.0, num_requests=20, warmup_requests=0)
     >>> runs = sweep(base, {"batch_size": [8, 16]}, replications=1, n_jobs=1)

@@ -11,7 +11,7 @@ from typing import Any, ClassVar, NamedTuple, TypeVar
 import numpy as np
 
 from llminfer.base.arrays import FloatArray, IntArray
-from llminfer.base.errors import build, choice, fail, number, seed
+from llminfer.base.errors import MOST_SEED, build, choice, fail, number, whole
 from llminfer.base.streams import stream
 from llminfer.request import Request, RequestClass
 from llminfer.servers import class_queue
@@ -61,7 +61,7 @@ _CHECKS: dict[str, Callable[[str, Any], Any]] = {
     **dict.fromkeys(_AT_LEAST_0, partial(number, least=0.0)),
     "base_priority": number,
     "prediction_sigma": partial(number, least=0.0, most=20.0),
-    "random_seed": seed,
+    "random_seed": partial(whole, least=0, most=MOST_SEED),
     "request_classes": _classes,
 }
 

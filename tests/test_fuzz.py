@@ -296,7 +296,7 @@ def run_ends_well(config):
         slowest = min(config.arrivals.mean(12), config.max_stable_rate)
         tokens = max(config.prompts.expectation(), config.outputs.expectation())
         interval = config.batch_control_params.get("interval", 300.0)
-        if 12 / slowest > 1e4 * interval > 0 or tokens > 1e6:
+        if 12 / slowest > 1e4 * interval > 0 or tokens > 1e6 or config.clients:
             return
     if config.sheds:
         config = config.replace(replicas=1)

@@ -18,6 +18,7 @@ _WHOLE = int, np.integer
 _REALS = *_WHOLE, float, np.floating
 _NONE = bool, np.timedelta64  # are of these types, and no numbers
 _MOST_WHOLE = 2**53  # beyond it a float skips some
+MOST_SEED = 2**128  # NumPy uses so much of one
 
 
 class ConfigError(ValueError):
@@ -61,15 +62,6 @@ def whole(name: str, value: Any, least: int, most: int = _MOST_WHOLE) -> int:
         return int(value)
     end = f" and at most {most}" * bool(fine and value > most)
     raise fail(name, value, f"a whole number of at least {least}{end}")
-
-
-def seed(name: str, value: object) -> int:
-    """``value`` if it is a seed: a whole number, of which NumPy uses 128 bits.
-
-    Raises:
-        ConfigError: It is not.
-    """
-    return whole(name, value, 0, 2**128)
 
 
 def number(

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
-from llminfer.base.errors import choice, number, numbers, seed, truth, whole
+from llminfer.base.errors import MOST_SEED, choice, number, numbers, truth, whole
 from llminfer.base.frozen import frozen_classes, frozen_params, plain
 from llminfer.laws.engines import COEFFICIENTS, STEP_LAWS
 from llminfer.laws.people import people_law
@@ -34,7 +34,7 @@ CHECKS: Mapping[str, Callable[[str, Any], Any]] = {
     **{name: partial(whole, least=1, most=most) for name, most in _EACH.items()},
     **dict.fromkeys(_LAWS, people_law),
     **dict.fromkeys(_COUNTS, partial(whole, least=0)),
-    "random_seed": seed,
+    "random_seed": partial(whole, least=0, most=MOST_SEED),
     "server": partial(choice, known=SERVERS),
     "step_law": partial(choice, known=STEP_LAWS),
     "router": partial(choice, known=ROUTERS + CACHE_ROUTERS),
