@@ -558,7 +558,8 @@ def try_file(draw):
 
 
 def try_settings(draw):
-    said = LIMITS | {draw.choice(["block_size", "--max-num-seqs", "kv"]): hostile(draw)}
+    value = draw.choice([*NUMBERS[:-1], "x", "", None, True, [], {}, [[1]]])
+    said = LIMITS | {draw.choice(["block_size", "--max-num-seqs", "kv"]): value}
     said = swapped(draw, said | {"engine_kwargs": {"max_num_seqs": 4}})
     if not isinstance(said, dict):
         return "no settings"
@@ -607,7 +608,7 @@ def try_arrays(draw):
         if cells is None:
             continue
         for cell, its in zip(cells, getattr(work, name), strict=True):
-            known = isinstance(cell, (int, float, np.number, np.bool_))
+            known = isinstance(cell, (int, float, np.number, np.bool_, np.ndarray))
             must_hold(known and cell == its, f"{name}: {cells!r} is read as {its}")
     config = SimulationConfig(batch_size=2, warmup_requests=0)
     record = simulate(config, work)

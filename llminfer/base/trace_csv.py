@@ -126,10 +126,10 @@ def recognised(
                 found[role] = its.where(its.notna() & (its != ""), column)
     needed = [*dict.fromkeys([*needed, *given])]
     if lacking := [role for role in needed if role not in found]:
-        shown = ",".join(map(str, table))[:300]
+        there = " ".join(",".join(map(str, table)).split())[:300]
         call = ", ".join(f"{role!r}: '...'" for role in lacking)
         must = f"must include {','.join(lacking)}: name them, columns={{{call}}}"
-        raise TraceError(f"{table.index.name}1: columns {shown}: {must}")
+        raise TraceError(f"{table.index.name}1: columns {there}: {must}")
     return found
 
 
@@ -166,8 +166,8 @@ def csv_table(path: Path, needed: Sequence[str] = ()) -> pd.DataFrame:
         raise TraceError(f"{path.name}, row {number + 1}: {error}") from None
     header = [name.strip() for name in next(iter(rows.values()), [])]
     if header and (lacking := ",".join(n for n in needed if n not in header)):
-        shown = ",".join(header)[:80]
-        raise TraceError(f"{path.name}, row 1: columns {shown}: must include {lacking}")
+        there = " ".join(",".join(header).split())[:80]  # on one line
+        raise TraceError(f"{path.name}, row 1: columns {there}: must include {lacking}")
     if len(rows) < 2:
         raise TraceError(f"{path.name}: empty: must have a header and rows")
     for number, row in rows.items():
