@@ -370,7 +370,8 @@ class SimulationConfig(Settings):
             self.check_names({owner: None})
             old = whole_fields.get(owner, getattr(self, owner))
             whole_fields[owner] = {**old, name: changes[dotted]}
-        if changes.get("server") == "static" != self.server:
+        server = changes.get("server")
+        if isinstance(server, str) and server == "static" != self.server:
             whole_fields = {**_CONTINUOUS, **whole_fields}
         return dataclasses.replace(self, **whole_fields)
 
