@@ -23,7 +23,7 @@ from llminfer.base.errors import ConfigError, choice, fail, number, whole
 from llminfer.base.slo import SLO, TIMES
 from llminfer.config import SimulationConfig
 from llminfer.data.logs import ServedLog
-from llminfer.experiment import Metrics, Row, replicated, run_many
+from llminfer.experiment import Metrics, Row, check_axes, replicated, run_many
 from llminfer.laws.lengths import Geometric
 from llminfer.laws.prefixes import rounds
 from llminfer.record import COMPLETED, RunRecord
@@ -204,6 +204,7 @@ def capacity(
     trials = Trials(base, *how, draws)
     if over is None:
         return trials.found()
+    check_axes(over)
     every = [dict(zip(over, its, strict=True)) for its in product(*over.values())]
     return pd.DataFrame([its | trials.row(its) for its in every])
 
@@ -315,11 +316,11 @@ class Trials:
         if self.config.sheds and slo.goodput is None:
             must = "of a goodput: those refused or given up have no latency"
             raise fail("slo", slo, must)
-        number("tolerance", self.tolerance, least=_FINEST)
+        number("tolerance", self.tolerance, least=_FINEST, most=1.0)
         if trace is None:
             whole("replications", self.replications, 1)
-        elif not np.ptp(trace.arrival_time) > 0.0:
-            must = "several requests that come at different times"
+        elif not (isinstance(trace, Workload) and np.ptp(trace.arrival_time) > 0.0):
+            must = "a Workload of several requests that come at different times"
             raise fail("workload", trace, must)
 
     def changed(self, changes: Mapping[str, Any]) -> Self:
@@ -502,11 +503,10 @@ def _at(config: SimulationConfig, rate: float, times: int) -> SimulationConfig:
 def _round(trace: Workload, times: int, rate: float) -> Workload:
     """A trace, so many times in turn, at a mean rate."""
     arrival, n = trace.arrival_time, len(trace)
-    span = float(arrival[-1] - arrival[0])
+    pace = (n - 1) / float(arrival[-1] - arrival[0])  # rounds are a mean gap apart
     columns = {name: np.tile(its, times) for name, its in trace.columns.items()}
     begin = np.repeat(np.arange(times), n) * float(n)
-    at = np.tile(arrival * n / span, times) + begin
-    columns["arrival_time"] = np.maximum.accumulate(at)  # a round ends where one begins
+    columns["arrival_time"] = np.tile(arrival * pace, times) + begin
     return Workload(**columns, segments=rounds(trace.segments, times)).scaled(rate)
 
 

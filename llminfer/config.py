@@ -31,6 +31,9 @@ def _params(**values: Any) -> Any:
 class SimulationConfig(Settings):
     """What a run simulates. Everything is checked here, before anything runs.
 
+    No number is above 1e15, and what must be above 0 is at least 1e-15, so that all
+    that is made of them is finite.
+
     Args:
         arrival_rate: Base arrival rate, requests a second.
         arrival_pattern: How the rate varies: constant, step, sinusoidal or ramp.
@@ -381,7 +384,8 @@ class SimulationConfig(Settings):
             self.check_names({owner: None})
             old = whole_fields.get(owner, getattr(self, owner))
             whole_fields[owner] = {**old, name: changes[dotted]}
-        if changes.get("server") == "static" != self.server:
+        server = changes.get("server")
+        if isinstance(server, str) and server == "static" != self.server:
             whole_fields = {**_CONTINUOUS, **whole_fields}
         return dataclasses.replace(self, **whole_fields)
 

@@ -8,18 +8,22 @@ import hashlib
 import itertools
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import pickle
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import cloudpickle
 import joblib
 import pandas as pd
 import simpy
 from joblib import Parallel, delayed
 from tqdm.auto import tqdm
 
+from llminfer.base.arrays import check_room
 from llminfer.base.cache import SOURCE, RunStore, code_of
-from llminfer.base.errors import ConfigError, fail, whole
+from llminfer.base.errors import MOST_SEED, ConfigError, fail, shown, whole
 from llminfer.config import SimulationConfig
 from llminfer.metrics import MetricsCollector, metrics_and_times
 from llminfer.policies import SchedulingPolicy, register_policy, registered_policy
@@ -36,6 +40,7 @@ Row = dict[str, Any]  # a run's numbers by name; lists for series
 Measure = Callable[[SimulationConfig, RunRecord], Row]
 
 _GAPS = 2**16  # between tokens, that stand for all of a run when they are pooled
+_BYTES = {"static": 200, "continuous": 400}  # a request takes, about
 
 _SERVERS: Mapping[str, type[LLMInferenceServer] | type[ContinuousBatchingServer]] = {
     "static": LLMInferenceServer,
@@ -119,6 +124,8 @@ def _watched(config: SimulationConfig, workload: Workload | None) -> RunRecord:
 
 def _simulated(config: SimulationConfig, workload: Workload | None) -> RunRecord:
     env = simpy.Environment()
+    if workload is None:
+        check_room("num_requests", config.num_requests, _BYTES[config.server])
     if workload is None and config.clients is None:  # else users draw their own
         workload = Workload.generate(config)
     server = _SERVERS[config.server](env, config, workload)
@@ -153,21 +160,36 @@ def _run_quietly(
 
 
 def _run_elsewhere(
-    i: int, source: str, policy: type[SchedulingPolicy] | None, *job: Any
+    i: int, source: str, code: bytes, *workload: Workload
 ) -> tuple[int, Row]:
     """In a worker: the number of a run, and what it gives.
 
     Args:
         i: Its number.
         source: The code that the worker must have, too.
-        policy: The user's own, made known to this process.
-        *job: As for ``_run_quietly``.
+        code: What ``_code_now`` gives.
+        *workload: As for ``_run_quietly``.
     """
     if source != SOURCE:
         raise RuntimeError("llminfer was edited after its import: restart the kernel")
+    policy, measure, config = pickle.loads(code)
     if policy is not None:
         register_policy(policy)
-    return i, _run_quietly(*job)
+    return i, _run_quietly(measure, config, *workload)
+
+
+def _code_now(measure: Measure, config: SimulationConfig) -> bytes:
+    """A measure, a configuration and the user's own policy, with code as it is here.
+
+    A worker that imports their modules may find other editions of them.
+    """
+    policy = registered_policy(config.scheduling_policy)
+    bases = (policy or type(config.scheduling_policy)).__mro__
+    parts = *bases, getattr(measure, "func", measure)
+    for name in {part.__module__ for part in parts} & {*sys.modules}:
+        if name.split(".")[0] not in (*sys.stdlib_module_names, "llminfer"):
+            cloudpickle.register_pickle_by_value(sys.modules[name])
+    return bytes(cloudpickle.dumps((policy, measure, config)))
 
 
 def run_many(
@@ -236,22 +258,22 @@ def _as_finished(
         jobs: By number, each a measure, a configuration, and maybe a workload.
         n_jobs: Processes; None takes one a core.
     """
-    workers = joblib.cpu_count() if n_jobs is None else whole("n_jobs", n_jobs, 1)
+    all_cores = joblib.cpu_count()
+    workers = all_cores if n_jobs is None else whole("n_jobs", n_jobs, 1, 1024)
     if workers == 1 or len(jobs) < 2:
         return ((i, _run_quietly(*job)) for i, job in jobs.items())
     run = delayed(_run_elsewhere)
-    policies = {
-        i: registered_policy(its[1].scheduling_policy) for i, its in jobs.items()
-    }
     parallel = Parallel(n_jobs=workers, return_as="generator_unordered")
-    return iter(parallel(run(i, SOURCE, policies[i], *jobs[i]) for i in jobs))
+    codes = ((i, _code_now(*job[:2]), *job[2:]) for i, job in jobs.items())
+    return iter(parallel(run(i, SOURCE, *its) for i, *its in codes))
 
 
 def replicated(
     config: SimulationConfig, replications: int, random_seed_start: int = 42
 ) -> list[SimulationConfig]:
     """The configuration under consecutive seeds, one a replication."""
-    first = whole("random_seed_start", random_seed_start, 0)
+    first = whole("random_seed_start", random_seed_start, 0, MOST_SEED)
+    whole("replications", replications, 1, most=10**6)
     return [config.replace(random_seed=first + i) for i in range(replications)]
 
 
@@ -287,7 +309,8 @@ def sweep(
         them through the columns ``quantiles_latency`` and so on.
 
     Raises:
-        ConfigError: A field or value is unknown or bad; nothing has run then.
+        ConfigError: A field or value is unknown or bad; nothing has run then. Or a
+            label has the name of a column of the results.
 
     >>> base = SimulationConfig(arrival_rate=1.0, num_requests=20, warmup_requests=0)
     >>> runs = sweep(base, {"batch_size": [8, 16]}, replications=1, n_jobs=1)
@@ -296,7 +319,7 @@ def sweep(
     0           8            0    42              3
     1          16            0    42              2
     """
-    whole("replications", replications, 1)
+    check_axes(over, ("replication", "seed"))
     rows: list[dict[str, Any]] = []
     configs: list[SimulationConfig] = []
     for labels, config in _combinations(base, over):
@@ -304,17 +327,30 @@ def sweep(
             rows.append({**labels, "replication": i, "seed": run.random_seed})
             configs.append(run)
     results = run_many(configs, n_jobs, " x ".join(over) or "runs", measure)
+    check_axes(over, results[0])
     return pd.DataFrame([row | m for row, m in zip(rows, results, strict=True)])
+
+
+def check_axes(over: Mapping[str, Axis], taken: Iterable[str] = ()) -> None:
+    """Refuse what is no dict of lists by names that are not taken.
+
+    Raises:
+        ConfigError: It is none.
+    """
+    if not (isinstance(over, Mapping) and all(isinstance(name, str) for name in over)):
+        raise fail("over", over, "a dict of lists by field")
+    for name, values in over.items():
+        if name in taken:
+            raise ConfigError(f"{name}: must be renamed: the results have it too")
+        listed = hasattr(values, "__len__") and not isinstance(values, (str, bytes))
+        if not listed or not getattr(values, "ndim", 1) or not len(values):
+            raise fail(name, values, "a list of at least one value")
 
 
 def _combinations(
     base: SimulationConfig, over: Mapping[str, Axis]
 ) -> Iterator[tuple[dict[str, Any], SimulationConfig]]:
     """The labels of each combination, and its configuration."""
-    for name, values in over.items():
-        listed = hasattr(values, "__len__") and not isinstance(values, (str, bytes))
-        if not listed or not len(values):
-            raise fail(name, values, "a list of at least one value")
     named = sorted(over, key=lambda name: not isinstance(over[name], Mapping))
     for combination in itertools.product(*over.values()):
         labels = dict(zip(over, combination, strict=True))
@@ -333,8 +369,10 @@ def _alternative(
 ) -> SimulationConfig | Mapping[str, Any]:
     """A configuration, or changes to one."""
     value = axis[label] if isinstance(axis, Mapping) else {name: label}
-    if isinstance(value, (SimulationConfig, Mapping)):
-        return value
-    raise ConfigError(
-        f"{name}[{label!r}]={value!r}: must be a SimulationConfig or a dict of changes"
-    )
+    if not isinstance(value, (SimulationConfig, Mapping)):
+        must = "a SimulationConfig or a dict of changes"
+        raise fail(f"{name}[{shown(label)}]", value, must)
+    if isinstance(value, Mapping) and "random_seed" in value:
+        must = "left to random_seed_start: all combinations face the same seeds"
+        raise fail("random_seed", value["random_seed"], must)
+    return value

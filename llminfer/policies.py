@@ -5,12 +5,13 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import numpy as np
 
 from llminfer.base.arrays import FloatArray, IntArray
-from llminfer.base.errors import ConfigError, build, choice, fail, number
+from llminfer.base.errors import MOST_SEED, build, choice, fail, number, whole
 from llminfer.base.streams import stream
 from llminfer.request import Request, RequestClass
 from llminfer.servers import class_queue
@@ -47,6 +48,31 @@ class SchedulingPolicy(ABC):
             requests: The whole queue in arrival order.
             current_time: Now, seconds.
         """
+
+
+def _classes(name: str, given: object) -> None:
+    """Refuse what is no tuple of request classes."""
+    if not isinstance(given, tuple) or {*map(type, given)} - {RequestClass}:
+        raise fail(name, given, "a tuple of RequestClass by number")
+
+
+_AT_LEAST_0 = "alpha", "beta", "gamma", "aging_rate", "urgency_weight"
+_CHECKS: dict[str, Callable[[str, Any], Any]] = {
+    **dict.fromkeys(_AT_LEAST_0, partial(number, least=0.0)),
+    "base_priority": number,
+    "prediction_sigma": partial(number, least=0.0, most=20.0),
+    "random_seed": partial(whole, least=0, most=MOST_SEED),
+    "request_classes": _classes,
+}
+
+
+@dataclass(eq=False)
+class _Checked(SchedulingPolicy):
+    """A policy of ours, whose parameters are checked."""
+
+    def __post_init__(self) -> None:
+        for name in _CHECKS.keys() & vars(self):
+            _CHECKS[name](name, getattr(self, name))
 
 
 @dataclass(eq=False)
@@ -101,7 +127,7 @@ class SJFPolicy(KeyedPolicy):
 
 
 @dataclass(eq=False)
-class _EstimatingPolicy(KeyedPolicy):
+class _EstimatingPolicy(_Checked, KeyedPolicy):
     """Shared by policies that estimate a request's time alone, in seconds."""
 
     alpha: float = 0.001  # s per prompt token
@@ -134,7 +160,7 @@ class PredictedSJFPolicy(_EstimatingPolicy):
         self._noise = np.empty(0)
         if self.random_seed is None:  # one draw for good, so that noise stays put
             self.random_seed = int(np.random.default_rng().integers(2**63))
-        number("prediction_sigma", self.prediction_sigma, least=0.0, most=20.0)
+        super().__post_init__()
 
     def keys(self, waiting: Waiting) -> FloatArray:
         predicted = waiting.output_length.astype(np.float64)
@@ -162,11 +188,6 @@ class PriorityPolicy(_EstimatingPolicy):
     urgency_weight: float = 1.0  # priority times second of estimated time
     request_classes: tuple[RequestClass, ...] = ()  # by class number
 
-    def __post_init__(self) -> None:
-        number("base_priority", self.base_priority)
-        number("aging_rate", self.aging_rate, least=0.0)
-        number("urgency_weight", self.urgency_weight, least=0.0)
-
     def keys(self, waiting: Waiting) -> FloatArray:
         time = self.estimated_time(waiting.prompt_length, waiting.output_length)
         urgency = self.urgency_weight / np.maximum(time, 1e-300)
@@ -187,16 +208,13 @@ class SJFAgingPolicy(_EstimatingPolicy):
     name: ClassVar[str] = "SJF-Aging"
     aging_rate: float = 0.1  # seconds of estimated time forgiven a second of waiting
 
-    def __post_init__(self) -> None:
-        number("aging_rate", self.aging_rate, least=0.0)
-
     def keys(self, waiting: Waiting) -> FloatArray:
         time = self.estimated_time(waiting.prompt_length, waiting.output_length)
         return time + self.aging_rate * waiting.arrival_time
 
 
 @dataclass(eq=False)
-class ClassPolicy(SchedulingPolicy):
+class ClassPolicy(_Checked):
     """A policy that chooses among the classes, first come first served within each.
 
     Whose turn it is depends on what was served so far; the server keeps such a queue
@@ -310,7 +328,7 @@ def registered_policy(name: object) -> type[SchedulingPolicy] | None:
     return POLICIES[str(name)] if own else None
 
 
-def get_policy(name: str, **params: Any) -> SchedulingPolicy:
+def get_policy(name: str, /, **params: Any) -> SchedulingPolicy:
     """A fresh policy by name.
 
     Args:
@@ -330,7 +348,7 @@ def get_policy(name: str, **params: Any) -> SchedulingPolicy:
     try:
         return cls(**params)
     except TypeError as error:
-        raise ConfigError(f"scheduling_policy_params={params!r}: {error}") from None
+        raise fail("scheduling_policy_params", params, f"his own: {error}") from None
 
 
 def ranked(

@@ -37,8 +37,14 @@ class StepSeries:
 
         Returns:
             Shape (k,).
+
+        Raises:
+            ConfigError: ``edges`` do not ascend.
         """
-        return np.asarray(np.diff(self.integral(edges)) / np.diff(edges))
+        lasts = np.diff(edges)
+        if not (len(lasts) and np.all(lasts > 0.0)):
+            raise fail("edges", edges, "ascending, at least two")
+        return np.asarray(np.diff(self.integral(edges)) / lasts)
 
     def integral(self, t: npt.ArrayLike) -> FloatArray:
         """The area under the series from the first jump to each of ``t``, same shape.

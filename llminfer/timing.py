@@ -193,7 +193,7 @@ class StepTime:
         if not self.roofline or not longest:
             return 0.0
         small = short(graph + 1.0) - short(graph) if self.launch else 1.0  # the chance
-        if not self.alpha:
+        if self.alpha <= 1e-100 * longest:  # nothing hides
             return small * self.gamma + (1.0 - small) * longest
         hidden = self.gamma / self.alpha, longest / self.alpha  # tokens
         if self.launch <= self.gamma:

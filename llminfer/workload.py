@@ -11,9 +11,9 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from llminfer.base.arrays import FloatArray, IntArray
+from llminfer.base.arrays import FloatArray, IntArray, check_room
 from llminfer.base.columns import arrival_column, whole_column
-from llminfer.base.errors import choice, number
+from llminfer.base.errors import LARGEST, choice, number
 from llminfer.base.streams import stream
 from llminfer.base.trace_csv import TRACE, Names, csv_table, recognised, requests
 from llminfer.config import SimulationConfig
@@ -50,6 +50,7 @@ class Workload:
         >>> len(Workload.generate(SimulationConfig(num_requests=600, random_seed=1)))
         600
         """
+        check_room("num_requests", config.num_requests, 100)  # bytes while it is drawn
         return cls.drawn(
             config.num_requests,
             config.random_seed,
@@ -251,7 +252,7 @@ class Workload:
         mean = float(gaps.mean()) if len(gaps) else 0.0
         unit = gaps / mean if mean > 0.0 else np.ones(1)
         return {
-            "arrival_rate": 1.0 / mean if mean > 0.0 else float("inf"),
+            "arrival_rate": min(1.0 / mean, LARGEST) if mean > 0.0 else float("inf"),
             "arrival_pattern": "constant",
             "arrival_pattern_params": {},
             "arrival_cv": float(unit.std()) if arrivals == "gamma" else 1.0,

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
+from pandas.api.types import infer_dtype
 
 from llminfer.base.arrays import MOST_TOKENS, FloatArray, IntArray
-from llminfer.base.errors import TraceError, fail
+from llminfer.base.errors import LARGEST, TraceError, fail
+
+_NUMBERS = {"integer", "floating", "mixed-integer-float", "empty"}
 
 
 def arrival_column(name: str, given: npt.ArrayLike) -> FloatArray:
@@ -20,6 +25,7 @@ def arrival_column(name: str, given: npt.ArrayLike) -> FloatArray:
         raise TraceError(f"{name}: empty: must have at least one request")
     _refuse(name, column, ~np.isfinite(column), "finite")
     _refuse(name, column, column < 0.0, "at least 0")
+    _refuse(name, column, column > LARGEST, f"at most {LARGEST:g} s")
     earlier = np.diff(column, prepend=column[0]) < 0.0
     _refuse(name, column, earlier, "no earlier than the one before")
     return column
@@ -67,13 +73,17 @@ def mean_rate(arrival_time: FloatArray) -> float:
 
 
 def _column(name: str, given: npt.ArrayLike) -> FloatArray:
+    """Numbers as floats, NaN where one is masked or None."""
     try:
-        column = np.array(given, dtype=np.float64)
-    except (TypeError, ValueError):
-        raise TraceError(f"{name}: must be numbers") from None
+        cells: Any = np.ma.asarray(given)
+        if infer_dtype(cells.data.ravel()) not in _NUMBERS:
+            raise TypeError
+        column = cells.astype(np.float64).filled(np.nan)
+    except (TypeError, ValueError, OverflowError):
+        raise TraceError(f"{name}: must be numbers, no dates or texts") from None
     if column.ndim != 1:
         raise TraceError(f"{name}: of {column.ndim} dimensions: must be a plain list")
-    return column
+    return np.asarray(column)
 
 
 def _refuse(

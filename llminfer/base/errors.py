@@ -7,10 +7,18 @@ import difflib
 import math
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import MISSING, fields
-from numbers import Integral, Real
 from typing import Any, TypeVar
 
+import numpy as np
+
 T = TypeVar("T")
+
+LARGEST = 1e15  # of any number; products of several are finite
+_WHOLE = int, np.integer
+_REALS = *_WHOLE, float, np.floating
+_NONE = bool, np.timedelta64  # are of these types, and no numbers
+_MOST_WHOLE = 2**53  # beyond it a float skips some
+MOST_SEED = 2**128  # NumPy uses so much of one
 
 
 class ConfigError(ValueError):
@@ -27,21 +35,33 @@ class OverloadWarning(UserWarning):
 
 def fail(name: str, value: object, must: str) -> ConfigError:
     """The error for one field: ``name=value: must be ...``."""
-    shown = repr(value)
-    shown = shown if len(shown) <= 80 else shown[:77] + "..."
-    return ConfigError(f"{name}={shown}: must be {must}")
+    return ConfigError(f"{name}={shown(value)}: must be {must}")
 
 
-def whole(name: str, value: object, least: int) -> int:
-    """``value`` as an int of at least ``least``; True and 2.5 are no whole numbers.
+def shown(value: object) -> str:
+    """A value in at most 80 characters, whatever it is.
+
+    >>> shown([1, 2]), shown(10**5000)
+    ('[1, 2]', 'a value of type int')
+    """
+    try:
+        text = repr(value)
+    except Exception:  # too many digits, nested too deep, or a fault of its own
+        return f"a value of type {type(value).__name__}"
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+def whole(name: str, value: Any, least: int, most: int = _MOST_WHOLE) -> int:
+    """``value`` as an int in [least, most]; True and 2.5 are no whole numbers.
 
     Raises:
         ConfigError: It is not.
     """
-    must = f"a whole number of at least {least}"
-    if isinstance(value, bool) or not isinstance(value, Integral) or value < least:
-        raise fail(name, value, must)
-    return int(value)
+    fine = isinstance(value, _WHOLE) and not isinstance(value, _NONE)
+    if fine and least <= value <= most:
+        return int(value)
+    end = f" and at most {most}" * bool(fine and value > most)
+    raise fail(name, value, f"a whole number of at least {least}{end}")
 
 
 def number(
@@ -53,19 +73,22 @@ def number(
 ) -> float:
     """``value`` as a finite float in [least, most] and greater than ``above``.
 
+    None is larger than ``LARGEST``, nor smaller than one over it where 0 is too small.
+
     Raises:
         ConfigError: It is not.
     """
-    ends = {" above ": above, " of at least ": least, " and at most ": most}
-    said = (f"{words}{end:g}" for words, end in ends.items() if math.isfinite(end))
-    must = "a finite number" + "".join(said)
     result = math.nan
-    if isinstance(value, Real) and not isinstance(value, bool):
+    if isinstance(value, _REALS) and not isinstance(value, _NONE):
         with contextlib.suppress(OverflowError):
             result = float(value)
-    if not (math.isfinite(result) and least <= result <= most and result > above):
-        raise fail(name, value, must)
-    return result
+    odd = abs(result) > LARGEST or above == 0.0 < result < 1.0 / LARGEST
+    if least <= result <= most and result > above and not odd:
+        return result
+    ends = {" above ": above, " of at least ": least, " and at most ": most}
+    said = [f"{words}{end:g}" for words, end in ends.items() if math.isfinite(end)]
+    said += [f", {1.0 / LARGEST:g} to {LARGEST:g} in size"] * odd
+    raise fail(name, value, "a finite number" + "".join(said))
 
 
 def numbers(
@@ -81,7 +104,7 @@ def numbers(
     if not (found := tuple(values)):
         raise fail(name, found, "a list of at least one number")
     plain = {*map(type, found)} <= {int, float}  # then a look at their ends will do
-    plain = plain and least <= min(found) and max(found) <= min(most, 1e300)
+    plain = plain and least <= min(found) and max(found) <= min(most, LARGEST)
     for value in () if plain and not math.isnan(sum(found)) else found:
         number(name, value, least=least, most=most)
     if not sum(found) > 0.0:
@@ -129,7 +152,8 @@ def build(cls: type[T], owner: str, params: Mapping[str, Any], field: str) -> T:
         if name not in needed:
             takes = ", ".join(needed) or "no parameters"
             hint = nearest(name, needed)
-            raise ConfigError(f"{field}.{name}={value!r}: {owner} takes {takes}{hint}")
+            what = f"{field}.{name}={shown(value)}"
+            raise ConfigError(f"{what}: {owner} takes {takes}{hint}")
     for name, required in needed.items():
         if required and name not in params:
             raise ConfigError(f"{field}.{name}=None: must be given for {owner}")
@@ -154,6 +178,8 @@ def inside(field: str) -> Iterator[None]:
 
 def nearest(value: object, known: Collection[str]) -> str:
     """`` (did you mean X?)`` for the known name most like ``value``, or nothing."""
+    if not isinstance(value, str):
+        return ""
     folded = {name.lower(): name for name in known}
-    close = difflib.get_close_matches(str(value).lower(), list(folded), n=1, cutoff=0.5)
+    close = difflib.get_close_matches(value.lower()[:80], list(folded), n=1, cutoff=0.5)
     return f" (did you mean {folded[close[0]]}?)" if close else ""

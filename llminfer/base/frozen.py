@@ -36,13 +36,19 @@ class Classes(Params):
         return not self == other
 
 
-def plain(value: Any) -> Any:
-    """Numbers as Python's own; lists, arrays and dicts as what cannot change."""
+def plain(value: Any, deep: int = 9) -> Any:
+    """Numbers as Python's own; lists, arrays and dicts as what cannot change.
+
+    Args:
+        value: What is given.
+        deep: So many lists in lists; what lies deeper is no parameter.
+    """
     if hasattr(value, "tolist"):
         value = value.tolist()
-    if isinstance(value, Mapping):
-        return Params({key: plain(its) for key, its in value.items()})
-    return tuple(map(plain, value)) if isinstance(value, (list, tuple)) else value
+    if deep and isinstance(value, Mapping):
+        return Params({key: plain(its, deep - 1) for key, its in value.items()})
+    listed = deep and isinstance(value, (list, tuple))
+    return tuple(plain(its, deep - 1) for its in value) if listed else value
 
 
 def thawed(value: Any) -> Any:

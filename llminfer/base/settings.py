@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import fields
@@ -10,7 +11,7 @@ from numbers import Number
 from pathlib import Path
 from typing import Any, Self
 
-from llminfer.base.errors import ConfigError, fail, nearest
+from llminfer.base.errors import ConfigError, fail, nearest, shown
 from llminfer.base.frozen import Params, thawed
 
 _WRITTEN = (str, Number, tuple, Params, type(None))
@@ -21,7 +22,7 @@ class Settings:
 
     __slots__ = ()
 
-    def __new__(cls, *_: Any, **given: Any) -> Self:
+    def __new__(cls, /, *_: Any, **given: Any) -> Self:
         """Checks the names; the dataclass takes the values."""
         cls.check_names(given)
         return super().__new__(cls)
@@ -37,7 +38,7 @@ class Settings:
         for name, value in given.items():
             if name not in names:
                 hint = nearest(name, names) or f": help({cls.__name__}) lists them"
-                raise ConfigError(f"{name}={value!r}: no such field{hint}")
+                raise ConfigError(f"{name}={shown(value)}: no such field{hint}")
 
     def to_dict(self) -> dict[str, Any]:
         """All fields by name, as plain values.
@@ -69,11 +70,13 @@ class Settings:
         >>> SimulationConfig.from_json('{"batch_size": 4}')
         SimulationConfig(batch_size=4)
         """
+        if not isinstance(source, (str, os.PathLike)):
+            raise fail("configuration", source, "a path, or JSON")
         inline = isinstance(source, str) and source.lstrip().startswith("{")
-        text = str(source) if inline else Path(source).read_text()
         try:
+            text = str(source) if inline else Path(source).read_text("utf-8-sig")
             values = json.loads(text)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:  # no text, or nested too deep
             raise ConfigError(f"configuration: not JSON: {error}") from None
         if not isinstance(values, dict):
             raise fail("configuration", values, "a JSON object of fields")
@@ -83,8 +86,8 @@ class Settings:
         """The call that makes this, without what is default; long lists are cut."""
         usual = type(self)()._values()
         own = {k: v for k, v in self._values().items() if v != usual[k]}
-        shown = ", ".join(f"{name}={value!r}" for name, value in own.items())
-        cut = re.sub(r"((?:[^(), ]+, ){3})[^()]{400,}\)", r"\1...)", shown)
+        text = ", ".join(f"{name}={value!r}" for name, value in own.items())
+        cut = re.sub(r"((?:[^(), ]+, ){3})[^()]{400,}\)", r"\1...)", text)
         return f"{type(self).__name__}({cut})"
 
     def _values(self) -> dict[str, Any]:

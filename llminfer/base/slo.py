@@ -91,6 +91,8 @@ class SLO:
     classes: Mapping[str | int, SLO] = field(default_factory=dict, kw_only=True)
 
     def __post_init__(self) -> None:
+        if not isinstance(self.classes, Mapping):
+            raise fail("classes", self.classes, "a dict of SLOs by class")
         for name, its in self.classes.items():
             if not isinstance(its, SLO) or its.classes or its.itl is not None:
                 must = "an SLO of ttft, tpot, latency or goodput"

@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 from llminfer.base.arrays import MOST_TOKENS
-from llminfer.base.errors import TraceError, choice
+from llminfer.base.errors import TraceError, choice, shown
 
 _LONGEST_LINE = 64 * 1024  # bytes; a line of a trace has well under a hundred
 _LONGEST_OBJECT = 64 * 2**20  # bytes; the results of a whole run may be on one
@@ -23,7 +23,8 @@ _SPARSE = 60.0  # s between requests; milliseconds look like that
 _LATEST = 1e15  # s; the clock of day is at 1.8e9
 _OF_DAY = 1e9  # s; a clock that shows more is the time of day, and at most 4e9
 _WHOLE = re.compile(r"\s*-?[0-9]{1,18}(\.(?!000\s*$)0*)?\s*")  # 1.000 may be 1000
-_DATE = re.compile(r"\s*[12]\d{3}-\d\d?-\d")
+_DATE = re.compile(r"\s*(19[7-9]|20\d)\d-\d\d?-\d")  # others are no clock's
+_COMPACT = re.compile(r"(19|20)\d\d(0[1-9]|1[0-2])([0-2]\d|3[01])(\d{6})?(\.0*)?")
 _ZONE = re.compile(r":[\d:.,]*\s*(?:z|[+-]\d\d:?(?:\d\d)?)\s*$", re.IGNORECASE)
 _COMMA = re.compile(r"^\s*(-?\d+),(\d+)\s*$")
 _SEPARATORS = ",;\t|"
@@ -121,10 +122,10 @@ def recognised(
                 found[role] = its.where(its.notna() & (its != ""), column)
     needed = [*dict.fromkeys([*needed, *given])]
     if lacking := [role for role in needed if role not in found]:
-        shown = ",".join(map(str, table))[:300]
+        there = " ".join(",".join(map(str, table)).split())[:300]
         call = ", ".join(f"{role!r}: '...'" for role in lacking)
         must = f"must include {','.join(lacking)}: name them, columns={{{call}}}"
-        raise TraceError(f"{table.index.name}1: columns {shown}: {must}")
+        raise TraceError(f"{table.index.name}1: columns {there}: {must}")
     return found
 
 
@@ -161,8 +162,8 @@ def csv_table(path: Path, needed: Sequence[str] = ()) -> pd.DataFrame:
         raise TraceError(f"{path.name}, row {number + 1}: {error}") from None
     header = [name.strip() for name in next(iter(rows.values()), [])]
     if header and (lacking := ",".join(n for n in needed if n not in header)):
-        shown = ",".join(header)[:80]
-        raise TraceError(f"{path.name}, row 1: columns {shown}: must include {lacking}")
+        there = " ".join(",".join(header).split())[:80]  # on one line
+        raise TraceError(f"{path.name}, row 1: columns {there}: must include {lacking}")
     if len(rows) < 2:
         raise TraceError(f"{path.name}: empty: must have a header and rows")
     for number, row in rows.items():
@@ -262,6 +263,11 @@ def moments(
         early = times < pd.Series(least, cells.index)
         refuse(cells, early, "no earlier than what came before it")
         return times
+    first, named = str(next(iter(cells), "")), plain_name(str(cells.name))[1]
+    if _COMPACT.fullmatch(first) and not (unit or named):
+        other = ~cells.astype(str).str.fullmatch(_COMPACT)
+        bad = pd.Series(not other.any(), cells.index)
+        refuse(cells, bad, "as 2023-11-16, or of a unit that is given")
     size = numbers(cells).median() / _OF_DAY
     days = (each for each in ("ms", "us", "ns") if 1.0 <= size * UNITS[each] < 4.0)
     return seconds(cells, least, unit or next(days, None))
@@ -281,7 +287,7 @@ def refuse(cells: pd.Series, bad: pd.Series, must: str) -> None:
     """
     for row, cell in cells[bad][:1].items():
         where = f"{cells.index.name}{row}, {cells.name}"
-        raise TraceError(f"{where}={cell!r:.40}: must be {must}")
+        raise TraceError(f"{where}={shown(cell):.40}: must be {must}")
 
 
 def numbers(cells: pd.Series) -> pd.Series:

@@ -142,7 +142,8 @@ def read_bench(path: str | Path) -> ServedLog:
 def _users(about: Mapping[str, Any]) -> int | None:
     """How many users without a pause sent the requests, if a run was driven so."""
     closed = str(about.get("request_rate")) == "inf"
-    return about.get("max_concurrency") if closed else None
+    users = about.get("max_concurrency")
+    return users if closed and type(users) is int and users > 0 else None
 
 
 def _sent_by(users: int, found: Columns) -> pd.Series:

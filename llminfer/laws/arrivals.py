@@ -255,7 +255,7 @@ def unit_arrivals(
         each = np.asarray(gaps)[place % n] / np.mean(gaps)
     elif arrival_cv == 1.0:
         each = stream.standard_exponential(requests)
-    elif arrival_cv == 0.0:
+    elif arrival_cv < 1e-100:  # its square is no number
         each = np.ones(requests)
     else:
         shape = arrival_cv**-2

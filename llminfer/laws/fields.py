@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
-from llminfer.base.errors import choice, number, numbers, truth, whole
+from llminfer.base.errors import MOST_SEED, choice, number, numbers, truth, whole
 from llminfer.base.frozen import Classes, frozen_classes, frozen_params, plain
 from llminfer.laws.engines import COEFFICIENTS, STEP_LAWS
 from llminfer.laws.people import people_law
@@ -20,7 +20,8 @@ _SWITCHES = ("chunked_prefill", "reserve_full_prompt", "prefix_caching")
 _SIZES = ("batch_size", "max_batched_tokens", "kv_blocks", "block_size", "replicas")
 _CLIENTS = ("max_concurrency", "clients", "queue_limit")
 _LAWS = ("think_time", "turns", "patience", "request_timeout")
-_COUNTS = ("graph_tokens", "warmup_requests", "random_seed")
+_COUNTS = ("graph_tokens", "warmup_requests")
+_EACH = {"replicas": 10**4, "clients": 10**6, "block_size": 2**20}  # takes memory
 
 
 def _checked_classes(name: str, given: Any) -> Classes:
@@ -41,8 +42,10 @@ CHECKS: Mapping[str, Callable[[str, Any], Any]] = {
     "arrival_gaps": lambda name, gaps: numbers(name, plain(gaps), 0.0),
     **dict.fromkeys(("batch_timeout", *COEFFICIENTS), partial(number, least=0.0)),
     **dict.fromkeys((*_SIZES, "num_requests", *_CLIENTS), partial(whole, least=1)),
+    **{name: partial(whole, least=1, most=most) for name, most in _EACH.items()},
     **dict.fromkeys(_LAWS, people_law),
     **dict.fromkeys(_COUNTS, partial(whole, least=0)),
+    "random_seed": partial(whole, least=0, most=MOST_SEED),
     "server": partial(choice, known=SERVERS),
     "step_law": partial(choice, known=STEP_LAWS),
     "router": partial(choice, known=ROUTERS + CACHE_ROUTERS),

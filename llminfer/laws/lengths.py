@@ -224,9 +224,9 @@ class LogNormal(LengthLaw):
     def __post_init__(self) -> None:
         number("mu", self.mu, most=30.0)
         number("sigma", self.sigma, least=0.0, most=10.0)
-        whole("min", self.min, 1)
+        whole("min", self.min, 1, MOST_TOKENS)
         if self.max is not None:
-            _ordered("min", self.min, "max", whole("max", self.max, 1))
+            _ordered("min", self.min, "max", whole("max", self.max, 1, MOST_TOKENS))
 
     @property
     def support(self) -> tuple[int, float]:
@@ -380,7 +380,7 @@ class Geometric(LengthLaw):
     def __post_init__(self) -> None:
         number("mean", self.mean, least=1.0, most=1e9)
         if self.max is not None:
-            whole("max", self.max, 1)
+            whole("max", self.max, 1, MOST_TOKENS)
 
     @property
     def support(self) -> tuple[int, float]:
@@ -407,8 +407,7 @@ class Constant(LengthLaw):
     value: int
 
     def __post_init__(self) -> None:
-        if whole("value", self.value, 1) > MOST_TOKENS:
-            raise fail("value", self.value, f"at most {MOST_TOKENS}")
+        whole("value", self.value, 1, MOST_TOKENS)
 
     @property
     def support(self) -> tuple[int, float]:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from operator import index
 
 import numpy as np
 
-from llminfer.base.arrays import FloatArray, IntArray
+from llminfer.base.arrays import MOST_TOKENS, FloatArray, IntArray
 from llminfer.base.errors import TraceError, number, whole
 from llminfer.laws.lengths import LengthLaw
 
@@ -27,7 +28,7 @@ def checked_paths(
         TraceError: Not a path a request, or of more tokens than it has.
     """
     try:
-        paths = tuple(tuple((int(i), int(t)) for i, t in path) for path in given)
+        paths = tuple(tuple((index(i), index(t)) for i, t in p) for p in given)
     except (TypeError, ValueError):
         raise TraceError("segments: must be a path of (id, tokens) a request") from None
     if len(paths) != len(room):
@@ -71,8 +72,8 @@ class SharedPrefixes:
     zipf: float = 0.0
 
     def __post_init__(self) -> None:
-        whole("count", self.count, 1)
-        whole("tokens", self.tokens, 1)
+        whole("count", self.count, 1, most=10**6)
+        whole("tokens", self.tokens, 1, most=MOST_TOKENS)
         number("zipf", self.zipf, least=0.0)
 
     def segments(self, u: FloatArray) -> Segments:

@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from llminfer.report.tables import figures_dir
+from llminfer.report.tables import figures_dir, safe_name
 
 COLUMN, PAGE = 3.4, 7.0  # inches: one column and the full width of a two-column page
 DASHES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (3, 1)), (0, (1, 1)))
@@ -250,10 +250,13 @@ def save(fig: Figure, name: str, data: pd.DataFrame | None = None) -> None:
 
     Args:
         fig: Drawn at its final width; the files keep that width.
-        name: Begins with the number of its notebook.
+        name: Begins with the number of its notebook; letters, digits, - and _.
         data: The numbers behind the figure; None takes them from its curves.
+
+    Raises:
+        ConfigError: A name of other characters, such as a dot or a slash.
     """
-    target = figures_dir() / name
+    target = figures_dir() / safe_name("name", name)
     fig.savefig(target.with_suffix(".pdf"), metadata={"CreationDate": None})
     fig.savefig(target.with_suffix(".png"), metadata={"Software": None})
     table = _plotted(fig) if data is None else data

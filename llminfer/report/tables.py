@@ -81,7 +81,7 @@ def save_table(
     Raises:
         ConfigError: A name that makes no file or label, or an unknown column.
     """
-    target = figures_dir() / _safe("name", name)
+    target = figures_dir() / safe_name("name", name)
     named = any(level is not None for level in frame.index.names)
     table = frame.reset_index() if named else frame
     require_columns(table, [*(formats or {}), *(names or {})])
@@ -292,7 +292,7 @@ def save_numbers(
         ConfigError: A name LaTeX cannot take, or one that is in use.
     """
     fresh = _macros(values)
-    _safe("source", source)
+    safe_name("source", source)
     path = (figures_dir() / "numbers.tex").resolve()
     with closing(sqlite3.connect(path.with_name(".numbers.lock"), timeout=60.0)) as own:
         own.execute("BEGIN EXCLUSIVE")  # nobody else writes; a crash lets go of it
@@ -340,7 +340,13 @@ def _replace(path: Path, macros: Mapping[str, tuple[str, str]]) -> None:
     os.replace(half, path)
 
 
-def _safe(field: str, name: str) -> str:
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name):
+def safe_name(field: str, name: str) -> str:
+    """``name``, if a file and a label in LaTeX can have it.
+
+    Raises:
+        ConfigError: They cannot.
+    """
+    fine = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{,99}")
+    if not (isinstance(name, str) and fine.fullmatch(name)):
         raise fail(field, name, "letters, digits, hyphens and underscores")
     return name

@@ -288,13 +288,15 @@ def pooled_quantile(samples: Sequence[Values], q: float) -> Estimate:
     >>> round(found.value, 1), round(found.lower, 1), round(found.upper, 1)
     (904.1, 840.6, 967.6)
     """
-    if not 0.0 < number("q", q) < 1.0:
+    if number("q", q, above=0.0) >= 1.0:
         raise fail("q", q, "a probability between 0 and 1, such as 0.99")
     groups = [np.asarray(sample, dtype=np.float64) for sample in samples]
     if (n := len(groups)) < 2:
         raise ConfigError(f"samples: {n} replications: must be at least 2")
     needed = math.ceil(round(pooling.FEWEST_BEYOND / min(q, 1.0 - q), 6))
     for i, group in enumerate(groups):
+        if np.isnan(group).any():
+            raise ConfigError(f"samples[{i}]: must be without NaN, which has no rank")
         if len(group) < needed:
             must = f"at least {needed}, or too few lie beyond the quantile q={q:g}"
             raise ConfigError(f"samples[{i}]: {len(group)} values: must be {must}")

@@ -118,6 +118,8 @@ def mser5(series: Values) -> int | None:
     20
     """
     values = np.asarray(series, dtype=np.float64)
+    if not np.isfinite(values).all():
+        raise ConfigError("series: must be finite numbers")
     if len(values) < 50:
         raise ConfigError(f"series: {len(values)} values: must be at least 50")
     batches = values[: len(values) // 5 * 5].reshape(-1, 5).mean(axis=1)

@@ -197,7 +197,7 @@ def judge(runs: pd.DataFrame, signal: str, threshold: float) -> pd.DataFrame:
     1    inf       inf     0.0
     """
     series = [name for name in runs if isinstance(runs[name].iloc[0], list)]
-    end = np.array([time[-1] for time in runs["time"]])
+    end = np.array([max(time, default=0.0) for time in runs["time"]])
     table = runs.drop(columns=series).assign(signal=signal, threshold=threshold)
     alarm = first_alarms(runs, signal, np.array([threshold]))[:, 0]
     table["alarm"], table["crossing"] = alarm, crossings(runs)
