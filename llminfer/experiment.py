@@ -15,11 +15,11 @@ from typing import Any
 import joblib
 import pandas as pd
 import simpy
-from joblib import Parallel, delayed
 from tqdm.auto import tqdm
 
 from llminfer.base.cache import SOURCE, RunStore, code_of
 from llminfer.base.errors import ConfigError, fail, whole
+from llminfer.base.workers import as_finished
 from llminfer.config import SimulationConfig
 from llminfer.metrics import MetricsCollector, metrics_and_times
 from llminfer.policies import SchedulingPolicy, register_policy, registered_policy
@@ -152,22 +152,36 @@ def _run_quietly(
     return measure(config, _simulated(config, workload))
 
 
-def _run_elsewhere(
-    i: int, source: str, policy: type[SchedulingPolicy] | None, *job: Any
-) -> tuple[int, Row]:
-    """In a worker: the number of a run, and what it gives.
+def _run_anywhere(
+    source: str,
+    policy: type[SchedulingPolicy] | None,
+    measure: Measure,
+    config: SimulationConfig,
+    *work: Workload,
+) -> Row:
+    """In whatever process: what a run gives.
 
     Args:
-        i: Its number.
-        source: The code that the worker must have, too.
-        policy: The user's own, made known to this process.
-        *job: As for ``_run_quietly``.
+        source: The code that this process must have, too.
+        policy: The user's own, made known to this process if it has a name.
+        measure: Makes the numbers.
+        config: What to run.
+        *work: What it serves instead of its own requests.
     """
     if source != SOURCE:
-        raise RuntimeError("llminfer was edited after its import: restart the kernel")
-    if policy is not None:
+        raise RuntimeError(
+            "a worker has not the code and the versions of llminfer, numpy, scipy and "
+            "simpy that were imported here: restart the kernel, and a cluster's workers"
+        )
+    if policy is not None and isinstance(config.scheduling_policy, str):
         register_policy(policy)
-    return i, _run_quietly(*job)
+    return _run_quietly(measure, config, *work)
+
+
+def _own_policy(config: SimulationConfig) -> type[SchedulingPolicy] | None:
+    """The class of a policy of the user's own, or None."""
+    its = config.scheduling_policy
+    return type(its) if isinstance(its, SchedulingPolicy) else registered_policy(its)
 
 
 def run_many(
@@ -181,7 +195,8 @@ def run_many(
 
     Args:
         configs: What to run.
-        n_jobs: Processes; None takes one a core. The numbers do not depend on it.
+        n_jobs: Processes; 1 is this one, None takes one a core, or those of the backend
+            that ``joblib.parallel_config`` names. The numbers do not depend on it.
         description: What the progress bar says.
         measure: Makes a run's numbers from its record. One of the package's own is
             remembered with them; one from elsewhere runs anew each time.
@@ -197,12 +212,15 @@ def run_many(
     with contextlib.closing(RunStore()) as store:
         done = [store.get(key) for key in keys]
         jobs = {
-            i: (measure, configs[i], *work) for i, k in enumerate(done) if k is None
+            i: (SOURCE, _own_policy(configs[i]), measure, configs[i])
+            for i, known in enumerate(done)
+            if known is None
         }
         # tqdm's bar for notebooks does not heed its own variable
         quiet = not jobs or bool(os.environ.get("TQDM_DISABLE"))
         bar = {"total": len(jobs), "leave": False, "unit": "run", "disable": quiet}
-        for i, metrics in tqdm(_as_finished(jobs, n_jobs), description, **bar):
+        finished = as_finished(_run_anywhere, jobs, n_jobs, *work)
+        for i, metrics in tqdm(finished, description, **bar):
             # at once, so that an interrupted sweep resumes
             store.put(keys[i], metrics)
             done[i] = metrics
@@ -225,26 +243,6 @@ def run_key(
     # in order, since it numbers the request classes
     text = json.dumps([SOURCE, name, code, config.to_dict(), joblib.hash(workload)])
     return hashlib.sha256(text.encode()).hexdigest()
-
-
-def _as_finished(
-    jobs: Mapping[int, tuple[Any, ...]], n_jobs: int | None
-) -> Iterator[tuple[int, Row]]:
-    """The number of each job and what came of it, in the order in which they end.
-
-    Args:
-        jobs: By number, each a measure, a configuration, and maybe a workload.
-        n_jobs: Processes; None takes one a core.
-    """
-    workers = (os.cpu_count() or 1) if n_jobs is None else whole("n_jobs", n_jobs, 1)
-    if workers == 1 or len(jobs) < 2:
-        return ((i, _run_quietly(*job)) for i, job in jobs.items())
-    run = delayed(_run_elsewhere)
-    policies = {
-        i: registered_policy(its[1].scheduling_policy) for i, its in jobs.items()
-    }
-    parallel = Parallel(n_jobs=workers, return_as="generator_unordered")
-    return iter(parallel(run(i, SOURCE, policies[i], *jobs[i]) for i in jobs))
 
 
 def replicated(
@@ -277,7 +275,9 @@ def sweep(
             ``{"server": {"report": {}, "rtx4090": PRESETS[...].coefficients}}``.
         replications: Runs a combination, under seeds ``random_seed_start`` and on;
             all combinations face the same seeds.
-        n_jobs: Processes; None takes one a core. The numbers do not depend on it.
+        n_jobs: Processes; 1 is this one, None takes one a core, or those of the backend
+            that ``joblib.parallel_config`` names, such as ``"dask"``, a cluster. The
+            numbers do not depend on it.
         random_seed_start: First seed.
         measure: Makes a run's numbers from its record; by default the metrics.
 
