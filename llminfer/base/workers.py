@@ -108,7 +108,10 @@ def _done(
 def _here(n: int, calls: Iterable[Any], shared: tuple[Any, ...]) -> Numbered:
     """As they finish, in ``n`` processes, or as joblib is told."""
     ends = {"initializer": _end_with, "initargs": (os.getpid(),)}
-    parallel = Parallel(n, return_as="generator_unordered", **ends)
+    at_once = get_active_backend()[0].supports_return_generator
+    parallel = Parallel(
+        n, return_as="generator_unordered" if at_once else "list", **ends
+    )
     return iter(parallel(delayed(_done)(*call, *shared) for call in calls))
 
 
