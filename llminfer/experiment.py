@@ -17,7 +17,7 @@ import pandas as pd
 import simpy
 from tqdm.auto import tqdm
 
-from llminfer.base.cache import SOURCE, RunStore, code_of
+from llminfer.base.cache import SOURCE, RunStore, code_of, made_by
 from llminfer.base.errors import ConfigError, fail, whole
 from llminfer.base.workers import as_finished
 from llminfer.config import SimulationConfig
@@ -117,7 +117,7 @@ def _watched(config: SimulationConfig, workload: Workload | None) -> RunRecord:
     return record
 
 
-def _simulated(config: SimulationConfig, workload: Workload | None) -> RunRecord:
+def _simulated(config: SimulationConfig, workload: Workload | None = None) -> RunRecord:
     env = simpy.Environment()
     if workload is None and config.clients is None:  # else users draw their own
         workload = Workload.generate(config)
@@ -147,41 +147,23 @@ def poolable_metrics(config: SimulationConfig, record: RunRecord) -> Row:
 
 
 def _run_quietly(
-    measure: Measure, config: SimulationConfig, workload: Workload | None = None
-) -> Row:
-    return measure(config, _simulated(config, workload))
-
-
-def _run_anywhere(
-    source: str,
-    policy: type[SchedulingPolicy] | None,
-    measure: Measure,
-    config: SimulationConfig,
-    *work: Workload,
+    source: str, policy: Any, measure: Measure, config: SimulationConfig, *work: Any
 ) -> Row:
     """In whatever process: what a run gives.
 
     Args:
         source: The code that this process must have, too.
-        policy: The user's own, made known to this process if it has a name.
+        policy: The policy, or its class, the user's own, to be made known here.
         measure: Makes the numbers.
         config: What to run.
         *work: What it serves instead of its own requests.
     """
     if source != SOURCE:
-        raise RuntimeError(
-            "a worker has not the code and the versions of llminfer, numpy, scipy and "
-            "simpy that were imported here: restart the kernel, and a cluster's workers"
-        )
-    if policy is not None and isinstance(config.scheduling_policy, str):
+        those = "another llminfer, numpy, scipy or simpy than was imported here"
+        raise RuntimeError(f"a worker has {those}: restart the kernel and the cluster")
+    if isinstance(policy, type):
         register_policy(policy)
-    return _run_quietly(measure, config, *work)
-
-
-def _own_policy(config: SimulationConfig) -> type[SchedulingPolicy] | None:
-    """The class of a policy of the user's own, or None."""
-    its = config.scheduling_policy
-    return type(its) if isinstance(its, SchedulingPolicy) else registered_policy(its)
+    return measure(config, _simulated(config, *work))
 
 
 def run_many(
@@ -211,15 +193,14 @@ def run_many(
     keys = [run_key(config, measure, *work) for config in configs]
     with contextlib.closing(RunStore()) as store:
         done = [store.get(key) for key in keys]
-        jobs = {
-            i: (SOURCE, _own_policy(configs[i]), measure, configs[i])
-            for i, known in enumerate(done)
-            if known is None
-        }
+        left = [i for i, known in enumerate(done) if known is None]
+        named = [config.scheduling_policy for config in configs]
+        own = [registered_policy(its) or its for its in named]
+        jobs = {i: (SOURCE, own[i], measure, configs[i]) for i in left}
         # tqdm's bar for notebooks does not heed its own variable
         quiet = not jobs or bool(os.environ.get("TQDM_DISABLE"))
         bar = {"total": len(jobs), "leave": False, "unit": "run", "disable": quiet}
-        finished = as_finished(_run_anywhere, jobs, n_jobs, *work)
+        finished = as_finished(_run_quietly, jobs, n_jobs, *work)
         for i, metrics in tqdm(finished, description, **bar):
             # at once, so that an interrupted sweep resumes
             store.put(keys[i], metrics)
@@ -304,7 +285,9 @@ def sweep(
             rows.append({**labels, "replication": i, "seed": run.random_seed})
             configs.append(run)
     results = run_many(configs, n_jobs, " x ".join(over) or "runs", measure)
-    return pd.DataFrame([row | m for row, m in zip(rows, results, strict=True)])
+    table = pd.DataFrame([row | m for row, m in zip(rows, results, strict=True)])
+    table.attrs["made_by"] = made_by(configuration=base, over=repr(over))
+    return table
 
 
 def _combinations(

@@ -155,8 +155,8 @@ def deadly(config, record):
 
 def test_a_run_that_no_worker_survives_ends_the_sweep_in_words(tmp_path):
     with (
-        pytest.warns(UserWarning, match="a worker died, killed or out of memory"),
-        pytest.raises(RuntimeError, match="finished is kept, 4 of 4 runs are left"),
+        pytest.warns(UserWarning, match="a worker died: what it did is done again"),
+        pytest.raises(RuntimeError, match="4 of 4 runs are left, the others are kept"),
     ):
         sweep(CONFIG, {"batch_size": [2, 4]}, 2, 2, measure=deadly)
 
@@ -170,9 +170,9 @@ def test_another_backend_gives_the_same(backend, truth):
 
 def test_as_many_processes_as_joblib_is_told_of(monkeypatch):
     seen = []
-    here = llminfer.base.workers._here
+    here = llminfer.base.workers._started
     spied = lambda n, *given: seen.append(n) or here(n, *given)  # noqa: E731
-    monkeypatch.setattr(llminfer.base.workers, "_here", spied)
+    monkeypatch.setattr(llminfer.base.workers, "_started", spied)
     for told, asked, most in ({"n_jobs": 2}, None, 2), ({"n_jobs": 1}, None, None):
         seen.clear()
         with joblib.parallel_config(backend="threading", **told):

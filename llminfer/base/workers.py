@@ -5,114 +5,89 @@ killed or out of memory, is done again by another. A worker whose parent was kil
 ends by itself.
 """
 
-from __future__ import annotations
-
-import contextlib
-import multiprocessing
 import os
-import pickle
 import sys
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import CancelledError
-from functools import partial
+from contextlib import suppress
 from typing import Any
 
 import cloudpickle
-from joblib import Parallel, delayed, effective_n_jobs
-from joblib.externals.loky.backend.process import LokyProcess
 from joblib.externals.loky.process_executor import TerminatedWorkerError
-from joblib.parallel import get_active_backend
+from joblib.parallel import Parallel, delayed, get_active_backend
 
 from llminfer.base.errors import whole
 
-_TRIES = 3  # times that workers die with nothing finished in between
-
 _NOT_THEIRS = {"llminfer", "__main__", *sys.stdlib_module_names}
-
-Numbered = Iterator[tuple[int, Any]]
 
 
 def as_finished(
-    task: Callable[..., Any],
-    jobs: Mapping[int, tuple[Any, ...]],
-    n_jobs: int | None = None,
-    *shared: Any,
-) -> Numbered:
+    task: Callable[..., Any], jobs: Mapping[int, Any], n_jobs: int | None, *shared: Any
+) -> Iterator[tuple[int, Any]]:
     """The number of each job and what came of it, in the order in which they end.
 
     Args:
         task: What to do, a function.
         jobs: By number, its arguments.
         n_jobs: Processes; 1 is this one, None takes as many as
-            ``joblib.parallel_config`` says or else one a core.
+            ``joblib.parallel_config`` says, or else one a core.
         *shared: More arguments, the same for all: a cluster is sent them once.
 
     Raises:
         RuntimeError: Workers die, again and again.
 
-    >>> sorted(as_finished(pow, {0: (3,), 1: (4,)}, 1, 2))
+    >>> sorted(as_finished(pow, {0: [3], 1: [4]}, 1, 2))
     [(0, 9), (1, 16)]
     """
     backend, told = get_active_backend()
     n = (told or -1) if n_jobs is None else whole("n_jobs", n_jobs, 1)
-    client = getattr(backend, "client", None)  # of a Dask cluster
-    if len(jobs) < 2 or n == 1 or (client is None and effective_n_jobs(n) == 1):
+    if len(jobs) < 2 or n == 1:
         yield from ((i, task(*job, *shared)) for i, job in jobs.items())
         return
     left, tries = dict(jobs), 0
-    while left and tries < _TRIES:
+    while left and tries < 3:  # times that workers die and nothing is finished
         calls = [(i, task, _packed(job)) for i, job in left.items()]
-        how = _here(n, calls, shared) if client is None else _on(client, calls, shared)
         try:
-            for i, result in how:
+            for i, result in _started(n, backend, calls, shared):
                 del left[i]
                 yield i, result
-            tries = _TRIES  # a cluster has tried on several workers what is left
+            tries = 3  # a cluster has tried on several workers what is left
         except (TerminatedWorkerError, CancelledError):
             tries = tries + 1 if len(left) == len(calls) else 0
-            said = "a worker died, killed or out of memory: its runs are made again"
-            warnings.warn(said, stacklevel=2)
+            warnings.warn("a worker died: what it did is done again", stacklevel=2)
     if left:
-        raise RuntimeError(
-            "workers died again and again, as they do for lack of memory: what is "
-            f"finished is kept, {len(left)} of {len(jobs)} runs are left"
-        )
+        kept = f"{len(left)} of {len(jobs)} runs are left, the others are kept"
+        raise RuntimeError(f"workers died again and again, out of memory? {kept}")
 
 
-def _packed(job: tuple[Any, ...]) -> bytes:
-    """Arguments for another process, code of the user's as it is here and now.
+def _packed(job: Any) -> Any:
+    """Arguments as bytes, with the code of the user's own modules as it is now.
 
-    A worker has perhaps imported it before an edit, or on a cluster never.
+    A worker may have imported it before an edit, or on a cluster never.
     """
-    parts = [getattr(its, "func", its) for its in job if callable(its)]
-    homes = {c.__module__ for part in parts for c in getattr(part, "__mro__", [part])}
-    with contextlib.ExitStack() as afterwards:
-        for name in homes & sys.modules.keys():
-            if name.partition(".")[0] not in _NOT_THEIRS:
-                cloudpickle.register_pickle_by_value(sys.modules[name])
-                forget = cloudpickle.unregister_pickle_by_value
-                afterwards.callback(forget, sys.modules[name])
-        return bytes(cloudpickle.dumps(job))
+    parts = [getattr(its, "func", its) for its in job]
+    kin = [k for p in parts for k in (p, *getattr(p, "__mro__", type(p).__mro__))]
+    for name in {getattr(k, "__module__", "") for k in kin} & sys.modules.keys():
+        if name.partition(".")[0] not in _NOT_THEIRS:
+            cloudpickle.register_pickle_by_value(sys.modules[name])
+    return cloudpickle.dumps(job)
 
 
-def _done(
-    i: int, task: Callable[..., Any], packed: bytes, *shared: Any
-) -> tuple[int, Any]:
+def _done(i: int, task: Callable[..., Any], packed: bytes, *shared: Any) -> Any:
     """In a worker: a job's number, and what came of it."""
-    return i, task(*pickle.loads(packed), *shared)
+    return i, task(*cloudpickle.loads(packed), *shared)
 
 
-def _here(n: int, calls: Iterable[Any], shared: tuple[Any, ...]) -> Numbered:
-    """As they finish, in ``n`` processes, or as joblib is told."""
-    ends = {"initializer": _end_with, "initargs": (os.getpid(),)}
-    at_once = get_active_backend()[0].supports_return_generator
-    parallel = Parallel(
-        n, return_as="generator_unordered" if at_once else "list", **ends
-    )
-    return iter(parallel(delayed(_done)(*call, *shared) for call in calls))
+def _started(n: int, backend: Any, calls: list[Any], shared: Any) -> Any:
+    """What came of each, in ``n`` processes, or as joblib is told."""
+    if hasattr(backend, "client"):
+        return _on_cluster(backend.client, calls, shared)
+    way = "generator_unordered" if backend.supports_return_generator else "list"
+    parallel = Parallel(n, return_as=way, initializer=_end_with, initargs=[os.getpid()])
+    return parallel(delayed(_done)(*call, *shared) for call in calls)
 
 
 def _end_with(parent: int) -> None:
@@ -123,16 +98,16 @@ def _end_with(parent: int) -> None:
             time.sleep(1.0)
         os._exit(1)
 
-    if isinstance(multiprocessing.current_process(), LokyProcess):
+    if os.getppid() in (parent, 1):  # else a server in between has forked it
         threading.Thread(target=watch, daemon=True).start()
 
 
-def _on(client: Any, calls: Iterable[Any], shared: tuple[Any, ...]) -> Numbered:
+def _on_cluster(client: Any, calls: list[Any], shared: Any) -> Iterator[Any]:
     """As they finish, on a Dask cluster; joblib waits for ever where Dask gives up."""
     from distributed import KilledWorker, as_completed
 
-    sent = client.scatter(list(shared), broadcast=True, hash=False) if shared else []
-    submit = partial(client.submit, _done, pure=False)
-    for future in as_completed([submit(*call, *sent) for call in calls]):
-        with contextlib.suppress(KilledWorker):
+    sent = client.scatter(shared, broadcast=True, hash=False) if shared else ()
+    runs = (client.submit(_done, *call, *sent, pure=False) for call in calls)
+    for future in as_completed(list(runs)):
+        with suppress(KilledWorker):
             yield future.result()
