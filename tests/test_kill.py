@@ -24,6 +24,7 @@ import joblib
 import pandas as pd
 import psutil
 import pytest
+from joblib.externals.loky.process_executor import TerminatedWorkerError
 
 import llminfer
 from llminfer import SimulationConfig, register_policy, sweep
@@ -42,7 +43,7 @@ LONG = """
 from llminfer import SimulationConfig
 from llminfer.experiment import run_many
 base = SimulationConfig(arrival_rate=2.0, random_seed=1)
-sizes = [100_000_000] + [1000] * 9
+sizes = [5_000_000] + [1000] * 9
 run_many([base.replace(num_requests=n, random_seed=i) for i, n in enumerate(sizes)], 2)
 """
 
@@ -149,16 +150,23 @@ def test_runs_that_finish_before_the_first_one_are_stored_at_once(tmp_path):
     assert not alive
 
 
-def deadly(config, record):
-    os.kill(os.getpid(), signal.SIGKILL)
+def test_workers_that_die_with_nothing_finished_end_a_sweep_in_words(monkeypatch):
+    rounds = []
 
+    def dying(n, backend, calls, shared):
+        """Two results before the first death, one before the third, and no more."""
+        rounds.append(len(calls))
+        for i, *_ in calls[: {1: 2, 3: 1}.get(len(rounds), 0)]:
+            yield i, {"measured": 1.0}
+        raise TerminatedWorkerError
 
-def test_a_run_that_no_worker_survives_ends_the_sweep_in_words(tmp_path):
+    monkeypatch.setattr(llminfer.base.workers, "_started", dying)
     with (
         pytest.warns(UserWarning, match="a worker died: what it did is done again"),
-        pytest.raises(RuntimeError, match="4 of 4 runs are left, the others are kept"),
+        pytest.raises(RuntimeError, match=r"\? 17 of 20 runs are left, the others are"),
     ):
-        sweep(CONFIG, {"batch_size": [2, 4]}, 2, 2, measure=deadly)
+        sweep(CONFIG, {"batch_size": [2, 4]}, 10, 2)
+    assert rounds == [20, 18, 18, 17, 17, 17]
 
 
 @pytest.mark.parametrize("backend", ["threading", "multiprocessing", "sequential"])
