@@ -219,6 +219,12 @@ def test_workers_run_the_policy_as_it_is_now_and_not_as_they_imported_it(
     assert not first["avg_latency"].equals(other["avg_latency"])
 
 
+def test_workers_with_other_code_than_the_kernel_are_refused(monkeypatch):
+    monkeypatch.setattr(llminfer.experiment, "SOURCE", "as it was before an edit")
+    with pytest.raises(RuntimeError, match=r"another llminfer.*restart the kernel"):
+        sweep(CONFIG, {"batch_size": [2, 4]}, 1, 2)
+
+
 if __name__ == "__main__":
     whole, times = uninterrupted(), int(sys.argv[1])
     for what in (1, 2, "worker"):
