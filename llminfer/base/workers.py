@@ -86,7 +86,9 @@ def _started(n: int, backend: Any, calls: list[Any], shared: Any) -> Any:
     if hasattr(backend, "client"):
         return _on_cluster(backend.client, calls, shared)
     way = "generator_unordered" if backend.supports_return_generator else "list"
-    parallel = Parallel(n, return_as=way, initializer=_end_with, initargs=[os.getpid()])
+    ends = {"initializer": _end_with, "initargs": [os.getpid()]}
+    # one by one: who is killed within a long message leaves its reader waiting for ever
+    parallel = Parallel(n, return_as=way, batch_size=1, **ends)
     return parallel(delayed(_done)(*call, *shared) for call in calls)
 
 
