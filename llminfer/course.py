@@ -8,6 +8,7 @@ from typing import Any
 
 import pandas as pd
 
+from llminfer.base.cache import made_by
 from llminfer.base.errors import fail, whole
 from llminfer.config import SimulationConfig
 from llminfer.experiment import Metrics, replicated, run_many
@@ -15,6 +16,7 @@ from llminfer.laws.arrivals import ArrivalRate
 from llminfer.stats.intervals import compute_confidence_interval
 from llminfer.workload import Workload
 
+Results = pd.DataFrame | Sequence[Metrics] | Mapping[str, Any]
 _USUAL = SimulationConfig()
 
 
@@ -113,17 +115,18 @@ class ExperimentRunner:
         }
 
 
-def save_results(
-    results: pd.DataFrame | Sequence[Metrics] | Mapping[str, Any], path: str | Path
-) -> Path:
+def save_results(results: Results, path: str | Path, configuration: Any = None) -> Path:
     """Write results as JSON or CSV, by the ending of ``path``, and return the path.
 
-    The lists that quantiles are pooled from are left out.
+    The lists that quantiles are pooled from are left out. What made the results is
+    written beside them, as ``results.csv.made_by.json``: versions, the digest of the
+    code, the configuration and its seeds.
 
     Args:
         results: A sweep's table, a list of metrics, one run's metrics, or what
             ``aggregate_results`` gives (a row a metric).
         path: Ends in ``.json`` or ``.csv``.
+        configuration: What was run, or the experiment; a sweep's table knows it.
 
     Raises:
         ConfigError: Another ending.
@@ -135,6 +138,8 @@ def save_results(
         intervals = any(isinstance(value, Mapping) for value in results.values())
         rows = ({"metric": name, **its} for name, its in results.items())
         results = list(rows) if intervals else [dict(results)]
+    known = getattr(results, "attrs", {}).get("made_by")
+    made = known or made_by(configuration=configuration)
     frame = pd.DataFrame(results)
     frame = frame[[name for name in frame if not str(name).startswith("quantiles_")]]
     if target.suffix == ".csv":
@@ -143,4 +148,5 @@ def save_results(
         known = frame.astype(object).where(frame.notna(), None)  # JSON has no NaN
         records = known.to_dict(orient="records")
         target.write_text(json.dumps(records, indent=1, default=str) + "\n")
+    target.with_name(f"{target.name}.made_by.json").write_text(made + "\n")
     return target

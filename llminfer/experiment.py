@@ -8,26 +8,23 @@ import hashlib
 import itertools
 import json
 import os
-import pickle
-import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import cloudpickle
 import joblib
 import pandas as pd
 import simpy
-from joblib import Parallel, delayed
 from tqdm.auto import tqdm
 
 from llminfer.base.arrays import check_room
-from llminfer.base.cache import SOURCE, RunStore, code_of
+from llminfer.base.cache import SOURCE, RunStore, code_of, made_by
 from llminfer.base.errors import MOST_SEED, ConfigError, fail, shown, whole
+from llminfer.base.workers import as_finished
 from llminfer.config import SimulationConfig
 from llminfer.metrics import MetricsCollector, metrics_and_times
 from llminfer.policies import SchedulingPolicy, register_policy, registered_policy
-from llminfer.record import RunRecord
+from llminfer.record import BYTES_A_REQUEST, RunRecord
 from llminfer.servers import overload
 from llminfer.servers.continuous import ContinuousBatchingServer
 from llminfer.servers.static import LLMInferenceServer
@@ -40,7 +37,6 @@ Row = dict[str, Any]  # a run's numbers by name; lists for series
 Measure = Callable[[SimulationConfig, RunRecord], Row]
 
 _GAPS = 2**16  # between tokens, that stand for all of a run when they are pooled
-_BYTES = {"static": 200, "continuous": 400}  # a request takes, about
 
 _SERVERS: Mapping[str, type[LLMInferenceServer] | type[ContinuousBatchingServer]] = {
     "static": LLMInferenceServer,
@@ -122,10 +118,10 @@ def _watched(config: SimulationConfig, workload: Workload | None) -> RunRecord:
     return record
 
 
-def _simulated(config: SimulationConfig, workload: Workload | None) -> RunRecord:
+def _simulated(config: SimulationConfig, workload: Workload | None = None) -> RunRecord:
     env = simpy.Environment()
     if workload is None:
-        check_room("num_requests", config.num_requests, _BYTES[config.server])
+        check_room("num_requests", config.num_requests, BYTES_A_REQUEST[config.server])
     if workload is None and config.clients is None:  # else users draw their own
         workload = Workload.generate(config)
     server = _SERVERS[config.server](env, config, workload)
@@ -154,42 +150,23 @@ def poolable_metrics(config: SimulationConfig, record: RunRecord) -> Row:
 
 
 def _run_quietly(
-    measure: Measure, config: SimulationConfig, workload: Workload | None = None
+    source: str, policy: Any, measure: Measure, config: SimulationConfig, *work: Any
 ) -> Row:
-    return measure(config, _simulated(config, workload))
-
-
-def _run_elsewhere(
-    i: int, source: str, code: bytes, *workload: Workload
-) -> tuple[int, Row]:
-    """In a worker: the number of a run, and what it gives.
+    """In whatever process: what a run gives.
 
     Args:
-        i: Its number.
-        source: The code that the worker must have, too.
-        code: What ``_code_now`` gives.
-        *workload: As for ``_run_quietly``.
+        source: The code that this process must have, too.
+        policy: The policy, or its class, the user's own, to be made known here.
+        measure: Makes the numbers.
+        config: What to run.
+        *work: What it serves instead of its own requests.
     """
     if source != SOURCE:
-        raise RuntimeError("llminfer was edited after its import: restart the kernel")
-    policy, measure, config = pickle.loads(code)
-    if policy is not None:
+        those = "another llminfer, numpy, scipy or simpy than was imported here"
+        raise RuntimeError(f"a worker has {those}: restart the kernel and the cluster")
+    if isinstance(policy, type):
         register_policy(policy)
-    return i, _run_quietly(measure, config, *workload)
-
-
-def _code_now(measure: Measure, config: SimulationConfig) -> bytes:
-    """A measure, a configuration and the user's own policy, with code as it is here.
-
-    A worker that imports their modules may find other editions of them.
-    """
-    policy = registered_policy(config.scheduling_policy)
-    bases = (policy or type(config.scheduling_policy)).__mro__
-    parts = *bases, getattr(measure, "func", measure)
-    for name in {part.__module__ for part in parts} & {*sys.modules}:
-        if name.split(".")[0] not in (*sys.stdlib_module_names, "llminfer"):
-            cloudpickle.register_pickle_by_value(sys.modules[name])
-    return bytes(cloudpickle.dumps((policy, measure, config)))
+    return measure(config, _simulated(config, *work))
 
 
 def run_many(
@@ -203,7 +180,8 @@ def run_many(
 
     Args:
         configs: What to run.
-        n_jobs: Processes; None takes one a core. The numbers do not depend on it.
+        n_jobs: Processes; 1 is this one, None takes one a core, or those of the backend
+            that ``joblib.parallel_config`` names. The numbers do not depend on it.
         description: What the progress bar says.
         measure: Makes a run's numbers from its record. One of the package's own is
             remembered with them; one from elsewhere runs anew each time.
@@ -218,13 +196,15 @@ def run_many(
     keys = [run_key(config, measure, *work) for config in configs]
     with contextlib.closing(RunStore()) as store:
         done = [store.get(key) for key in keys]
-        jobs = {
-            i: (measure, configs[i], *work) for i, k in enumerate(done) if k is None
-        }
+        left = [i for i, known in enumerate(done) if known is None]
+        named = [config.scheduling_policy for config in configs]
+        own = [registered_policy(its) or its for its in named]
+        jobs = {i: (SOURCE, own[i], measure, configs[i]) for i in left}
         # tqdm's bar for notebooks does not heed its own variable
         quiet = not jobs or bool(os.environ.get("TQDM_DISABLE"))
         bar = {"total": len(jobs), "leave": False, "unit": "run", "disable": quiet}
-        for i, metrics in tqdm(_as_finished(jobs, n_jobs), description, **bar):
+        finished = as_finished(_run_quietly, jobs, n_jobs, *work)
+        for i, metrics in tqdm(finished, description, **bar):
             # at once, so that an interrupted sweep resumes
             store.put(keys[i], metrics)
             done[i] = metrics
@@ -247,25 +227,6 @@ def run_key(
     # in order, since it numbers the request classes
     text = json.dumps([SOURCE, name, code, config.to_dict(), joblib.hash(workload)])
     return hashlib.sha256(text.encode()).hexdigest()
-
-
-def _as_finished(
-    jobs: Mapping[int, tuple[Any, ...]], n_jobs: int | None
-) -> Iterator[tuple[int, Row]]:
-    """The number of each job and what came of it, in the order in which they end.
-
-    Args:
-        jobs: By number, each a measure, a configuration, and maybe a workload.
-        n_jobs: Processes; None takes one a core.
-    """
-    all_cores = joblib.cpu_count()
-    workers = all_cores if n_jobs is None else whole("n_jobs", n_jobs, 1, 1024)
-    if workers == 1 or len(jobs) < 2:
-        return ((i, _run_quietly(*job)) for i, job in jobs.items())
-    run = delayed(_run_elsewhere)
-    parallel = Parallel(n_jobs=workers, return_as="generator_unordered")
-    codes = ((i, _code_now(*job[:2]), *job[2:]) for i, job in jobs.items())
-    return iter(parallel(run(i, SOURCE, *its) for i, *its in codes))
 
 
 def replicated(
@@ -299,7 +260,9 @@ def sweep(
             ``{"server": {"report": {}, "rtx4090": PRESETS[...].coefficients}}``.
         replications: Runs a combination, under seeds ``random_seed_start`` and on;
             all combinations face the same seeds.
-        n_jobs: Processes; None takes one a core. The numbers do not depend on it.
+        n_jobs: Processes; 1 is this one, None takes one a core, or those of the backend
+            that ``joblib.parallel_config`` names, such as ``"dask"``, a cluster. The
+            numbers do not depend on it.
         random_seed_start: First seed.
         measure: Makes a run's numbers from its record; by default the metrics.
 
@@ -328,7 +291,9 @@ def sweep(
             configs.append(run)
     results = run_many(configs, n_jobs, " x ".join(over) or "runs", measure)
     check_axes(over, results[0])
-    return pd.DataFrame([row | m for row, m in zip(rows, results, strict=True)])
+    table = pd.DataFrame([row | m for row, m in zip(rows, results, strict=True)])
+    table.attrs["made_by"] = made_by(configuration=base, over=repr(over))
+    return table
 
 
 def check_axes(over: Mapping[str, Axis], taken: Iterable[str] = ()) -> None:

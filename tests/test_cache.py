@@ -121,9 +121,8 @@ def test_a_full_disk_ends_the_remembering_and_not_the_sweep(folder, monkeypatch)
 def test_runs_of_old_code_are_removed(tmp_path, monkeypatch):
     filled(tmp_path)
     monkeypatch.setattr(cache, "SOURCE", "newer code")
-    store = RunStore(tmp_path)
-    assert store.info()["runs"] == 0
-    store.close()
+    monkeypatch.setenv("LLMINFER_CACHE", str(tmp_path))
+    assert cache.info()["runs"] == 0
 
 
 def test_a_file_over_the_limit_loses_its_oldest_runs(tmp_path, monkeypatch):
@@ -132,8 +131,10 @@ def test_a_file_over_the_limit_loses_its_oldest_runs(tmp_path, monkeypatch):
     store = RunStore(tmp_path)
     assert store.get("run 0") is None
     assert store.get("run 399") is not None
-    assert store.info()["runs"] == 200
     store.close()
+    monkeypatch.setattr(cache, "_LARGEST", 2**30)
+    monkeypatch.setenv("LLMINFER_CACHE", str(tmp_path))
+    assert cache.info()["runs"] == 200
 
 
 def test_what_is_remembered_can_be_seen_and_forgotten(folder):

@@ -49,13 +49,13 @@ OVER = {"batch_size": [1, 4], "scheduling_policy": ["FCFS", "SJF"]}
 def runs(monkeypatch):
     """The configurations that are really simulated, in order."""
     simulated = []
-    run = llminfer.experiment._run_quietly
+    run = llminfer.experiment._simulated
 
-    def counted(measure, config, **policy):
+    def counted(config):
         simulated.append(config)
-        return run(measure, config, **policy)
+        return run(config)
 
-    monkeypatch.setattr(llminfer.experiment, "_run_quietly", counted)
+    monkeypatch.setattr(llminfer.experiment, "_simulated", counted)
     return simulated
 
 
@@ -254,18 +254,18 @@ def test_a_queue_that_shrinks_at_the_end_does_not_grow():
 
 
 def test_an_interrupted_sweep_resumes_where_it_stopped(monkeypatch, runs):
-    counted = llminfer.experiment._run_quietly
+    counted = llminfer.experiment._simulated
 
-    def fails_in_the_middle(measure, config):
+    def fails_in_the_middle(config):
         if len(runs) == 5:
             raise KeyboardInterrupt
-        return counted(measure, config)
+        return counted(config)
 
-    monkeypatch.setattr(llminfer.experiment, "_run_quietly", fails_in_the_middle)
+    monkeypatch.setattr(llminfer.experiment, "_simulated", fails_in_the_middle)
     with pytest.raises(KeyboardInterrupt):
         sweep(BASE, OVER, replications=3, n_jobs=1)
     assert len(runs) == 5
-    monkeypatch.setattr(llminfer.experiment, "_run_quietly", counted)
+    monkeypatch.setattr(llminfer.experiment, "_simulated", counted)
     resumed = sweep(BASE, OVER, replications=3, n_jobs=1)
     assert len(runs) == 12
     assert len(set(runs)) == 12
@@ -454,6 +454,28 @@ def test_intervals_are_written_a_row_a_metric(tmp_path):
         ("a", "1.5"),
         ("b", "3.5"),
     ]
+
+
+def made_by(path):
+    return read_json(path.with_name(f"{path.name}.made_by.json"))
+
+
+def test_results_say_what_made_them(tmp_path, monkeypatch):
+    table = sweep(BASE, OVER, replications=2, n_jobs=1)
+    some = table[table["batch_size"] == 4].reset_index(drop=True)
+    for kept in (table, some, pd.concat([table, table])):
+        its = made_by(save_results(kept, tmp_path / "sweep.csv"))
+        assert eval(its["configuration"]) == BASE
+        assert eval(its["over"]) == OVER
+        assert its["code"] == llminfer.base.cache.SOURCE
+        assert its["numpy"] == np.__version__
+        assert {"python", "scipy", "simpy", "pandas", "llminfer"} < set(its)
+    plan = ExperimentConfig("e", "", BASE, 2, random_seed_start=7)
+    results = ExperimentRunner(plan, n_jobs=1).run_all()
+    its = made_by(save_results(results, tmp_path / "runs.json", plan))
+    assert eval(its["configuration"]) == plan
+    odd = {"a": {"scheduling_policy": LongestFirst()}, ("b", 1): {}}
+    sweep(BASE, {"order": odd}, 1, 1).attrs["made_by"]  # whatever labels there are
 
 
 def test_a_run_is_a_pure_function_of_its_configuration():

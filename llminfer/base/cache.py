@@ -12,14 +12,17 @@ import hashlib
 import inspect
 import json
 import os
+import platform
 import sqlite3
 import warnings
 from collections.abc import Callable
+from importlib.metadata import distributions
 from pathlib import Path
 from types import CodeType, FunctionType
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import scipy
 import simpy
 
@@ -52,6 +55,18 @@ def digest_of_source(home: Path = _HOME) -> str:
 
 # Taken on import: an edit after it changes the file, and not the code that runs.
 SOURCE = digest_of_source()
+
+
+def made_by(**what: Any) -> str:
+    """What makes results here, as JSON: the versions, the code's digest, and ``what``.
+
+    >>> json.loads(made_by(random_seed=42))["random_seed"]
+    42
+    """
+    versions = {its.__name__: its.__version__ for its in (np, scipy, simpy, pd)}
+    versions["llminfer"] = " ".join(d.version for d in distributions(name="llminfer"))
+    versions |= {"python": platform.python_version(), "code": SOURCE}
+    return json.dumps(versions | what, default=repr, indent=1)
 
 
 def code_of(part: type | Callable[..., Any]) -> str | None:
@@ -101,7 +116,7 @@ class RunStore:
     def get(self, key: str | None) -> dict[str, Any] | None:
         """The metrics remembered under ``key``, or None."""
         query = "SELECT metrics, checksum FROM runs_2 WHERE key = ?"
-        if key is None or not (row := self._execute(query, key)):
+        if key is None or not (row := self.execute(query, key)):
             return None
         metrics, checksum = row
         return dict(json.loads(metrics)) if checksum == _sum(key, metrics) else None
@@ -111,18 +126,7 @@ class RunStore:
         if key is not None:
             text = json.dumps(metrics)
             row = key, SOURCE, text, _sum(key, text)
-            self._execute("INSERT OR REPLACE INTO runs_2 VALUES (?, ?, ?, ?)", *row)
-
-    def clear(self) -> None:
-        """Forget all runs."""
-        self._execute("DELETE FROM runs_2")
-        self._execute("VACUUM")
-
-    def info(self) -> dict[str, Any]:
-        """The file, how many runs are in it, and its size in bytes."""
-        runs = (self._execute("SELECT count(*) FROM runs_2") or (0,))[0]
-        size = self.path.stat().st_size if self._file is not None else 0
-        return {"file": str(self.path), "runs": runs, "bytes": size}
+            self.execute("INSERT OR REPLACE INTO runs_2 VALUES (?, ?, ?, ?)", *row)
 
     def close(self) -> None:
         """Let the file go."""
@@ -143,7 +147,7 @@ class RunStore:
             self._file.execute(f"DELETE FROM runs_2 WHERE rowid <= ({half})")
             self._file.execute("VACUUM")
 
-    def _execute(self, statement: str, *values: Any) -> Any:
+    def execute(self, statement: str, *values: Any) -> Any:
         """The first row that a statement gives, if any."""
 
         def first() -> Any:
@@ -187,10 +191,13 @@ def _sum(key: str, metrics: str) -> str:
 def info() -> dict[str, Any]:
     """What is remembered: the file, how many runs, and its size in bytes."""
     with contextlib.closing(RunStore()) as store:
-        return store.info()
+        runs = (store.execute("SELECT count(*) FROM runs_2") or (0,))[0]
+        size = store.path.stat().st_size if store.path.is_file() else 0
+        return {"file": str(store.path), "runs": runs, "bytes": size}
 
 
 def clear() -> None:
     """Forget all finished runs."""
     with contextlib.closing(RunStore()) as store:
-        store.clear()
+        store.execute("DELETE FROM runs_2")
+        store.execute("VACUUM")
