@@ -3,8 +3,6 @@
 Plain Python, so that it runs wherever Python does: no shell, no make.
 """
 
-from __future__ import annotations
-
 import contextlib
 import os
 import signal

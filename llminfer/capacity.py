@@ -20,10 +20,11 @@ import pandas as pd
 from llminfer import calibrate
 from llminfer.base.arrays import FloatArray, IntArray
 from llminfer.base.errors import ConfigError, choice, fail, number, whole
+from llminfer.base.settings import check_axes
 from llminfer.base.slo import SLO, TIMES
 from llminfer.config import SimulationConfig
 from llminfer.data.logs import ServedLog
-from llminfer.experiment import Metrics, Row, check_axes, replicated, run_many
+from llminfer.experiment import Metrics, Row, replicated, run_many
 from llminfer.laws.lengths import Geometric
 from llminfer.laws.prefixes import rounds
 from llminfer.record import COMPLETED, RunRecord

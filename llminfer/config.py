@@ -1,7 +1,5 @@
 """One frozen description of a run, checked when it is made."""
 
-from __future__ import annotations
-
 import copy
 import dataclasses
 import inspect

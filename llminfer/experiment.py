@@ -1,14 +1,12 @@
 """Runs, replications and sweeps."""
 
-from __future__ import annotations
-
 import contextlib
 import functools
 import hashlib
 import itertools
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,14 +15,15 @@ import pandas as pd
 import simpy
 from tqdm.auto import tqdm
 
-from llminfer.base.arrays import check_room
+from llminfer.base.arrays import BYTES_A_REQUEST, check_room
 from llminfer.base.cache import SOURCE, RunStore, code_of, made_by
-from llminfer.base.errors import MOST_SEED, ConfigError, fail, shown, whole
+from llminfer.base.errors import MOST_SEED, fail, shown, whole
+from llminfer.base.settings import check_axes
 from llminfer.base.workers import as_finished
 from llminfer.config import SimulationConfig
 from llminfer.metrics import MetricsCollector, metrics_and_times
 from llminfer.policies import SchedulingPolicy, register_policy, registered_policy
-from llminfer.record import BYTES_A_REQUEST, RunRecord
+from llminfer.record import RunRecord
 from llminfer.servers import overload
 from llminfer.servers.continuous import ContinuousBatchingServer
 from llminfer.servers.static import LLMInferenceServer
@@ -294,22 +293,6 @@ def sweep(
     table = pd.DataFrame([row | m for row, m in zip(rows, results, strict=True)])
     table.attrs["made_by"] = made_by(configuration=base, over=repr(over))
     return table
-
-
-def check_axes(over: Mapping[str, Axis], taken: Iterable[str] = ()) -> None:
-    """Refuse what is no dict of lists by names that are not taken.
-
-    Raises:
-        ConfigError: It is none.
-    """
-    if not (isinstance(over, Mapping) and all(isinstance(name, str) for name in over)):
-        raise fail("over", over, "a dict of lists by field")
-    for name, values in over.items():
-        if name in taken:
-            raise ConfigError(f"{name}: must be renamed: the results have it too")
-        listed = hasattr(values, "__len__") and not isinstance(values, (str, bytes))
-        if not listed or not getattr(values, "ndim", 1) or not len(values):
-            raise fail(name, values, "a list of at least one value")
 
 
 def _combinations(

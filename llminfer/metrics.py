@@ -1,7 +1,5 @@
 """The metrics of a run, computed from its record: latency, throughput, goodput."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any

@@ -1,7 +1,5 @@
 """A plan: what the engine that left a log carries within limits, on one page."""
 
-from __future__ import annotations
-
 import io
 import math
 from collections.abc import Mapping

@@ -1,18 +1,16 @@
 """Who goes next: scheduling policies over the whole waiting queue."""
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import numpy as np
 
 from llminfer.base.arrays import FloatArray, IntArray
-from llminfer.base.errors import MOST_SEED, build, choice, fail, number, whole
+from llminfer.base.errors import build, choice, fail
 from llminfer.base.streams import stream
+from llminfer.laws.fields import POLICY_CHECKS
 from llminfer.request import Request, RequestClass
 from llminfer.servers import class_queue
 
@@ -50,29 +48,13 @@ class SchedulingPolicy(ABC):
         """
 
 
-def _classes(name: str, given: object) -> None:
-    """Refuse what is no tuple of request classes."""
-    if not isinstance(given, tuple) or {*map(type, given)} - {RequestClass}:
-        raise fail(name, given, "a tuple of RequestClass by number")
-
-
-_AT_LEAST_0 = "alpha", "beta", "gamma", "aging_rate", "urgency_weight"
-_CHECKS: dict[str, Callable[[str, Any], Any]] = {
-    **dict.fromkeys(_AT_LEAST_0, partial(number, least=0.0)),
-    "base_priority": number,
-    "prediction_sigma": partial(number, least=0.0, most=20.0),
-    "random_seed": partial(whole, least=0, most=MOST_SEED),
-    "request_classes": _classes,
-}
-
-
 @dataclass(eq=False)
 class _Checked(SchedulingPolicy):
     """A policy of ours, whose parameters are checked."""
 
     def __post_init__(self) -> None:
-        for name in _CHECKS.keys() & vars(self):
-            _CHECKS[name](name, getattr(self, name))
+        for name in POLICY_CHECKS.keys() & vars(self):
+            POLICY_CHECKS[name](name, getattr(self, name))
 
 
 @dataclass(eq=False)

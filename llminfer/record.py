@@ -1,7 +1,5 @@
 """The record of a run: a row for each request and a row for each batch."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Self
@@ -25,9 +23,6 @@ _COLUMNS = (
 )
 _TIMES = tuple(name for name in _COLUMNS if name.endswith("_time"))
 COMPLETED, REFUSED, GIVEN_UP = range(3)  # how a request ends
-# of memory that a run and its metrics take at most, where requests come by the clock
-# and bring fewer than three stretches of steps each; see tests/bench_memory.py
-BYTES_A_REQUEST: Mapping[str, int] = {"static": 190, "continuous": 380}
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,7 +1,5 @@
 """The time a step takes: the law of seven coefficients, E[T_B] and lambda*."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 from typing import Any

@@ -1,7 +1,5 @@
 """The table of requests: synthetic or from a trace, the servers cannot tell."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path

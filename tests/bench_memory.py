@@ -17,7 +17,7 @@ import warnings
 import pandas as pd
 
 from llminfer import SimulationConfig, SimulationRunner
-from llminfer.record import BYTES_A_REQUEST
+from llminfer.base.arrays import BYTES_A_REQUEST
 from llminfer.report import figures
 from llminfer.report.tables import save_table
 

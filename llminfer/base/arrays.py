@@ -1,7 +1,5 @@
 """The arrays that columns are made of, and how long and large they may be."""
 
-from __future__ import annotations
-
 import os
 
 import numpy as np
@@ -13,6 +11,9 @@ FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
 
 MOST_TOKENS = 2**40  # far above any context; keeps sums of tokens exact in a float
+# Bytes of memory that a run and its metrics take at most, where requests come by the
+# clock and bring fewer than three stretches of steps each; see tests/bench_memory.py
+BYTES_A_REQUEST = {"static": 190, "continuous": 380}
 
 
 def check_room(name: str, count: int, each: int) -> None:

@@ -5,8 +5,6 @@ to the model is never answered from an old result. Each row carries a checksum, 
 whatever is wrong with the file costs its contents, never a number.
 """
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 import inspect

@@ -1,7 +1,5 @@
 """Columns of requests: what is bad is named by its row."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

@@ -1,7 +1,5 @@
 """What is wrong, in one line: the errors, and the checks that raise them."""
 
-from __future__ import annotations
-
 import contextlib
 import difflib
 import math

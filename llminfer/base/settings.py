@@ -1,11 +1,9 @@
 """A frozen dataclass of settings: its names are checked, and it is written as JSON."""
 
-from __future__ import annotations
-
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import fields
 from numbers import Number
 from pathlib import Path
@@ -93,3 +91,19 @@ class Settings:
     def _values(self) -> dict[str, Any]:
         names = (f.name for f in fields(self))  # type: ignore[arg-type]
         return {name: getattr(self, name) for name in names}
+
+
+def check_axes(over: Mapping[str, Any], taken: Iterable[str] = ()) -> None:
+    """Refuse what is no dict of lists by names that are not taken.
+
+    Raises:
+        ConfigError: It is none.
+    """
+    if not (isinstance(over, Mapping) and all(isinstance(name, str) for name in over)):
+        raise fail("over", over, "a dict of lists by field")
+    for name, values in over.items():
+        if name in taken:
+            raise ConfigError(f"{name}: must be renamed: the results have it too")
+        listed = hasattr(values, "__len__") and not isinstance(values, (str, bytes))
+        if not listed or not getattr(values, "ndim", 1) or not len(values):
+            raise fail(name, values, "a list of at least one value")

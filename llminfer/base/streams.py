@@ -1,7 +1,5 @@
 """Independent streams of random numbers, one a purpose, from one seed."""
 
-from __future__ import annotations
-
 import numpy as np
 
 _LAWS = ("arrivals", "prompts", "outputs", "prediction", "classes", "routing")

@@ -1,7 +1,5 @@
 """Arrival rates lambda(t) with their integrals, and arrival times by inversion."""
 
-from __future__ import annotations
-
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence

@@ -1,7 +1,5 @@
 """Named engines: the coefficients of their steps, as published or fitted."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 

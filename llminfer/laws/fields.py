@@ -1,12 +1,10 @@
 """What each field of a configuration must be, whatever the others are."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
-from llminfer.base.errors import MOST_SEED, choice, number, numbers, truth, whole
+from llminfer.base.errors import MOST_SEED, choice, fail, number, numbers, truth, whole
 from llminfer.base.frozen import Classes, frozen_classes, frozen_params, plain
 from llminfer.laws.engines import COEFFICIENTS, STEP_LAWS
 from llminfer.laws.people import people_law
@@ -54,3 +52,20 @@ CHECKS: Mapping[str, Callable[[str, Any], Any]] = {
 }
 _NONE = ("arrival_gaps", "batch_timeout", "kv_blocks", "random_seed")
 MAY_BE_NONE = (*_NONE, *_CLIENTS, *_LAWS[1:])
+
+
+def _policy_classes(name: str, given: Any) -> None:
+    """Refuse what is no tuple of request classes."""
+    kinds = {type(its).__name__ for its in given} if isinstance(given, tuple) else {0}
+    if kinds - {"RequestClass"}:
+        raise fail(name, given, "a tuple of RequestClass by number")
+
+
+_AT_LEAST_0 = "alpha", "beta", "gamma", "aging_rate", "urgency_weight"
+POLICY_CHECKS: Mapping[str, Callable[[str, Any], Any]] = {
+    **dict.fromkeys(_AT_LEAST_0, partial(number, least=0.0)),
+    "base_priority": number,
+    "prediction_sigma": partial(number, least=0.0, most=20.0),
+    "random_seed": partial(whole, least=0, most=MOST_SEED),
+    "request_classes": _policy_classes,
+}

@@ -1,7 +1,5 @@
 """Laws of people: how long they think or wait, and how often they ask back."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any

@@ -1,7 +1,5 @@
 """Batch-size control: laws that set the batch limit as a run goes on."""
 
-from __future__ import annotations
-
 import math
 from abc import ABC, abstractmethod
 from array import array

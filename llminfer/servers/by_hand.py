@@ -1,7 +1,5 @@
 """Static batching by hand: a process of the reader's own sends each request."""
 
-from __future__ import annotations
-
 import math
 import warnings
 from array import array

@@ -1,7 +1,5 @@
 """Waiting requests in one queue a class, and which class is served next."""
 
-from __future__ import annotations
-
 import copy
 import heapq
 from abc import ABC, abstractmethod

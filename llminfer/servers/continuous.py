@@ -1,7 +1,5 @@
 """Continuous batching: the batch changes from step to step, as vLLM schedules it."""
 
-from __future__ import annotations
-
 import math
 from array import array
 

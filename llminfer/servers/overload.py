@@ -1,7 +1,5 @@
 """What a run warns of: overload, by load or by queue, and steps nobody has fitted."""
 
-from __future__ import annotations
-
 import math
 import sys
 import warnings

@@ -1,7 +1,5 @@
 """The waiting queue of a server under each kind of policy, by request numbers."""
 
-from __future__ import annotations
-
 import heapq
 from array import array
 from collections import OrderedDict

@@ -28,8 +28,6 @@ next stretch is due at 4.2 s, when the last step of this one begins, and begins 
 gives up its place and blocks when its step ends.
 """
 
-from __future__ import annotations
-
 import math
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """Static batching: request-level batches that run to completion."""
 
-from __future__ import annotations
-
 import math
 from array import array
 from typing import Any

@@ -1,7 +1,5 @@
 """The rate at which runs begin to break a limit, with how unsure it is."""
 
-from __future__ import annotations
-
 import numpy as np
 import pandas as pd
 

@@ -1,7 +1,5 @@
 """Intervals one can trust: of means and of quantiles, over replications."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Least squares of what a simulation answers, which it does in small jumps."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 

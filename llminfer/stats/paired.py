@@ -5,8 +5,6 @@ together. What differs is measured inside each replication; tests that take the 
 for independent lose most of their power here.
 """
 
-from __future__ import annotations
-
 import itertools
 import math
 from collections.abc import Sequence

@@ -6,8 +6,6 @@ dense in the tail, from which the distribution of all runs' requests is put toge
 within 0.5% of the quantile of all values.
 """
 
-from __future__ import annotations
-
 import re
 
 import numpy as np

@@ -1,7 +1,5 @@
 """How long is long enough: replications to add, and the warm-up to drop."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass

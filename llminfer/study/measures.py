@@ -1,7 +1,5 @@
 """What a sweep can measure of a run beyond the usual metrics, and how to check it."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 

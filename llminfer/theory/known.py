@@ -7,8 +7,6 @@ lies outside its assumptions: Poisson arrivals at a constant rate and a load bel
 unless its docstring says otherwise.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from functools import lru_cache

@@ -5,8 +5,6 @@ last digit: its moments from those of prompt and output, its Laplace transform f
 their generating functions. Nothing here is sampled.
 """
 
-from __future__ import annotations
-
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence

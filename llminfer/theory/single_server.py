@@ -4,8 +4,6 @@
 priorities without preemption, and ``policy_waits`` makes them for a policy.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass, replace
 from typing import NamedTuple
