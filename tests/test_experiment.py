@@ -494,3 +494,11 @@ def test_a_sweep_measures_what_it_is_told_and_remembers_it_apart():
     assert list(own.columns) == ["batch_size", "replication", "seed", "longest"]
     assert "longest" not in table
     assert run_key(BASE.replace(random_seed=1), longest) is None
+
+
+def test_a_workload_of_the_wrong_kind_is_named():
+    config = SimulationConfig(num_requests=20, warmup_requests=0, arrival_rate=1.0)
+    with pytest.raises(ConfigError, match=r"workload='trace.csv': must be a Workload"):
+        simulate(config, "trace.csv")
+    with pytest.raises(ConfigError, match="over"):
+        sweep(config, ["batch_size"])

@@ -9,7 +9,7 @@ from dataclasses import replace
 import numpy as np
 
 from llminfer.base.arrays import IntArray
-from llminfer.base.errors import OverloadWarning
+from llminfer.base.errors import OverloadWarning, fail
 from llminfer.config import SimulationConfig
 from llminfer.laws.engines import PRESETS
 from llminfer.policies import ClassPolicy, FCFSPolicy
@@ -76,7 +76,12 @@ def warn_ahead(
         configs: What is to run.
         workload: What all serve instead of their own: its rate and lengths count, if
             it comes in more than a few batches and not all at once.
+
+    Raises:
+        ConfigError: It is no workload.
     """
+    if not isinstance(workload, Workload | None):
+        raise fail("workload", workload, "a Workload, such as Workload.from_csv(path)")
     full = [c for c in configs if c.server == "static"]  # the other need not fill them
     if said := _beyond(full, [c.largest_batch for c in full]):
         _warn(said, UserWarning)
