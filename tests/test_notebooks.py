@@ -16,7 +16,7 @@ import llminfer
 
 FOLDER = Path(__file__).parents[1] / "notebooks"
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
-LONGEST_FUNCTION, LONGEST_STDERR = 5, 6  # lines
+LONGEST_FUNCTION, LONGEST_STDERR = 15, 6  # lines
 # Files and memory of the machine that happened to run the notebook.
 _OF_A_MACHINE = re.compile(
     r"/(?:home|Users|root|tmp|usr|var|opt)/\S+|\b[A-Z]:\\\S+|site-packages|"

@@ -301,6 +301,11 @@ class BatchLimit:
             self._wind(now, until)
         return self.size
 
+    def rest(self, now: float, until: float) -> None:
+        """Leave out the ticks between these times, at which nobody comes or goes."""
+        self._ticks -= 1
+        self._wind(now, until)
+
     def _wind(self, now: float, until: float) -> None:
         """Set the next tick."""
         self._ticks += 1

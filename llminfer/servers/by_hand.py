@@ -130,8 +130,11 @@ class ServerByHand:
         while True:
             # requests that arrive right now are in the queue first
             yield Moment(self.env, self.env.now, _LAST)
-            self._limit.at(self.env.now, self.env.peek())
+            ticks = self._limit.tick == self.env.now
+            self._limit.at(self.env.now)
             if (due := self._due()) > self.env.now:
+                if ticks:  # and will see the same until something happens
+                    self._limit.rest(self.env.now, self.env.peek())
                 yield self._news | self._alarm(due)
                 continue
             if self._limit.every_dispatch:
