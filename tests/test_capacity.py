@@ -258,7 +258,9 @@ def test_too_few_requests_are_refused():
     trace = Workload.from_arrays(np.arange(2500.0), [9] * 2500, [9] * 2500)
     with pytest.raises(ConfigError, match="workload=2500: must be at least 3072"):
         capacity(REAL.replace(batch_size=1024), SLO(ttft=1.0), trace)
-    with pytest.raises(ConfigError, match="must be several requests that come at diff"):
+    with pytest.raises(
+        ConfigError, match="must be a Workload of several requests that come"
+    ):
         capacity(REAL, SLO(ttft=1.0), Workload.from_arrays([1.0], [9], [9]))
 
 

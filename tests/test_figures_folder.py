@@ -87,8 +87,11 @@ def number(text):
 
 def read(row):
     """Value, lower and upper bound of what was measured; what was claimed; rounding."""
-    value, bounds = re.fullmatch(r"(.*?) ?\((.* to .*)\)", row["measured"]).groups()
-    measured = [number(value), *map(number, bounds.split(" to "))]
+    value, bounds = re.fullmatch(
+        r"(.*?)(?: ?\((.* to .*)\))?", row["measured"]
+    ).groups()
+    bounds = [value, value] if bounds is None else bounds.split(" to ")
+    measured = [number(value), *map(number, bounds)]
     said = row["claimed"]
     if said.startswith("above "):
         claimed = [number(said[6:]), (math.inf, 0.0)]
@@ -96,14 +99,15 @@ def read(row):
         claimed = [(-math.inf, 0.0), number(said[6:])]
     else:
         claimed = [*map(number, said.split(" to "))]
-    rounding = max(its[1] for its in [*measured, *claimed]) * 2.0
+    rounding = max(its[1] for its in measured) * 2.0  # claims are said in full
     return [its[0] for its in measured], [its[0] for its in claimed], rounding
 
 
 @pytest.mark.parametrize("name", VERDICTS)
 def test_each_verdict_follows_from_its_own_numbers(name):
     frame = table(name)
-    assert list(frame.columns) == ["hypothesis", "outcome", "measured", "claimed"]
+    columns = ["hypothesis", "outcome", "measured", "claimed", "margin"]
+    assert list(frame.columns) == columns
     assert frame["hypothesis"].is_unique
     for row in frame.to_dict("records"):
         (value, low, high), (least, most), off = read(row)

@@ -248,7 +248,7 @@ def test_a_run_that_memory_has_no_room_for_is_refused(server, monkeypatch):
     few = FEW.replace(server=server, arrival_rate=0.01)
     assert simulate(few.replace(num_requests=2_500)) is not None
     with pytest.raises(ConfigError, match="must be at most"):
-        simulate(few.replace(num_requests=5_001))
+        simulate(few.replace(num_requests=5_300))
 
 
 def test_a_ramp_that_is_over_before_the_first_look_raises_no_alarm():

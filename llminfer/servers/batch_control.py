@@ -273,31 +273,28 @@ class BatchLimit:
         """The limit now, requests."""
         return self.sizes[-1]
 
-    def at(self, now: float, until: float = 0.0) -> int:
-        """The limit at ``now``, after all that was to be done by then.
-
-        Args:
-            now: Seconds.
-            until: Nobody enters or is taken before that, seconds, if it is later.
-        """
+    def at(self, now: float) -> int:
+        """The limit at ``now``, seconds, after all that was to be done by then."""
         while self.tick <= now:
-            self.act(self.tick, max(now, until))
+            self.act(self.tick, now)
         return self.size
 
     def act(self, now: float, until: float = 0.0) -> int:
         """Let the controller set the limit as of ``now``, and return it.
 
-        Ticks at which it would see what it sees now are left out.
+        Ticks at which it would see what it sees now are left out, if the limit stays:
+        with another one a batch may leave that did not before.
 
         Args:
             now: Seconds.
-            until: As of ``at``; who has entered by then is known.
+            until: Nobody is taken before that, seconds, and who enters is known.
         """
         if (law := self._controller) is not None:
             self._exact = law.clamped(law.wanted(now, self.seen, self._exact))
             if (size := int(self._exact)) != self.size:
                 self.times.append(now)
                 self.sizes.append(size)
+                until = now
             self._wind(now, until)
         return self.size
 

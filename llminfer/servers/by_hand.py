@@ -134,7 +134,7 @@ class ServerByHand:
             self._limit.at(self.env.now)
             if (due := self._due()) > self.env.now:
                 if ticks:  # and will see the same until something happens
-                    self._limit.rest(self.env.now, self.env.peek())
+                    self._limit.rest(self.env.now, min(due, self.env.peek()))
                 yield self._news | self._alarm(due)
                 continue
             if self._limit.every_dispatch:
