@@ -19,9 +19,8 @@ Of 4,000 inputs (seed 7) so many were faults before what they found was mended:
     try_figure             40      25   dots, slashes, no names
 
 Of 60,000 after that (seed 11) three kinds were faults and are mended: a line end in a
-header, a list for a number of users, an array for a server. Known, and left out: who
-is given up at once before several replicas, and controllers that act at each of 10^8
-ticks or steps.
+header, a list for a number of users, an array for a server. Known, and left out:
+controllers that act at each of 10^8 ticks or steps.
 """
 
 from __future__ import annotations
@@ -300,8 +299,6 @@ def run_ends_well(config):
         interval = config.batch_control_params.get("interval", 300.0)
         if 12 / slowest > 1e4 * interval > 0 or tokens > 1e6 or config.clients:
             return
-    if config.sheds:
-        config = config.replace(replicas=1)
     record, _ = in_our_words(lambda: simulate(config))  # memory may be too small
     if record is None:
         return

@@ -117,7 +117,7 @@ class ContinuousBatchingServer(WorkloadServer):
                     join(number[arrived])
                 arrived += 1
             if gone:
-                self._let_go(scheduler, gone)
+                self._let_go(scheduler, gone, now)
             due = begin(now, arrived, arrival)
             if due < math.inf:
                 stretch = stretches[place]
@@ -210,12 +210,14 @@ class ContinuousBatchingServer(WorkloadServer):
         assert self._routes is not None
         self._gone[self._routes[i]].append(i)
 
-    def _let_go(self, scheduler: Scheduler, gone: list[int]) -> None:
-        """All that were given up, and have joined, leave a server."""
+    def _let_go(self, scheduler: Scheduler, gone: list[int], now: float) -> None:
+        """All that were given up, and have joined by ``now``, leave a server."""
         assert self.clients is not None
+        sent = self._requests.arrival
         for i in gone:
-            self.clients.wasted[i] = scheduler.cancel(i)
-        gone.clear()
+            if sent[i] <= now:
+                self.clients.wasted[i] = scheduler.cancel(i)
+        gone[:] = [i for i in gone if sent[i] > now]
 
     def _settle(self, scheduler: Scheduler, now: float) -> Process:
         """SimPy process: all that clients do now comes before a server's next step."""
