@@ -261,7 +261,9 @@ def main() -> None:
     say.add_argument("--modules", default="", help="their names, all by default")
     say.add_argument("--number", type=int, default=40)
     say.add_argument("--budget", type=float, default=60.0, help="seconds of tests each")
-    say.add_argument("--map", type=Path, default=Path(tempfile.gettempdir(), "llminfer-lines.json"))
+    say.add_argument(
+        "--map", type=Path, default=Path(tempfile.gettempdir(), "llminfer-lines.json")
+    )
     its = say.parse_args()
     for name in HEAVY.split():
         importlib.import_module(name)  # once, not for each fault
