@@ -52,10 +52,12 @@ def page(text: str, figures: Path) -> str:
         parts.append(f"\n{_answer(figures, number)}\n")
         table = figures / f"{number}_verdicts.csv"
         if table.exists():
-            rows = pd.read_csv(table, dtype=str)[["outcome", "hypothesis", "measured"]]
-            lines = [" | ".join(row) for row in rows.to_numpy()]
-            head = [" | ".join(rows), "---|---|---"]
-            parts.append("\n" + "\n".join(f"| {its} |" for its in head + lines) + "\n")
+            columns = ["outcome", "hypothesis", "measured"]
+            rows = pd.read_csv(table, dtype=str)[columns].to_numpy().tolist()
+            head, *lines = (" | ".join(row) for row in [columns, ["---"] * 3, *rows])
+            parts.append(
+                "\n" + "\n".join(f"| {its} |" for its in (head, *lines)) + "\n"
+            )
         pictures = sorted(figures.glob(f"{number}_*.pdf"))
         links = ", ".join(f"[{its.stem[3:]}]({its.stem}.png)" for its in pictures)
         parts.append(f"\nFigures: {links}.\n")

@@ -171,7 +171,7 @@ def test_the_verdicts_on_theory_are_counts_of_the_comparisons_beside_them():
 def test_what_is_predicted_of_other_engines_is_in_the_table_of_errors():
     rows = table("08_errors").query("`fitted to` == 'steps'")
     rows = rows.set_index(["run", "measure"])
-    words = {"ttft": "time to first token", "tpot": "TPOT", "latency": "latency"}
+    words = {"TTFT": "time to first token", "TPOT": "TPOT", "latency": "latency"}
     seen = 0
     for (run, measure), row in rows.iterrows():
         its = f"{run}: the mean {words[measure]} is predicted within "

@@ -111,7 +111,7 @@ def test_each_notebook_has_a_number_of_its_own() -> None:
     assert max(counts.values()) == 1
 
 
-LONG = "def f(x):\n" + "    x += 1\n" * 4 + "    return x"
+LONG = "def f(x):\n" + "    x += 1\n" * 14 + "    return x"
 STDOUT = {"output_type": "stream", "name": "stdout"}
 ERROR = {"output_type": "error", "ename": "ValueError", "evalue": "", "traceback": []}
 
