@@ -23,7 +23,7 @@ from xml.etree import ElementTree
 
 ROOT = Path(__file__).parents[1]
 AT_ONCE = 2  # programs: more do not pay on two cores
-UNIT_PARTS = 4
+UNIT_PARTS = 8  # few, and the last one would run alone for long
 GRACE = 15.0  # seconds from an interrupt until what still runs is killed
 BROWSER = "browser tests"
 COLLECT = "collected"  # the name of the part that only counts
