@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from llminfer.report.tables import save_numbers, save_table
 from llminfer.report.verdict import Verdict
 from llminfer.stats.intervals import Estimate
+from notebooks.fill_readme import paragraphs
 
 _PREAMBLE = r"""\documentclass[twocolumn]{article}
 \usepackage{booktabs,graphicx}
@@ -134,7 +135,13 @@ def test_a_table_gets_a_caption_where_it_brings_none():
 
 def test_the_report_compiles(pdflatex, tmp_path):
     folder = own_or_set_folder()
-    (tmp_path / "figures").symlink_to(folder.resolve())
+    (tmp_path / "figures").mkdir()
+    for its in folder.resolve().iterdir():
+        (tmp_path / "figures" / its.name).symlink_to(its)
+    found = tmp_path / "figures" / "findings.tex"  # made after the notebooks
+    found.unlink(missing_ok=True)
+    readme = (REPORT.parents[1] / "README.md").read_text("utf-8")
+    found.write_text(paragraphs(readme, folder), "utf-8")
     text = REPORT.read_text("utf-8").replace("../figures", "figures")
     (tmp_path / "report.tex").write_text(text, "utf-8")
     command = [pdflatex, "-interaction=nonstopmode", "-halt-on-error", "report.tex"]
