@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import pickle
 
 import numpy as np
 import simpy
@@ -15,6 +16,17 @@ from llminfer import (
     SimulationConfig,
     Workload,
 )
+
+
+def copies(config):
+    """The same configuration by each way in which one is written and read again."""
+    return [
+        SimulationConfig.from_json(config.to_json()),
+        eval(repr(config), {"SimulationConfig": SimulationConfig}),
+        pickle.loads(pickle.dumps(config)),
+        SimulationConfig(**config.to_dict()),
+        config.replace(),
+    ]
 
 
 class LongestFirst(SchedulingPolicy):

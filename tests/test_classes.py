@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import itertools
 import json
-import pickle
 from functools import partial
 
 import numpy as np
 import pytest
-from cases import LENGTHS, classes, synthetic_runs
+from cases import LENGTHS, classes, copies, synthetic_runs
 from client_twin import run_closed
 from continuous_cases import EXACT, FREE, of_classes, serve
 from hypothesis import assume, given, settings
@@ -802,14 +801,7 @@ def configured(draw):
 @settings(max_examples=30)
 @given(configured())
 def test_classes_with_laws_survive_json_repr_and_pickle(config):
-    ways = [
-        SimulationConfig.from_json(config.to_json()),
-        eval(repr(config), {"SimulationConfig": SimulationConfig}),
-        pickle.loads(pickle.dumps(config)),
-        SimulationConfig(**config.to_dict()),
-        config.replace(),
-    ]
-    for back in ways:
+    for back in copies(config):
         assert back == config
         assert hash(back) == hash(config)
         assert repr(back) == repr(config)

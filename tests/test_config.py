@@ -11,7 +11,7 @@ import warnings
 
 import numpy as np
 import pytest
-from cases import LENGTHS, PATTERNS, POLICIES, LongestFirst
+from cases import LENGTHS, PATTERNS, POLICIES, LongestFirst, copies
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -68,14 +68,7 @@ def configs(draw):
 
 @given(configs())
 def test_a_configuration_survives_json_repr_and_pickle(config):
-    ways = [
-        SimulationConfig.from_json(config.to_json()),
-        eval(repr(config), {"SimulationConfig": SimulationConfig}),
-        pickle.loads(pickle.dumps(config)),
-        SimulationConfig(**config.to_dict()),
-        config.replace(),
-    ]
-    for back in ways:
+    for back in copies(config):
         assert back == config
         assert hash(back) == hash(config)
         assert repr(back) == repr(config)
@@ -549,14 +542,7 @@ def test_the_strategy_draws_every_field():
 @given(whole_configs())
 def test_every_field_survives_json_repr_and_pickle(config):
     plain = json.loads(config.to_json())
-    ways = [
-        SimulationConfig.from_json(config.to_json()),
-        eval(repr(config), {"SimulationConfig": SimulationConfig}),
-        pickle.loads(pickle.dumps(config)),
-        SimulationConfig(**config.to_dict()),
-        config.replace(),
-    ]
-    for back in ways:
+    for back in copies(config):
         assert back == config
         assert hash(back) == hash(config)
         assert json.loads(back.to_json()) == plain

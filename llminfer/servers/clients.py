@@ -293,10 +293,8 @@ class Clients:
             if self._held:
                 self._send(self._held.popleft(), time)
 
-    def shut(self, waits: bool) -> bool:
-        """Will nobody send any more, or, if ``waits``, nobody before an answer?"""
-        if waits and (not self._coming or self._unanswered >= self._most):
-            return True
+    def shut(self) -> bool:
+        """Will nobody send any more?"""
         return self._arrived == self._n and not self._held
 
     # What happens

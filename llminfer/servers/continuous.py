@@ -241,7 +241,7 @@ class ContinuousBatchingServer(WorkloadServer):
         if soon < math.inf:
             moment = Moment(self.env, soon, _AFTER_ENDS)
             moment.callbacks.append(lambda _: self._arm(soon))
-        if self.clients.shut(False):
+        if self.clients.shut():
             self._close()
 
 

@@ -26,7 +26,7 @@ from llminfer.servers.queues import WaitingQueue
 from llminfer.workload import Workload
 
 
-class Desk:
+class StaticDesk:
     """Where the clients of a static server meet its queue.
 
     Args:

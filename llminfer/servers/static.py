@@ -12,7 +12,7 @@ from llminfer.base.errors import fail
 from llminfer.config import SimulationConfig
 from llminfer.record import RunRecord
 from llminfer.servers.clients import own_clients
-from llminfer.servers.desk import Desk
+from llminfer.servers.desk import StaticDesk
 from llminfer.servers.queues import WaitingQueue
 from llminfer.servers.server import Due, Process, Requests, WorkloadServer, batch_limit
 
@@ -46,7 +46,7 @@ class LLMInferenceServer(WorkloadServer):
     ) -> None:
         if config.server != "static":
             raise fail("server", config.server, "'static' for LLMInferenceServer")
-        self._desk = own_clients(Desk, config, workload)
+        self._desk = own_clients(StaticDesk, config, workload)
         super().__init__(env, config, workload, self._desk.sent if self._desk else None)
         self._arrival = self._column("arrival_time")
         entered = self._desk.entered if self._desk else self._arrival
