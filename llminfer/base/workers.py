@@ -110,6 +110,12 @@ def _on_cluster(client: Any, calls: list[Any], shared: Any) -> Iterator[Any]:
 
     sent = client.scatter(shared, broadcast=True, hash=False) if shared else ()
     runs = (client.submit(_done, *call, *sent, pure=False) for call in calls)
-    for future in as_completed(list(runs)):
-        with suppress(KilledWorker):
+    call_of, blamed = dict(zip(runs, calls, strict=True)), []
+    for future in as_completed(list(call_of)):
+        try:
             yield future.result()
+        except KilledWorker:
+            blamed.append(call_of[future])
+    for call in blamed:  # with them what only waited where they ran: now each alone
+        with suppress(KilledWorker):
+            yield client.submit(_done, *call, *sent, pure=False).result()
