@@ -19,7 +19,7 @@ import pandas as pd
 
 from llminfer import calibrate
 from llminfer.base.arrays import FloatArray, IntArray
-from llminfer.base.errors import ConfigError, choice, fail, number, whole
+from llminfer.base.errors import ConfigError, choice, fail, kind, number, whole
 from llminfer.base.settings import check_axes
 from llminfer.base.slo import SLO, TIMES
 from llminfer.config import SimulationConfig
@@ -310,8 +310,7 @@ class Trials:
     def _check(self) -> None:
         """Refuse what no search can answer."""
         slo, trace, clients = self.slo, self.workload, self.config.clients
-        if not isinstance(slo, SLO):
-            raise fail("slo", slo, "an SLO such as SLO(ttft=1.0)")
+        kind("slo", slo, SLO, " such as SLO(ttft=1.0)")
         if clients is not None:
             raise fail("clients", clients, "None: they send when answered")
         if self.config.sheds and slo.goodput is None:
@@ -646,8 +645,7 @@ def fewest_replicas(
     >>> fleet.replicas, fleet.cost_per_hour
     (6, 12.0)
     """
-    if not isinstance(slo, SLO):
-        raise fail("slo", slo, "an SLO: the order is what, slo, rate")
+    kind("slo", slo, SLO, ": the order is what, slo, rate")
     number("rate", rate, above=0.0)
     whole("gpus_per_replica", gpus_per_replica, 1)
     prices = {"price_per_gpu_hour": price_per_gpu_hour, "watts_per_gpu": watts_per_gpu}

@@ -107,6 +107,51 @@ class SimulationConfig(Settings):
 
     Raises:
         ConfigError: A field cannot be run; names it, its value and what would do.
+
+    What has parameters, with their defaults; the others must be given:
+
+    Laws of lengths, ``prompt_dist_params`` and ``output_dist_params``, tokens::
+
+        lognormal           mu, sigma, min=1, max=None
+        uniform             min, max
+        truncated_normal    mu, sigma, min, max
+        powerlaw            alpha, min, max
+        bimodal             short_min, short_max, long_min, long_max, short_prob
+        geometric           mean, max=None
+        constant            value
+        empirical           values, weights=None
+        paired              values, weights=None
+
+    ``paired`` is of outputs alone: each beside the prompt it came with.
+
+    Patterns of arrivals, ``arrival_pattern_params``, seconds and requests a second::
+
+        constant
+        step                step_time, step_rate
+        sinusoidal          amplitude, period, phase=0.0
+        ramp                end_rate, duration
+
+    Policies, ``scheduling_policy_params``::
+
+        FCFS
+        SJF
+        Predicted-SJF       prediction_sigma=0.0
+        Priority            base_priority=0.0, aging_rate=0.1, urgency_weight=1.0
+        SJF-Aging           aging_rate=0.1
+        Class-RR
+        WFQ
+
+    Controllers of the batch limit, ``batch_control_params``, seconds::
+
+        static
+        queue               min_size=1, max_size=128, interval=300.0, k=1.0
+        rate                min_size=1, max_size=128, interval=300.0, window=None,
+                            headroom=1.25
+        latency             target, min_size=1, max_size=128, interval=300.0,
+                            window=None, step=1.0, backoff=0.9
+
+    >>> SimulationConfig(batch_control="queue", batch_control_params={"k": 0.5})
+    SimulationConfig(batch_control='queue', batch_control_params={'k': 0.5})
     """
 
     arrival_rate: float = 10.0

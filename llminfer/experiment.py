@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 
 from llminfer.base.arrays import BYTES_A_REQUEST, check_room
 from llminfer.base.cache import SOURCE, RunStore, code_of, made_by
-from llminfer.base.errors import MOST_SEED, fail, shown, whole
+from llminfer.base.errors import MOST_SEED, fail, kind, shown, whole
 from llminfer.base.settings import check_axes
 from llminfer.base.workers import as_finished
 from llminfer.config import SimulationConfig
@@ -189,8 +189,7 @@ def run_many(
     Warns:
         OverloadWarning: Once, if any offered load is 1 or more.
     """
-    distinct = {config.replace(random_seed=None): config for config in configs}
-    overload.warn_ahead(list(distinct.values()), workload)
+    overload.warn_ahead(configs, workload)
     work = () if workload is None else (workload,)
     keys = [run_key(config, measure, *work) for config in configs]
     with contextlib.closing(RunStore()) as store:
@@ -281,6 +280,7 @@ def sweep(
     0           8            0    42              3
     1          16            0    42              2
     """
+    kind("base", base, SimulationConfig)
     check_axes(over, ("replication", "seed"))
     rows: list[dict[str, Any]] = []
     configs: list[SimulationConfig] = []

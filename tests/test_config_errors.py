@@ -10,17 +10,23 @@ import pytest
 from test_lengths import CASES
 
 from llminfer import (
+    SLO,
     ConfigError,
     ExperimentConfig,
     FCFSPolicy,
     SimulationConfig,
     SimulationRunner,
     Workload,
+    capacity,
     compute_confidence_interval,
     get_policy,
     save_results,
+    simulate,
+    stats,
     sweep,
 )
+from llminfer.capacity import fewest_replicas
+from llminfer.experiment import run_many
 from llminfer.laws.arrivals import ARRIVAL_PATTERNS
 from llminfer.laws.lengths import LENGTH_LAWS, length_law
 
@@ -128,6 +134,12 @@ def test_the_message_is_a_line_to_act_on():
     [
         ({"batchsize": 4}, "batch_size"),
         ({"arival_rate": 4}, "arrival_rate"),
+        ({"lambda_": 4}, "arrival_rate"),
+        ({"rate": 4}, "arrival_rate"),
+        ({"seed": 4}, "random_seed"),
+        ({"policy": "SJF"}, "scheduling_policy"),
+        ({"max_num_seqs": 256}, "batch_size"),
+        ({"max_num_batched_tokens": 2048}, "max_batched_tokens"),
         ({"prompt_length_dist": "log-normal"}, "lognormal"),
         ({"output_length_dist": "trunc_normal"}, "truncated_normal"),
         ({"scheduling_policy": "fcfs"}, "FCFS"),
@@ -154,6 +166,28 @@ def test_the_message_is_a_line_to_act_on():
 def test_a_misspelt_name_brings_the_nearest_right_one(given, meant):
     message = refused(lambda: SimulationConfig(**given), "")
     assert message.endswith(f"(did you mean {meant}?)")
+
+
+@pytest.mark.parametrize("given", [{"batch_size": 4}, "report", None, 3])
+@pytest.mark.parametrize(
+    ("name", "ask"),
+    [
+        ("config", simulate),
+        ("config", lambda given: SimulationRunner(given).run()),
+        ("config", lambda given: run_many([given])),
+        ("base", lambda given: sweep(given, {"batch_size": [4]})),
+        ("table", lambda given: stats.summarize(given, "batch_size", ["avg_ttft"])),
+        ("table", lambda given: stats.paired_differences(given, "avg_ttft", "policy")),
+        ("slo", lambda given: capacity(SimulationConfig(), given)),
+        ("slo", lambda given: fewest_replicas(SimulationConfig(), given, 1.0)),
+    ],
+)
+def test_another_kind_of_thing_is_refused_by_its_name(name, ask, given):
+    assert refused(lambda: ask(given), name + "=").startswith(f"{name}={given!r}: must")
+
+
+def test_a_limit_of_another_name_is_refused():
+    refused(lambda: SLO(p99=1.0), "p99=1.0: no such field: help(SLO) lists them")
 
 
 def of_law(name, params, which="prompt"):

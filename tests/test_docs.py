@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import doctest
 import importlib
+import inspect
 import os
 import pkgutil
 import re
@@ -16,7 +17,9 @@ from unittest import mock
 import pytest
 
 import llminfer
-from llminfer.laws.lengths import LENGTH_LAWS
+from llminfer import SimulationConfig
+from llminfer.laws.arrivals import ARRIVAL_PATTERNS
+from llminfer.laws.lengths import LENGTH_LAWS, Paired
 from llminfer.policies import POLICIES
 from llminfer.servers.batch_control import CONTROLLERS
 
@@ -77,3 +80,38 @@ def test_there_is_a_recipe_for_each_thing_to_add():
     assert [any(thing in title for title, _ in RECIPES) for thing in things] == [
         True
     ] * 4
+
+
+# Given by the configuration's own fields.
+SHARED = {
+    "Policies": ("alpha", "beta", "gamma", "random_seed", "request_classes"),
+    "Patterns of arrivals": ("rate",),
+}
+
+
+def listed(title):
+    """By name the parameters that ``help(SimulationConfig)`` shows under a title."""
+    text = inspect.getdoc(SimulationConfig)
+    block = re.search(rf"^{title}.*::\n\n((?:    .*\n)+)", text, re.M).group(1)
+    joined = re.sub(r",\n +", ", ", block)
+    rows = (line.split(maxsplit=1) for line in joined.splitlines())
+    return {name: ", ".join(params) for name, *params in rows}
+
+
+@pytest.mark.parametrize(
+    ("title", "known"),
+    [
+        ("Laws of lengths", {**LENGTH_LAWS, "paired": Paired}),
+        ("Patterns of arrivals", ARRIVAL_PATTERNS),
+        ("Policies", POLICIES),
+        ("Controllers", CONTROLLERS),
+    ],
+)
+def test_help_lists_all_that_has_parameters(title, known):
+    for name, law in known.items():
+        its = inspect.signature(law).parameters.values()
+        own = [one for one in its if one.name not in SHARED.get(title, ())]
+        own.sort(key=lambda one: one.default is not one.empty)
+        said = [str(one.replace(annotation=one.empty)) for one in own]
+        assert listed(title)[name] == ", ".join(said).replace("*, ", "")
+    assert listed(title).keys() == known.keys()

@@ -110,6 +110,17 @@ def numbers(
     return found
 
 
+def kind(name: str, value: object, cls: type[T], such: str = "") -> T:
+    """``value`` if it is a ``cls``.
+
+    Raises:
+        ConfigError: It is not; the message ends in ``such``, an example.
+    """
+    if not isinstance(value, cls):
+        raise fail(name, value, f"a {cls.__name__}{such}")
+    return value
+
+
 def truth(name: str, value: object) -> bool:
     """``value`` if it is True or False.
 

@@ -13,10 +13,17 @@ from llminfer.base.errors import ConfigError, fail, nearest, shown
 from llminfer.base.frozen import Params, thawed
 
 _WRITTEN = (str, Number, tuple, Params, type(None))
+_CALLED = {  # elsewhere
+    **dict.fromkeys(("lambda_", "lam", "lambd", "rate", "qps"), "arrival_rate"),
+    **dict.fromkeys(("B", "max_batch_size", "max_num_seqs"), "batch_size"),
+    "max_num_batched_tokens": "max_batched_tokens",
+    "policy": "scheduling_policy",
+    "seed": "random_seed",
+}
 
 
-class Settings:
-    """What a frozen dataclass of settings, all with defaults, can do beside holding."""
+class Named:
+    """A frozen dataclass whose fields all have defaults, given by names it checks."""
 
     __slots__ = ()
 
@@ -35,8 +42,15 @@ class Settings:
         names = [f.name for f in fields(cls)]  # type: ignore[arg-type]
         for name, value in given.items():
             if name not in names:
-                hint = nearest(name, names) or f": help({cls.__name__}) lists them"
+                meant = _CALLED.get(name, name)
+                hint = nearest(meant, names) or f": help({cls.__name__}) lists them"
                 raise ConfigError(f"{name}={shown(value)}: no such field{hint}")
+
+
+class Settings(Named):
+    """One that can be written down."""
+
+    __slots__ = ()
 
     def to_dict(self) -> dict[str, Any]:
         """All fields by name, as plain values.

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from llminfer.base.errors import ConfigError, choice, fail, number
+from llminfer.base.settings import Named
 
 Bound = float | Mapping[str, float] | None
 
@@ -56,7 +57,7 @@ class Limit(NamedTuple):
 
 
 @dataclass(frozen=True)
-class SLO:
+class SLO(Named):
     """What users are promised: at least one limit, in seconds.
 
     A plain number is a limit on the p99 of its time; a dict limits any quantile, or

@@ -9,7 +9,7 @@ from dataclasses import replace
 import numpy as np
 
 from llminfer.base.arrays import IntArray
-from llminfer.base.errors import OverloadWarning, fail
+from llminfer.base.errors import OverloadWarning, kind
 from llminfer.config import SimulationConfig
 from llminfer.laws.engines import PRESETS
 from llminfer.policies import ClassPolicy, FCFSPolicy
@@ -78,10 +78,13 @@ def warn_ahead(
             it comes in more than a few batches and not all at once.
 
     Raises:
-        ConfigError: It is no workload.
+        ConfigError: It is no workload, or they are no configurations.
     """
-    if not isinstance(workload, Workload | None):
-        raise fail("workload", workload, "a Workload, such as Workload.from_csv(path)")
+    for config in configs:
+        kind("config", config, SimulationConfig, ": see help(SimulationConfig)")
+    if workload is not None:
+        kind("workload", workload, Workload, ", such as Workload.from_csv(path)")
+    configs = list(dict.fromkeys(c.replace(random_seed=None) for c in configs))
     full = [c for c in configs if c.server == "static"]  # the other need not fill them
     if said := _beyond(full, [c.largest_batch for c in full]):
         _warn(said, UserWarning)

@@ -10,7 +10,7 @@ import pandas as pd
 from scipy.special import stdtrit
 
 from llminfer.base.arrays import FloatArray
-from llminfer.base.errors import ConfigError, fail, nearest, number
+from llminfer.base.errors import ConfigError, fail, kind, nearest, number
 from llminfer.stats import pooling
 
 Values = Sequence[float] | FloatArray
@@ -257,8 +257,10 @@ def require_columns(frame: pd.DataFrame, names: Sequence[str]) -> None:
     """Check that ``frame`` has all these columns.
 
     Raises:
-        ConfigError: It lacks one; names it, and the nearest that is there.
+        ConfigError: It lacks one; names it, and the nearest that is there. Or it is no
+            table.
     """
+    kind("table", frame, pd.DataFrame, ", as sweep gives")
     for name in names:
         if name not in frame:
             hint = nearest(name, [str(known) for known in frame.columns])
