@@ -8,7 +8,7 @@ TASKS := report test lab app bench lint
 .DEFAULT_GOAL := help
 
 help:
-	@echo 'make report   run every notebook and draw every figure, into figures/'
+	@echo 'make report   run every notebook, draw every figure, and bind them in one page'
 	@echo 'make test     unit, property, doc and browser tests, every notebook, lint'
 	@echo 'make lab      open the notebooks in JupyterLab, on this machine only'
 	@echo 'make app      the panels alone, as a page in the browser, on this machine only'

@@ -5,6 +5,7 @@ Plain Python, so that it runs wherever Python does: no shell, no make.
 
 import contextlib
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,13 +14,14 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 TASKS = {
-    "report": "run every notebook and draw every figure, into figures/",
+    "report": "run every notebook, draw every figure, and bind them in one page",
     "test": "check all: unit, property, doc and browser tests, notebooks, style, types",
     "lab": "open the notebooks in JupyterLab, on this machine only",
     "app": "the panels alone, as a page in the browser, on this machine only",
     "bench": "measure speed and memory, beside brute-force twins",
     "lint": "check format, style and types",
 }
+_REPORT = ["execute", "fill_readme", "workbook"]
 _LINT = ["ruff format --check .", "ruff check .", "mypy"]
 _BENCH = [[""], ["_continuous"], ["_memory", "--most", "100000"], ["_browser"]]
 _APP = [
@@ -38,20 +40,23 @@ def commands(task: str) -> list[list[str]]:
     >>> commands("test")
     [['tests/run.py']]
     """
-    # From the last to the first: the long ones begin first, the short ones fill gaps.
-    notebooks = sorted((ROOT / "notebooks").glob("*.ipynb"), reverse=True)
-    names = [path.relative_to(ROOT).as_posix() for path in notebooks]
     lab = ["-m", "jupyterlab", "--ip=127.0.0.1", "--notebook-dir=notebooks"]
     if hasattr(os, "geteuid") and os.geteuid() == 0:  # as in a container
         lab.append("--allow-root")
     return {
-        "report": [["notebooks/execute.py", *names], ["notebooks/fill_readme.py"]],
+        "report": [[f"notebooks/{name}.py"] for name in _REPORT],
         "test": [["tests/run.py"]],
         "lab": [lab],
         "app": [["-m", "voila", *_APP, "notebooks/app.ipynb"]],
         "bench": [[f"tests/bench{of}.py", *rest] for of, *rest in _BENCH],
         "lint": [["-m", *of.split()] for of in _LINT],
     }[task]
+
+
+def find_chromium() -> str | None:
+    """Path of an installed Chromium or Chrome, or None."""
+    names = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+    return next((path for name in names if (path := shutil.which(name))), None)
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -115,7 +115,9 @@ def main(names: Sequence[str]) -> int:
     Much of a notebook runs on one core. After a failure no other begins.
     """
     here = Path(__file__).parent
-    paths = [Path(name) for name in names] or sorted(here.glob("*.ipynb"))
+    # From the last to the first: the long ones begin first, the short ones fill gaps.
+    all_of_them = sorted(here.glob("*.ipynb"), reverse=True)
+    paths = [Path(name) for name in names] or all_of_them
     failed = threading.Event()
 
     def run(number: int, path: Path) -> None:

@@ -11,8 +11,10 @@ import tempfile
 from pathlib import Path
 
 from browser import panels_in
-from lab import find_chromium, running_chromium, running_page
+from lab import running_chromium, running_page
 from playwright.sync_api import expect
+
+from llminfer.__main__ import find_chromium
 
 MOVES = 20
 APP = Path(__file__).parents[1] / "notebooks" / "app.ipynb"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import secrets
-import shutil
 import signal
 import socket
 import subprocess
@@ -72,12 +71,6 @@ class Site(NamedTuple):
                 if "ipykernel_launcher" in child.cmdline():
                     found.append(child)
         return found
-
-
-def find_chromium() -> str | None:
-    """Path of an installed Chromium or Chrome, or None."""
-    names = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-    return next((path for name in names if (path := shutil.which(name))), None)
 
 
 @contextmanager

@@ -8,9 +8,11 @@ from pathlib import Path
 import nbformat
 import pytest
 from browser import WIDTHS, find_faults, for_panels, panels_in
-from lab import Lab, find_chromium, running_chromium, running_lab, running_page
+from lab import Lab, running_chromium, running_lab, running_page
 from nbformat.v4 import new_code_cell, new_notebook
 from playwright.sync_api import BrowserContext, expect
+
+from llminfer.__main__ import find_chromium
 
 FOLDER = Path(__file__).parents[1] / "notebooks"
 NOTEBOOKS = sorted(FOLDER.glob("[0-9]*.ipynb"))
