@@ -1,5 +1,6 @@
 """Tables and macros for the report."""
 
+import html
 import math
 import multiprocessing
 import re
@@ -443,3 +444,11 @@ def test_the_glossary_knows_each_setting_and_each_metric():
             bare = re.sub(rf"^({ahead})", "", name).replace("e2e", "latency")
             assert bare.replace("_share", "_requests") in known, name
     assert terms["meaning"].str.endswith(".").all()
+
+
+def test_the_glossary_is_shown_whole_and_to_the_left():
+    terms, page = glossary(), glossary()._repr_html_()
+    assert terms["meaning"].str.len().max() > pd.get_option("display.max_colwidth")
+    assert all(html.escape(meaning, False) in page for meaning in terms["meaning"])
+    assert "text-align: left" in page
+    assert not terms["meaning"].str.contains("`", regex=False).any()

@@ -152,11 +152,12 @@ def glossary() -> pd.DataFrame:
     """
     texts = {"setting": SimulationConfig, "metric": MetricsCollector}
     rows = [
-        (name, kind, " ".join(meaning.split()))
+        (name, kind, " ".join(meaning.replace("``", "").split()))
         for kind, its in texts.items()
         for name, meaning in _TERM.findall(inspect.getdoc(its) or "")
     ]
-    return pd.DataFrame(rows, columns=["term", "kind", "meaning"]).set_index("term")
+    table = pd.DataFrame(rows, columns=["term", "kind", "meaning"])
+    return WordTable(table.set_index("term"))
 
 
 def against(
@@ -196,15 +197,18 @@ def against(
     return pd.DataFrame(columns).rename_axis(over)
 
 
-class VerdictTable(pd.DataFrame):
-    """A table of words: to the left, the outcomes in colour."""
+class WordTable(pd.DataFrame):
+    """A table of words, shown whole: to the left, and outcomes in colour."""
 
     def _repr_html_(self) -> str:
-        style: Any = self.style.hide(axis="index").set_uuid("verdicts")
+        style: Any = self.style.set_uuid("words")
         heads = [{"selector": "th, td", "props": [("text-align", "left !important")]}]
         bold = "color: {}; font-weight: bold".format
         style = style.set_table_styles(heads)
-        return str(style.map(lambda it: bold(COLORS[it]), subset="outcome").to_html())
+        if "outcome" in self:
+            style = style.hide(axis="index")
+            style = style.map(lambda it: bold(COLORS[it]), subset="outcome")
+        return str(style.to_html())
 
 
 def save_verdicts(
@@ -227,7 +231,7 @@ def save_verdicts(
     columns = ["hypothesis", "outcome", "measured", "claimed", "margin"]
     said = [*columns[:-1], "spared"]
     rows = ([getattr(its, name) for name in said] for its in verdicts.values())
-    table = VerdictTable(rows, columns=columns)
+    table = WordTable(rows, columns=columns)
     save_table(table, f"{source}_verdicts", caption)
     return table
 
