@@ -310,7 +310,7 @@ class Trials:
     def _check(self) -> None:
         """Refuse what no search can answer."""
         slo, trace, clients = self.slo, self.workload, self.config.clients
-        kind("slo", slo, SLO, " such as SLO(ttft=1.0)")
+        kind("slo", slo, SLO, "an SLO such as SLO(ttft=1.0)")
         if clients is not None:
             raise fail("clients", clients, "None: they send when answered")
         if self.config.sheds and slo.goodput is None:
@@ -645,7 +645,7 @@ def fewest_replicas(
     >>> fleet.replicas, fleet.cost_per_hour
     (6, 12.0)
     """
-    kind("slo", slo, SLO, ": the order is what, slo, rate")
+    kind("slo", slo, SLO, "an SLO: the order is what, slo, rate")
     number("rate", rate, above=0.0)
     whole("gpus_per_replica", gpus_per_replica, 1)
     prices = {"price_per_gpu_hour": price_per_gpu_hour, "watts_per_gpu": watts_per_gpu}

@@ -280,7 +280,7 @@ def sweep(
     0           8            0    42              3
     1          16            0    42              2
     """
-    kind("base", base, SimulationConfig)
+    kind("base", base, SimulationConfig, "a SimulationConfig")
     check_axes(over, ("replication", "seed"))
     rows: list[dict[str, Any]] = []
     configs: list[SimulationConfig] = []

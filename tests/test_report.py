@@ -371,6 +371,7 @@ def test_verdicts_are_saved_as_macros_and_table_in_one_call(figures):
         }
     ]
     shown = table._repr_html_()
+    assert "All of them. Supported: the whole interval" in shown
     assert "text-align: left" in shown
     assert f"color: {COLORS['supported']}" in shown
     assert shown == table._repr_html_()  # the same at each display
@@ -447,8 +448,32 @@ def test_the_glossary_knows_each_setting_and_each_metric():
 
 
 def test_the_glossary_is_shown_whole_and_to_the_left():
-    terms, page = glossary(), glossary()._repr_html_()
+    terms, page = glossary(), html.unescape(glossary()._repr_html_())
     assert terms["meaning"].str.len().max() > pd.get_option("display.max_colwidth")
-    assert all(html.escape(meaning, False) in page for meaning in terms["meaning"])
+    assert all(meaning in page for meaning in terms["meaning"])
     assert "text-align: left" in page
     assert not terms["meaning"].str.contains("`", regex=False).any()
+
+
+def test_a_table_stands_under_its_caption():
+    frame = pd.DataFrame({"a<b": ["x & y"]}, index=pd.Index(["<1>"], name="B"))
+    page = save_table(frame, "01_said", "What it is, seconds.")._repr_html_()
+    assert "<caption>What it is, seconds.</caption>" in page
+    assert "x &amp; y" in page
+    assert "a&lt;b" in page
+    assert "&lt;1&gt;" in page
+
+
+def test_verdicts_on_one_page_keep_their_colours():
+    one = Estimate(1.0, 0.9, 1.1)
+    yes = {"isThere": Verdict.that_above("It is there.", one, 0.5)}
+    no = {"isGone": Verdict.that_above("It is gone.", one, 2.0)}
+    pages = [
+        save_verdicts(its, source)._repr_html_()
+        for source, its in {"01": yes, "02": no}.items()
+    ]
+    names = {re.search(r'<table id="(\w+)"', page).group(1) for page in pages}
+    assert len(names) == 2
+    for page, outcome in zip(pages, ("supported", "refuted"), strict=True):
+        (cell,) = re.findall(rf'id="(\w+)" class="data \w+ \w+" >{outcome}<', page)
+        assert re.search(rf"#{cell} {{\s+color: {COLORS[outcome]}", page)

@@ -110,14 +110,14 @@ def numbers(
     return found
 
 
-def kind(name: str, value: object, cls: type[T], such: str = "") -> T:
+def kind(name: str, value: object, cls: type[T], must: str) -> T:
     """``value`` if it is a ``cls``.
 
     Raises:
-        ConfigError: It is not; the message ends in ``such``, an example.
+        ConfigError: It is not.
     """
     if not isinstance(value, cls):
-        raise fail(name, value, f"a {cls.__name__}{such}")
+        raise fail(name, value, must)
     return value
 
 

@@ -6,6 +6,7 @@ import re
 import sqlite3
 import string
 import warnings
+import zlib
 from collections.abc import Mapping
 from contextlib import closing
 from pathlib import Path
@@ -25,6 +26,10 @@ _HEADER = "% Written by the notebooks, a macro for each number the report quotes
 _LINE = re.compile(r"\\newcommand\{\\([A-Za-z]+)\}\{(.*)\}% (\S+)")
 _TERM = re.compile(r"^    (?!\w+Error)(\w+): (.*(?:\n     +.*)*)", re.MULTILINE)
 _SENTENCE, _COLUMN = 30, 48  # characters: longer text is broken; one column's width
+_RULE = (
+    "Supported: the whole interval is within what is claimed. Refuted: all of it is "
+    "outside, by more than the margin. Undecided: neither."
+)
 _begun: set[tuple[Path, str]] = set()  # sources this process has written from
 
 
@@ -96,7 +101,9 @@ def save_table(
     )
     target.with_suffix(".tex").write_text(latex, encoding="utf-8")
     table.to_csv(target.with_suffix(".csv"), index=False, float_format="%.9g")
-    return text.set_index(list(frame.index.names)) if named else text
+    text = Printed(text.set_index(list(frame.index.names)) if named else text)
+    text.attrs = {"caption": caption}
+    return text
 
 
 def _as_text(table: pd.DataFrame, formats: Mapping[str, str]) -> pd.DataFrame:
@@ -157,7 +164,9 @@ def glossary() -> pd.DataFrame:
         for name, meaning in _TERM.findall(inspect.getdoc(its) or "")
     ]
     table = pd.DataFrame(rows, columns=["term", "kind", "meaning"])
-    return WordTable(table.set_index("term"))
+    table = Printed(table.set_index("term"))
+    table.attrs = {"words": True}
+    return table
 
 
 def against(
@@ -197,18 +206,24 @@ def against(
     return pd.DataFrame(columns).rename_axis(over)
 
 
-class WordTable(pd.DataFrame):
-    """A table of words, shown whole: to the left, and outcomes in colour."""
+class Printed(pd.DataFrame):
+    """A table as it is printed, shown whole: its caption, and outcomes in colour.
+
+    Where ``attrs`` has ``caption`` it stands above; with ``words`` all is to the left.
+    """
 
     def _repr_html_(self) -> str:
-        style: Any = self.style.set_uuid("words")
-        heads = [{"selector": "th, td", "props": [("text-align", "left !important")]}]
-        bold = "color: {}; font-weight: bold".format
-        style = style.set_table_styles(heads)
+        words = self.to_csv().encode()  # for an id that no other table of a page has
+        style: Any = self.style.set_uuid(f"{zlib.crc32(words):x}").format(escape="html")
+        style = style.format_index(escape="html").format_index(escape="html", axis=1)
+        if "words" in self.attrs:
+            left = [("text-align", "left !important")]
+            style = style.set_table_styles([{"selector": "th, td", "props": left}])
         if "outcome" in self:
-            style = style.hide(axis="index")
+            bold = "color: {}; font-weight: bold".format
             style = style.map(lambda it: bold(COLORS[it]), subset="outcome")
-        return str(style.to_html())
+            style = style.hide(axis="index")
+        return str(style.set_caption(self.attrs.get("caption", "")).to_html())
 
 
 def save_verdicts(
@@ -231,8 +246,9 @@ def save_verdicts(
     columns = ["hypothesis", "outcome", "measured", "claimed", "margin"]
     said = [*columns[:-1], "spared"]
     rows = ([getattr(its, name) for name in said] for its in verdicts.values())
-    table = WordTable(rows, columns=columns)
+    table = Printed(rows, columns=columns)
     save_table(table, f"{source}_verdicts", caption)
+    table.attrs = {"caption": f"{caption} {_RULE}", "words": True}
     return table
 
 

@@ -81,9 +81,9 @@ def warn_ahead(
         ConfigError: It is no workload, or they are no configurations.
     """
     for config in configs:
-        kind("config", config, SimulationConfig, ": see help(SimulationConfig)")
+        kind("config", config, SimulationConfig, "a SimulationConfig")
     if workload is not None:
-        kind("workload", workload, Workload, ", such as Workload.from_csv(path)")
+        kind("workload", workload, Workload, "a Workload, as of from_csv(path)")
     configs = list(dict.fromkeys(c.replace(random_seed=None) for c in configs))
     full = [c for c in configs if c.server == "static"]  # the other need not fill them
     if said := _beyond(full, [c.largest_batch for c in full]):

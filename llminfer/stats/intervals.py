@@ -260,7 +260,7 @@ def require_columns(frame: pd.DataFrame, names: Sequence[str]) -> None:
         ConfigError: It lacks one; names it, and the nearest that is there. Or it is no
             table.
     """
-    kind("table", frame, pd.DataFrame, ", as sweep gives")
+    kind("table", frame, pd.DataFrame, "a table, as sweep gives")
     for name in names:
         if name not in frame:
             hint = nearest(name, [str(known) for known in frame.columns])
