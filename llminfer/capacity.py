@@ -31,15 +31,16 @@ from llminfer.record import COMPLETED, RunRecord
 from llminfer.servers.overload import described
 from llminfer.servers.token_gaps import token_gaps
 from llminfer.stats.crossing import crossing_logs, left_out_means
-from llminfer.stats.intervals import Estimate, t_quantile
+from llminfer.stats.intervals import FEWEST_MEMORIES, Estimate, t_quantile
 from llminfer.stats.pooling import by_replication, kept
+from llminfer.theory.known import measured_memories
 from llminfer.workload import Workload
 
 Configs = Sequence[SimulationConfig]
 What = SimulationConfig | calibrate.Calibration | ServedLog
 
 _METRICS = [f"{first}_{time}" for time in TIMES for first in ("p99", "avg")]
-_METRICS += ["waiting", "within", "avg_output_length"]
+_METRICS += ["waiting", "within", "avg_output_length", "largest_batch"]
 _FEWEST = 2000  # requests measured in all replications: 20 beyond the p99
 _BATCHES = 3  # a run has so many times the requests that the servers hold
 _NEAR, _LONGER = 0.95, 3  # from this share of lambda* on so much longer runs decide
@@ -68,12 +69,13 @@ class Capacity:
             ``p50_ttft[chat]``; ``within``, the share within all limits of a request;
             ``goodput``, so many a second; ``avg_output_length``, tokens; ``waiting``,
             how many waited when the last one came, mean over replications; near lambda*
-            of the longer run, over the root of 3.
+            of the longer run, over the root of 3; ``largest_batch``.
         evaluated: A row a rate, ascending: ``rate``, the metrics, and ``meets``.
         binds: What is broken first above ``rate``: a limit, or the queue.
         slack: By limit how far below it ``rate`` stays, relative; of a goodput how
             far above, as a share.
-        basis: What the interval comes from, in words.
+        basis: What the interval comes from, in words, and what it rests too little on.
+        memories: Of the queue at ``rate``, that a run lasts: 300 are sound.
         replicas: That carry it together.
         logs: The rate's logarithm, a number a replication or block of the trace: the
             jackknife's pseudo-values.
@@ -88,6 +90,7 @@ class Capacity:
     binds: str
     slack: dict[str, float]
     basis: str
+    memories: float
     replicas: int
     logs: FloatArray
     draws: FloatArray
@@ -116,6 +119,7 @@ class Capacity:
         tpot = self.metrics["avg_tpot"]
         return {
             **Estimate(self.rate, *self.interval).row("rate"),
+            "sound": self.memories >= FEWEST_MEMORIES,
             "binds": self.binds,
             "throughput": tokens,
             "throughput_per_gpu": tokens / self.replicas,
@@ -186,9 +190,10 @@ def capacity(
     Returns:
         The capacity; with ``over`` a table of them, which share their seeds: the
         fields, ``rate`` with ``rate_lower`` and ``rate_upper`` (0 where no rate keeps
-        the limits), ``binds``, ``throughput`` (output tokens a second),
-        ``throughput_per_gpu`` (a replica counts as one), ``user_speed`` (1 / mean
-        TPOT, tokens a second). ``report.figures.draw_capacity`` draws it.
+        the limits), ``sound`` (runs of at least 300 memories of the queue), ``binds``,
+        ``throughput`` (output tokens a second), ``throughput_per_gpu`` (a replica
+        counts as one), ``user_speed`` (1 / mean TPOT, tokens a second).
+        ``report.figures.draw_capacity`` draws it.
 
     Raises:
         ConfigError: Limits that no rate keeps, too few requests to tell, or users who
@@ -201,8 +206,9 @@ def capacity(
     95% interval: 5 replications
     """
     how = slo, workload, replications, n_jobs, random_seed_start, tolerance
+    what = what if isinstance(what, SimulationConfig) else fitted_to(what)
     base, *draws = loads(what)
-    trials = Trials(base, *how, draws)
+    trials = Trials(base, *how, draws, seen=largest_seen(what))
     if over is None:
         return trials.found()
     check_axes(over)
@@ -234,6 +240,13 @@ def loads(what: What) -> list[SimulationConfig]:
         return [what]
     its = fitted_to(what)
     return [its.config(), *its.draws(_DRAWS)]
+
+
+def largest_seen(what: SimulationConfig | calibrate.Calibration) -> float:
+    """The largest batch of the log that coefficients were fitted to, if any were."""
+    if isinstance(what, SimulationConfig):
+        return math.inf
+    return float(what.record.batch_size.max())
 
 
 def largest_rates(runs: pd.DataFrame, metric: str, limit: float) -> pd.Series:
@@ -271,7 +284,8 @@ def largest_rates(runs: pd.DataFrame, metric: str, limit: float) -> pd.Series:
 class Trials:
     """Tries rates, and remembers what came of each.
 
-    ``draws`` are configurations that ``config`` could as well be.
+    ``draws`` are configurations that ``config`` could as well be, and ``seen`` is the
+    largest batch that its coefficients were fitted to.
     """
 
     config: SimulationConfig
@@ -282,6 +296,7 @@ class Trials:
     first_seed: int
     tolerance: float = 0.02
     draws: Configs = ()
+    seen: float = math.inf
     rows: dict[float, Row] = field(default_factory=dict, init=False)
     numbers: dict[float, pd.DataFrame] = field(default_factory=dict, init=False)
 
@@ -300,7 +315,7 @@ class Trials:
             )
             raise fail("num_requests" if trace is None else "workload", n, must)
         self._queue = max(self.tolerance * n, holds)
-        served = config if trace is None else described(trace, config)
+        self._served = served = config if trace is None else described(trace, config)
         self._most, self._exact = served.max_stable_rate, _has_exact_rate(served)
         self._near = math.inf if self._exact else _NEAR * self._most
         self._fills = config.server == "static" and config.batch_timeout is None
@@ -382,6 +397,13 @@ class Trials:
         part = "replications" if self.workload is None else "blocks of the trace"
         basis = f"{len(logs)} {part}"
         basis += f", {len(draws)} draws of the coefficients" * bool(others)
+        batch = metrics["largest_batch"]
+        memories = measured_memories(_at(self._served, low, 1))
+        if memories < FEWEST_MEMORIES:
+            few = f"{memories:.2g} memories of the queue"
+            basis += f"\ntoo short to be sure: a run lasts {few}"
+        if batch > self.seen:
+            basis += f"\nbeyond the log: batches of {batch:.0f}, there {self.seen:.0f}"
         return Capacity(
             rate=low,
             bracket=(low, high),
@@ -394,6 +416,7 @@ class Trials:
             binds=max(broken, key=broken.__getitem__),
             slack={k: -math.expm1(x) for k, x in self.excess(metrics, low).items()},
             basis=basis,
+            memories=memories,
             replicas=self.config.replicas,
             logs=logs,
             draws=draws,
@@ -405,7 +428,7 @@ class Trials:
             its = self.changed(changes).found()
         except KeptNowhere as error:
             nothing = Estimate(0.0, 0.0, 0.0).row("rate")
-            return {**nothing, "binds": str(error)}
+            return {**nothing, "sound": False, "binds": str(error)}
         more = {} if base is None else its.against(base).row("difference")
         return its.row() | more
 
@@ -516,7 +539,8 @@ def _measured(
     """Numbers of each block of the measured requests, in order of arrival."""
     skip = config.warmup_requests
     waiting = np.sum(record.processing_start_time > record.arrival_time[-1])
-    shared: Row = {"waiting": float(waiting)}
+    largest = float(record.batch_size.max(initial=0))
+    shared: Row = {"waiting": float(waiting), "largest_batch": largest}
     if slo.itl is not None:
         gaps = token_gaps(record, config.step_time, skip)
         some = gaps.sample(_GAPS) if gaps.number() else np.empty(0)

@@ -12,7 +12,7 @@ from llminfer.base.columns import mean_rate
 from llminfer.base.errors import TraceError
 from llminfer.base.slo import SLO
 from llminfer.calibrate import Calibration, sent_on_answers
-from llminfer.capacity import Capacity, Trials, fitted_to, loads
+from llminfer.capacity import Capacity, Trials, fitted_to, largest_seen, loads
 from llminfer.config import SimulationConfig
 from llminfer.data.logs import ServedLog
 from llminfer.experiment import metrics_of
@@ -85,7 +85,8 @@ def plan(what: ServedLog | Calibration, slo: SLO, n_jobs: int | None = None) -> 
         must = f"must be at most {_WORST:.0%}, or the simulator is not this engine"
         raise TraceError(f"log: {said}: {must}")
     base, *draws = loads(fitted)
-    trials = Trials(base, slo, None, _RUNS, n_jobs, 42, draws=draws)
+    seen = largest_seen(fitted)
+    trials = Trials(base, slo, None, _RUNS, n_jobs, 42, draws=draws, seen=seen)
     its = trials.found()
     rows = [{"setting": "as it is", **its.row()}]
     for setting, changes in _changes(base, its.binds).items():
