@@ -31,7 +31,7 @@ from llminfer.record import COMPLETED, RunRecord
 from llminfer.servers.overload import described
 from llminfer.servers.token_gaps import token_gaps
 from llminfer.stats.crossing import crossing_logs, left_out_means
-from llminfer.stats.intervals import FEWEST_MEMORIES, Estimate, t_quantile
+from llminfer.stats.intervals import FEWEST_MEMORIES, Estimate, jackknife, t_quantile
 from llminfer.stats.pooling import by_replication, kept
 from llminfer.theory.known import measured_memories
 from llminfer.workload import Workload
@@ -47,6 +47,7 @@ _NEAR, _LONGER = 0.95, 3  # from this share of lambda* on so much longer runs de
 _BLOCKS = 10  # of a trace, for its interval
 _DRAWS, _REPLAYS = 8, 4  # of the coefficients; replications for each
 _FINEST = 1e-4  # tolerance
+WORST = 0.15  # error of a mean on the requests held back, relative, of a good fit
 _NEARLY = 0.2  # of the rate of one replica, where the search for more begins
 _GAPS = 2**14  # between tokens that stand for those of a run
 _SCALES = {  # powers of the rate that the parameters of a pattern go with
@@ -210,9 +211,9 @@ def capacity(
     95% interval: 5 replications
     """
     how = slo, workload, replications, n_jobs, random_seed_start, tolerance
-    what = what if isinstance(what, SimulationConfig) else fitted_to(what)
-    base, *draws = loads(what)
-    trials = Trials(base, *how, draws, near, largest_seen(what))
+    fitted = None if isinstance(what, SimulationConfig) else fitted_to(what)
+    base, *draws = loads(fitted or what)
+    trials = Trials(base, *how, draws, near, fitted)
     if over is None:
         return trials.found()
     check_axes(over)
@@ -229,7 +230,8 @@ def fitted_to(what: ServedLog | calibrate.Calibration) -> calibrate.Calibration:
     if isinstance(what, ServedLog):
         if settings := what.settings:
             return calibrate.fit(what, settings)
-        raise fail("log", what, "with its engine's settings: see calibrate.fit")
+        how = 'read_log(path, settings={"max_num_seqs": 256, ...})'
+        raise fail("log", what, f"with its engine's settings: {how}")
     if not isinstance(what, calibrate.Calibration):
         raise fail("what", what, "a SimulationConfig, a Calibration or a ServedLog")
     return what
@@ -244,13 +246,6 @@ def loads(what: What) -> list[SimulationConfig]:
         return [what]
     its = fitted_to(what)
     return [its.config(), *its.draws(_DRAWS)]
-
-
-def largest_seen(what: SimulationConfig | calibrate.Calibration) -> float:
-    """The largest batch of the log that coefficients were fitted to, if any were."""
-    if isinstance(what, SimulationConfig):
-        return math.inf
-    return float(what.record.batch_size.max())
 
 
 def largest_rates(runs: pd.DataFrame, metric: str, limit: float) -> pd.Series:
@@ -289,7 +284,7 @@ class Trials:
     """Tries rates, and remembers what came of each.
 
     ``draws`` are configurations that ``config`` could as well be; ``near`` is a rate
-    to begin at; ``seen`` is the largest batch that the coefficients were fitted to.
+    to begin at; ``fitted`` is where the coefficients come from.
     """
 
     config: SimulationConfig
@@ -301,7 +296,7 @@ class Trials:
     tolerance: float = 0.02
     draws: Configs = ()
     near: float | None = None
-    seen: float = math.inf
+    fitted: calibrate.Calibration | None = None
     rows: dict[float, Row] = field(default_factory=dict, init=False)
     numbers: dict[float, pd.DataFrame] = field(default_factory=dict, init=False)
 
@@ -332,7 +327,8 @@ class Trials:
         slo, trace, clients = self.slo, self.workload, self.config.clients
         kind("slo", slo, SLO, "an SLO such as SLO(ttft=1.0)")
         if clients is not None:
-            raise fail("clients", clients, "None: they send when answered")
+            must = "None: they send when answered, so no rate is theirs to search for"
+            raise fail("clients", clients, must)
         if self.config.sheds and slo.goodput is None:
             must = "of a goodput: those refused or given up have no latency"
             raise fail("slo", slo, must)
@@ -344,6 +340,10 @@ class Trials:
         elif not (isinstance(trace, Workload) and np.ptp(trace.arrival_time) > 0.0):
             must = "a Workload of several requests that come at different times"
             raise fail("workload", trace, must)
+        most = 0 if trace is None else int(trace.request_class.max())
+        most = max(most, len(self.config.request_classes) - 1)
+        for name in slo.classes:
+            whole("classes", _class_number(self.config, name), 0, most)
 
     def changed(self, changes: Mapping[str, Any]) -> Self:
         """Trials of other settings; more replicas serve as many requests each."""
@@ -391,6 +391,14 @@ class Trials:
         every = (dict(zip(self._metrics, row, strict=True)) for row in rows)
         return [max(self.excess(found, rate).values()) for found in every]
 
+    def sure(self, rate: float) -> bool:
+        """Do the replications tell, with 95% confidence, if the limits are kept?"""
+        excess, *without = self._worst(self.numbers[rate], rate)
+        if len(without) < 2:
+            return False
+        its = jackknife(excess, np.array(without))
+        return its.lower > 0.0 or its.upper <= 0.0
+
     def found(self) -> Capacity:
         """The largest rate, and how unsure it is under other coefficients too."""
         low, high = self.search()
@@ -404,13 +412,7 @@ class Trials:
         part = "replications" if self.workload is None else "blocks of the trace"
         basis = f"{len(logs)} {part}"
         basis += f", {len(draws)} draws of the coefficients" * bool(others)
-        batch = metrics["largest_batch"]
         memories = measured_memories(_at(self._served, low, 1))
-        if memories < FEWEST_MEMORIES:
-            few = f"{memories:.2g} memories of the queue"
-            basis += f"\ntoo short to be sure: a run lasts {few}"
-        if batch > self.seen:
-            basis += f"\nbeyond the log: batches of {batch:.0f}, there {self.seen:.0f}"
         return Capacity(
             rate=low,
             bracket=(low, high),
@@ -422,12 +424,30 @@ class Trials:
             evaluated=_by("rate", self.rows),
             binds=max(broken, key=broken.__getitem__),
             slack={k: -math.expm1(x) for k, x in self.excess(metrics, low).items()},
-            basis=basis,
+            basis="\n".join([basis, *self._doubts(metrics, memories)]),
             memories=memories,
             replicas=self.config.replicas,
             logs=logs,
             draws=draws,
         )
+
+    def _doubts(self, found: Metrics, memories: float) -> list[str]:
+        """What an answer rests too little on, a line each."""
+        said = []
+        if memories < FEWEST_MEMORIES:
+            few = f"a run lasts {memories:.0f} memories of the queue"
+            said.append(f"too short to be sure: {few}, {FEWEST_MEMORIES:.0f} are sound")
+        if self.fitted is not None:
+            batch, most = found["largest_batch"], self.fitted.record.batch_size.max()
+            if batch > most:
+                said.append(f"beyond the log: batches of {batch:.0f}, there of {most}")
+            if self.config.kv_blocks is None:
+                said.append("KV memory is not given, and taken as without limit")
+            off = self.fitted.errors()["mean"].abs()
+            if off.max() > WORST:
+                what = f"mean {off.idxmax()} of the requests held back"
+                said.append(f"the fit is poor: the {what} is {off.max():.0%} off")
+        return said
 
     def row(self, changes: Row, base: Capacity | None = None) -> Row:
         """A row of a table: what other settings carry, and how much more than one."""
@@ -575,10 +595,11 @@ def _measured(
 
 def _class_number(config: SimulationConfig, name: str | int) -> int:
     """The number of a class of requests."""
-    if isinstance(name, str):
-        names = list(config.request_classes)
-        return names.index(choice("classes", name, names))
-    return whole("classes", name, 0)
+    if not isinstance(name, str):
+        return whole("classes", name, 0)
+    if not (names := list(config.request_classes)):
+        raise fail("classes", name, "a number: the configuration names no classes")
+    return names.index(choice("classes", name, names))
 
 
 def _times(record: RunRecord, part: IntArray, slo: SLO) -> Row:
@@ -615,20 +636,22 @@ def _metrics(row: Row) -> Metrics:
     return {name: value for name, value in row.items() if name != "meets"}
 
 
-def _by(name: str, rows: Mapping[float, Row]) -> pd.DataFrame:
+def _by(name: str, rows: Mapping[Any, Row]) -> pd.DataFrame:
     """A row a value of ``name``, ascending."""
     return pd.DataFrame([{name: key, **rows[key]} for key in sorted(rows)])
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Fleet:
-    """The fewest replicas that serve a rate within limits.
+    """The fewest replicas that serve a rate within limits; print it.
 
     Attributes:
         replicas: How many.
         gpus: In all of them.
         metrics: As those of ``Capacity``, with so many.
         evaluated: A row a number of ``replicas``: that, the metrics, and ``meets``.
+        sure: With 95% confidence, do so many keep the limits, and one fewer not? Never
+            of a single replication.
         cost_per_hour: In the currency of the price; None without one.
         cost_per_million_tokens: Of output; None without a price.
         kilowatts: Of all GPUs; None without a wattage.
@@ -639,10 +662,21 @@ class Fleet:
     gpus: int
     metrics: Metrics
     evaluated: pd.DataFrame
+    sure: bool
     cost_per_hour: float | None
     cost_per_million_tokens: float | None
     kilowatts: float | None
     kwh_per_million_tokens: float | None
+
+    def __repr__(self) -> str:
+        doubt = "" if self.sure else "; one more or one fewer may do: too few runs"
+        prices = {"an hour": self.cost_per_hour, "kW": self.kilowatts}
+        prices["a million output tokens"] = self.cost_per_million_tokens
+        prices["kWh a million output tokens"] = self.kwh_per_million_tokens
+        said = [f"{its:.3g} {of}" for of, its in prices.items() if its is not None]
+        n = {"replica": self.replicas, "GPU": self.gpus}
+        counts = [f"{its} {of}{'s' * (its > 1)}" for of, its in n.items()]
+        return ", ".join([*counts, *said]) + doubt
 
 
 def fewest_replicas(
@@ -694,29 +728,31 @@ def fewest_replicas(
         if its is not None:
             number(name, its, above=0.0)
     how = slo, workload, replications, n_jobs, random_seed_start
-    n, rows = _search(Trials(loads(what)[0].replace(replicas=1), *how), rate)
+    tried = _search(Trials(loads(what)[0].replace(replicas=1), *how), rate)
+    rows = {n: trials.rows[rate] for n, trials in tried.items()}
+    n = min(n for n, row in rows.items() if row["meets"])
+    sure = all(tried[i].sure(rate) for i in (n, n - 1) if i)
     metrics, gpus = _metrics(rows[n]), n * gpus_per_replica
     million = rate * metrics["avg_output_length"] * 3600.0 / 1e6  # tokens an hour
     bill: list[float | None] = []
     for its, unit in (price_per_gpu_hour, 1.0), (watts_per_gpu, 1000.0):
         all_of_them = None if its is None else gpus * its / unit
         bill += [all_of_them, all_of_them and all_of_them / million]
-    return Fleet(n, gpus, metrics, _by("replicas", rows), *bill)
+    return Fleet(n, gpus, metrics, _by("replicas", rows), sure, *bill)
 
 
-def _search(one: Trials, rate: float) -> tuple[int, dict[float, Row]]:
-    """The fewest replicas, and what came of each number that was tried."""
-    rows: dict[float, Row] = {}
+def _search(one: Trials, rate: float) -> dict[int, Trials]:
+    """Each number of replicas that was tried, the fewest and one less among them."""
+    tried: dict[int, Trials] = {}
 
     def meets(n: int) -> bool:
-        trials = one.changed({"replicas": n})
-        kept, rows[n] = trials.meets(rate), trials.rows[rate]
-        return kept
+        tried[n] = one.changed({"replicas": n})
+        return tried[n].meets(rate)
 
     alone, _ = one.search(_NEARLY)
     n = math.ceil(rate / alone)
     while not meets(n):
         n += 1
-    while n > 1 and n - 1 not in rows and meets(n - 1):
+    while n > 1 and n - 1 not in tried and meets(n - 1):
         n -= 1
-    return n, rows
+    return tried

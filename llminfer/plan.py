@@ -9,10 +9,10 @@ from typing import Any
 import pandas as pd
 
 from llminfer.base.columns import mean_rate
-from llminfer.base.errors import TraceError
+from llminfer.base.errors import TraceError, fail
 from llminfer.base.slo import SLO
 from llminfer.calibrate import Calibration, sent_on_answers
-from llminfer.capacity import Capacity, Trials, fitted_to, largest_seen, loads
+from llminfer.capacity import WORST, Capacity, Trials, fitted_to, loads
 from llminfer.config import SimulationConfig
 from llminfer.data.logs import ServedLog
 from llminfer.experiment import metrics_of
@@ -22,7 +22,6 @@ from llminfer.stats.intervals import Estimate
 
 _LEAST = 100  # requests
 _RUNS = 10  # replications
-_WORST = 0.15  # error of a mean on the requests held back, relative
 _RESTS = (
     "Changes are paired: the same requests and the same draws of the coefficients with "
     "and without. Another model, other hardware or other requests are not in this."
@@ -74,19 +73,21 @@ def plan(what: ServedLog | Calibration, slo: SLO, n_jobs: int | None = None) -> 
         TraceError: The log cannot tell: fewer than 100 requests, a closed loop, or a
             mean that is over 15% wrong on the requests held back.
     """
+    if isinstance(what, SimulationConfig):
+        raise fail("what", what, "a log or a Calibration; capacity takes this")
     log = what.log if isinstance(what, Calibration) else what
     if isinstance(log, ServedLog):
         _check_log(log)
     fitted = fitted_to(what)
     errors = fitted.errors()
     off = errors["mean"].abs()
-    if not off.max() <= _WORST:
+    if not off.max() <= WORST:
         said = f"the mean {off.idxmax()} of those held back is {off.max():.0%} off"
-        must = f"must be at most {_WORST:.0%}, or the simulator is not this engine"
+        must = f"must be at most {WORST:.0%}, or the simulator is not this engine"
         raise TraceError(f"log: {said}: {must}")
     base, *draws = loads(fitted)
-    seen = largest_seen(fitted)
-    trials = Trials(base, slo, None, _RUNS, n_jobs, 42, draws=draws, seen=seen)
+    how = slo, None, _RUNS, n_jobs, 42
+    trials = Trials(base, *how, draws=draws, fitted=fitted)
     its = trials.found()
     rows = [{"setting": "as it is", **its.row()}]
     for setting, changes in _changes(base, its.binds).items():

@@ -288,6 +288,36 @@ def test_one_replica_fewer_breaks_the_limits():
     assert fleet.kwh_per_million_tokens == pytest.approx(8.4 / tokens * 1e6)
 
 
+@pytest.mark.parametrize(("share", "sure"), [(0.6, True), (0.999, False)])
+def test_a_fleet_says_if_its_runs_can_tell(share, sure):
+    slo = SLO(ttft=1.0, tpot=0.05)
+    one = capacity(REAL, slo, replications=4, n_jobs=1).rate
+    fleet = fewest_replicas(REAL, slo, share * one, replications=4, n_jobs=1)
+    assert (fleet.replicas, fleet.sure) == (1, sure)
+    assert repr(fleet).startswith("1 replica, 1 GPU")
+    assert repr(fleet).endswith("too few runs") is not sure
+
+
+@pytest.mark.parametrize(("requests", "sound"), [(6_000, False), (100_000, True)])
+def test_an_answer_near_saturation_says_how_many_memories_it_rests_on(requests, sound):
+    config = SINGLE.replace(num_requests=requests)
+    found = capacity(config, SLO(ttft=4.0), replications=2, tolerance=0.1, n_jobs=1)
+    load = found.rate / config.max_stable_rate
+    assert 0.8 < load < 0.97
+    lasts = (requests - 500) / theory.memory(config.replace(arrival_rate=found.rate))
+    assert found.memories == pytest.approx(lasts)
+    assert (found.memories >= 300.0) is sound is found.row()["sound"]
+    assert ("too short to be sure" in str(found)) is not sound
+
+
+def test_a_class_that_nobody_is_in_is_refused():
+    for name in (7, 1):
+        with pytest.raises(ConfigError, match=f"classes={name}: must be .* at most 0"):
+            capacity(REAL, SLO(classes={name: SLO(ttft=1.0)}))
+    with pytest.raises(ConfigError, match="classes='chat': must be a number: the conf"):
+        capacity(REAL, SLO(classes={"chat": SLO(ttft=1.0)}))
+
+
 def test_a_fleet_for_a_trace():
     trace = Workload.generate(REAL.replace(num_requests=3000, random_seed=7))
     slo = SLO(ttft=1.0)
@@ -557,7 +587,15 @@ def test_a_calibration_answers_for_its_own_log(engine, monkeypatch):
     assert found.rate == pytest.approx(truth, rel=0.15)
     runs = compute_confidence_interval(found.logs)
     assert np.log(high / low) > runs["ci_upper"] - runs["ci_lower"]
-    assert found.basis == "3 replications, 3 draws of the coefficients"
+    basis, *doubts = found.basis.splitlines()
+    assert basis == "3 replications, 3 draws of the coefficients"
+    assert found.memories == pytest.approx(112, abs=5)
+    seen = int(found.metrics["largest_batch"]), 15
+    assert doubts == [
+        "too short to be sure: a run lasts 112 memories of the queue, 300 are sound",
+        "beyond the log: batches of {}, there of {}".format(*seen),
+        "KV memory is not given, and taken as without limit",
+    ]
     with pytest.raises(
         ConfigError, match=r"log=.*: must be with its engine's settings"
     ):

@@ -135,7 +135,9 @@ def test_the_message_is_a_line_to_act_on():
         ({"batchsize": 4}, "batch_size"),
         ({"arival_rate": 4}, "arrival_rate"),
         ({"lambda_": 4}, "arrival_rate"),
-        ({"rate": 4}, "arrival_rate"),
+        ({"request_rate": 4}, "arrival_rate"),
+        ({"users": 4}, "clients"),
+        ({"data_parallel_size": 4}, "replicas"),
         ({"seed": 4}, "random_seed"),
         ({"policy": "SJF"}, "scheduling_policy"),
         ({"max_num_seqs": 256}, "batch_size"),
@@ -187,6 +189,7 @@ def test_another_kind_of_thing_is_refused_by_its_name(name, ask, given):
 
 
 def test_a_limit_of_another_name_is_refused():
+    refused(lambda: SLO(e2el=1.0), "e2el=1.0: no such field (did you mean latency?)")
     refused(lambda: SLO(p99=1.0), "p99=1.0: no such field: help(SLO) lists them")
 
 

@@ -784,6 +784,37 @@ def test_settings_take_flags_names_and_what_was_read():
         read_settings({"max_num_seqs": 8})
 
 
+LIMITS = {"max_num_seqs": 8, "max_num_batched_tokens": 512}
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("kv_block", "kv_blocks"),
+        ("--gpu-blocks", "num_gpu_blocks"),
+        ("enable_prefix_cache", "enable_prefix_caching"),
+        ("replica", "replicas"),
+        ("max_concurency", "max_concurrency"),
+    ],
+)
+def test_settings_that_are_misspelt_are_said(name, meant):
+    with pytest.warns(UserWarning, match=rf"^settings: {name}: .*mean {meant}\?"):
+        read_settings(LIMITS | {name: 5})
+
+
+def test_other_flags_of_an_engine_need_no_word(recwarn):
+    others = {"--model": "a", "tensor_parallel_size": 2, "gpu_memory_utilization": 0.9}
+    known = {"num_gpu_blocks_override": 9, "router": "random", "no_enable_lora": True}
+    assert read_settings(LIMITS | others | known)["kv_blocks"] == 9
+    assert not recwarn.list
+
+
+def test_settings_by_hand_may_hold_back_requests_and_name_a_law():
+    settings = read_settings(LIMITS | {"max_concurrency": 4, "step_law": "sum"})
+    assert (settings["max_concurrency"], settings["step_law"]) == (4, "sum")
+    assert read_settings(settings) == settings
+
+
 def test_settings_given_go_with_the_log(data):
     path = data / "samples" / "own_log_other_names_ms.csv"
     limits = {"max_num_seqs": 8, "max_num_batched_tokens": 512}

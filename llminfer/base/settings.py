@@ -14,9 +14,12 @@ from llminfer.base.frozen import Params, thawed
 
 _WRITTEN = (str, Number, tuple, Params, type(None))
 _CALLED = {  # elsewhere
-    **dict.fromkeys(("lambda_", "lam", "lambd", "rate", "qps"), "arrival_rate"),
+    **dict.fromkeys(("lambda_", "lam", "rate", "request_rate", "qps"), "arrival_rate"),
     **dict.fromkeys(("B", "max_batch_size", "max_num_seqs"), "batch_size"),
     "max_num_batched_tokens": "max_batched_tokens",
+    **dict.fromkeys(("e2e", "e2el", "e2e_latency"), "latency"),
+    **dict.fromkeys(("dp", "data_parallel_size"), "replicas"),
+    "users": "clients",
     "policy": "scheduling_policy",
     "seed": "random_seed",
 }

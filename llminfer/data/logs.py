@@ -1,5 +1,6 @@
 """What a server saw of its requests, the engine's own steps, and its settings."""
 
+import difflib
 import re
 import warnings
 from collections.abc import Mapping
@@ -28,6 +29,8 @@ _STEP = (*_PARTS, "running", "waiting", "preempted")
 _ASYNCHRONOUS = (0, 14)  # the version of vLLM since which it is the default
 _LIMITS = ("max_num_seqs", "max_num_batched_tokens")  # must be said
 _CONFIGS = ("cache_config", "scheduler_config", "parallel_config")
+_OWN = ("max_concurrency", "step_law")  # of a configuration, that no engine has
+_NEARLY = 0.82  # alike, from 0 to 1
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -208,7 +211,8 @@ def read_settings(path: str | Path | Mapping[str, Any]) -> dict[str, Any]:
     Args:
         path: A ``meta.json``, or its folder. A setting may stand in ``engine_kwargs``,
             ``engine``, ``kv_cache``, ``resolved_config``, or at the top, which counts
-            most. Or the settings themselves, by vLLM's flags or the fields' names.
+            most. Or the settings themselves, by vLLM's flags or the fields' names, and
+            ``max_concurrency`` and ``step_law`` with them.
 
     >>> import json
     >>> from tempfile import mkdtemp
@@ -228,7 +232,8 @@ def read_settings(path: str | Path | Mapping[str, Any]) -> dict[str, Any]:
             that cannot be.
 
     Warns:
-        UserWarning: Settings that change a run and are not modelled; names each.
+        UserWarning: Settings that change a run and are not modelled; names each. Or
+            names that are nearly those of settings.
     """
     file = Path("settings") if isinstance(path, Mapping) else inside(path, "meta.json")
     said = _said(path if isinstance(path, Mapping) else document(file))
@@ -256,7 +261,23 @@ def read_settings(path: str | Path | Mapping[str, Any]) -> dict[str, Any]:
         what += ": changes the run and is not modelled"
         warnings.warn(f"{file.name}: {what}", stacklevel=2)
     router = "round_robin" if settings["replicas"] == 1 else "least_loaded"
-    return {**settings, "router": said.get("router", router)}
+    settings["router"] = said.get("router", router)
+    if isinstance(path, Mapping):
+        _warn_of_misspelt(path)
+        settings |= {name: path[name] for name in _OWN if name in path}
+    return settings
+
+
+def _warn_of_misspelt(given: Mapping[str, Any]) -> None:
+    """Warn of names that are nearly those of settings; an engine has many more."""
+    known = {*FORMATS["usual"], *FORMATS["aliases"], *FORMATS["modelled"], "router"}
+    known |= {*_OWN, *FORMATS["settings"], *FORMATS["settings"].values()}
+    for name in given:
+        flag = name.lstrip("-").replace("-", "_").removeprefix("no_")
+        near = difflib.get_close_matches(flag, known, 1, _NEARLY)
+        if near and flag not in known:
+            said = f"settings: {name}: unknown, and not used (did you mean {near[0]}?)"
+            warnings.warn(said, stacklevel=3)
 
 
 def _said(meta: Any) -> dict[str, Any]:
