@@ -37,8 +37,11 @@ _QUANTILES = {"p50": 0.5, "p90": 0.9, "p95": 0.95, "p99": 0.99}
 _NORMAL = 1.96  # standard errors to each side of a 95% interval
 
 # Where a log is silent, a coefficient keeps the ratio to gamma that it has on engines
-# measured step by step, give or take a factor of e.
+# measured step by step, give or take a factor of e. Only one of them has an epsilon, of
+# old kernels. But a pair takes 4 d operations a layer where a token takes 24 d^2, d the
+# length of its vectors, and FlashAttention is two thirds as efficient (Dao 2023).
 _MEASURED = ("opt-13b-a100", "llama-2-70b-dgx-h100")
+_PAIR = 1.5 / (6.0 * 4096.0)  # of alpha; d is 4,096 in models of 8 billion weights
 _LAUNCH = 0.015  # s; this is the CPU's, and hardly depends on the GPU
 _NOISE = 0.03  # what the law misses of a latency, relative
 _STEP_NOISE = 0.02  # and of the time of a stretch of steps
@@ -49,7 +52,9 @@ _LEAST = 10  # requests to fit to
 _GROUPS = 10  # of requests, for the jackknife
 _FASTEST = 0.8  # of the TPOT of the fastest tenth is gamma, to begin with
 _HANDICAP = {"sum": 1.0, "roofline": 0.8}  # of a law's error, where they compete
-_STRETCH = 40  # steps, over which the late clock of single ones averages out
+# Steps at least, over which averages out by how much the clock of single ones is late,
+# and what the law misses of a lone prefill and of one that follows another.
+_STRETCH = 40
 _QUIET = 2  # steps on both sides of a step without prefill, for a cut there
 _REQUESTS = 2000  # of a run with a log's workload, at least
 _AT_ONCE = 0.05  # of the mean gap: who is sent so soon after an answer waited for it
@@ -435,6 +440,32 @@ def users(log: ServedLog) -> int:
     return most if most * math.exp(-full) < _FALSE_ALARM else 0
 
 
+def think_time(log: ServedLog, clients: int) -> float:
+    """Mean seconds from an answer to its user's next request, as a log has them.
+
+    Each request but the first of each user follows an answer. Whose it is does not
+    matter: requests and answers are paired in order, and the mean is the same.
+
+    Args:
+        log: Of users who wait, each with one request at a time.
+        clients: How many they are, such as ``users`` finds.
+
+    Raises:
+        ConfigError: No user, or no request but the first ones.
+        TraceError: A request was cut off, and its user went on without an answer.
+
+    >>> arrivals = np.arange(40) // 2 * 3.0
+    >>> work = Workload.from_arrays(arrivals, np.full(40, 9), np.full(40, 9))
+    >>> log = ServedLog(work, arrivals, arrivals + 1.0, arrivals + 2.9)
+    >>> print(f"{think_time(log, clients=2):.2f}")
+    0.10
+    """
+    sent = log.workload.arrival_time[whole("clients", clients, 1, len(log) - 1) :]
+    if cut := len(log) - int(log.completed.sum()):
+        raise TraceError(f"log of {len(log)} requests: {cut} cut off: must be none")
+    return float(np.mean(sent - np.sort(log.last_token_time)[: len(sent)]))
+
+
 def sent_on_answers(log: ServedLog) -> float:
     """The share of a log's requests that were sent as soon as one was answered.
 
@@ -459,7 +490,8 @@ def fit_steps(
             ``decode_seqs`` (b that decode, 0 if none), ``decode_kv`` (K), ``pairs``
             (Q) and ``seconds``, such as ``read_steps`` gives.
         step_law: sum or roofline.
-        stretch: Steps whose sums are fitted to; 1 where each was timed well.
+        stretch: Steps at least whose sums are fitted to, up to three times as many
+            where prefills follow one another; 1 where each was timed well.
         graph_tokens: Tokens up to which a step is launched as one CUDA graph.
 
     Raises:
@@ -557,17 +589,17 @@ class _Table(_Source):
 
 
 class _Stretches(_Source):
-    """Steps, cut after so many, or sooner where no prefill is near."""
+    """Steps, cut after so many where no prefill is near, and after three times that."""
 
     noise = _STEP_NOISE
 
-    def __init__(self, steps: pd.DataFrame, longest: int, graph: int) -> None:
+    def __init__(self, steps: pd.DataFrame, least: int, graph: int) -> None:
         require_columns(steps, list(STEP_COLUMNS))
         *columns, seconds = (_column(steps, name) for name in STEP_COLUMNS)
         busy = np.convolve(columns[0] > 0.0, np.ones(2 * _QUIET + 1), "same") > 0.5
         cuts = [0]
         for step, near in enumerate(busy.tolist()):
-            if step - cuts[-1] >= (longest if near else math.ceil(longest / 3)):
+            if step - cuts[-1] >= (3 * least - 2 if near else least):
                 cuts.append(step)
         if len(cuts) <= len(COEFFICIENTS):
             must = f"must be more than {len(COEFFICIENTS)}"
@@ -610,10 +642,9 @@ def _with(base: SimulationConfig, logs: FloatArray, **law: str) -> SimulationCon
 
 def _usual(gamma: float) -> FloatArray:
     """Logarithms of all coefficients beside one of gamma, on engines measured."""
-    known = np.array([PRESETS[name][:6] for name in _MEASURED])
-    known = np.where(known > 0.0, known, np.nan)  # one of them has no epsilon
-    logs = gamma + np.nanmean(np.log(known / known[:, 2:3]), axis=0)
-    return np.append(logs, math.log(_LAUNCH))
+    known = np.log([PRESETS[name][:5] for name in _MEASURED])
+    logs = gamma + np.mean(known - known[:, 2:3], axis=0)
+    return np.append(logs, [logs[0] + math.log(_PAIR), math.log(_LAUNCH)])
 
 
 def _fit_laws(
@@ -633,6 +664,7 @@ def _fit_law(runs: Sequence[_Source], law: str) -> tuple[FloatArray, FloatArray,
     """Logarithms of the coefficients, the Jacobian there, and the noise."""
     start = _usual(math.log(_FASTEST * min(run.fastest for run in runs)))
     start = start[: len(start) - (law == "sum")]  # which has no launch
+    start[5] += 1.0  # epsilon is sought from above: while it is small it hardly shows
     sources = [run.stretches or run for run in runs]
     noise = max(source.noise for source in sources)
 

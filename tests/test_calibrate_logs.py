@@ -20,6 +20,7 @@ from llminfer.calibrate import (
     fit_jointly,
     fit_table,
     mean_error,
+    think_time,
     users,
 )
 from llminfer.capacity import SLO, capacity
@@ -213,6 +214,34 @@ def test_a_measured_log_says_who_sent_it(run, most):
         with pytest.warns(UserWarning, match="16 users") as seen:
             fit_jointly([log], [settings | {"step_law": "sum"}], steps=[steps])
         assert seen[0].filename == __file__
+
+
+@pytest.mark.parametrize("clients", [1, 7])
+@pytest.mark.parametrize(
+    "law", [0.25, {"dist": "exponential", "mean": 0.25}], ids=["constant", "random"]
+)
+def test_how_long_users_think_is_in_their_log(clients, law):
+    config = SimulationConfig.from_preset(
+        "llama-3.1-8b-h200", clients=clients, think_time=law, num_requests=1500
+    )
+    log = ServedLog.from_record(simulate(config.replace(warmup_requests=0)))
+    rel = 1e-9 if law == 0.25 else 0.1  # four standard errors
+    assert think_time(log, clients) == pytest.approx(0.25, rel=rel)
+    # the interactive law, of what is in the log alone
+    sent, ends = log.workload.arrival_time, log.last_token_time
+    rate = len(log) / (ends.max() - sent.min())
+    there = rate * (log.latency.mean() + think_time(log, clients))
+    assert there == pytest.approx(clients, rel=0.02)
+
+
+def test_whose_users_went_on_without_an_answer_is_refused():
+    log = answered(2, 20, seed=1)
+    with pytest.raises(ConfigError, match=r"^clients=20: must be .* at most 19"):
+        think_time(log, 20)
+    with pytest.raises(ConfigError, match=r"^clients=0"):
+        think_time(log, 0)
+    with pytest.raises(TraceError, match=r"^log of 20 requests: 2 cut off: must be"):
+        think_time(impatient(log)[0], 2)
 
 
 @pytest.mark.parametrize("load", [0.1, 0.6, 0.95, 1.3])
