@@ -2,20 +2,26 @@
 
 from matplotlib.figure import Figure
 
-from llminfer import SimulationConfig, Workload, goodput, simulate
+from llminfer import SimulationConfig, Workload, simulate
 from llminfer.metrics import MetricsCollector
 from llminfer.panels import picture
 from llminfer.report.figures import DASHES, log_axis
 from llminfer.report.timeline import over_time
 
 
-class ContinuousPicture(picture.Picture):
+class ContinuousPicture(picture.GoodputPicture):
     """Distributions of TTFT and latency on both servers, and the continuous one's fill.
 
     The static server goes at once with what is there; the token budget and the KV
     blocks are nothing to it.
     """
 
+    sees = (
+        "Left: the share of requests with their first and with their last token within "
+        "a time, on the continuous and on the static server, and a mark for those of "
+        "the continuous one within the SLO. Right: how many requests run and wait on "
+        "the continuous server over time, and the share of its KV blocks that is held."
+    )
     requests, warmup = 1200, 100
     of = "the continuous server"
 
@@ -31,6 +37,7 @@ class ContinuousPicture(picture.Picture):
         self.add(left, "continuous latency", 1, "continuous, last token")
         first, dots = "continuous, first token", DASHES[4]
         self.add(left, "continuous ttft", 1, first, linestyle=dots)
+        self.add_goal(left)
         left.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2)
         log_axis(counts, 0.8, 2000.0)
         self.add(counts, "running", 1, "running", linestyle="-")
@@ -53,11 +60,11 @@ class ContinuousPicture(picture.Picture):
             for time in ("ttft", "tpot", "latency"):
                 label = time if time == "latency" else time.upper()
                 p99 = picture.seconds(found[f"p99_{time}"])
-                self.readings[f"p99 {label}, {name}"] = p99
-            good = goodput(record, *picture.GOOD_ENOUGH, skip)
-            self.readings[f"goodput, {name}"] = f"{good:.3g} requests/s"
+                self.say(name, {f"p99 {label}": p99})
+            self.say(name, self.goodput(record))
             if record.steps is not None:
-                self.readings["preemptions"] = f"{found['preemptions']:,.0f}"
+                self.move_goal(record)
+                self.say(name, {"preemptions": f"{found['preemptions']:,.0f}"})
                 table = over_time(record)
                 table["time"] /= table["time"].iloc[-1]  # as a share of the run
                 for what in ("running", "waiting", "held"):

@@ -8,11 +8,19 @@ from typing import Any
 
 import ipywidgets as w
 
-from llminfer import SimulationConfig
+from llminfer import PRESETS, SimulationConfig
+from llminfer.laws.engines import LAW
 from llminfer.policies import POLICIES
 
-SLIDER = w.Layout(width="340px", flex="0 0 auto")
-LABEL = {"description_width": "120px"}
+GROUPS: Mapping[str, str] = {  # what stands under which heading, in this order
+    "load": "arrival_rate end_rate duration pace load clients think_time patience",
+    "workload": "trace prompt_length_dist shape mu prompt_factor output_factor",
+    "engine": "",  # and all the others
+    "memory": "kv_blocks",
+    "SLO": "ttft_limit tpot_limit",
+}
+SLIDER = w.Layout(width="auto")  # as wide as its column
+LABEL = {"description_width": "145px"}
 _NONE = math.inf  # a selection cannot hold None
 
 Widgets = Mapping[str, w.ValueWidget]
@@ -33,6 +41,12 @@ class Control:
     label: str
     make: type[w.ValueWidget] = w.FloatLogSlider
     options: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def group(self) -> str:
+        """The heading under which it stands."""
+        name = self.name.rpartition(".")[2]
+        return next((g for g, its in GROUPS.items() if name in its.split()), "engine")
 
     def widget(self) -> w.ValueWidget:
         """The slider or the list, not yet moved."""
@@ -64,6 +78,62 @@ class Control:
 
     def follow(self, widgets: Widgets) -> None:
         """Move the other widgets that depend on this one, which a hand has moved."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PictureControl(Control):
+    """An attribute of a picture, which no configuration has."""
+
+    picture: Any
+
+    def read(self, config: SimulationConfig) -> Any:
+        return getattr(self.picture, self.name)
+
+    def write(self, config: SimulationConfig, value: Any) -> SimulationConfig:
+        setattr(self.picture, self.name, value)
+        return config
+
+
+class MedianControl(Control):
+    """The median of a log-normal law, tokens, by its ``mu``."""
+
+    def read(self, config: SimulationConfig) -> float:
+        return math.exp(super().read(config))
+
+    def write(self, config: SimulationConfig, value: float) -> SimulationConfig:
+        return super().write(config, math.log(value))
+
+
+BY_HAND = "moved by hand"
+
+
+@dataclass(frozen=True, kw_only=True)
+class PresetControl(Control):
+    """Coefficients by the engine's name; once one is moved by hand they have none."""
+
+    laws: Mapping[str, Mapping[str, Any]]
+
+    def read(self, config: SimulationConfig) -> str:
+        own = {name: getattr(config, name) for name in LAW}
+        return next((n for n, its in self.laws.items() if its == own), BY_HAND)
+
+    def write(self, config: SimulationConfig, value: str) -> SimulationConfig:
+        return config.replace(**self.laws.get(value, {}))
+
+    def follow(self, widgets: Widgets) -> None:
+        for name, value in self.laws.get(widgets[self.name].value, {}).items():
+            if name in widgets:
+                CONTROLS[name].put(widgets, value)
+
+
+def presets(base: SimulationConfig) -> PresetControl:
+    """All presets to choose from, and the coefficients of ``base`` if they have none."""
+    laws = {name: its.coefficients for name, its in PRESETS.items()}
+    own = {name: getattr(base, name) for name in LAW}
+    if own not in laws.values():
+        laws["as at the start"] = own
+    names = {"options": [*laws, BY_HAND]}
+    return PresetControl("preset", "coefficients", w.Dropdown, names, laws=laws)
 
 
 class PolicyControl(Control):
@@ -102,32 +172,42 @@ def selection(name: str, label: str, *stops: Any, unit: str = "") -> Control:
     return Control(name, label, w.SelectionSlider, {"options": pairs})
 
 
+def _or_zero(low: int, high: int) -> list[float]:
+    """0, and from 10^low to 10^high twenty numbers a decade, of three digits."""
+    return [0.0, *(float(f"{10 ** (i / 20):.3g}") for i in range(20 * low, 20 * high))]
+
+
 _RAMP = "arrival_pattern_params"
 _SECONDS = (0.1, 0.3, 1.0)
 _TIMEOUTS = (("at once", 0.0), *_SECONDS, 3.0, 10.0, ("until full", _NONE))
 _PATIENCE = (*_SECONDS, 10.0, ("no end", _NONE))
-_BLOCKS = (640, 800, 1024, 1280, 1536, 2048, 3072, 4096, ("no limit", _NONE))
+_BLOCKS = (640, 800, 1024, 1280, 1536, *(2**k for k in range(11, 16)))
 _POLICIES = {"options": list(POLICIES)}
 _PREFILL = {"options": [("in chunks", True), ("whole", False)]}
+_RATE, _TOKENS = log(-1, 2, 0.02), log(1, 3.5, 0.05, ".0f")
+PROMPTS, OUTPUTS = "prompt_dist_params.mu", "output_dist_params.mu"
 CONTROLS: Mapping[str, Control] = {
     control.name: control
     for control in (
-        Control("arrival_rate", "λ (requests/s)", options=log(-1, 2, 0.02)),
+        Control("arrival_rate", "λ (requests/s)", options=_RATE),
+        MedianControl(PROMPTS, "prompt (tokens)", options=_TOKENS),
+        MedianControl(OUTPUTS, "output (tokens)", options=_TOKENS),
         Control("alpha", "α (s/token)", options=log(-5, -2, 0.05)),
         Control("beta", "β (s/prefill)", options=log(-4, 0, 0.05)),
         Control("gamma", "γ (s/decode step)", options=log(-5, -1, 0.05)),
-        Control("delta", "δ (s/sequence)", options=log(-7, -2, 0.05)),
-        Control("kappa", "κ (s/KV token)", options=log(-9, -4, 0.05)),
+        selection("delta", "δ (s/sequence)", *_or_zero(-7, -2)),
+        selection("kappa", "κ (s/KV token)", *_or_zero(-9, -4)),
         selection("batch_size", "batch size B", *(2**k for k in range(10))),
         selection("batch_timeout", "wait to fill", *_TIMEOUTS, unit=" s"),
         selection("max_batched_tokens", "token budget", *(2**k for k in range(8, 15))),
-        selection("kv_blocks", "KV blocks", *_BLOCKS),
-        selection("clients", "users N", *(2**k for k in range(11))),
+        selection("replicas", "replicas", *range(1, 9)),
         selection("queue_limit", "queue limit", 1, 2, 4, 16, ("none", _NONE)),
-        selection("patience", "patience", *_PATIENCE, unit=" s"),
         Control("chunked_prefill", "prefill", w.Dropdown, _PREFILL),
-        Control(f"{_RAMP}.end_rate", "λ at the end", options=log(-1, 2, 0.02)),
-        Control(f"{_RAMP}.duration", "climb (s)", options=log(2, 3.5, 0.05, ".0f")),
         PolicyControl("scheduling_policy", "policy", w.Dropdown, _POLICIES),
+        selection("kv_blocks", "KV blocks", *_BLOCKS, ("no limit", _NONE)),
+        selection("clients", "users N", *(2**k for k in range(11))),
+        selection("patience", "patience", *_PATIENCE, unit=" s"),
+        Control(f"{_RAMP}.end_rate", "λ at the end", options=_RATE),
+        Control(f"{_RAMP}.duration", "climb (s)", options=log(2, 3.5, 0.05, ".0f")),
     )
 }

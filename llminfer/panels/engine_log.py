@@ -8,10 +8,11 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from llminfer import SimulationConfig, simulate
+from llminfer import SimulationConfig, Workload, simulate
 from llminfer.base.arrays import FloatArray
 from llminfer.calibrate import MEASURES, Calibration
 from llminfer.data.logs import ServedLog
+from llminfer.panels.controls import CONTROLS, PictureControl, log as decades
 from llminfer.panels.picture import Picture, Points, seconds
 from llminfer.report.figures import COLORS, look
 from llminfer.servers.overload import described
@@ -69,18 +70,48 @@ class LogPicture(Picture):
 
     Args:
         log: What was measured; its requests are simulated, whatever the arrival rate.
+
+    Attributes:
+        pace: How often the log's own rate they arrive at.
+        prompt_factor: How often as long their prompts are.
+        output_factor: How often as long their outputs are.
     """
 
+    sees = (
+        "The share of requests within a time to first token, a time per output token "
+        "and a latency: as measured in black, as simulated in colour."
+    )
     of = "serves the requests of the log"
+    pace, prompt_factor, output_factor = 1.0, 1.0, 1.0
     measurable = False  # there are no others like them
 
     def __init__(self, log: ServedLog) -> None:
         super().__init__()
         self.log = log
         self.requests = len(log)
+        names = {
+            "pace": "rate, × the log's",
+            "prompt_factor": "prompts, × the log's",
+            "output_factor": "outputs, × the log's",
+        }
+        self.controls = [
+            PictureControl(name, label, options=decades(-1, 1, 0.05), picture=self)
+            for name, label in names.items()
+        ]
+        limits = "batch_size", "max_batched_tokens", "replicas", "kv_blocks"
+        self.controls += [CONTROLS[name] for name in limits]
+
+    def asked(self) -> Workload:
+        """The requests of the log, as they are or as many times as much."""
+        its, factors = self.log.workload, (self.prompt_factor, self.output_factor)
+        if factors == (1.0, 1.0):
+            return its.scaled(self.pace)
+        columns = zip((its.prompt_length, its.output_length), factors, strict=True)
+        lengths = (np.rint(f * tokens).clip(1) for tokens, f in columns)
+        return Workload.from_arrays(its.arrival_time / self.pace, *lengths)
 
     def servers(self, config: SimulationConfig) -> Mapping[str, SimulationConfig]:
-        its = self.log.workload  # if all came at once, there is no rate
+        its = self.asked()  # if all came at once, there is no rate
         return {"the log": described(its, config)} if np.ptp(its.arrival_time) else {}
 
     def compose(self, figure: Figure) -> None:
@@ -95,9 +126,10 @@ class LogPicture(Picture):
         figure.axes[0].set_ylabel("share of requests")
 
     def compute(self, config: SimulationConfig) -> None:
-        served = ServedLog.from_record(simulate(config, self.log.workload))
+        served = ServedLog.from_record(simulate(config, self.asked()))
         for name in MEASURES:
             self.move(name, *_empirical_cdf(getattr(served, name)))
             real, ours = (np.nanmean(getattr(s, name)) for s in (self.log, served))
-            off = f"{ours / real - 1.0:+.1%}"
-            self.readings[f"mean {NAMES[name]}"] = f"{seconds(ours)} ({off})"
+            said = {"measured": seconds(real), "simulated": seconds(ours)}
+            said["difference"] = f"{ours / real - 1.0:+.1%}"
+            self.readings[f"mean {NAMES[name]}"] = said

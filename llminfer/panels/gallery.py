@@ -1,8 +1,10 @@
 """The panels that notebooks share with the stand-alone page."""
 
+import ipywidgets as w
+
 from llminfer import PRESETS, SimulationConfig
 from llminfer.panels.continuous import ContinuousPicture
-from llminfer.panels.controls import Control, log
+from llminfer.panels.controls import OUTPUTS, PROMPTS, Control, log
 from llminfer.panels.panel import Panel
 from llminfer.panels.picture import LatencyPicture
 from llminfer.panels.users import ThinkControl, UsersPicture
@@ -25,17 +27,19 @@ _RTX4090 = REPORT.replace(  # with Llama-3.1-8B, as vLLM serves it
 
 def start_panel() -> Panel:
     """The course report's static server, with a slider for all that it has."""
-    names = ("arrival_rate", "alpha", "beta", "gamma", "batch_size", "batch_timeout")
-    return Panel(REPORT, LatencyPicture(), names)
+    normal = {"min": 10, "max": 500, "step": 10, "readout_format": ".0f"}
+    outputs = Control(OUTPUTS, "output, mean (tokens)", w.FloatSlider, normal)
+    names = ("arrival_rate", PROMPTS, outputs, "alpha", "beta", "gamma", "batch_size")
+    return Panel(REPORT, LatencyPicture(), (*names, "batch_timeout", "replicas"))
 
 
 def continuous_panel() -> Panel:
     """An RTX 4090 with Llama-3.1-8B, as vLLM serves it and as static batches would."""
     sizes = {"batch_size": 128, "kv_blocks": 1024, "num_requests": 3_500}
     server = _RTX4090.replace(arrival_rate=2.2, **sizes)  # requests/s: both carry it
-    names = ["arrival_rate", "batch_size", "max_batched_tokens", "kv_blocks"]
-    names += ["chunked_prefill", "alpha", "beta", "gamma", "delta", "kappa"]
-    return Panel(server, ContinuousPicture(), names)
+    names = ["arrival_rate", PROMPTS, OUTPUTS, "alpha", "beta", "gamma", "delta"]
+    names += ["kappa", "batch_size", "max_batched_tokens", "chunked_prefill"]
+    return Panel(server, ContinuousPicture(), [*names, "replicas", "kv_blocks"])
 
 
 def users_panel() -> Panel:
@@ -45,9 +49,10 @@ def users_panel() -> Panel:
         think_time={"dist": "exponential", "mean": 5.0},  # seconds
         prompt_dist_params={"mu": 5.5, "sigma": 1.0, "max": 8192},  # tokens
         batch_size=16,
+        kv_blocks=1024,
         num_requests=8_000,
     )
     think = ThinkControl("think_time", "think time (s)", options=log(-1, 3, 0.05))
-    names: list[str | Control] = [think, "patience", "queue_limit", "clients"]
-    names += ["batch_size", "alpha", "beta", "gamma"]
-    return Panel(server, UsersPicture(), names)
+    names: list[str | Control] = ["clients", think, "patience", PROMPTS, OUTPUTS]
+    names += ["alpha", "beta", "gamma", "batch_size", "queue_limit", "replicas"]
+    return Panel(server, UsersPicture(), [*names, "kv_blocks"])

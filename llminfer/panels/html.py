@@ -5,9 +5,14 @@ from collections.abc import Mapping
 
 from llminfer import SimulationConfig
 
+Table = Mapping[str, Mapping[str, str]]  # text by row and column
+
 _FULL = 1.5  # load at the end of the gauge
 OVERLOADED = "Waits measure the length of the run."
-_GOOD, _CLOSE, _BAD = "#0072b2", "#9a6700", "#b00020"  # all readable on white
+_GOOD, _CLOSE, _BAD = "#0072b2", "#9a6700", "#b00020"
+_RULE = "border-bottom:1px solid #88888866"  # in the dark theme too
+_CELL = 'style="text-align:right;padding:0 0 0 2em"'
+_NAME = 'style="text-align:left;font-weight:normal"'
 
 
 def gauge(config: SimulationConfig, name: str = "") -> str:
@@ -29,26 +34,47 @@ def gauge(config: SimulationConfig, name: str = "") -> str:
     said = f"load ρ = λ/λ* {peak}= {load:.2f}, λ* = {most:.3g} requests/s"
     if config.offered_load < 1.0 <= load:
         said = f"{said}: above 1 for a while, {config.offered_load:.2f} on average"
-    elif load >= 1.0:
-        said = f"⚠ Overloaded: {said}. {OVERLOADED}"
     said = f"{name}: {said}".removeprefix(": ")
-    return f"{bar}{_text(said, color if load >= 0.8 else '#333333')}"
+    over = config.offered_load >= 1.0
+    return f"{bar}{html.escape(said)} {alarm(f'Overloaded. {OVERLOADED}') * over}"
 
 
 def alarm(text: str) -> str:
-    """Something that went wrong."""
-    return _text(f"⚠ {text}", _BAD)
+    """Something that went wrong, white on red: readable on a page of any colour."""
+    look = f"background:{_BAD};color:white;padding:2px 6px;font-weight:600"
+    return f'<span style="{look}">{html.escape(f"⚠ {text}")}</span>'
 
 
-def readings(numbers: Mapping[str, str]) -> str:
-    """Numbers with their names, side by side as far as there is room."""
-    look = "display:inline-block;margin-right:2em;line-height:1.6"
-    return _each(f'<span style="{look}">{{}} <b>{{}}</b></span>', numbers)
+def table(rows: Table, caption: str) -> str:
+    """What is said, under a caption; columns in the order in which they come up."""
+    columns = list(dict.fromkeys(column for row in rows.values() for column in row))
+    head = "".join(f"<th {_CELL} scope=col>{html.escape(c)}</th>" for c in columns)
+    body = "".join(
+        f'<tr style="{_RULE}"><th {_NAME} scope=row>{html.escape(name)}</th>'
+        + "".join(f"<td {_CELL}>{html.escape(its.get(c, ''))}</td>" for c in columns)
+        + "</tr>"
+        for name, its in rows.items()
+    )
+    return (
+        '<table style="border-collapse:collapse;line-height:1.5">'
+        f'<caption style="text-align:left">{html.escape(caption)}</caption>'
+        f"<tr><td></td>{head}</tr>{body}</table>"
+    )
 
 
-def named_lines(said: Mapping[str, str]) -> str:
-    """Names and what is said of each, a line each."""
-    return _each("<div><b>{}</b>: {}</div>", said)
+def in_words(rows: Table) -> str:
+    """A table for those who hear it, not see it.
+
+    >>> in_words({"p99": {"static": "3 s", "continuous": "1 s"}, "busy": {"now": "9%"}})
+    'p99: static 3 s, continuous 1 s; busy: now 9%.'
+    """
+    said = {n: ", ".join(f"{c} {v}" for c, v in its.items()) for n, its in rows.items()}
+    return "; ".join(f"{name}: {its}" for name, its in said.items()) + "."
+
+
+def heading(text: str) -> str:
+    """What stands over a group of controls."""
+    return f'<div style="{_RULE};font-weight:600">{text}</div>'
 
 
 def run_length(config: SimulationConfig, runs: int) -> str:
@@ -70,12 +96,3 @@ def code(config: SimulationConfig, of: str = "") -> str:
     look += "line-height:1.4;user-select:all"
     line = html.escape(repr(config) + (f"  # {of}" if of else ""))
     return f'<code title="click, then copy" style="{look}">{line}</code>'
-
-
-def _each(form: str, said: Mapping[str, str]) -> str:
-    return "".join(form.format(*map(html.escape, pair)) for pair in said.items())
-
-
-def _text(text: str, color: str) -> str:
-    look = f"color:{color};font-weight:600;display:inline-block"
-    return f'<span style="{look}">{html.escape(text)}</span>'

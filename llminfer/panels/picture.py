@@ -19,16 +19,19 @@ from numpy.typing import ArrayLike
 from llminfer import SimulationConfig, Workload, goodput, simulate
 from llminfer.base.arrays import FloatArray
 from llminfer.metrics import MetricsCollector
+from llminfer.panels import html
+from llminfer.panels.controls import Control, PictureControl, log
+from llminfer.record import RunRecord
 from llminfer.report import figures
 from llminfer.report.figures import COLORS, DASHES, log_axis, powers_of_two
 from llminfer.theory.known import latency_curve
 
 Points = tuple[FloatArray, FloatArray]  # points, x and y
+Readings = dict[str, dict[str, str]]  # text by row and column
 SHARES = np.linspace(0.0, 1.0, 101)
 BATCH_LIMITS = (1, 2, 4, 8, 16, 32, 64, 128)
 TIMEOUTS: Mapping[str, float | None] = {"at once": 0.0, "until full": None}
 RING: Any = {"marker": "o", "linestyle": "none", "markerfacecolor": "none"}
-GOOD_ENOUGH = (1.0, 0.1)  # limits of TTFT and TPOT, seconds
 _SMALL = ("xtick.labelsize", "ytick.labelsize", "legend.fontsize")
 _SCREEN: Any = {**figures.STYLE, "font.size": 10.0, "axes.labelsize": 10.0}
 _SCREEN |= dict.fromkeys(_SMALL, 9.0)
@@ -42,20 +45,27 @@ class Picture(ABC):
         warmup: Those of them that are left out.
         of: What of the picture the configuration is, if it shows more than one.
         measurable: Whether the configuration alone says what was simulated.
+        sees: What is to be seen, in words.
+        controls: What a panel has to have beside what it is given.
         lines: The curves by name, once the figure is made.
         kept: The grey ones behind them.
-        readings: Numbers with their units, by name, of what was computed last.
+        readings: Numbers with their units, of what was computed last, by name and then
+            by what is compared.
+        kept_readings: Those of the grey curves.
     """
 
     requests: int
     warmup = 0
     of = ""
     measurable = True
+    sees: str
+    controls: Sequence[Control] = ()
 
     def __init__(self) -> None:
         self.lines: dict[str, Line2D] = {}
         self.kept: dict[str, Line2D] = {}
-        self.readings: dict[str, str] = {}
+        self.readings: Readings = {}
+        self.kept_readings: Readings = {}
         self._marks: dict[str, str] = {}
 
     @cached_property
@@ -102,7 +112,17 @@ class Picture(ABC):
         for line in (self.kept[name], self.lines[name]):
             line.set_in_layout(False)  # empty, it has no extent to make room for
 
-    def update(self, config: SimulationConfig) -> dict[str, str]:
+    @property
+    def alt(self) -> str:
+        """What is seen in the picture, for those who do not see it."""
+        return f"{self.sees} {html.in_words(self.readings)}"
+
+    def say(self, column: str, rows: Mapping[str, str]) -> None:
+        """Set readings of one of those that are compared."""
+        for name, text in rows.items():
+            self.readings.setdefault(name, {})[column] = text
+
+    def update(self, config: SimulationConfig) -> Readings:
         """Move the curves to ``config``; the readings as text."""
         _, self.readings = self.figure, {}  # its lines are made with it
         with warnings.catch_warnings(action="ignore"):  # the gauge says the load
@@ -124,7 +144,8 @@ class Picture(ABC):
         self.move(name, np.quantile(values, SHARES), SHARES)
 
     def keep(self) -> None:
-        """Leave the present curves behind in grey."""
+        """Leave the present curves behind in grey, and their readings."""
+        self.kept_readings = self.readings
         for name, line in self.lines.items():
             self.kept[name].set_data(*line.get_data())
             self.kept[name].set_marker(line.get_marker())
@@ -140,9 +161,52 @@ class Picture(ABC):
         return buffer.getvalue()
 
 
-class LatencyPicture(Picture):
+class GoodputPicture(Picture):
+    """One that counts the requests which meet an SLO, whose limits are moved by hand.
+
+    Attributes:
+        ttft_limit: Of the time to the first token, seconds.
+        tpot_limit: Of the time an output token after it, seconds.
+    """
+
+    ttft_limit, tpot_limit = 1.0, 0.1
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.controls = [
+            PictureControl(name, label, options=log(*ends, 0.1), picture=self)
+            for name, label, ends in (
+                ("ttft_limit", "TTFT ≤ (s)", (-2.0, 3.0)),
+                ("tpot_limit", "TPOT ≤ (s)", (-4.0, 1.0)),
+            )
+        ]
+
+    def add_goal(self, ax: Axes) -> None:
+        """A mark at the limit of TTFT, as high as the share that meets both limits."""
+        self.add(ax, "good", 6, "within the SLO", marker="s", linestyle="none")
+
+    def goodput(self, record: RunRecord) -> dict[str, str]:
+        """The goodput of a run, under a name that tells the limits."""
+        limits = self.ttft_limit, self.tpot_limit
+        good = goodput(record, *limits, self.warmup)
+        name = "goodput (TTFT ≤ {:.3g} s, TPOT ≤ {:.3g} s)".format(*limits)
+        return {name: per_second(good)}
+
+    def move_goal(self, record: RunRecord) -> None:
+        """Move the mark to what a run has."""
+        late = record.tpot > self.tpot_limit  # of one token there is none to be late
+        good = (record.ttft <= self.ttft_limit) & ~late
+        self.move("good", self.ttft_limit, good[self.warmup :].mean())
+
+
+class LatencyPicture(GoodputPicture):
     """The distribution of latency, and where on the load curve the server stands."""
 
+    sees = (
+        "Left: the share of requests with their first and with their last token within "
+        "a time, and a mark for those within the SLO. Right: mean and p99 latency "
+        "against the offered load, with the theory's mean and a point for now."
+    )
     requests, warmup = 2000, 300
     loads = (0.1, 0.3, 0.5, 0.65, 0.8, 0.9, 0.97)
 
@@ -151,6 +215,7 @@ class LatencyPicture(Picture):
         over_shares(left, 0.01, 1000.0, "seconds from arrival")
         self.add(left, "latency", 0, "all done (latency)")
         self.add(left, "ttft", 1, "first token (TTFT)")
+        self.add_goal(left)
         left.legend(loc="upper left")
         log_axis(right, 0.01, 1000.0)
         right.set_xlim(0.0, 1.2)
@@ -165,7 +230,6 @@ class LatencyPicture(Picture):
     def compute(self, config: SimulationConfig) -> None:
         record = simulate(config)
         metrics = MetricsCollector.compute_metrics(record, self.warmup)
-        good = goodput(record, *GOOD_ENOUGH, self.warmup)
         steady = config.arrival_pattern == "constant"  # then any rate will do
         at_any = config.replace(arrival_rate=1.0) if steady else config
         mean, p99 = _along(at_any, self.loads)
@@ -175,16 +239,21 @@ class LatencyPicture(Picture):
         self.move("here", config.offered_load, metrics["avg_latency"])
         for time in ("latency", "ttft"):
             self.move_distribution(time, getattr(record, time)[self.warmup :])
-        self.readings |= {
+        self.move_goal(record)
+        said = {
             "mean latency": seconds(metrics["avg_latency"]),
-            "median": seconds(metrics["p50_latency"]),
-            "99% are done within": seconds(metrics["p99_latency"]),
-            "mean time to first token": seconds(metrics["avg_ttft"]),
-            "throughput": f"{metrics['throughput_req_per_sec']:.3g} requests/s",
-            "goodput (TTFT ≤ 1 s, TPOT ≤ 0.1 s)": f"{good:.3g} requests/s",
+            "median latency": seconds(metrics["p50_latency"]),
+            "p99 latency": seconds(metrics["p99_latency"]),
+            "mean TTFT": seconds(metrics["avg_ttft"]),
+            "p99 TTFT": seconds(metrics["p99_ttft"]),
+            "throughput": per_second(metrics["throughput_req_per_sec"]),
+            **self.goodput(record),
             "mean batch": f"{metrics['avg_batch_size']:.1f} requests",
             "busy": f"{metrics['utilization']:.0%} of the time",
         }
+        kept = {name: its["now"] for name, its in self.kept_readings.items()}
+        self.say("now", said)
+        self.say("kept, in grey", {name: kept[name] for name in said if name in kept})
 
 
 class BatchSizePicture(Picture):
@@ -193,6 +262,11 @@ class BatchSizePicture(Picture):
     A ring is around the configuration itself.
     """
 
+    sees = (
+        "Left: mean and p99 latency against the batch limit, for a server that goes at "
+        "once and for one that waits until full, with a ring for now. Right: the rate "
+        "that each limit can carry, beside the rate that arrives."
+    )
     requests, warmup = 1000, 100
 
     def compose(self, figure: Figure) -> None:
@@ -212,12 +286,12 @@ class BatchSizePicture(Picture):
         sizes = BATCH_LIMITS
         self.move("capacity", sizes, [config.stable_rate(b) for b in sizes])
         self.move("arriving", sizes, [config.arrival_rate] * len(sizes))
-        here_and_stable(self, config)
+        say_here(self, config)
         for rule, (means, p99s) in by_batch_limit(config, sizes).items():
             self.move(f"{rule} mean", sizes, means)
             self.move(f"{rule} p99", sizes, p99s)
-            least, size = min(zip(p99s.tolist(), sizes, strict=True))
-            self.readings[f"least p99, {rule}"] = f"{seconds(least)} at B = {size}"
+            best = p99s.argmin()
+            say_limit(self, f"best, {rule}", sizes[best], means[best], p99s[best])
 
 
 def seconds(value: float) -> str:
@@ -230,6 +304,15 @@ def seconds(value: float) -> str:
     return f"{rounded:,.0f} s" if rounded >= 1000.0 else f"{rounded:.3g} s"
 
 
+def per_second(value: float) -> str:
+    """Three digits and the unit.
+
+    >>> per_second(0.12345)
+    '0.123 requests/s'
+    """
+    return f"{value:.3g} requests/s"
+
+
 def over_shares(ax: Axes, low: float, high: float, label: str) -> None:
     """Make ``ax`` one for distributions of times from ``low`` to ``high``."""
     ax.set(xscale="log", xlim=(low, high), ylim=(0.0, 1.02))
@@ -237,14 +320,21 @@ def over_shares(ax: Axes, low: float, high: float, label: str) -> None:
     ax.set(xlabel=label, ylabel="share of requests")
 
 
-def here_and_stable(picture: Picture, config: SimulationConfig) -> None:
+def say_here(picture: Picture, config: SimulationConfig) -> None:
     """Move ``here`` to its batch limit, and read that and the least stable one."""
     mean, p99 = mean_and_p99(config, Workload.generate(config))
     picture.move("here", config.batch_size, p99)
-    at, stable = f"B = {config.batch_size}", stable_limits(config)
-    least = f"B = {stable[0]}" if stable else "no B shown here"
-    said = {f"mean, {at}": seconds(mean), f"p99, {at}": seconds(p99)}
-    picture.readings |= said | {"stable from": least}
+    say_limit(picture, "now", config.batch_size, mean, p99)
+    stable = stable_limits(config)
+    picture.say("now", {"stable from B": str(stable[0]) if stable else "none shown"})
+
+
+def say_limit(
+    picture: Picture, column: str, size: int, mean: float, p99: float
+) -> None:
+    """Read what a batch limit does."""
+    said = {"mean latency": seconds(mean), "p99 latency": seconds(p99)}
+    picture.say(column, {"batch limit B": str(size)} | said)
 
 
 def stable_limits(config: SimulationConfig) -> list[int]:

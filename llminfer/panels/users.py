@@ -32,6 +32,11 @@ class UsersPicture(picture.Picture):
     The stream sends the same requests at the rate at which the users sent them.
     """
 
+    sees = (
+        "Left: the share of requests within a TTFT, of users and of a Poisson stream at "
+        "their rate. Right: requests that wait or run over time, of both, below a line "
+        "for all the users there are."
+    )
     requests, warmup = 2000, 300
     of = "users"
 
@@ -54,14 +59,12 @@ class UsersPicture(picture.Picture):
     def compute(self, config: SimulationConfig) -> None:
         self.move("all", [0.0, 1.0], np.full(2, config.clients))
         asked = simulate(config)
-        sent = asked.sent_time
-        rate = mean_rate(sent)
+        rate = mean_rate(asked.sent_time)
         by_clock = {"clients": None, "think_time": 0.0, "arrival_rate": rate}
         self.stream = rounded(config.replace(**by_clock))
         stamps = Workload.generate(self.stream).arrival_time
         lengths = asked.prompt_length, asked.output_length
         streamed = simulate(self.stream, Workload.from_arrays(stamps, *lengths))
-        self.readings["sent"] = f"{rate:.3g} requests/s"
         for who, record in (("users", asked), ("stream", streamed)):
             found = MetricsCollector.compute_metrics(record, self.warmup)
             ttft = record.ttft[record.measured(self.warmup)]
@@ -71,11 +74,11 @@ class UsersPicture(picture.Picture):
             self.move(f"{who} inside", table["time"] / table["time"].max(), inside)
             for name in ("avg_ttft", "p99_ttft", "avg_latency"):
                 label = name.replace("avg", "mean").replace("ttft", "TTFT")
-                label = label.replace("_", " ")
-                self.readings[f"{label}, {who}"] = picture.seconds(found[name])
+                self.say(who, {label.replace("_", " "): picture.seconds(found[name])})
             lost = found.get("refused_share", 0.0) + found.get("given_up_share", 0.0)
-            self.readings[f"turned away or gone, {who}"] = f"{lost:.1%}"
-        stay = float(np.mean(asked.processing_end_time - sent))
+            sent = picture.per_second(mean_rate(record.sent_time))
+            self.say(who, {"turned away or gone": f"{lost:.1%}", "rate sent": sent})
+        stay = float(np.mean(asked.processing_end_time - asked.sent_time))
         think: Any = config.think_time
         law = rate * (think["mean"] + stay)
-        self.readings["X (Z + R)"] = f"{law:,.1f} of {config.clients} users"
+        self.say("users", {"X (Z + R)": f"{law:,.1f} of {config.clients} users"})

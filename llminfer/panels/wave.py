@@ -21,6 +21,10 @@ class WavePicture(Picture):
     period in which half of the requests arrive.
     """
 
+    sees = (
+        "Over one swing of the rate, a curve for each way to set the batch limit: left "
+        "the limit, right the p99 of latency. A grey bar is at the rate's peak."
+    )
     of = "the fixed limit"
     requests, warmup = 3000, 150  # in the two periods that are simulated
 
@@ -58,4 +62,6 @@ class WavePicture(Picture):
             time = np.array(found["time"][shown]) / period
             for what in ("limit", "p99"):
                 self.move(f"{name} {what}", time, found[what][shown])
-            self.readings[f"p99 at the peak, {name}"] = seconds(found["p99_peak"])
+            said = {"at the peak": "p99_peak", "of all": "p99_latency"}
+            p99 = {f"p99 {when}": seconds(found[of]) for when, of in said.items()}
+            self.say(name, p99)

@@ -19,6 +19,12 @@ _LENGTHS = np.unique(np.geomspace(1.0, 8192.0, 200).round())  # tokens
 class WorkloadPicture(picture.Picture):
     """p99 against the batch limit, for both rules of dispatch, and the prompts."""
 
+    sees = (
+        "Left: p99 latency against the batch limit, for a server that goes at once and "
+        "for one that waits until full, with a ring for the best and a cross for now. "
+        "Right: the share of requests, and of all their tokens, in prompts up to a "
+        "length."
+    )
     requests, warmup = 1000, 100
 
     def compose(self, figure: Figure) -> None:
@@ -38,20 +44,22 @@ class WorkloadPicture(picture.Picture):
 
     def compute(self, config: SimulationConfig) -> None:
         self._move_shares(config.prompts)
-        picture.here_and_stable(self, config)
+        picture.say_here(self, config)
         sizes = picture.stable_limits(config)
         best: list[tuple[int, float]] = []
-        for rule, (_, p99) in picture.by_batch_limit(config, sizes).items():
+        for rule, (mean, p99) in picture.by_batch_limit(config, sizes).items():
             self.move(rule, sizes, p99)
-            if sizes:
-                size, least = sizes[p99.argmin()], p99.min()
-                best.append((size, least))
-                said = f"B = {size} with {picture.seconds(least)}"
-                self.readings[f"best, {rule}"] = said
+            column = f"best, {rule}"
+            if not sizes:
+                self.say(column, {"batch limit B": "none carries it"})
+                continue
+            i = p99.argmin()
+            best.append((sizes[i], p99[i]))
+            picture.say_limit(self, column, sizes[i], mean[i], p99[i])
         self.move("best", *np.array(best).reshape(-1, 2).T)
-        mean, deviation = config.prompts.expectation(), config.prompts.variance() ** 0.5
-        said = f"mean {mean:.0f}, standard deviation {deviation:.0f} tokens"
-        self.readings["prompts"] = said
+        prompts, sd = config.prompts.expectation(), config.prompts.variance() ** 0.5
+        said = {"mean prompt": f"{prompts:,.0f} tokens", "its sd": f"{sd:,.0f} tokens"}
+        self.say("now", said)
 
     def _move_shares(self, prompts: LengthLaw) -> None:
         """The shares of requests and of their tokens in prompts up to a length."""
