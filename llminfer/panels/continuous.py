@@ -10,18 +10,16 @@ from llminfer.report.timeline import over_time
 
 
 class ContinuousPicture(picture.GoodputPicture):
-    """Distributions of TTFT and latency on both servers, and the continuous one's fill.
+    """Left: the share of requests with their first and last token within a time.
+
+    Of the continuous and of the static server, with a square for those of the
+    continuous one within the SLO. Right: how many requests run and wait on the
+    continuous server over time, and the share of its KV blocks that is held.
 
     The static server goes at once with what is there; the token budget and the KV
     blocks are nothing to it.
     """
 
-    sees = (
-        "Left: the share of requests with their first and with their last token within "
-        "a time, on the continuous and on the static server, and a mark for those of "
-        "the continuous one within the SLO. Right: how many requests run and wait on "
-        "the continuous server over time, and the share of its KV blocks that is held."
-    )
     requests, warmup = 1200, 100
     of = "the continuous server"
 
@@ -37,7 +35,8 @@ class ContinuousPicture(picture.GoodputPicture):
         self.add(left, "continuous latency", 1, "continuous, last token")
         first, dots = "continuous, first token", DASHES[4]
         self.add(left, "continuous ttft", 1, first, linestyle=dots)
-        self.add_goal(left)
+        mark = {"marker": "s", "linestyle": "none"}
+        self.add(left, "continuous good", 1, "continuous, within the SLO", **mark)
         left.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2)
         log_axis(counts, 0.8, 2000.0)
         self.add(counts, "running", 1, "running", linestyle="-")
@@ -61,9 +60,8 @@ class ContinuousPicture(picture.GoodputPicture):
                 label = time if time == "latency" else time.upper()
                 p99 = picture.seconds(found[f"p99_{time}"])
                 self.say(name, {f"p99 {label}": p99})
-            self.say(name, self.goodput(record))
+            self.say_goodput(name, record)
             if record.steps is not None:
-                self.move_goal(record)
                 self.say(name, {"preemptions": f"{found['preemptions']:,.0f}"})
                 table = over_time(record)
                 table["time"] /= table["time"].iloc[-1]  # as a share of the run

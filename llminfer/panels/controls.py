@@ -3,7 +3,7 @@
 import dataclasses as dc
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import ipywidgets as w
@@ -41,6 +41,10 @@ class Control:
     label: str
     make: type[w.ValueWidget] = w.FloatLogSlider
     options: Mapping[str, Any] = field(default_factory=dict)
+
+    def bound(self, picture: Any) -> "Control":
+        """The control in a panel with this picture."""
+        return self
 
     @property
     def group(self) -> str:
@@ -82,9 +86,12 @@ class Control:
 
 @dataclass(frozen=True, kw_only=True)
 class PictureControl(Control):
-    """An attribute of a picture, which no configuration has."""
+    """An attribute of the panel's picture, which no configuration has."""
 
-    picture: Any
+    picture: Any = None
+
+    def bound(self, picture: Any) -> Control:
+        return replace(self, picture=picture)
 
     def read(self, config: SimulationConfig) -> Any:
         return getattr(self.picture, self.name)
@@ -127,7 +134,7 @@ class PresetControl(Control):
 
 
 def presets(base: SimulationConfig) -> PresetControl:
-    """All presets to choose from, and the coefficients of ``base`` if they have none."""
+    """All presets to choose from, and the coefficients of ``base`` if it has none."""
     laws = {name: its.coefficients for name, its in PRESETS.items()}
     own = {name: getattr(base, name) for name in LAW}
     if own not in laws.values():
@@ -184,7 +191,7 @@ _PATIENCE = (*_SECONDS, 10.0, ("no end", _NONE))
 _BLOCKS = (640, 800, 1024, 1280, 1536, *(2**k for k in range(11, 16)))
 _POLICIES = {"options": list(POLICIES)}
 _PREFILL = {"options": [("in chunks", True), ("whole", False)]}
-_RATE, _TOKENS = log(-1, 2, 0.02), log(1, 3.5, 0.05, ".0f")
+_FACTOR, _RATE, _TOKENS = log(-1, 1, 0.05), log(-1, 2, 0.02), log(1, 3.5, 0.05, ".0f")
 PROMPTS, OUTPUTS = "prompt_dist_params.mu", "output_dist_params.mu"
 CONTROLS: Mapping[str, Control] = {
     control.name: control
@@ -205,6 +212,11 @@ CONTROLS: Mapping[str, Control] = {
         Control("chunked_prefill", "prefill", w.Dropdown, _PREFILL),
         PolicyControl("scheduling_policy", "policy", w.Dropdown, _POLICIES),
         selection("kv_blocks", "KV blocks", *_BLOCKS, ("no limit", _NONE)),
+        PictureControl("ttft_limit", "TTFT ≤ (s)", options=log(-2, 3, 0.1)),
+        PictureControl("tpot_limit", "TPOT ≤ (s)", options=log(-4, 1, 0.1)),
+        PictureControl("pace", "rate, × the log's", options=_FACTOR),
+        PictureControl("prompt_factor", "prompt, × the log's", options=_FACTOR),
+        PictureControl("output_factor", "output, × the log's", options=_FACTOR),
         selection("clients", "users N", *(2**k for k in range(11))),
         selection("patience", "patience", *_PATIENCE, unit=" s"),
         Control(f"{_RAMP}.end_rate", "λ at the end", options=_RATE),

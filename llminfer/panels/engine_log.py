@@ -12,7 +12,6 @@ from llminfer import SimulationConfig, Workload, simulate
 from llminfer.base.arrays import FloatArray
 from llminfer.calibrate import MEASURES, Calibration
 from llminfer.data.logs import ServedLog
-from llminfer.panels.controls import CONTROLS, PictureControl, log as decades
 from llminfer.panels.picture import Picture, Points, seconds
 from llminfer.report.figures import COLORS, look
 from llminfer.servers.overload import described
@@ -66,7 +65,9 @@ def _empirical_cdf(values: FloatArray) -> Points:
 
 
 class LogPicture(Picture):
-    """The distributions of a log in black, and what a configuration makes of it.
+    """The share of requests within a TTFT, a TPOT and a latency.
+
+    As measured in black, as simulated in colour.
 
     Args:
         log: What was measured; its requests are simulated, whatever the arrival rate.
@@ -77,10 +78,8 @@ class LogPicture(Picture):
         output_factor: How often as long their outputs are.
     """
 
-    sees = (
-        "The share of requests within a time to first token, a time per output token "
-        "and a latency: as measured in black, as simulated in colour."
-    )
+    controls = ["pace", "prompt_factor", "output_factor", "batch_size"]
+    controls += ["max_batched_tokens", "replicas", "kv_blocks"]
     of = "serves the requests of the log"
     pace, prompt_factor, output_factor = 1.0, 1.0, 1.0
     measurable = False  # there are no others like them
@@ -89,17 +88,6 @@ class LogPicture(Picture):
         super().__init__()
         self.log = log
         self.requests = len(log)
-        names = {
-            "pace": "rate, × the log's",
-            "prompt_factor": "prompts, × the log's",
-            "output_factor": "outputs, × the log's",
-        }
-        self.controls = [
-            PictureControl(name, label, options=decades(-1, 1, 0.05), picture=self)
-            for name, label in names.items()
-        ]
-        limits = "batch_size", "max_batched_tokens", "replicas", "kv_blocks"
-        self.controls += [CONTROLS[name] for name in limits]
 
     def asked(self) -> Workload:
         """The requests of the log, as they are or as many times as much."""

@@ -49,7 +49,6 @@ def users_panel() -> Panel:
         think_time={"dist": "exponential", "mean": 5.0},  # seconds
         prompt_dist_params={"mu": 5.5, "sigma": 1.0, "max": 8192},  # tokens
         batch_size=16,
-        kv_blocks=1024,
         num_requests=8_000,
     )
     think = ThinkControl("think_time", "think time (s)", options=log(-1, 3, 0.05))

@@ -1,7 +1,7 @@
 """What a panel says in words: the load, the readings, the configuration to copy."""
 
 import html
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from llminfer import SimulationConfig
 
@@ -11,8 +11,6 @@ _FULL = 1.5  # load at the end of the gauge
 OVERLOADED = "Waits measure the length of the run."
 _GOOD, _CLOSE, _BAD = "#0072b2", "#9a6700", "#b00020"
 _RULE = "border-bottom:1px solid #88888866"  # in the dark theme too
-_CELL = 'style="text-align:right;padding:0 0 0 2em"'
-_NAME = 'style="text-align:left;font-weight:normal"'
 
 
 def gauge(config: SimulationConfig, name: str = "") -> str:
@@ -24,11 +22,9 @@ def gauge(config: SimulationConfig, name: str = "") -> str:
     bar = (
         f'<div role="meter" aria-label="{html.escape(what)}" aria-valuemin="0" '
         f'aria-valuemax="{_FULL}" aria-valuenow="{min(load, _FULL):.2f}" '
-        'style="position:relative;width:240px;max-width:100%;height:10px;'
-        'background:#e4e4e4;display:inline-block;margin-right:1em">'
-        f'<div style="width:{share:.1f}%;height:10px;background:{color}"></div>'
-        f'<div style="position:absolute;left:{100.0 / _FULL:.1f}%;top:-3px;width:2px;'
-        'height:16px;background:#333333"></div></div>'
+        'style="width:240px;max-width:100%;height:12px;display:inline-block;'
+        f"margin-right:1em;background:linear-gradient(#333,#333) {100 / _FULL:.1f}% 0/"
+        f'2px 100% no-repeat,linear-gradient(90deg,{color} {share:.1f}%,#ccc 0)"></div>'
     )
     peak = "at its peak " * (config.arrival_pattern != "constant")
     said = f"load ρ = λ/λ* {peak}= {load:.2f}, λ* = {most:.3g} requests/s"
@@ -48,18 +44,21 @@ def alarm(text: str) -> str:
 def table(rows: Table, caption: str) -> str:
     """What is said, under a caption; columns in the order in which they come up."""
     columns = list(dict.fromkeys(column for row in rows.values() for column in row))
-    head = "".join(f"<th {_CELL} scope=col>{html.escape(c)}</th>" for c in columns)
-    body = "".join(
-        f'<tr style="{_RULE}"><th {_NAME} scope=row>{html.escape(name)}</th>'
-        + "".join(f"<td {_CELL}>{html.escape(its.get(c, ''))}</td>" for c in columns)
-        + "</tr>"
+    lines = [_line("th", "", columns)] + [
+        _line("td", name, [its.get(column, "") for column in columns])
         for name, its in rows.items()
-    )
-    return (
-        '<table style="border-collapse:collapse;line-height:1.5">'
-        f'<caption style="text-align:left">{html.escape(caption)}</caption>'
-        f"<tr><td></td>{head}</tr>{body}</table>"
-    )
+    ]
+    look = "border-collapse:collapse;line-height:1.5;text-align:right"
+    said = f'<caption style="text-align:left">{html.escape(caption)}</caption>'
+    return f'<table style="{look}">{said}{"".join(lines)}</table>'
+
+
+def _line(kind: str, name: str, texts: Sequence[str]) -> str:
+    """A line of a table, after its name: of headings (th) or of values (td)."""
+    cell = f"<{kind} style='padding-left:2em'>{{}}</{kind}>"
+    cells = "".join(cell.format(html.escape(text)) for text in texts)
+    named = f"<th style='text-align:left;font-weight:normal'>{html.escape(name)}</th>"
+    return f"<tr style='{_RULE}'>{named}{cells}</tr>"
 
 
 def in_words(rows: Table) -> str:

@@ -79,9 +79,10 @@ class Panel(PicturePanel):
         super().__init__(picture)
         self.base = self.config = rounded(base)
         self._quiet = False
-        named = (CONTROLS[c] if isinstance(c, str) else c for c in controls)
-        made = (presets(self.base), *named, *picture.controls)
-        self._made = {control.name: control for control in made}
+        asked = (*controls, *picture.controls)
+        named = (CONTROLS[c] if isinstance(c, str) else c for c in asked)
+        made = (presets(self.base), *named)
+        self._made = {control.name: control.bound(picture) for control in made}
         self.controls = {name: its.widget() for name, its in self._made.items()}
         self.preset = self.controls["preset"]
         self.load, self.readings, self.code = w.HTML(), w.HTML(), w.HTML()

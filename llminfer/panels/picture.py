@@ -1,6 +1,7 @@
 """What a panel draws: a figure made once, whose curves follow a configuration."""
 
 import io
+import re
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -20,7 +21,6 @@ from llminfer import SimulationConfig, Workload, goodput, simulate
 from llminfer.base.arrays import FloatArray
 from llminfer.metrics import MetricsCollector
 from llminfer.panels import html
-from llminfer.panels.controls import Control, PictureControl, log
 from llminfer.record import RunRecord
 from llminfer.report import figures
 from llminfer.report.figures import COLORS, DASHES, log_axis, powers_of_two
@@ -45,8 +45,7 @@ class Picture(ABC):
         warmup: Those of them that are left out.
         of: What of the picture the configuration is, if it shows more than one.
         measurable: Whether the configuration alone says what was simulated.
-        sees: What is to be seen, in words.
-        controls: What a panel has to have beside what it is given.
+        controls: Names of controls that a panel has beside those it is given.
         lines: The curves by name, once the figure is made.
         kept: The grey ones behind them.
         readings: Numbers with their units, of what was computed last, by name and then
@@ -58,8 +57,7 @@ class Picture(ABC):
     warmup = 0
     of = ""
     measurable = True
-    sees: str
-    controls: Sequence[Control] = ()
+    controls: Sequence[str] = ()
 
     def __init__(self) -> None:
         self.lines: dict[str, Line2D] = {}
@@ -114,8 +112,9 @@ class Picture(ABC):
 
     @property
     def alt(self) -> str:
-        """What is seen in the picture, for those who do not see it."""
-        return f"{self.sees} {html.in_words(self.readings)}"
+        """What is seen, for those who do not see it: the class's text, and readings."""
+        seen = re.split(r"\n\s+A[a-z]+:\n", str(self.__doc__))[0]
+        return f"{' '.join(seen.split())} {html.in_words(self.readings)}"
 
     def say(self, column: str, rows: Mapping[str, str]) -> None:
         """Set readings of one of those that are compared."""
@@ -169,44 +168,27 @@ class GoodputPicture(Picture):
         tpot_limit: Of the time an output token after it, seconds.
     """
 
+    controls = "ttft_limit", "tpot_limit"
     ttft_limit, tpot_limit = 1.0, 0.1
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.controls = [
-            PictureControl(name, label, options=log(*ends, 0.1), picture=self)
-            for name, label, ends in (
-                ("ttft_limit", "TTFT ≤ (s)", (-2.0, 3.0)),
-                ("tpot_limit", "TPOT ≤ (s)", (-4.0, 1.0)),
-            )
-        ]
-
-    def add_goal(self, ax: Axes) -> None:
-        """A mark at the limit of TTFT, as high as the share that meets both limits."""
-        self.add(ax, "good", 6, "within the SLO", marker="s", linestyle="none")
-
-    def goodput(self, record: RunRecord) -> dict[str, str]:
-        """The goodput of a run, under a name that tells the limits."""
+    def say_goodput(self, column: str, record: RunRecord) -> None:
+        """Read a run's goodput, and mark the share of its requests that count."""
         limits = self.ttft_limit, self.tpot_limit
-        good = goodput(record, *limits, self.warmup)
         name = "goodput (TTFT ≤ {:.3g} s, TPOT ≤ {:.3g} s)".format(*limits)
-        return {name: per_second(good)}
-
-    def move_goal(self, record: RunRecord) -> None:
-        """Move the mark to what a run has."""
+        self.say(column, {name: per_second(goodput(record, *limits, self.warmup))})
         late = record.tpot > self.tpot_limit  # of one token there is none to be late
         good = (record.ttft <= self.ttft_limit) & ~late
-        self.move("good", self.ttft_limit, good[self.warmup :].mean())
+        if f"{column} good" in self.lines:
+            self.move(f"{column} good", self.ttft_limit, good[self.warmup :].mean())
 
 
 class LatencyPicture(GoodputPicture):
-    """The distribution of latency, and where on the load curve the server stands."""
+    """Left: the share of requests with their first and last token within a time.
 
-    sees = (
-        "Left: the share of requests with their first and with their last token within "
-        "a time, and a mark for those within the SLO. Right: mean and p99 latency "
-        "against the offered load, with the theory's mean and a point for now."
-    )
+    A square marks those within the SLO. Right: mean and p99 latency against the offered
+    load, with the mean that theory has, and a dot for now.
+    """
+
     requests, warmup = 2000, 300
     loads = (0.1, 0.3, 0.5, 0.65, 0.8, 0.9, 0.97)
 
@@ -215,7 +197,7 @@ class LatencyPicture(GoodputPicture):
         over_shares(left, 0.01, 1000.0, "seconds from arrival")
         self.add(left, "latency", 0, "all done (latency)")
         self.add(left, "ttft", 1, "first token (TTFT)")
-        self.add_goal(left)
+        self.add(left, "now good", 6, "within the SLO", marker="s", linestyle="none")
         left.legend(loc="upper left")
         log_axis(right, 0.01, 1000.0)
         right.set_xlim(0.0, 1.2)
@@ -239,34 +221,31 @@ class LatencyPicture(GoodputPicture):
         self.move("here", config.offered_load, metrics["avg_latency"])
         for time in ("latency", "ttft"):
             self.move_distribution(time, getattr(record, time)[self.warmup :])
-        self.move_goal(record)
-        said = {
-            "mean latency": seconds(metrics["avg_latency"]),
-            "median latency": seconds(metrics["p50_latency"]),
-            "p99 latency": seconds(metrics["p99_latency"]),
-            "mean TTFT": seconds(metrics["avg_ttft"]),
-            "p99 TTFT": seconds(metrics["p99_ttft"]),
-            "throughput": per_second(metrics["throughput_req_per_sec"]),
-            **self.goodput(record),
-            "mean batch": f"{metrics['avg_batch_size']:.1f} requests",
-            "busy": f"{metrics['utilization']:.0%} of the time",
-        }
-        kept = {name: its["now"] for name, its in self.kept_readings.items()}
-        self.say("now", said)
-        self.say("kept, in grey", {name: kept[name] for name in said if name in kept})
+        self.say_goodput("now", record)
+        self.say(
+            "now",
+            {
+                "mean latency": seconds(metrics["avg_latency"]),
+                "median latency": seconds(metrics["p50_latency"]),
+                "p99 latency": seconds(metrics["p99_latency"]),
+                "mean TTFT": seconds(metrics["avg_ttft"]),
+                "p99 TTFT": seconds(metrics["p99_ttft"]),
+                "throughput": per_second(metrics["throughput_req_per_sec"]),
+                "mean batch": f"{metrics['avg_batch_size']:.1f} requests",
+                "busy": f"{metrics['utilization']:.0%} of the time",
+            },
+        )
+        for name in self.readings.keys() & self.kept_readings.keys():
+            self.readings[name]["kept (grey)"] = self.kept_readings[name]["now"]
 
 
 class BatchSizePicture(Picture):
-    """Latency against the batch limit, for both rules of dispatch, and the capacity.
+    """Left: mean and p99 latency against the batch limit, for both rules of dispatch.
 
-    A ring is around the configuration itself.
+    At the limits that carry the load, with a cross for now and rings around the best.
+    Right: what each limit can carry, beside what arrives.
     """
 
-    sees = (
-        "Left: mean and p99 latency against the batch limit, for a server that goes at "
-        "once and for one that waits until full, with a ring for now. Right: the rate "
-        "that each limit can carry, beside the rate that arrives."
-    )
     requests, warmup = 1000, 100
 
     def compose(self, figure: Figure) -> None:
@@ -275,23 +254,51 @@ class BatchSizePicture(Picture):
         for i, rule in enumerate(TIMEOUTS):
             self.add(left, f"{rule} p99", 2 * i + 1, f"{rule}, p99")
             self.add(left, f"{rule} mean", 2 * i, f"{rule}, mean")
-        self.add(left, "here", 6, "now, p99", **RING)
+        self.add(left, "best", 6, "best p99", **RING)
+        self.add(left, "here", 6, "now, p99", marker="x", linestyle="none")
         left.legend(loc="upper right", ncols=2)
-        over_batch_limits(right, 0.1, 100.0, "requests/s")
-        self.add(right, "capacity", 0, "most it can carry, λ*(B)")
-        self.add(right, "arriving", 1, "arriving, λ")
-        right.legend(loc="upper left")
+        self.compose_right(right)
+
+    def compose_right(self, ax: Axes) -> None:
+        """Make the axes on the right."""
+        over_batch_limits(ax, 0.1, 100.0, "requests/s")
+        self.add(ax, "capacity", 0, "most it can carry, λ*(B)")
+        self.add(ax, "arriving", 1, "arriving, λ")
+        ax.legend(loc="upper left")
 
     def compute(self, config: SimulationConfig) -> None:
-        sizes = BATCH_LIMITS
-        self.move("capacity", sizes, [config.stable_rate(b) for b in sizes])
-        self.move("arriving", sizes, [config.arrival_rate] * len(sizes))
-        say_here(self, config)
-        for rule, (means, p99s) in by_batch_limit(config, sizes).items():
+        self.compute_right(config)
+        requests, best = Workload.generate(config), []
+        mean, p99 = mean_and_p99(config, requests)
+        self.move("here", config.batch_size, p99)
+        self._say_limit("now", config.batch_size, mean, p99)
+        most, rate = carried(config), config.arrival_rate
+        stable = [b for b, its in zip(BATCH_LIMITS, most, strict=True) if its > rate]
+        self.say("now", {"stable from B": str(stable[0]) if stable else "none here"})
+        for rule, timeout in TIMEOUTS.items():
+            at = config.replace(batch_timeout=timeout)
+            rows = [
+                (b, *mean_and_p99(at.replace(batch_size=b), requests)) for b in stable
+            ]
+            sizes, means, p99s = np.array(rows).reshape(-1, 3).T
             self.move(f"{rule} mean", sizes, means)
             self.move(f"{rule} p99", sizes, p99s)
-            best = p99s.argmin()
-            say_limit(self, f"best, {rule}", sizes[best], means[best], p99s[best])
+            if rows:
+                least = min(rows, key=lambda row: row[2])
+                best.append((least[0], least[2]))
+                self._say_limit(f"best {rule}", *least)
+            else:
+                self.say(f"best {rule}", {"batch limit B": "none carries it"})
+        self.move("best", *np.array(best).reshape(-1, 2).T)
+
+    def compute_right(self, config: SimulationConfig) -> None:
+        """Move the curves on the right."""
+        self.move("capacity", BATCH_LIMITS, carried(config))
+        self.move("arriving", BATCH_LIMITS, [config.arrival_rate] * len(BATCH_LIMITS))
+
+    def _say_limit(self, column: str, size: int, mean: float, p99: float) -> None:
+        said = {"mean latency": seconds(mean), "p99 latency": seconds(p99)}
+        self.say(column, {"batch limit B": str(size)} | said)
 
 
 def seconds(value: float) -> str:
@@ -320,40 +327,9 @@ def over_shares(ax: Axes, low: float, high: float, label: str) -> None:
     ax.set(xlabel=label, ylabel="share of requests")
 
 
-def say_here(picture: Picture, config: SimulationConfig) -> None:
-    """Move ``here`` to its batch limit, and read that and the least stable one."""
-    mean, p99 = mean_and_p99(config, Workload.generate(config))
-    picture.move("here", config.batch_size, p99)
-    say_limit(picture, "now", config.batch_size, mean, p99)
-    stable = stable_limits(config)
-    picture.say("now", {"stable from B": str(stable[0]) if stable else "none shown"})
-
-
-def say_limit(
-    picture: Picture, column: str, size: int, mean: float, p99: float
-) -> None:
-    """Read what a batch limit does."""
-    said = {"mean latency": seconds(mean), "p99 latency": seconds(p99)}
-    picture.say(column, {"batch limit B": str(size)} | said)
-
-
-def stable_limits(config: SimulationConfig) -> list[int]:
-    """Those of ``BATCH_LIMITS`` with which the server carries the load."""
-    rate = config.arrival_rate
-    return [b for b in BATCH_LIMITS if config.stable_rate(b) > rate]
-
-
-def by_batch_limit(
-    config: SimulationConfig, sizes: Sequence[int]
-) -> dict[str, FloatArray]:
-    """Mean and p99 of latency by rule of dispatch, seconds, shape (2, sizes)."""
-    requests = Workload.generate(config)
-    found = {}
-    for rule, timeout in TIMEOUTS.items():
-        at = config.replace(batch_timeout=timeout)
-        rows = [mean_and_p99(at.replace(batch_size=b), requests) for b in sizes]
-        found[rule] = np.array(rows).reshape(-1, 2).T
-    return found
+def carried(config: SimulationConfig) -> list[float]:
+    """What the servers carry with each of ``BATCH_LIMITS``, requests a second."""
+    return [config.replicas * config.stable_rate(b) for b in BATCH_LIMITS]
 
 
 def over_batch_limits(ax: Axes, low: float, high: float, label: str) -> None:

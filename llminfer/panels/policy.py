@@ -17,15 +17,12 @@ _PARAMS = "scheduling_policy_params"
 
 
 class PolicyPicture(Picture):
-    """Latency of short and of long requests, under a policy and under FCFS.
+    """Left: the share of the short requests within a latency; right: of the long.
 
-    A request is long if its prompt is longer than the mean of the prompts' law.
+    Under the policy chosen in colour, under FCFS in black. A request is long if its
+    prompt is longer than the mean of the prompts' law.
     """
 
-    sees = (
-        "The share of the short requests (left) and of the long ones (right) within a "
-        "latency: under the policy chosen in colour, under FCFS in black."
-    )
     requests, warmup = 3000, 300
     of = "the policy chosen"
 

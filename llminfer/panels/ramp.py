@@ -15,20 +15,16 @@ _MOST_SHOWN = 1.6  # load at the right edge
 
 
 class RampPicture(Picture):
-    """The queue and other signals against the load as it climbs, and the alarm.
+    """Left: the queue against the load as it climbs, a dot where its alarm rings.
 
-    The first of three alarms, the queue's, is marked.
+    Right: arrival rate, utilisation and batch fill of the last minute. A red line is at
+    load 1.
 
     Attributes:
         requests: Requests a simulation, at most; a climb that takes more is cut off.
         threshold: The alarm rings when more requests wait.
     """
 
-    sees = (
-        "Against the load as it climbs: left the queue, with a mark where the alarm "
-        "rings first; right the arrival rate, the utilisation and the batch fill of "
-        "the last minute. A red line is at load 1."
-    )
     requests = 12_000
     threshold = 100.0
 

@@ -49,7 +49,9 @@ def phase_spans(record: RunRecord, step_time: StepTime) -> Spans:
 
 
 class StoryPicture(Picture):
-    """What each of a dozen requests has gone through up to a moment.
+    """A bar a request over time, on a static (left) and a continuous server (right).
+
+    Grey while it waits, then its prefill, its decode, and how long its batch holds it.
 
     Args:
         config: The server, of either kind, and the law of the requests.
@@ -59,11 +61,6 @@ class StoryPicture(Picture):
         now: The moment that is drawn, an index.
     """
 
-    sees = (
-        "A bar a request over time, on a static server (left) and on a continuous one "
-        "(right): grey while it waits, then its prefill, its decode, and how long its "
-        "batch holds it."
-    )
     requests = 12  # few enough to be told apart
 
     def __init__(self, config: SimulationConfig) -> None:

@@ -20,17 +20,14 @@ _LEAST, _MOST = 0.01, 1000.0  # seconds shown
 
 
 class TrafficPicture(Picture):
-    """TTFT and TPOT of a trace and of its twin, and how TTFT went over time.
+    """Left: the share of requests within a TTFT and a TPOT, of a trace and its twin.
+
+    Right: the worst TTFT of each 25 requests in a row, by arrival, of both.
 
     Args:
         traces: By name; the first requests of each are replayed.
     """
 
-    sees = (
-        "Left: the share of requests within a TTFT and within a TPOT, of the trace and "
-        "of its synthetic twin. Right: the worst TTFT of each 25 requests in a row, by "
-        "arrival, of both."
-    )
     requests = 1200
     of = "the twin"
 
@@ -113,8 +110,8 @@ class TrafficPanel(Panel):
         picture = TrafficPicture(traces)
         names, pace = {"options": list(traces)}, log(-2, 0.5, 0.05)
         controls = (
-            TraceControl("trace", "trace", w.Dropdown, names, picture=picture),
-            PaceControl("pace", "× its own rate", options=pace, picture=picture),
+            TraceControl("trace", "trace", w.Dropdown, names),
+            PaceControl("pace", "× its own rate", options=pace),
             Control("server", "server", w.Dropdown, {"options": SERVERS}),
             "scheduling_policy",
             selection("batch_size", "batch limit B", *(2**k for k in range(9))),

@@ -27,16 +27,12 @@ class ThinkControl(Control):
 
 
 class UsersPicture(picture.Picture):
-    """TTFT and requests in the server: of users, and of a Poisson stream.
+    """Left: the share of requests within a TTFT, of users and of a Poisson stream.
 
-    The stream sends the same requests at the rate at which the users sent them.
+    Right: requests that wait or run over time, below a line for all users. The stream
+    sends the same requests at the rate at which the users sent them.
     """
 
-    sees = (
-        "Left: the share of requests within a TTFT, of users and of a Poisson stream at "
-        "their rate. Right: requests that wait or run over time, of both, below a line "
-        "for all the users there are."
-    )
     requests, warmup = 2000, 300
     of = "users"
 
@@ -76,9 +72,9 @@ class UsersPicture(picture.Picture):
                 label = name.replace("avg", "mean").replace("ttft", "TTFT")
                 self.say(who, {label.replace("_", " "): picture.seconds(found[name])})
             lost = found.get("refused_share", 0.0) + found.get("given_up_share", 0.0)
-            sent = picture.per_second(mean_rate(record.sent_time))
-            self.say(who, {"turned away or gone": f"{lost:.1%}", "rate sent": sent})
+            self.say(who, {"turned away or gone": f"{lost:.1%}"})
         stay = float(np.mean(asked.processing_end_time - asked.sent_time))
         think: Any = config.think_time
         law = rate * (think["mean"] + stay)
-        self.say("users", {"X (Z + R)": f"{law:,.1f} of {config.clients} users"})
+        sent, there = picture.per_second(rate), f"{law:,.1f} of {config.clients} users"
+        self.say("users", {"rate X": sent, "X (Z + R)": there})

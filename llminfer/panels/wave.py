@@ -15,16 +15,14 @@ _ACTS = 12  # times a period
 
 
 class WavePicture(Picture):
-    """Batch limit and p99 over one swing of the rate, a curve a controller.
+    """Left: the batch limit over one swing of the rate, a curve a controller.
+
+    Right: the p99 of latency. A grey bar is at the rate's peak.
 
     The base rate is the configuration's; it swings by four fifths of that, with a
     period in which half of the requests arrive.
     """
 
-    sees = (
-        "Over one swing of the rate, a curve for each way to set the batch limit: left "
-        "the limit, right the p99 of latency. A grey bar is at the rate's peak."
-    )
     of = "the fixed limit"
     requests, warmup = 3000, 150  # in the two periods that are simulated
 

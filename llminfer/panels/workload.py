@@ -5,10 +5,9 @@ from typing import NamedTuple
 
 import ipywidgets as w
 import numpy as np
-from matplotlib.figure import Figure
+from matplotlib.axes import Axes
 
 from llminfer import SimulationConfig
-from llminfer.laws.lengths import LengthLaw
 from llminfer.panels import picture
 from llminfer.panels.controls import Control, Widgets
 from llminfer.panels.panel import Panel
@@ -16,58 +15,30 @@ from llminfer.panels.panel import Panel
 _LENGTHS = np.unique(np.geomspace(1.0, 8192.0, 200).round())  # tokens
 
 
-class WorkloadPicture(picture.Picture):
-    """p99 against the batch limit, for both rules of dispatch, and the prompts."""
+class WorkloadPicture(picture.BatchSizePicture):
+    """Left: mean and p99 latency against the batch limit, for both rules of dispatch.
 
-    sees = (
-        "Left: p99 latency against the batch limit, for a server that goes at once and "
-        "for one that waits until full, with a ring for the best and a cross for now. "
-        "Right: the share of requests, and of all their tokens, in prompts up to a "
-        "length."
-    )
-    requests, warmup = 1000, 100
+    At the limits that carry the load, with a cross for now and rings around the best.
+    Right: the share of requests, and of all their tokens, in prompts up to a length.
+    """
 
-    def compose(self, figure: Figure) -> None:
-        left, right = figure.subplots(1, 2)
-        picture.over_batch_limits(left, 0.3, 300.0, "p99 latency, seconds")
-        for i, rule in enumerate(picture.TIMEOUTS):
-            self.add(left, rule, i, rule)
-        self.add(left, "best", 6, "the best", **picture.RING)
-        self.add(left, "here", 6, "now", marker="x", linestyle="none")
-        left.legend(loc="lower left", bbox_to_anchor=(0.0, 1.0), ncols=2)
-        right.set(xscale="log", xlim=(1.0, 8192.0), ylim=(0.0, 1.02))
-        right.xaxis.set_major_formatter("{x:g}")
-        right.set(xlabel="prompt tokens at most", ylabel="share")
-        self.add(right, "requests", 2, "of the requests")
-        self.add(right, "tokens", 3, "of all prompt tokens")
-        right.legend(loc="lower left", bbox_to_anchor=(0.0, 1.0), ncols=2)
+    def compose_right(self, ax: Axes) -> None:
+        ax.set(xscale="log", xlim=(1.0, 8192.0), ylim=(0.0, 1.02))
+        ax.xaxis.set_major_formatter("{x:g}")
+        ax.set(xlabel="prompt tokens at most", ylabel="share")
+        self.add(ax, "requests", 2, "of the requests")
+        self.add(ax, "tokens", 3, "of all prompt tokens")
+        ax.legend(loc="lower left", bbox_to_anchor=(0.0, 1.0), ncols=2)
 
-    def compute(self, config: SimulationConfig) -> None:
-        self._move_shares(config.prompts)
-        picture.say_here(self, config)
-        sizes = picture.stable_limits(config)
-        best: list[tuple[int, float]] = []
-        for rule, (mean, p99) in picture.by_batch_limit(config, sizes).items():
-            self.move(rule, sizes, p99)
-            column = f"best, {rule}"
-            if not sizes:
-                self.say(column, {"batch limit B": "none carries it"})
-                continue
-            i = p99.argmin()
-            best.append((sizes[i], p99[i]))
-            picture.say_limit(self, column, sizes[i], mean[i], p99[i])
-        self.move("best", *np.array(best).reshape(-1, 2).T)
-        prompts, sd = config.prompts.expectation(), config.prompts.variance() ** 0.5
-        said = {"mean prompt": f"{prompts:,.0f} tokens", "its sd": f"{sd:,.0f} tokens"}
-        self.say("now", said)
-
-    def _move_shares(self, prompts: LengthLaw) -> None:
-        """The shares of requests and of their tokens in prompts up to a length."""
-        chance = prompts.pmf()
+    def compute_right(self, config: SimulationConfig) -> None:
+        """Move the shares of requests and of their tokens in prompts up to a length."""
+        chance = config.prompts.pmf()
         tokens = chance * np.arange(len(chance))
         at = np.minimum(_LENGTHS.astype(int), len(chance) - 1)
         self.move("requests", _LENGTHS, chance.cumsum()[at])
         self.move("tokens", _LENGTHS, tokens.cumsum()[at] / tokens.sum())
+        mean, sd = config.prompts.expectation(), config.prompts.variance() ** 0.5
+        self.say("now", {"mean prompt": f"{mean:,.0f} tokens", "its sd": f"{sd:,.0f}"})
 
 
 class Shape(NamedTuple):
