@@ -20,7 +20,7 @@ GROUPS: Mapping[str, str] = {  # what stands under which heading, in this order
     "SLO": "ttft_limit tpot_limit",
 }
 SLIDER = w.Layout(width="auto")  # as wide as its column
-LABEL = {"description_width": "145px"}
+LABEL = {"description_width": "160px"}
 _NONE = math.inf  # a selection cannot hold None
 
 Widgets = Mapping[str, w.ValueWidget]
@@ -197,8 +197,8 @@ CONTROLS: Mapping[str, Control] = {
     control.name: control
     for control in (
         Control("arrival_rate", "λ (requests/s)", options=_RATE),
-        MedianControl(PROMPTS, "prompt (tokens)", options=_TOKENS),
-        MedianControl(OUTPUTS, "output (tokens)", options=_TOKENS),
+        MedianControl(PROMPTS, "prompt (median tokens)", options=_TOKENS),
+        MedianControl(OUTPUTS, "output (median tokens)", options=_TOKENS),
         Control("alpha", "α (s/token)", options=log(-5, -2, 0.05)),
         Control("beta", "β (s/prefill)", options=log(-4, 0, 0.05)),
         Control("gamma", "γ (s/decode step)", options=log(-5, -1, 0.05)),

@@ -18,6 +18,7 @@ from llminfer.servers.overload import described
 from llminfer.timeseries import queue_length, running
 
 _MARKS: Any = {"marker": ".", "linestyle": "none", "markersize": 3.0}
+LIMITS = ("batch_size", "max_batched_tokens", "replicas", "kv_blocks")
 NAMES = {"ttft": "first token (TTFT)", "tpot": "TPOT", "latency": "latency"}
 
 
@@ -78,8 +79,7 @@ class LogPicture(Picture):
         output_factor: How often as long their outputs are.
     """
 
-    controls = ["pace", "prompt_factor", "output_factor", "batch_size"]
-    controls += ["max_batched_tokens", "replicas", "kv_blocks"]
+    controls = ("pace", "prompt_factor", "output_factor", *LIMITS)
     of = "serves the requests of the log"
     pace, prompt_factor, output_factor = 1.0, 1.0, 1.0
     measurable = False  # there are no others like them

@@ -28,7 +28,7 @@ _RTX4090 = REPORT.replace(  # with Llama-3.1-8B, as vLLM serves it
 def start_panel() -> Panel:
     """The course report's static server, with a slider for all that it has."""
     normal = {"min": 10, "max": 500, "step": 10, "readout_format": ".0f"}
-    outputs = Control(OUTPUTS, "output, mean (tokens)", w.FloatSlider, normal)
+    outputs = Control(OUTPUTS, "output (mean tokens)", w.FloatSlider, normal)
     names = ("arrival_rate", PROMPTS, outputs, "alpha", "beta", "gamma", "batch_size")
     return Panel(REPORT, LatencyPicture(), (*names, "batch_timeout", "replicas"))
 

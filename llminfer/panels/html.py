@@ -32,7 +32,8 @@ def gauge(config: SimulationConfig, name: str = "") -> str:
         said = f"{said}: above 1 for a while, {config.offered_load:.2f} on average"
     said = f"{name}: {said}".removeprefix(": ")
     over = config.offered_load >= 1.0
-    return f"{bar}{html.escape(said)} {alarm(f'Overloaded. {OVERLOADED}') * over}"
+    words = f'<span style="display:inline-block">{html.escape(said)}</span>'
+    return f"{bar}{words} {alarm(f'Overloaded. {OVERLOADED}') * over}"
 
 
 def alarm(text: str) -> str:
@@ -48,7 +49,7 @@ def table(rows: Table, caption: str) -> str:
         _line("td", name, [its.get(column, "") for column in columns])
         for name, its in rows.items()
     ]
-    look = "border-collapse:collapse;line-height:1.5;text-align:right"
+    look = "border-collapse:collapse;line-height:1.5;text-align:right;margin:8px 0"
     said = f'<caption style="text-align:left">{html.escape(caption)}</caption>'
     return f'<table style="{look}">{said}{"".join(lines)}</table>'
 
@@ -91,7 +92,7 @@ def code(config: SimulationConfig, of: str = "") -> str:
         config: What to say.
         of: What of a picture it is, a comment behind it.
     """
-    look = "white-space:break-spaces;overflow-wrap:anywhere;"
+    look = "display:block;white-space:break-spaces;overflow-wrap:anywhere;"
     look += "line-height:1.4;user-select:all"
     line = html.escape(repr(config) + (f"  # {of}" if of else ""))
     return f'<code title="click, then copy" style="{look}">{line}</code>'

@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any, ClassVar
 
 import ipywidgets as w
+from traitlets import Unicode
 
 from llminfer import SimulationConfig
 from llminfer.panels import html
@@ -21,6 +22,10 @@ _COLUMNS = w.Layout(grid_template_columns="repeat(auto-fill, minmax(330px, 1fr))
 State = tuple[SimulationConfig, dict[str, Any]]
 
 
+class _Image(w.Image):  # type: ignore[misc]
+    description = Unicode("").tag(sync=True)  # without one, its view shows no tooltip
+
+
 class PicturePanel(w.VBox):  # type: ignore[misc]
     """Widgets around a picture, which alone is shown where no kernel runs.
 
@@ -33,7 +38,7 @@ class PicturePanel(w.VBox):  # type: ignore[misc]
         super().__init__()
         self.picture = picture
         whole = w.Layout(max_width="calc(100% - 4px)", align_self="flex-start")
-        self.image = w.Image(format="png", layout=whole)
+        self.image = _Image(format="png", layout=whole)
 
     def draw(self) -> None:
         """Show the picture as it is now."""
@@ -104,7 +109,7 @@ class Panel(PicturePanel):
         for group in GROUPS:
             its = [n for n, control in self._made.items() if control.group == group]
             if its:
-                row = w.Layout(grid_column="1 / -1")
+                row = w.Layout(grid_area="auto / 1 / auto / -1")  # all columns
                 title = group[0].upper() + group[1:]
                 parts.append(w.HTML(html.heading(title), layout=row))
             parts += [self.controls[name] for name in its]
@@ -166,7 +171,7 @@ class Panel(PicturePanel):
             self.load.value = html.alarm(f"{type(error).__name__}: {error}. {still}")
             return
         self.load.value = gauges
-        self.readings.value = html.table(readings, html.run_length(short, 1))
+        self.readings.value = html.table(readings, f"From {html.run_length(short, 1)}")
         self.code.value = html.code(shown, self.picture.of)
         measured = shown if self.picture.measurable else None
         self.replications.offer(measured, self.picture.of)

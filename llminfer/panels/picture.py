@@ -221,7 +221,6 @@ class LatencyPicture(GoodputPicture):
         self.move("here", config.offered_load, metrics["avg_latency"])
         for time in ("latency", "ttft"):
             self.move_distribution(time, getattr(record, time)[self.warmup :])
-        self.say_goodput("now", record)
         self.say(
             "now",
             {
@@ -235,6 +234,7 @@ class LatencyPicture(GoodputPicture):
                 "busy": f"{metrics['utilization']:.0%} of the time",
             },
         )
+        self.say_goodput("now", record)
         for name in self.readings.keys() & self.kept_readings.keys():
             self.readings[name]["kept (grey)"] = self.kept_readings[name]["now"]
 
@@ -267,7 +267,6 @@ class BatchSizePicture(Picture):
         ax.legend(loc="upper left")
 
     def compute(self, config: SimulationConfig) -> None:
-        self.compute_right(config)
         requests, best = Workload.generate(config), []
         mean, p99 = mean_and_p99(config, requests)
         self.move("here", config.batch_size, p99)
@@ -290,6 +289,7 @@ class BatchSizePicture(Picture):
             else:
                 self.say(f"best {rule}", {"batch limit B": "none carries it"})
         self.move("best", *np.array(best).reshape(-1, 2).T)
+        self.compute_right(config)
 
     def compute_right(self, config: SimulationConfig) -> None:
         """Move the curves on the right."""

@@ -42,14 +42,14 @@ class Replications(w.Box):  # type: ignore[misc]
         self.cancel = w.Button(description="Cancel", disabled=True)
         bar = w.Layout(width="160px", visibility="hidden")
         self.progress = w.IntProgress(max=self.number, layout=bar)
-        self.result = w.HTML()
+        self.result = w.HTML(layout=w.Layout(width="100%"))
         self.thread: threading.Thread | None = None
         self._stop = threading.Event()
         self._config: SimulationConfig | None = None
         self._of = ""
         self.start.on_click(lambda _: self._begin())
         self.cancel.on_click(lambda _: self.halt())
-        flow = w.Layout(display="flex", flex_flow="row wrap", width="100%")
+        flow = w.Layout(display="flex", flex_flow="row wrap")
         parts = [self.start, self.cancel, self.progress, self.result]
         super().__init__(parts, layout=flow)
 

@@ -38,7 +38,13 @@ class WorkloadPicture(picture.BatchSizePicture):
         self.move("requests", _LENGTHS, chance.cumsum()[at])
         self.move("tokens", _LENGTHS, tokens.cumsum()[at] / tokens.sum())
         mean, sd = config.prompts.expectation(), config.prompts.variance() ** 0.5
-        self.say("now", {"mean prompt": f"{mean:,.0f} tokens", "its sd": f"{sd:,.0f}"})
+        self.say(
+            "now",
+            {
+                "mean prompt": f"{mean:,.0f} tokens",
+                "standard deviation": f"{sd:,.0f} tokens",
+            },
+        )
 
 
 class Shape(NamedTuple):
