@@ -35,8 +35,8 @@ class ContinuousPicture(picture.GoodputPicture):
         self.add(left, "continuous latency", 1, "continuous, last token")
         first, dots = "continuous, first token", DASHES[4]
         self.add(left, "continuous ttft", 1, first, linestyle=dots)
-        mark = {"marker": "s", "linestyle": "none"}
-        self.add(left, "continuous good", 1, "continuous, within the SLO", **mark)
+        good = "continuous, within the SLO"
+        self.add(left, "continuous good", 1, good, **picture.SQUARE)
         left.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2)
         log_axis(counts, 0.8, 2000.0)
         self.add(counts, "running", 1, "running", linestyle="-")
@@ -56,10 +56,7 @@ class ContinuousPicture(picture.GoodputPicture):
             found = MetricsCollector.compute_metrics(record, skip)
             self.move_distribution(f"{name} ttft", record.ttft[skip:])
             self.move_distribution(f"{name} latency", record.latency[skip:])
-            for time in ("ttft", "tpot", "latency"):
-                label = time if time == "latency" else time.upper()
-                p99 = picture.seconds(found[f"p99_{time}"])
-                self.say(name, {f"p99 {label}": p99})
+            self.say_times(name, found, "p99 TTFT", "p99 TPOT", "p99 latency")
             self.say_goodput(name, record)
             if record.steps is not None:
                 self.say(name, {"preemptions": f"{found['preemptions']:,.0f}"})

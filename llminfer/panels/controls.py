@@ -13,14 +13,13 @@ from llminfer.laws.engines import LAW
 from llminfer.policies import POLICIES
 
 GROUPS: Mapping[str, str] = {  # what stands under which heading, in this order
-    "load": "arrival_rate end_rate duration pace load clients think_time patience",
-    "workload": "trace prompt_length_dist shape mu prompt_factor output_factor",
-    "engine": "",  # and all the others
-    "memory": "kv_blocks",
+    "Load": "arrival_rate end_rate duration pace load clients mean patience",
+    "Workload": "trace prompt_length_dist shape mu prompt_factor output_factor",
+    "Engine": "",  # and all the others
+    "Memory": "kv_blocks",
     "SLO": "ttft_limit tpot_limit",
 }
-SLIDER = w.Layout(width="auto")  # as wide as its column
-LABEL = {"description_width": "160px"}
+_AUTO, _LABEL = w.Layout(width="auto"), {"description_width": "160px"}
 _NONE = math.inf  # a selection cannot hold None
 
 Widgets = Mapping[str, w.ValueWidget]
@@ -50,12 +49,12 @@ class Control:
     def group(self) -> str:
         """The heading under which it stands."""
         name = self.name.rpartition(".")[2]
-        return next((g for g, its in GROUPS.items() if name in its.split()), "engine")
+        return next((g for g, its in GROUPS.items() if name in its.split()), "Engine")
 
     def widget(self) -> w.ValueWidget:
         """The slider or the list, not yet moved."""
         patient = {} if self.make is w.Dropdown else {"continuous_update": False}
-        look = {"description": self.label, "layout": SLIDER, "style": LABEL}
+        look = {"description": self.label, "layout": _AUTO, "style": _LABEL}
         return self.make(**look, **patient, **self.options)
 
     def read(self, config: SimulationConfig) -> Any:
@@ -68,6 +67,11 @@ class Control:
 
     def write(self, config: SimulationConfig, value: Any) -> SimulationConfig:
         """``config`` with what the widget says."""
+        owner, _, parameter = self.name.partition(".")
+        if parameter and not owner.endswith("_params"):
+            return config.replace(
+                **{owner: {**getattr(config, owner), parameter: value}}
+            )
         return config.replace(**{self.name: None if value == _NONE else value})
 
     def put(self, widgets: Widgets, value: Any) -> None:
@@ -199,6 +203,7 @@ CONTROLS: Mapping[str, Control] = {
         Control("arrival_rate", "λ (requests/s)", options=_RATE),
         MedianControl(PROMPTS, "prompt (median tokens)", options=_TOKENS),
         MedianControl(OUTPUTS, "output (median tokens)", options=_TOKENS),
+        Control("think_time.mean", "think time (s)", options=log(-1, 3, 0.05)),
         Control("alpha", "α (s/token)", options=log(-5, -2, 0.05)),
         Control("beta", "β (s/prefill)", options=log(-4, 0, 0.05)),
         Control("gamma", "γ (s/decode step)", options=log(-5, -1, 0.05)),

@@ -1,6 +1,7 @@
 """Pictures of a log beside its simulation."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -91,12 +92,11 @@ class LogPicture(Picture):
 
     def asked(self) -> Workload:
         """The requests of the log, as they are or as many times as much."""
-        its, factors = self.log.workload, (self.prompt_factor, self.output_factor)
-        if factors == (1.0, 1.0):
-            return its.scaled(self.pace)
-        columns = zip((its.prompt_length, its.output_length), factors, strict=True)
-        lengths = (np.rint(f * tokens).clip(1) for tokens, f in columns)
-        return Workload.from_arrays(its.arrival_time / self.pace, *lengths)
+        its = self.log.workload.scaled(self.pace)
+        prompts = np.rint(self.prompt_factor * its.prompt_length).clip(1)
+        outputs = np.rint(self.output_factor * its.output_length).clip(1)
+        lengths = {"prompt_length": prompts, "output_length": outputs}
+        return replace(its, **{n: each.astype(np.int64) for n, each in lengths.items()})
 
     def servers(self, config: SimulationConfig) -> Mapping[str, SimulationConfig]:
         its = self.asked()  # if all came at once, there is no rate

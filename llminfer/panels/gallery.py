@@ -4,10 +4,10 @@ import ipywidgets as w
 
 from llminfer import PRESETS, SimulationConfig
 from llminfer.panels.continuous import ContinuousPicture
-from llminfer.panels.controls import OUTPUTS, PROMPTS, Control, log
+from llminfer.panels.controls import OUTPUTS, PROMPTS, Control
 from llminfer.panels.panel import Panel
 from llminfer.panels.picture import LatencyPicture
-from llminfer.panels.users import ThinkControl, UsersPicture
+from llminfer.panels.users import UsersPicture
 
 REPORT = SimulationConfig(  # the course report's server
     arrival_rate=4.0,  # requests/s
@@ -51,7 +51,6 @@ def users_panel() -> Panel:
         batch_size=16,
         num_requests=8_000,
     )
-    think = ThinkControl("think_time", "think time (s)", options=log(-1, 3, 0.05))
-    names: list[str | Control] = ["clients", think, "patience", PROMPTS, OUTPUTS]
-    names += ["alpha", "beta", "gamma", "batch_size", "queue_limit", "replicas"]
-    return Panel(server, UsersPicture(), [*names, "kv_blocks"])
+    names = ["clients", "think_time.mean", "patience", PROMPTS, OUTPUTS, "alpha"]
+    names += ["beta", "gamma", "batch_size", "queue_limit", "replicas", "kv_blocks"]
+    return Panel(server, UsersPicture(), names)

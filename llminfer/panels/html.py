@@ -56,7 +56,7 @@ def table(rows: Table, caption: str) -> str:
 
 def _line(kind: str, name: str, texts: Sequence[str]) -> str:
     """A line of a table, after its name: of headings (th) or of values (td)."""
-    cell = f"<{kind} style='padding-left:2em'>{{}}</{kind}>"
+    cell = f"<{kind} style='padding-left:1.5em;white-space:nowrap'>{{}}</{kind}>"
     cells = "".join(cell.format(html.escape(text)) for text in texts)
     named = f"<th style='text-align:left;font-weight:normal'>{html.escape(name)}</th>"
     return f"<tr style='{_RULE}'>{named}{cells}</tr>"

@@ -110,8 +110,7 @@ class Panel(PicturePanel):
             its = [n for n, control in self._made.items() if control.group == group]
             if its:
                 row = w.Layout(grid_area="auto / 1 / auto / -1")  # all columns
-                title = group[0].upper() + group[1:]
-                parts.append(w.HTML(html.heading(title), layout=row))
+                parts.append(w.HTML(html.heading(group), layout=row))
             parts += [self.controls[name] for name in its]
         for name, slider in self.controls.items():
             slider.observe(partial(self._moved, name), "value")

@@ -6,6 +6,7 @@ import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from functools import cached_property, lru_cache
+from operator import itemgetter
 from typing import Any
 
 import matplotlib as mpl
@@ -26,12 +27,16 @@ from llminfer.report import figures
 from llminfer.report.figures import COLORS, DASHES, log_axis, powers_of_two
 from llminfer.theory.known import latency_curve
 
+Limited = tuple[int, float, float]  # a batch limit, mean and p99 latency, seconds
 Points = tuple[FloatArray, FloatArray]  # points, x and y
 Readings = dict[str, dict[str, str]]  # text by row and column
 SHARES = np.linspace(0.0, 1.0, 101)
 BATCH_LIMITS = (1, 2, 4, 8, 16, 32, 64, 128)
 TIMEOUTS: Mapping[str, float | None] = {"at once": 0.0, "until full": None}
-RING: Any = {"marker": "o", "linestyle": "none", "markerfacecolor": "none"}
+DOT: Any = {"marker": "o", "linestyle": "none", "markersize": 7.0}
+SQUARE, CROSS, RING = ({**DOT, "marker": m} for m in ("s", "x", "o"))
+RING |= {"markerfacecolor": "none", "markersize": 10.0}
+_CUTS = {"mean": "avg", "median": "p50"}
 _SMALL = ("xtick.labelsize", "ytick.labelsize", "legend.fontsize")
 _SCREEN: Any = {**figures.STYLE, "font.size": 10.0, "axes.labelsize": 10.0}
 _SCREEN |= dict.fromkeys(_SMALL, 9.0)
@@ -121,6 +126,13 @@ class Picture(ABC):
         for name, text in rows.items():
             self.readings.setdefault(name, {})[column] = text
 
+    def say_times(self, column: str, found: Mapping[str, Any], *names: str) -> None:
+        """Set readings such as ``p99 TTFT`` to what is found among the metrics."""
+        for name in names:
+            cut, time = name.lower().split()
+            key = f"{_CUTS.get(cut, cut)}_{time}"
+            self.say(column, {name: seconds(found[key])})
+
     def update(self, config: SimulationConfig) -> Readings:
         """Move the curves to ``config``; the readings as text."""
         _, self.readings = self.figure, {}  # its lines are made with it
@@ -197,7 +209,7 @@ class LatencyPicture(GoodputPicture):
         over_shares(left, 0.01, 1000.0, "seconds from arrival")
         self.add(left, "latency", 0, "all done (latency)")
         self.add(left, "ttft", 1, "first token (TTFT)")
-        self.add(left, "now good", 6, "within the SLO", marker="s", linestyle="none")
+        self.add(left, "now good", 6, "within the SLO", **SQUARE)
         left.legend(loc="upper left")
         log_axis(right, 0.01, 1000.0)
         right.set_xlim(0.0, 1.2)
@@ -206,7 +218,7 @@ class LatencyPicture(GoodputPicture):
         self.add(right, "mean", 0, "mean")
         right.axvline(1.0, color="#b00020", linewidth=1.0)
         self.add(right, "theory", 6, "mean, theory", linestyle=":", linewidth=2.0)
-        self.add(right, "here", 6, "now", marker="o", linestyle="none")
+        self.add(right, "here", 6, "now", **DOT)
         right.legend(loc="upper left")
 
     def compute(self, config: SimulationConfig) -> None:
@@ -221,19 +233,12 @@ class LatencyPicture(GoodputPicture):
         self.move("here", config.offered_load, metrics["avg_latency"])
         for time in ("latency", "ttft"):
             self.move_distribution(time, getattr(record, time)[self.warmup :])
-        self.say(
-            "now",
-            {
-                "mean latency": seconds(metrics["avg_latency"]),
-                "median latency": seconds(metrics["p50_latency"]),
-                "p99 latency": seconds(metrics["p99_latency"]),
-                "mean TTFT": seconds(metrics["avg_ttft"]),
-                "p99 TTFT": seconds(metrics["p99_ttft"]),
-                "throughput": per_second(metrics["throughput_req_per_sec"]),
-                "mean batch": f"{metrics['avg_batch_size']:.1f} requests",
-                "busy": f"{metrics['utilization']:.0%} of the time",
-            },
-        )
+        self.say_times("now", metrics, "mean latency", "median latency", "p99 latency")
+        self.say_times("now", metrics, "mean TTFT", "p99 TTFT")
+        batch = f"{metrics['avg_batch_size']:.1f} requests"
+        busy = f"{metrics['utilization']:.0%} of the time"
+        carried = per_second(metrics["throughput_req_per_sec"])
+        self.say("now", {"mean batch": batch, "busy": busy, "throughput": carried})
         self.say_goodput("now", record)
         for name in self.readings.keys() & self.kept_readings.keys():
             self.readings[name]["kept (grey)"] = self.kept_readings[name]["now"]
@@ -255,7 +260,7 @@ class BatchSizePicture(Picture):
             self.add(left, f"{rule} p99", 2 * i + 1, f"{rule}, p99")
             self.add(left, f"{rule} mean", 2 * i, f"{rule}, mean")
         self.add(left, "best", 6, "best p99", **RING)
-        self.add(left, "here", 6, "now, p99", marker="x", linestyle="none")
+        self.add(left, "here", 6, "now, p99", **CROSS)
         left.legend(loc="upper right", ncols=2)
         self.compose_right(right)
 
@@ -267,38 +272,42 @@ class BatchSizePicture(Picture):
         ax.legend(loc="upper left")
 
     def compute(self, config: SimulationConfig) -> None:
-        requests, best = Workload.generate(config), []
-        mean, p99 = mean_and_p99(config, requests)
-        self.move("here", config.batch_size, p99)
-        self._say_limit("now", config.batch_size, mean, p99)
-        most, rate = carried(config), config.arrival_rate
-        stable = [b for b, its in zip(BATCH_LIMITS, most, strict=True) if its > rate]
+        requests = Workload.generate(config)
+        best: list[Limited] = []
+        now = (config.batch_size, *mean_and_p99(config, requests))
+        self.move("here", now[0], now[2])
+        self._say_limit("now", [now])
+        rate = config.arrival_rate
+        stable = [
+            b for b in BATCH_LIMITS if config.replicas * config.stable_rate(b) > rate
+        ]
         self.say("now", {"stable from B": str(stable[0]) if stable else "none here"})
         for rule, timeout in TIMEOUTS.items():
             at = config.replace(batch_timeout=timeout)
-            rows = [
-                (b, *mean_and_p99(at.replace(batch_size=b), requests)) for b in stable
-            ]
+            runs = (
+                (b, mean_and_p99(at.replace(batch_size=b), requests)) for b in stable
+            )
+            rows = [(b, *found) for b, found in runs]
             sizes, means, p99s = np.array(rows).reshape(-1, 3).T
             self.move(f"{rule} mean", sizes, means)
             self.move(f"{rule} p99", sizes, p99s)
-            if rows:
-                least = min(rows, key=lambda row: row[2])
-                best.append((least[0], least[2]))
-                self._say_limit(f"best {rule}", *least)
-            else:
-                self.say(f"best {rule}", {"batch limit B": "none carries it"})
-        self.move("best", *np.array(best).reshape(-1, 2).T)
+            best += self._say_limit(f"best {rule}", rows)
+        self.move("best", *np.array(best).reshape(-1, 3).T[[0, 2]])
         self.compute_right(config)
 
     def compute_right(self, config: SimulationConfig) -> None:
         """Move the curves on the right."""
-        self.move("capacity", BATCH_LIMITS, carried(config))
-        self.move("arriving", BATCH_LIMITS, [config.arrival_rate] * len(BATCH_LIMITS))
+        most = [config.replicas * config.stable_rate(b) for b in BATCH_LIMITS]
+        self.move("capacity", BATCH_LIMITS, most)
+        self.move("arriving", BATCH_LIMITS, [config.arrival_rate] * len(most))
 
-    def _say_limit(self, column: str, size: int, mean: float, p99: float) -> None:
-        said = {"mean latency": seconds(mean), "p99 latency": seconds(p99)}
-        self.say(column, {"batch limit B": str(size)} | said)
+    def _say_limit(self, column: str, rows: Sequence[Limited]) -> Sequence[Limited]:
+        """Read that of some limits which has the least p99, and return it, if any."""
+        self.say(column, {"batch limit B": "none carries it"})
+        for size, mean, p99 in (best := sorted(rows, key=itemgetter(2))[:1]):
+            said = {"mean latency": seconds(mean), "p99 latency": seconds(p99)}
+            self.say(column, {"batch limit B": str(size)} | said)
+        return best
 
 
 def seconds(value: float) -> str:
@@ -325,11 +334,6 @@ def over_shares(ax: Axes, low: float, high: float, label: str) -> None:
     ax.set(xscale="log", xlim=(low, high), ylim=(0.0, 1.02))
     ax.xaxis.set_major_formatter("{x:g}")
     ax.set(xlabel=label, ylabel="share of requests")
-
-
-def carried(config: SimulationConfig) -> list[float]:
-    """What the servers carry with each of ``BATCH_LIMITS``, requests a second."""
-    return [config.replicas * config.stable_rate(b) for b in BATCH_LIMITS]
 
 
 def over_batch_limits(ax: Axes, low: float, high: float, label: str) -> None:

@@ -9,21 +9,9 @@ from llminfer import SimulationConfig, Workload, simulate
 from llminfer.base.columns import mean_rate
 from llminfer.metrics import MetricsCollector
 from llminfer.panels import picture
-from llminfer.panels.controls import Control, rounded
+from llminfer.panels.controls import rounded
 from llminfer.report.figures import log_axis
 from llminfer.report.timeline import over_time
-
-
-class ThinkControl(Control):
-    """The mean of an exponential think time, seconds."""
-
-    def read(self, config: SimulationConfig) -> Any:
-        given: Any = config.think_time
-        return given["mean"]
-
-    def write(self, config: SimulationConfig, value: Any) -> SimulationConfig:
-        law = {"dist": "exponential", "mean": value}
-        return config.replace(**{self.name: law})
 
 
 class UsersPicture(picture.Picture):
@@ -68,9 +56,7 @@ class UsersPicture(picture.Picture):
             table = over_time(record)
             inside = table["running"] + table["waiting"]
             self.move(f"{who} inside", table["time"] / table["time"].max(), inside)
-            for name in ("avg_ttft", "p99_ttft", "avg_latency"):
-                label = name.replace("avg", "mean").replace("ttft", "TTFT")
-                self.say(who, {label.replace("_", " "): picture.seconds(found[name])})
+            self.say_times(who, found, "mean TTFT", "p99 TTFT", "mean latency")
             lost = found.get("refused_share", 0.0) + found.get("given_up_share", 0.0)
             self.say(who, {"turned away or gone": f"{lost:.1%}"})
         stay = float(np.mean(asked.processing_end_time - asked.sent_time))

@@ -53,6 +53,7 @@ class Shape(NamedTuple):
     name: str  # of the law, as the reader sees it
     label: str  # of the parameter
     parameter: str
+    start: Mapping[str, float]  # no prompt is longer than the context
     values: Sequence[float]
 
 
@@ -60,15 +61,13 @@ def _steps(low: float, high: float, step: float) -> list[float]:
     return [round(low + i * step, 2) for i in range(round((high - low) / step) + 1)]
 
 
+_UNIFORM = {"min": 10, "max": 500}, _steps(50, 1000, 50)
+_NORMAL = {"mu": 4, "sigma": 1.5, "max": 8192}, _steps(0.1, 2.5, 0.1)
+_POWER = {"alpha": 2, "min": 10, "max": 8192}, _steps(1.1, 4, 0.1)
 SHAPES: Mapping[str, Shape] = {
-    "uniform": Shape("uniform from 10", "up to, tokens", "max", _steps(50, 1000, 50)),
-    "lognormal": Shape("log-normal, μ = 4", "σ", "sigma", _steps(0.1, 2.5, 0.1)),
-    "powerlaw": Shape("power law from 10", "exponent", "alpha", _steps(1.1, 4, 0.1)),
-}
-STARTS: Mapping[str, Mapping[str, float]] = {  # no prompt is longer than the context
-    "uniform": {"min": 10, "max": 500},
-    "lognormal": {"mu": 4, "sigma": 1.5, "max": 8192},
-    "powerlaw": {"alpha": 2, "min": 10, "max": 8192},
+    "uniform": Shape("uniform from 10", "up to (tokens)", "max", *_UNIFORM),
+    "lognormal": Shape("log-normal, μ = 4", "σ", "sigma", *_NORMAL),
+    "powerlaw": Shape("power law from 10", "exponent", "alpha", *_POWER),
 }
 
 
@@ -76,12 +75,12 @@ class LawControl(Control):
     """The laws of prompt lengths to choose from."""
 
     def write(self, config: SimulationConfig, value: str) -> SimulationConfig:
-        law = {"prompt_length_dist": value, "prompt_dist_params": STARTS[value]}
+        law = {"prompt_length_dist": value, "prompt_dist_params": SHAPES[value].start}
         return config.replace(**law)
 
     def follow(self, widgets: Widgets) -> None:
-        law = widgets[self.name].value
-        _SHAPE.put(widgets, STARTS[law][SHAPES[law].parameter])
+        its = SHAPES[widgets[self.name].value]
+        _SHAPE.put(widgets, its.start[its.parameter])
 
 
 class ShapeControl(Control):
