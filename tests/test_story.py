@@ -77,7 +77,7 @@ def test_each_moment_moves_picture_and_words_and_the_last_has_all_done():
     assert set(last["done"].values()) == {"12"}
     panel.moment.value = 0
     first = table_in(panel.text)
-    assert set(first["just now"].values()) == {"arrives: 1"}
+    assert all(its.startswith("arrives: 1") for its in first["just now"].values())
     assert set(first["done"].values()) == {"0"}
     assert list(first) == list(last)  # so what is below stays in its place
 

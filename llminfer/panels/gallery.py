@@ -30,7 +30,7 @@ def start_panel() -> Panel:
     normal = {"min": 10, "max": 500, "step": 10, "readout_format": ".0f"}
     outputs = Control(OUTPUTS, "output (mean tokens)", w.FloatSlider, normal)
     names = ("arrival_rate", PROMPTS, outputs, "alpha", "beta", "gamma", "batch_size")
-    return Panel(REPORT, LatencyPicture(), (*names, "batch_timeout", "replicas"))
+    return Panel(REPORT, LatencyPicture(), (*names, "batch_timeout"))
 
 
 def continuous_panel() -> Panel:
@@ -39,7 +39,7 @@ def continuous_panel() -> Panel:
     server = _RTX4090.replace(arrival_rate=2.2, **sizes)  # requests/s: both carry it
     names = ["arrival_rate", PROMPTS, OUTPUTS, "alpha", "beta", "gamma", "delta"]
     names += ["kappa", "batch_size", "max_batched_tokens", "chunked_prefill"]
-    return Panel(server, ContinuousPicture(), [*names, "replicas", "kv_blocks"])
+    return Panel(server, ContinuousPicture(), [*names, "kv_blocks"])
 
 
 def users_panel() -> Panel:
