@@ -2,6 +2,7 @@
 
 import html
 import re
+from base64 import b64decode
 
 import numpy as np
 import pytest
@@ -105,6 +106,44 @@ def test_the_line_to_copy_is_what_the_picture_shows_and_measure_runs(panel):
             assert offered is None
             assert panel.replications.layout.display == "none"
         move(panel)
+
+
+def test_the_table_has_what_was_read_by_row_and_column(panel):
+    shown = {
+        row: {column: text for column, text in its.items() if text}
+        for row, its in panel.picture.readings.items()
+    }
+    assert table_in(panel.readings) == shown
+    assert len({column for its in shown.values() for column in its}) > 1
+    for text in (text for its in shown.values() for text in its.values()):
+        assert "e+" not in text
+        assert text[0].isalnum() or text[0] in "+-−", text
+
+
+def test_what_is_seen_is_told_and_is_another_after_a_move(panel):
+    before = panel.image.tooltip
+    assert before == panel.picture.alt
+    assert before.startswith(" ".join(panel.picture.__doc__.split())[:60])
+    for section in ("Args", "Attributes", "  ", "\n"):
+        assert section not in before
+    said = table_in(panel.readings)
+    assert all(text in before for its in said.values() for text in its.values())
+    move(panel)
+    assert panel.image.tooltip == panel.picture.alt != before
+
+
+def test_no_two_pictures_are_told_alike():
+    told = [kind().picture.alt for kind in PANELS.values()]
+    assert len({text[:100] for text in told}) == len(told) - 1  # two of batch limits
+    assert len(set(told)) == len(told)
+
+
+def test_without_a_kernel_there_is_the_picture_with_its_text(panel):
+    shown, metadata = panel._repr_mimebundle_()
+    assert b64decode(shown["image/png"]) == panel.image.value
+    assert metadata == {"image/png": {"alt": panel.picture.alt}}
+    assert shown["text/plain"] == panel.picture.alt
+    assert "application/vnd.jupyter.widget-view+json" in shown
 
 
 def test_the_line_to_copy_has_no_more_than_four_digits(panel):

@@ -72,7 +72,9 @@ def test_each_moment_moves_picture_and_words_and_the_last_has_all_done():
     for moment in range(panel.moment.max + 1):
         panel.moment.value = moment
         seen.add((panel.image.value, panel.text.value))
+        assert panel.image.tooltip == panel.picture.alt
     assert len(seen) == panel.moment.max + 1
+    assert "A bar a request" in panel._repr_mimebundle_()[1]["image/png"]["alt"]
     last = table_in(panel.text)
     assert set(last["done"].values()) == {"12"}
     panel.moment.value = 0
