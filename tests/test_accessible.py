@@ -6,7 +6,7 @@ import matplotlib.colors
 import pytest
 
 from llminfer.panels import story
-from llminfer.panels.continuous import ContinuousPicture
+from llminfer.panels.gallery import ContinuousPicture
 from llminfer.panels.picture import BatchSizePicture, LatencyPicture
 from llminfer.panels.policy import PolicyPicture
 from llminfer.panels.ramp import RampPicture

@@ -236,7 +236,7 @@ def test_what_cannot_be_run_is_said_and_what_is_shown_is_of_before(static):
     static.config = static.config.replace(server="continuous", kv_blocks=10)
     static.controls["arrival_rate"].value = 5.0
     assert "ConfigError: kv_blocks=10" in static.load.value
-    assert "those from before" in static.load.value
+    assert "is from before" in static.load.value
     assert (static.readings.value, static.image.value) == seen
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from llminfer import SimulationConfig, Workload, goodput, simulate
-from llminfer.panels.continuous import ContinuousPicture
+from llminfer.panels.gallery import ContinuousPicture
 from llminfer.panels.picture import BatchSizePicture, LatencyPicture
 from llminfer.panels.policy import PolicyPicture
 from llminfer.panels.ramp import RampPicture
@@ -171,7 +171,7 @@ def test_a_climbing_queue_is_what_waits_in_the_record():
     first = np.flatnonzero(np.array(waits) > 20)[0]
     assert drawn(picture, "alarm")[:, 0] == pytest.approx([load[first], waits[first]])
     at = seconds[first]
-    assert readings["rings"]["queue over 20"] == f"at {at:,.0f} s"
+    assert readings["alarm"]["queue over 20"] == f"at {at:,.0f} s"
     assert readings["warning"]["queue over 20"] == f"{at - 150.0:,.0f} s after"
     assert set(readings["load 1 is reached"].values()) == {"at 150 s"}
     assert config.arrivals(150.0) == pytest.approx(most)

@@ -10,10 +10,14 @@ from panel_table import caption_of, table_in
 
 from llminfer import SimulationConfig, Workload, simulate
 from llminfer.data.logs import ServedLog
-from llminfer.panels.continuous import ContinuousPicture
 from llminfer.panels.controls import rounded
 from llminfer.panels.engine_log import LogPicture
-from llminfer.panels.gallery import REPORT, continuous_panel, start_panel
+from llminfer.panels.gallery import (
+    REPORT,
+    ContinuousPicture,
+    continuous_panel,
+    start_panel,
+)
 from llminfer.panels.html import OVERLOADED, gauge
 from llminfer.panels.panel import Panel
 from llminfer.panels.picture import BatchSizePicture, LatencyPicture

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from llminfer import SimulationConfig
-from llminfer.panels.continuous import ContinuousPicture
+from llminfer.panels.gallery import ContinuousPicture
 from llminfer.panels.panel import Panel
 
 START = SimulationConfig.from_preset(

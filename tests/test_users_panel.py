@@ -37,7 +37,7 @@ def test_the_load_is_that_of_a_stream_at_the_rate_the_users_sent(panel):
 def test_the_interactive_law_is_read_off(panel, think):
     panel.controls["think_time.mean"].value = think
     assert panel.config.think_time["mean"] == pytest.approx(think)
-    law = number(table_in(panel.readings)["X (Z + R)"]["users"])
+    law = number(table_in(panel.readings)["Little's law, X (Z + R)"]["users"])
     assert law == pytest.approx(32.0, rel=0.05)
 
 

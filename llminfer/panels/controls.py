@@ -69,9 +69,8 @@ class Control:
         """``config`` with what the widget says."""
         owner, _, parameter = self.name.partition(".")
         if parameter and not owner.endswith("_params"):
-            return config.replace(
-                **{owner: {**getattr(config, owner), parameter: value}}
-            )
+            law = {**getattr(config, owner), parameter: value}
+            return config.replace(**{owner: law})
         return config.replace(**{self.name: None if value == _NONE else value})
 
     def put(self, widgets: Widgets, value: Any) -> None:

@@ -110,7 +110,7 @@ class LogPicture(Picture):
             self.add(ax, measure, i, "simulated")
             ax.set(xlim=(0.0, 1.3 * x[-1]), ylim=(0.0, 1.02))
             ax.set_xlabel(f"{NAMES[measure]}, seconds")
-            ax.legend(loc="lower right")
+            ax.legend(loc="lower left", bbox_to_anchor=(0.0, 1.0), ncols=2)
         figure.axes[0].set_ylabel("share of requests")
 
     def compute(self, config: SimulationConfig) -> None:

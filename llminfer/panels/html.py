@@ -50,16 +50,17 @@ def table(rows: Table, caption: str) -> str:
         for name, its in rows.items()
     ]
     look = "border-collapse:collapse;line-height:1.5;text-align:right;margin:8px 0"
-    said = f'<caption style="text-align:left">{html.escape(caption)}</caption>'
-    return f'<table style="{look}">{said}{"".join(lines)}</table>'
+    above = f"<caption style='text-align:left'>{html.escape(caption)}</caption>"
+    return f'<table style="{look};white-space:nowrap">{above}{"".join(lines)}</table>'
 
 
 def _line(kind: str, name: str, texts: Sequence[str]) -> str:
     """A line of a table, after its name: of headings (th) or of values (td)."""
-    cell = f"<{kind} style='padding-left:1.5em;white-space:nowrap'>{{}}</{kind}>"
+    cell = f"<{kind} style='padding-left:1.5em'>{{}}</{kind}>"
     cells = "".join(cell.format(html.escape(text)) for text in texts)
-    named = f"<th style='text-align:left;font-weight:normal'>{html.escape(name)}</th>"
-    return f"<tr style='{_RULE}'>{named}{cells}</tr>"
+    look = "text-align:left;font-weight:normal;white-space:normal"
+    row = f"<th style='{look}'>{html.escape(name)}</th>{cells}"
+    return f"<tr style='{_RULE}'>{row}</tr>"
 
 
 def in_words(rows: Table) -> str:

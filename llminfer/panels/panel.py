@@ -166,13 +166,13 @@ class Panel(PicturePanel):
             servers = self.picture.servers(shown).items()
             gauges = "<br>".join(html.gauge(its, name) for name, its in servers)
         except Exception as error:  # whatever it is, the reader must see it here
-            still = "Picture and numbers are those from before."
-            self.load.value = html.alarm(f"{type(error).__name__}: {error}. {still}")
+            said = f"{type(error).__name__}: {error}. What is shown is from before."
+            self.load.value = html.alarm(said)
             return
         self.load.value = gauges
         self.readings.value = html.table(readings, f"From {html.run_length(short, 1)}")
         self.code.value = html.code(shown, self.picture.of)
-        measured = shown if self.picture.measurable else None
-        self.replications.offer(measured, self.picture.of)
+        offered = shown if self.picture.measurable else None
+        self.replications.offer(offered, self.picture.of)
         values = {name: slider.value for name, slider in self.controls.items()}
         self._left["now"] = (self.config, values)

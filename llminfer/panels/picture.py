@@ -210,7 +210,7 @@ class LatencyPicture(GoodputPicture):
         self.add(left, "latency", 0, "all done (latency)")
         self.add(left, "ttft", 1, "first token (TTFT)")
         self.add(left, "now good", 6, "within the SLO", **SQUARE)
-        left.legend(loc="upper left")
+        left.legend(loc="lower right")
         log_axis(right, 0.01, 1000.0)
         right.set_xlim(0.0, 1.2)
         right.set(xlabel="offered load ρ = λ/λ*", ylabel="latency, seconds")

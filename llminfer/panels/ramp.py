@@ -67,7 +67,7 @@ class RampPicture(Picture):
         for column, alarm in alarms.items():
             found = judge(pd.DataFrame([seen]), *alarm).iloc[0]
             rang, crossing = found["alarm"], found["crossing"]
-            said = {"rings": _when(rang), "warning": _lead(rang, crossing)}
+            said = {"alarm": _when(rang), "warning": _lead(rang, crossing)}
             self.say(column, said | {"load 1 is reached": _when(crossing)})
             if alarm[0] == "queue":
                 first = np.array(seen["time"]) == rang
