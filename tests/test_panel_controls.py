@@ -10,7 +10,7 @@ from panel_table import table_in
 from llminfer import PRESETS, SimulationConfig, Workload, goodput, simulate
 from llminfer.data.logs import ServedLog
 from llminfer.panels import gallery
-from llminfer.panels.controls import BY_HAND, CONTROLS, GROUPS, OUTPUTS, PROMPTS
+from llminfer.panels.controls import CONTROLS, GROUPS, OUTPUTS, OWN, PROMPTS
 from llminfer.panels.engine_log import LogPicture
 from llminfer.panels.panel import Panel
 from llminfer.panels.picture import LatencyPicture
@@ -104,24 +104,25 @@ def test_an_engine_has_its_presets_name_until_a_hand_moves_a_coefficient(continu
     named = continuous.preset
     assert named.value == "llama-3.1-8b-rtx4090"
     continuous.controls["gamma"].value = 0.02
-    assert named.value == BY_HAND
+    assert named.value == OWN
     named.value = "report"
     law = PRESETS["report"].coefficients
     assert {name: getattr(continuous.config, name) for name in law} == law
     assert continuous.controls["kappa"].label == "0"
     assert continuous.controls["gamma"].value == law["gamma"]
-    named.value = BY_HAND  # that of none is none
+    named.value = OWN  # there is nothing to choose
     assert named.value == "report"
     continuous.reset.click()
     assert named.value == "llama-3.1-8b-rtx4090"
 
 
-def test_coefficients_of_no_preset_are_those_of_the_start_and_come_back(of_log):
-    assert of_log.preset.value == "as at the start"
+def test_coefficients_of_no_preset_come_back_with_a_reset(of_log):
+    assert of_log.preset.value == OWN
     of_log.preset.value = "opt-13b-a100"
     assert of_log.config.epsilon == PRESETS["opt-13b-a100"].epsilon
-    of_log.preset.value = "as at the start"
+    of_log.reset.click()
     assert of_log.config == ENGINE
+    assert of_log.preset.value == OWN
     assert of_log.controls["gamma"].value == ENGINE.gamma
 
 

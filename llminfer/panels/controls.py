@@ -114,36 +114,24 @@ class MedianControl(Control):
         return super().write(config, math.log(value))
 
 
-BY_HAND = "moved by hand"
+OWN = "of no preset"
 
 
-@dataclass(frozen=True, kw_only=True)
 class PresetControl(Control):
     """Coefficients by the engine's name; once one is moved by hand they have none."""
 
-    laws: Mapping[str, Mapping[str, Any]]
-
     def read(self, config: SimulationConfig) -> str:
         own = {name: getattr(config, name) for name in LAW}
-        return next((n for n, its in self.laws.items() if its == own), BY_HAND)
+        return next((n for n, its in PRESETS.items() if its.coefficients == own), OWN)
 
     def write(self, config: SimulationConfig, value: str) -> SimulationConfig:
-        return config.replace(**self.laws.get(value, {}))
+        return config if value == OWN else config.replace(**PRESETS[value].coefficients)
 
     def follow(self, widgets: Widgets) -> None:
-        for name, value in self.laws.get(widgets[self.name].value, {}).items():
-            if name in widgets:
-                CONTROLS[name].put(widgets, value)
-
-
-def presets(base: SimulationConfig) -> PresetControl:
-    """All presets to choose from, and the coefficients of ``base`` if it has none."""
-    laws = {name: its.coefficients for name, its in PRESETS.items()}
-    own = {name: getattr(base, name) for name in LAW}
-    if own not in laws.values():
-        laws["as at the start"] = own
-    names = {"options": [*laws, BY_HAND]}
-    return PresetControl("preset", "coefficients", w.Dropdown, names, laws=laws)
+        if (chosen := widgets[self.name].value) != OWN:
+            for name, value in PRESETS[chosen].coefficients.items():
+                if name in widgets:
+                    CONTROLS[name].put(widgets, value)
 
 
 class PolicyControl(Control):
@@ -193,6 +181,7 @@ _TIMEOUTS = (("at once", 0.0), *_SECONDS, 3.0, 10.0, ("until full", _NONE))
 _PATIENCE = (*_SECONDS, 10.0, ("no end", _NONE))
 _BLOCKS = (640, 800, 1024, 1280, 1536, *(2**k for k in range(11, 16)))
 _POLICIES = {"options": list(POLICIES)}
+_PRESETS = {"options": [*PRESETS, OWN]}
 _PREFILL = {"options": [("in chunks", True), ("whole", False)]}
 _FACTOR, _RATE, _TOKENS = log(-1, 1, 0.05), log(-1, 2, 0.02), log(1, 3.5, 0.05, ".0f")
 PROMPTS, OUTPUTS = "prompt_dist_params.mu", "output_dist_params.mu"
@@ -203,6 +192,7 @@ CONTROLS: Mapping[str, Control] = {
         MedianControl(PROMPTS, "prompt (median tokens)", options=_TOKENS),
         MedianControl(OUTPUTS, "output (median tokens)", options=_TOKENS),
         Control("think_time.mean", "think time (s)", options=log(-1, 3, 0.05)),
+        PresetControl("preset", "coefficients", w.Dropdown, _PRESETS),
         Control("alpha", "α (s/token)", options=log(-5, -2, 0.05)),
         Control("beta", "β (s/prefill)", options=log(-4, 0, 0.05)),
         Control("gamma", "γ (s/decode step)", options=log(-5, -1, 0.05)),

@@ -11,7 +11,7 @@ from traitlets import Unicode
 
 from llminfer import SimulationConfig
 from llminfer.panels import html
-from llminfer.panels.controls import CONTROLS, GROUPS, Control, presets, rounded
+from llminfer.panels.controls import CONTROLS, GROUPS, Control, rounded
 from llminfer.panels.picture import Picture
 from llminfer.panels.replications import Replications
 
@@ -84,9 +84,8 @@ class Panel(PicturePanel):
         super().__init__(picture)
         self.base = self.config = rounded(base)
         self._quiet = False
-        asked = (*controls, *picture.controls)
-        named = (CONTROLS[c] if isinstance(c, str) else c for c in asked)
-        made = (presets(self.base), *named)
+        asked = ("preset", *controls, *picture.controls)
+        made = (CONTROLS[c] if isinstance(c, str) else c for c in asked)
         self._made = {control.name: control.bound(picture) for control in made}
         self.controls = {name: its.widget() for name, its in self._made.items()}
         self.preset = self.controls["preset"]
