@@ -51,16 +51,16 @@ def table(rows: Table, caption: str) -> str:
     ]
     look = "border-collapse:collapse;line-height:1.5;text-align:right;margin:8px 0"
     above = f"<caption style='text-align:left'>{html.escape(caption)}</caption>"
-    return f'<table style="{look};white-space:nowrap">{above}{"".join(lines)}</table>'
+    wide = "min-width:min(420px,100%)"
+    return f'<table style="{look};{wide}">{above}{"".join(lines)}</table>'
 
 
 def _line(kind: str, name: str, texts: Sequence[str]) -> str:
     """A line of a table, after its name: of headings (th) or of values (td)."""
     cell = f"<{kind} style='padding-left:1.5em'>{{}}</{kind}>"
     cells = "".join(cell.format(html.escape(text)) for text in texts)
-    look = "text-align:left;font-weight:normal;white-space:normal"
-    row = f"<th style='{look}'>{html.escape(name)}</th>{cells}"
-    return f"<tr style='{_RULE}'>{row}</tr>"
+    named = f"<th style='text-align:left;font-weight:normal'>{html.escape(name)}</th>"
+    return f"<tr style='{_RULE}'>{named}{cells}</tr>"
 
 
 def in_words(rows: Table) -> str:

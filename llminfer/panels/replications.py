@@ -15,14 +15,14 @@ from llminfer.servers.overload import may_carry_more, waiting_in
 from llminfer.stats.intervals import summarize
 
 _SHOWN: Mapping[str, tuple[str, str, float, str]] = {  # row, column, scale, unit
-    "avg_latency": ("latency", "mean", 1.0, "s"),
-    "median_latency": ("latency", "median", 1.0, "s"),
-    "p99_latency": ("latency", "p99", 1.0, "s"),
-    "avg_ttft": ("TTFT", "mean", 1.0, "s"),
-    "p99_ttft": ("TTFT", "p99", 1.0, "s"),
-    "avg_tpot": ("TPOT", "mean", 1e3, "ms"),
-    "p99_tpot": ("TPOT", "p99", 1e3, "ms"),
-    "throughput_req_per_sec": ("throughput", "mean", 1.0, "requests/s"),
+    "avg_latency": ("latency", "mean", 1.0, " s"),
+    "median_latency": ("latency", "median", 1.0, " s"),
+    "p99_latency": ("latency", "p99", 1.0, " s"),
+    "avg_ttft": ("TTFT", "mean", 1.0, " s"),
+    "p99_ttft": ("TTFT", "p99", 1.0, " s"),
+    "avg_tpot": ("TPOT", "mean", 1e3, " ms"),
+    "p99_tpot": ("TPOT", "p99", 1e3, " ms"),
+    "throughput_req_per_sec": ("throughput", "mean", 1.0, " requests/s"),
     "utilization": ("busy", "mean", 100.0, "% of the time"),
 }
 
@@ -136,8 +136,8 @@ def _intervals(rows: Sequence[Row]) -> dict[str, dict[str, str]]:
         value, half = scale * row["mean"], scale * (row["ci_upper"] - row["mean"])
         if not math.isfinite(value):  # of one token each there is no time per token
             continue
-        said = f"{_with_half(value, half)} {unit}"
-        said = said if row["sound"] else "runs too short for an interval"
+        said = _with_half(value, half) + unit
+        said = said if row["sound"] else "runs too short"
         shown.setdefault(name, {})[column] = said
     return shown
 
