@@ -78,7 +78,10 @@ def execute(path: Path) -> None:
 
 
 def tidy(notebook: NotebookNode) -> None:
-    """Leave out what differs from run to run or shows nothing without a kernel."""
+    """Leave out what differs from run to run or shows nothing without a kernel.
+
+    Of a panel its picture stays.
+    """
     notebook.metadata.kernelspec = _KERNEL
     notebook.metadata.pop("widgets", None)
     notebook.metadata.get("language_info", {}).pop("version", None)
@@ -86,13 +89,14 @@ def tidy(notebook: NotebookNode) -> None:
         if cell.cell_type == "code":
             cell.metadata.pop("execution", None)
             is_panel = "widget" in cell.metadata.get("tags", [])
-            cell.outputs = [] if is_panel else list(_kept(cell.outputs))
+            cell.outputs = list(_kept(cell.outputs, is_panel))
 
 
-def _kept(outputs: Sequence[NotebookNode]) -> Iterator[NotebookNode]:
+def _kept(outputs: Sequence[NotebookNode], is_panel: bool) -> Iterator[NotebookNode]:
     """No progress bars; of stderr the warnings, without the path they came from."""
     for output in outputs:
-        if _WIDGET in output.get("data", {}):
+        data = output.get("data", {})
+        if data.pop(_WIDGET, is_panel) and "image/png" not in data:
             continue
         if output.get("name") != "stderr":
             yield output

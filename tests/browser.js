@@ -76,5 +76,10 @@ window.workbook = {
     return [...found];
   },
 
+  // What a picture shows, for those who cannot see it.
+  unnamed: (panel) => [...panel.querySelectorAll(".jp-OutputArea img")]
+    .filter((img) => !(img.alt || img.title).trim())
+    .map(() => "a picture has no alternative text"),
+
   shutDown: () => workbook.shown().sessionContext.shutdown(),
 };

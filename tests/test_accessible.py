@@ -1,12 +1,14 @@
 """Curves and bars can be told apart without colour, and read at the size shown."""
 
 import itertools
+import re
 
 import matplotlib.colors
 import pytest
 
-from llminfer.panels import story
-from llminfer.panels.continuous import ContinuousPicture
+from llminfer import SimulationConfig
+from llminfer.panels import html, story
+from llminfer.panels.gallery import ContinuousPicture
 from llminfer.panels.picture import BatchSizePicture, LatencyPicture
 from llminfer.panels.policy import PolicyPicture
 from llminfer.panels.ramp import RampPicture
@@ -59,6 +61,18 @@ def test_no_text_is_smaller_than_nine_points_on_the_screen(figure):
         for text in ax.get_legend().get_texts()
     ]
     assert min(text.get_fontsize() for text in texts) >= 9.0
+
+
+def test_words_are_read_on_a_light_page_and_on_a_dark_one():
+    """They have the page's own colour; an alarm brings its ground with it."""
+    said = (
+        html.gauge(SimulationConfig(arrival_rate=50.0)),
+        html.table({"a": {"b": "c"}}, "d"),
+    )
+    own = [re.findall(r"(?<![-\w])color:[^;\"']+", its) for its in said]
+    assert own == [["color:white"], []]
+    ground = re.findall(r"background:(#\w+);color:white", said[0])
+    assert 1.05 / (luminance(ground[0]) + 0.05) > 4.5  # WCAG 2.1
 
 
 @pytest.mark.parametrize("looks", [story.PHASE_COLORS, timeline.LOOKS])

@@ -64,6 +64,10 @@ SETUP = """\
 import io
 import ipywidgets as w
 from PIL import Image
+from traitlets import Unicode
+
+class Named(w.Image):
+    description = Unicode("").tag(sync=True)
 
 def png(grey):
     file = io.BytesIO()
@@ -71,7 +75,7 @@ def png(grey):
     return file.getvalue()
 
 def panel(draw, kind=w.FloatSlider, hold=w.VBox, **options):
-    picture = w.Image(value=png(0), layout={"max_width": "100%"})
+    picture = Named(value=png(0), tooltip="grey", layout={"max_width": "100%"})
     slider = kind(description="grey", continuous_update=False, **options)
     show = lambda x: setattr(picture, "value", draw(x))
     slider.observe(lambda change: show(change["new"]), "value")
@@ -99,6 +103,13 @@ def with_reset(two):
 
 panel(png, step=1, hold=with_reset)
 """
+NAMELESS = """\
+def without(two):
+    two[1].tooltip = None
+    return w.VBox(two)
+
+panel(png, step=1, hold=without)
+"""
 SQUEEZED = "panel(png, step=1, hold=lambda two: w.HBox(two, layout={'width': '200px'}))"
 FAULTY = {
     "panel(lambda x: 1 / 0)": "ZeroDivisionError",
@@ -108,6 +119,7 @@ FAULTY = {
     "panel(lambda x: png(0) + bytes(int(10 * x)))": "the picture stays",
     NUMBER: "the numbers stay",
     FORGETS: "after a reset",
+    NAMELESS: "no alternative text",
 }
 
 
@@ -124,7 +136,7 @@ def test_a_reader_would_stumble_over_each_planted_fault(
         told = [text for panel, text in faults if panel == number]
         for width in WIDTHS:
             assert any(f"{width} px" in text and fault in text for text in told), cell
-    assert {panel for panel, _ in faults} == set(range(5, 12))
+    assert {panel for panel, _ in faults} == set(range(5, 13))
 
 
 def test_a_failing_cell_is_told(

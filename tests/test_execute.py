@@ -1,9 +1,12 @@
 """Executing notebooks in place."""
 
+import re
+from base64 import b64decode
 from pathlib import Path
 
 import nbformat
 import pytest
+from nbconvert import HTMLExporter
 from nbformat.v4 import new_code_cell, new_notebook
 
 from notebooks.execute import execute, main
@@ -21,6 +24,12 @@ PANEL = """\
 import ipywidgets as w
 slider = w.FloatSlider(value={value}, min=0.0)
 w.VBox([slider, w.interactive_output(lambda x: print(1.0 / x), {{"x": slider}})])
+"""
+PICTURE = """\
+from llminfer import SimulationConfig
+from llminfer.panels.panel import Panel
+from llminfer.panels.picture import BatchSizePicture
+Panel(SimulationConfig(batch_timeout=0.0, random_seed=1), BatchSizePicture())
 """
 
 
@@ -52,6 +61,24 @@ def test_two_runs_write_the_same_bytes(
     texts = sorted((out.name, out.text) for out in chatty.outputs)
     assert texts == [("stderr", "UserWarning: take care\n"), ("stdout", "one\ntwo\n")]
     assert shown.outputs == []
+
+
+def test_of_a_panel_its_picture_and_what_it_shows_stay(tmp_path: Path) -> None:
+    path = write(tmp_path / "00_panel.ipynb", (PICTURE, ["widget"]))
+    execute(path)
+    once = path.read_bytes()
+    (cell,) = nbformat.read(path, as_version=4).cells
+    (output,) = cell.outputs
+    assert set(output.data) == {"image/png", "text/plain"}
+    alt = output.metadata["image/png"]["alt"]
+    assert alt == output.data["text/plain"].strip("'")
+    assert "p99 latency: now" in alt
+    assert b64decode(output.data["image/png"]).startswith(b"\x89PNG")
+    shown, _ = HTMLExporter(template_name="classic").from_filename(str(path))
+    (picture,) = re.findall(r"<img[^>]*>", shown)
+    assert "Left: mean and p99 latency" in picture
+    execute(path)
+    assert path.read_bytes() == once
 
 
 @pytest.mark.parametrize("source", ["1 / 0", PANEL.format(value=0.0)])

@@ -43,8 +43,9 @@ def faults(notebook: NotebookNode) -> list[str]:
 def _fault_of_output(cell: NotebookNode) -> Iterator[str]:
     if "NBVAL_CHECK_OUTPUT" in cell.source and not cell.outputs:
         yield "to be checked, but no output is stored"
-    if "widget" in cell.metadata.get("tags", []) and cell.outputs:
-        yield "tagged widget, but has a stored output"
+    for output in cell.outputs if "widget" in cell.metadata.get("tags", []) else []:
+        if not output.get("metadata", {}).get("image/png", {}).get("alt"):
+            yield "tagged widget, but shows no picture with a text"
     for output in cell.outputs:
         if output.output_type == "error":
             yield f"error {output.ename}"
@@ -147,5 +148,8 @@ def test_guard_lets_a_decent_notebook_pass() -> None:
     source = "%matplotlib inline\nfrom llminfer import sweep\ntable = sweep(...)"
     text = STDOUT | {"text": "1.5 requests/s, see figures/ and 3/4"}
     good = new_code_cell(source, outputs=[new_output(**text)])
-    panel = new_code_cell("Panel()", metadata={"tags": ["widget"]})
+    named = {"image/png": {"alt": "Left: the p99."}}
+    picture = new_output("execute_result", {"image/png": ""}, metadata=named)
+    tags = {"tags": ["widget"]}
+    panel = new_code_cell("Panel()", metadata=tags, outputs=[picture])
     assert faults(new_notebook(cells=[good, panel])) == []

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from llminfer import SimulationConfig, Workload, goodput, simulate
-from llminfer.panels.continuous import ContinuousPicture
+from llminfer.panels.gallery import ContinuousPicture
 from llminfer.panels.picture import BatchSizePicture, LatencyPicture
 from llminfer.panels.policy import PolicyPicture
 from llminfer.panels.ramp import RampPicture
@@ -58,13 +58,14 @@ def test_latency_is_drawn_at_each_load_as_a_run_at_that_rate_has_it():
         assert drawn(picture, "p99")[1, i] == pytest.approx(np.quantile(late, 0.99))
     here = [config.offered_load, record.latency[40:].mean()]
     assert drawn(picture, "here")[:, 0] == pytest.approx(here)
-    assert readings["mean latency"] == said(record.latency[40:].mean())
-    assert readings["median"] == said(np.median(record.latency[40:]))
-    assert readings["99% are done within"] == said(
-        np.quantile(record.latency[40:], 0.99)
-    )
-    assert readings["mean time to first token"] == said(record.ttft[40:].mean())
-    good = readings["goodput (TTFT ≤ 1 s, TPOT ≤ 0.1 s)"]
+    now = {name: its["now"] for name, its in readings.items()}
+    late, first = record.latency[40:], record.ttft[40:]
+    assert now["mean latency"] == said(late.mean())
+    assert now["median latency"] == said(np.median(late))
+    assert now["p99 latency"] == said(np.quantile(late, 0.99))
+    assert now["mean TTFT"] == said(first.mean())
+    assert now["p99 TTFT"] == said(np.quantile(first, 0.99))
+    good = now["goodput (TTFT ≤ 1 s, TPOT ≤ 0.1 s)"]
     assert good == f"{goodput(record, 1.0, 0.1, 40):.3g} requests/s"
 
 
@@ -75,9 +76,12 @@ def test_the_batch_size_panel_has_the_curves_and_the_least_p99_of_runs_of_their_
     readings = picture.update(base)
     config = short(base)
     sizes = [1, 2, 4, 8, 16, 32, 64, 128]
+    stable = [b for b in sizes if base.replace(batch_size=b).offered_load < 1.0]
+    assert readings["stable from B"] == {"now": str(stable[0])}
+    assert stable[0] == 2
     for rule, timeout in (("at once", 0.0), ("until full", None)):
         p99s = {}
-        for i, size in enumerate(sizes):
+        for i, size in enumerate(stable):
             at = config.replace(batch_size=size, batch_timeout=timeout)
             late = simulate(at).latency[40:]
             p99s[size] = np.quantile(late, 0.99)
@@ -86,10 +90,8 @@ def test_the_batch_size_panel_has_the_curves_and_the_least_p99_of_runs_of_their_
             p99 = drawn(picture, f"{rule} p99")[:, i]
             assert p99 == pytest.approx([size, np.clip(p99s[size], 0.05, 1e3)])
         best = min(p99s, key=p99s.__getitem__)
-        assert readings[f"least p99, {rule}"] == f"{said(p99s[best])} at B = {best}"
-    stable = [b for b in sizes if base.replace(batch_size=b).offered_load < 1.0]
-    assert readings["stable from"] == f"B = {stable[0]}"
-    assert stable[0] == 2
+        assert readings["p99 latency"][f"best {rule}"] == said(p99s[best])
+        assert readings["batch limit B"][f"best {rule}"] == str(best)
     rates = [BASE.replace(batch_size=b).max_stable_rate for b in sizes]
     np.testing.assert_allclose(drawn(picture, "capacity"), [sizes, rates])
     np.testing.assert_allclose(drawn(picture, "arriving"), [sizes, [6.0] * 8])
@@ -100,17 +102,17 @@ def test_short_and_long_requests_are_those_below_and_above_the_mean_prompt():
     picture = quick(PolicyPicture)
     readings = picture.update(base)
     requests = Workload.generate(short(base))
-    for name, policy in (("", "SJF"), (" FCFS", "FCFS")):
+    for name, policy in ((" FCFS", "FCFS"), ("", "SJF")):
         record = simulate(short(base.replace(scheduling_policy=policy)), requests)
         late, prompts = record.latency[40:], record.prompt_length[40:]
-        assert readings[f"mean{name}"] == said(late.mean())
+        assert readings["mean latency"][policy] == said(late.mean())
         mean = base.prompts.expectation()
         for group, its in (("short", prompts <= mean), ("long", prompts > mean)):
             x, share = drawn(picture, f"{group}{name}")
             np.testing.assert_array_equal(share, SHARES)
             np.testing.assert_allclose(x, np.quantile(late[its], SHARES).clip(0.1, 1e3))
             p99 = np.quantile(late[its], 0.99)
-            assert readings[f"p99 of {group}{name}"] == said(p99)
+            assert readings[f"p99 of {group} requests"][policy] == said(p99)
 
 
 def test_both_servers_get_the_same_requests_and_their_numbers_are_those_of_runs():
@@ -137,9 +139,9 @@ def test_both_servers_get_the_same_requests_and_their_numbers_are_those_of_runs(
         for label in ("TTFT", "TPOT", "latency"):
             values = getattr(record, label.lower())[40:]
             p99 = np.nanquantile(values, 0.99)
-            assert readings[f"p99 {label}, {name}"] == said(p99)
+            assert readings[f"p99 {label}"][name] == said(p99)
         good = f"{goodput(record, 1.0, 0.1, 40):.3g} requests/s"
-        assert readings[f"goodput, {name}"] == good
+        assert readings["goodput (TTFT ≤ 1 s, TPOT ≤ 0.1 s)"][name] == good
     record = simulate(config, requests)
     time, running = drawn(picture, "running")
     assert time[-1] == 1.0
@@ -169,9 +171,9 @@ def test_a_climbing_queue_is_what_waits_in_the_record():
     first = np.flatnonzero(np.array(waits) > 20)[0]
     assert drawn(picture, "alarm")[:, 0] == pytest.approx([load[first], waits[first]])
     at = seconds[first]
-    assert readings["queue over 20"] == f"at {at:,.0f} s"
-    assert readings["warning"] == f"{at - 150.0:,.0f} s after"
-    assert readings["λ* is reached"] == "at 150 s"
+    assert readings["alarm"]["queue over 20"] == f"at {at:,.0f} s"
+    assert readings["warning"]["queue over 20"] == f"{at - 150.0:,.0f} s after"
+    assert set(readings["load 1 is reached"].values()) == {"at 150 s"}
     assert config.arrivals(150.0) == pytest.approx(most)
 
 

@@ -2,16 +2,22 @@
 
 import html
 import re
+from base64 import b64decode
 
 import numpy as np
 import pytest
+from panel_table import caption_of, table_in
 
 from llminfer import SimulationConfig, Workload, simulate
 from llminfer.data.logs import ServedLog
-from llminfer.panels.continuous import ContinuousPicture
 from llminfer.panels.controls import rounded
 from llminfer.panels.engine_log import LogPicture
-from llminfer.panels.gallery import REPORT, continuous_panel, start_panel
+from llminfer.panels.gallery import (
+    REPORT,
+    ContinuousPicture,
+    continuous_panel,
+    start_panel,
+)
 from llminfer.panels.html import OVERLOADED, gauge
 from llminfer.panels.panel import Panel
 from llminfer.panels.picture import BatchSizePicture, LatencyPicture
@@ -80,11 +86,6 @@ def text(widget):
     return html.unescape(re.sub("<[^>]+>", " ", widget.value))
 
 
-def readings(panel):
-    found = re.findall(r">([^<>]+) <b>([^<]*)</b>", panel.readings.value)
-    return {html.unescape(name): html.unescape(value) for name, value in found}
-
-
 def copied(panel):
     return eval(text(panel.code), {"SimulationConfig": SimulationConfig})
 
@@ -111,6 +112,44 @@ def test_the_line_to_copy_is_what_the_picture_shows_and_measure_runs(panel):
         move(panel)
 
 
+def test_the_table_has_what_was_read_by_row_and_column(panel):
+    shown = {
+        row: {column: text for column, text in its.items() if text}
+        for row, its in panel.picture.readings.items()
+    }
+    assert table_in(panel.readings) == shown
+    assert len({column for its in shown.values() for column in its}) > 1
+    for text in (text for its in shown.values() for text in its.values()):
+        assert "e+" not in text
+        assert text[0].isalnum() or text[0] in "+-−", text
+
+
+def test_what_is_seen_is_told_and_is_another_after_a_move(panel):
+    before = panel.image.tooltip
+    assert before == panel.picture.alt
+    assert before.startswith(" ".join(panel.picture.__doc__.split())[:60])
+    for section in ("Args", "Attributes", "  ", "\n"):
+        assert section not in before
+    said = table_in(panel.readings)
+    assert all(text in before for its in said.values() for text in its.values())
+    move(panel)
+    assert panel.image.tooltip == panel.picture.alt != before
+
+
+def test_no_two_pictures_are_told_alike():
+    told = [kind().picture.alt for kind in PANELS.values()]
+    assert len({text[:100] for text in told}) == len(told) - 1  # two of batch limits
+    assert len(set(told)) == len(told)
+
+
+def test_without_a_kernel_there_is_the_picture_with_its_text(panel):
+    shown, metadata = panel._repr_mimebundle_()
+    assert b64decode(shown["image/png"]) == panel.image.value
+    assert metadata == {"image/png": {"alt": panel.picture.alt}}
+    assert shown["text/plain"] == panel.picture.alt
+    assert "application/vnd.jupyter.widget-view+json" in shown
+
+
 def test_the_line_to_copy_has_no_more_than_four_digits(panel):
     for number in re.findall(r"=(\d*\.\d+(?:e-?\d+)?)|: (\d*\.\d+)", text(panel.code)):
         digits = "".join(number).partition("e")[0].replace(".", "").strip("0")
@@ -122,7 +161,7 @@ def test_readings_begin_with_the_length_of_the_one_run_they_are_from(panel):
     said = f"one run of {short.num_requests:,} requests"
     if short.warmup_requests:
         said += f", {short.warmup_requests:,} of them warm-up"
-    assert next(iter(readings(panel).items())) == ("from", said)
+    assert caption_of(panel.readings) == f"From {said}"
     if panel.picture.lines.keys() >= {"ttft twin"} or not panel.picture.measurable:
         assert short.num_requests == len(TRACE)
 
@@ -140,16 +179,16 @@ def test_what_is_measured_in_09_is_of_the_twin():
     assert "the twin: load" in text(panel.load)
 
 
-def test_the_batch_size_panel_says_its_own_limit_and_rings_it():
+def test_the_batch_size_panel_says_its_own_limit_and_marks_it():
     panel = PANELS["batch size"]()
     for size, timeout in ((32, 0.0), (8, 1.0)):
         panel.controls["batch_size"].value = size
         panel.controls["batch_timeout"].value = timeout
         record = simulate(panel.config.replace(num_requests=600, warmup_requests=100))
         p99 = np.quantile(record.latency[100:], 0.99)
-        assert readings(panel)[f"p99, B = {size}"] == f"{p99:.3g} s"
+        assert table_in(panel.readings)["p99 latency"]["now"] == f"{p99:.3g} s"
         mean = record.latency[100:].mean()
-        assert readings(panel)[f"mean, B = {size}"] == f"{mean:.3g} s"
+        assert table_in(panel.readings)["mean latency"]["now"] == f"{mean:.3g} s"
         (x,), (y,) = panel.picture.lines["here"].get_data()
         assert (x, y) == (size, p99)
         assert (copied(panel).batch_size, copied(panel).batch_timeout) == (
@@ -161,10 +200,10 @@ def test_the_batch_size_panel_says_its_own_limit_and_rings_it():
 def test_the_workload_panel_marks_its_own_limit():
     panel = PANELS["workload"]()
     (x,), (y,) = panel.picture.lines["here"].get_data()
-    sizes, p99 = panel.picture.lines["at once"].get_data()
+    sizes, p99 = panel.picture.lines["at once p99"].get_data()
     assert y == p99[list(sizes).index(x)]
     assert x == REPORT.batch_size
-    assert readings(panel)["p99, B = 32"] == f"{y:.3g} s"
+    assert table_in(panel.readings)["p99 latency"]["now"] == f"{y:.3g} s"
 
 
 def test_the_wave_is_measured_and_not_its_mean_rate():
@@ -178,7 +217,7 @@ def test_the_wave_is_measured_and_not_its_mean_rate():
     record = simulate(wave)
     limits = panel.picture.lines["static limit"].get_ydata()
     assert set(limits) == {32.0}
-    late = readings(panel)["p99 at the peak, static"]
+    late = table_in(panel.readings)["p99 at the peak"]["static"]
     assert 0.0 < float(late.split()[0]) <= record.latency.max()
 
 
@@ -206,14 +245,16 @@ def test_the_continuous_panel_has_a_gauge_for_each_server():
         assert f"{name}: load ρ = λ/λ* = {config.offered_load:.2f}" in text(panel.load)
         assert f'aria-label="offered load, {name}"' in panel.load.value
     assert "Overloaded" not in panel.load.value
+    said = table_in(panel.readings)
     static_p99, ours = (
-        float(readings(panel)[f"p99 latency, {name}"].split()[0].replace(",", ""))
+        float(said["p99 latency"][name].split()[0].replace(",", ""))
         for name in ("static", "continuous")
     )
     assert static_p99 > 2.0 * ours
     panel.controls["arrival_rate"].value = 5.0
-    assert "static: ⚠ Overloaded: load ρ = λ/λ* = 1.86" in text(panel.load)
+    assert "static: load ρ = λ/λ* = 1.86" in text(panel.load)
     assert "continuous: load ρ" in text(panel.load)
+    assert text(panel.load).count("Overloaded") == 1
 
 
 def test_the_load_of_a_log_is_its_own():
@@ -235,7 +276,7 @@ def test_a_log_whose_requests_came_at_once_has_no_load():
     served = simulate(RTX.replace(num_requests=20, warmup_requests=0), at_once)
     panel = Panel(RTX, LogPicture(ServedLog.from_record(served)), ["gamma"])
     assert panel.load.value == ""
-    assert "mean latency" in readings(panel)
+    assert "mean latency" in table_in(panel.readings)
 
 
 def test_now_beyond_an_axis_is_an_arrow_on_its_edge_and_comes_back():
@@ -286,7 +327,7 @@ def test_long_times_are_written_out():
     panel = start_panel()
     panel.controls["arrival_rate"].value = 30.0
     panel.controls["alpha"].value = 1e-2
-    assert re.fullmatch(r"\d,\d{3} s", readings(panel)["mean latency"])
+    assert re.fullmatch(r"\d,\d{3} s", table_in(panel.readings)["mean latency"]["now"])
     assert "e+" not in panel.readings.value
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from llminfer import SimulationConfig
-from llminfer.panels.continuous import ContinuousPicture
+from llminfer.panels.gallery import ContinuousPicture
 from llminfer.panels.panel import Panel
 
 START = SimulationConfig.from_preset(
@@ -34,8 +34,8 @@ def points(panel, name):
     return np.array(panel.picture.lines[name].get_data())
 
 
-def reading(panel, name):
-    said = panel.picture.update(panel.config)[name]
+def reading(panel, name, server="continuous"):
+    said = panel.picture.update(panel.config)[name][server]
     return float(said.split()[0].replace(",", ""))
 
 
@@ -87,8 +87,8 @@ def test_memory_too_small_for_a_request_is_said_in_words(panel):
 
 
 def test_goodput_falls_below_the_rate_where_first_tokens_come_late(panel):
-    told = "goodput, continuous"
+    told = "goodput (TTFT ≤ 1 s, TPOT ≤ 0.1 s)"
     assert reading(panel, told) > 0.8 * START.arrival_rate
     panel.controls["batch_size"].value = 4
     assert reading(panel, told) < 0.2 * START.arrival_rate
-    assert reading(panel, "goodput, static") < reading(panel, told) + 0.1
+    assert reading(panel, told, "static") < reading(panel, told) + 0.1

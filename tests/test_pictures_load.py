@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from panel_table import table_in
 
 from llminfer import PRESETS, SimulationConfig
 from llminfer.panels.panel import Panel
@@ -43,17 +44,19 @@ def test_a_lower_threshold_rings_before_the_crossing_and_a_high_one_after():
         readings = picture.update(slow)
         load = picture.lines["alarm"].get_data()[0][0]
         assert (load < 1.0) == (side == "before")
-        assert readings["warning"].endswith(side)
+        assert readings["warning"][f"queue over {threshold:g}"].endswith(side)
 
 
 def test_a_ramp_that_stops_below_has_no_crossing_and_at_most_false_alarms(panel):
     panel.controls[END].value = 0.5 * BASE.max_stable_rate
-    assert "λ* is reached <b>never</b>" in panel.readings.value
-    assert "warning <b>none</b>" in panel.readings.value
+    said = table_in(panel.readings)
+    assert set(said["load 1 is reached"].values()) == {"never"}
+    assert said["warning"]["queue over 100"] == "none"
     assert points(panel, "queue")[0].max() < 1.0
     assert points(panel, "alarm").size == 0
     panel.picture.threshold = 0.0
-    assert panel.picture.update(panel.config)["warning"] == "false alarm"
+    said = panel.picture.update(panel.config)
+    assert said["warning"]["queue over 0"] == "false alarm"
 
 
 def test_a_longer_climb_is_looked_at_more_often_and_cut_off_at_last(panel):

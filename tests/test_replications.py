@@ -5,6 +5,7 @@ import threading
 
 import numpy as np
 import pytest
+from panel_table import caption_of, table_in
 
 from llminfer import ExperimentConfig, SimulationConfig, sweep
 from llminfer.experiment import replicated, simulate
@@ -36,14 +37,16 @@ def test_it_says_the_mean_and_half_width_of_a_sweep(button):
     runs = sweep(LONG, {"batch_size": [LONG.batch_size]}, replications=3, n_jobs=1)
     mean = runs["avg_latency"].mean()
     half = 4.302653 * runs["avg_latency"].std(ddof=1) / np.sqrt(3)  # t, 2 degrees
-    said = re.search(r"mean latency <b>([\d.]+) ± ([\d.]+) s", button.result.value)
-    assert float(said[1]) == pytest.approx(mean, rel=0.02)
+    found = table_in(button.result)
+    said = found["latency"]["mean"].split()
+    assert float(said[0]) == pytest.approx(mean, rel=0.02)
     assert float(said[2]) == pytest.approx(half, rel=0.05)
-    for what in ("median", "p99 latency", "p99 TTFT", "p99 TPOT"):
-        assert re.search(rf"{what} <b>[\d.]+ ± [\d.]+ m?s<", button.result.value)
-    assert "from <b>3 runs of 9,500 requests, 500 of them warm-up<" in (
-        button.result.value
-    )
+    assert [said[1], said[3]] == ["±", "s"]
+    assert list(found["latency"]) == ["mean", "median", "p99"]
+    for time, unit in (("latency", "s"), ("TTFT", "s"), ("TPOT", "ms")):
+        assert re.fullmatch(rf"[\d.]+ ± [\d.]+ {unit}", found[time]["p99"])
+    rests_on = "From 3 runs of 9,500 requests, 500 of them warm-up, with 95% intervals"
+    assert caption_of(button.result) == rests_on
     assert button.progress.value == 3
     assert not button.start.disabled
     assert button.cancel.disabled
@@ -54,7 +57,7 @@ def test_a_run_too_short_for_a_quantile_has_no_interval_of_it(button):
     button.start.click()
     finish(button)
     for time in ("latency", "TTFT", "TPOT"):
-        assert f"p99 {time} <b>runs too short" in button.result.value
+        assert table_in(button.result)[time]["p99"].startswith("runs too short")
 
 
 @pytest.mark.parametrize("how", ["cancel", "move"])
@@ -116,14 +119,14 @@ def test_quantiles_are_of_all_runs_together(button):
     records = [simulate(own) for own in replicated(LONG, 3)]
     runs = sweep(LONG, {"batch_size": [LONG.batch_size]}, replications=3, n_jobs=1)
     for label, time, scale in (
-        ("p99 latency", "latency", 1.0),
-        ("p99 TTFT", "ttft", 1.0),
-        ("p99 TPOT", "tpot", 1e3),
+        ("latency", "latency", 1.0),
+        ("TTFT", "ttft", 1.0),
+        ("TPOT", "tpot", 1e3),
     ):
         values = [scale * getattr(record, time)[500:] for record in records]
         exact = pooled_quantile(values, 0.99)
-        said = re.search(rf"{label} <b>([\d.]+) ± ([\d.]+)", button.result.value)
-        assert float(said[1]) == pytest.approx(exact.value, abs=0.05 * float(said[2]))
+        said = table_in(button.result)[label]["p99"].split()
+        assert float(said[0]) == pytest.approx(exact.value, abs=0.05 * float(said[2]))
         (row,) = summarize(runs, "batch_size", f"p99_{time}").to_dict("records")
         half = scale * (row["ci_upper"] - row["mean"])
         assert float(said[2]) == pytest.approx(half, rel=0.05)
@@ -135,7 +138,7 @@ def test_one_token_each_has_no_time_per_output_token(button):
     button.start.click()
     finish(button)
     assert "TPOT" not in button.result.value
-    assert "mean TTFT <b>" in button.result.value
+    assert "mean" in table_in(button.result)["TTFT"]
 
 
 @pytest.mark.parametrize("how", ["load", "ramp"])
@@ -162,7 +165,7 @@ def test_a_stable_queue_is_not_taken_for_one_that_grows(button, load, timeout):
     button.offer(LONG.replace(arrival_rate=rate, batch_timeout=timeout))
     button.start.click()
     finish(button)
-    assert "mean latency <b>" in button.result.value
+    assert "mean" in table_in(button.result)["latency"]
 
 
 def test_what_it_measures_of_a_picture_is_on_the_button_and_in_the_result(button):
@@ -170,7 +173,7 @@ def test_what_it_measures_of_a_picture_is_on_the_button_and_in_the_result(button
     assert button.start.description == "Measure the twin (3 runs)"
     button.start.click()
     finish(button)
-    assert "requests, 500 of them warm-up, the twin<" in button.result.value
+    assert "500 of them warm-up, the twin, with" in caption_of(button.result)
     button.offer(None)
     assert button.layout.display == "none"
     button.offer(BASE)

@@ -5,7 +5,7 @@ import pytest
 
 from llminfer import SimulationConfig, simulate
 from llminfer.metrics import MetricsCollector
-from llminfer.panels.workload import SHAPES, STARTS, WorkloadPanel, WorkloadPicture
+from llminfer.panels.workload import SHAPES, WorkloadPanel, WorkloadPicture
 
 REFERENCE = SimulationConfig(
     prompt_dist_params={"mu": 4, "sigma": 1.5, "max": 8192},
@@ -26,7 +26,7 @@ def test_the_load_stays_as_the_law_moves(panel):
     for law, shape in SHAPES.items():
         panel.controls["prompt_length_dist"].value = law
         assert panel.config.prompt_length_dist == law
-        assert panel.config.prompt_dist_params == STARTS[law]
+        assert panel.config.prompt_dist_params == shape.start
         for value in (shape.values[0], shape.values[-1]):
             panel.controls["shape"].value = value
             assert panel.config.prompt_dist_params[shape.parameter] == value
@@ -62,7 +62,7 @@ def test_each_move_draws_once_and_reset_goes_back(panel, monkeypatch):
 
 def test_the_picture_shows_what_a_simulation_says(panel):
     panel.controls["prompt_length_dist"].value = "uniform"
-    sizes, p99 = panel.picture.lines["until full"].get_data()
+    sizes, p99 = panel.picture.lines["until full p99"].get_data()
     config = panel.config.replace(
         batch_size=int(sizes[1]), num_requests=1000, warmup_requests=100
     )
@@ -80,5 +80,6 @@ def test_the_picture_shows_what_a_simulation_says(panel):
 def test_a_rate_that_no_limit_carries_is_said():
     picture = WorkloadPicture()
     readings = picture.update(REFERENCE.replace(arrival_rate=100.0))
-    assert readings["stable from"] == "no B shown here"
+    assert readings["stable from B"] == {"now": "none here"}
+    assert readings["batch limit B"]["best at once"] == "none carries it"
     assert not len(picture.lines["best"].get_xdata())

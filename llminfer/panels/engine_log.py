@@ -1,6 +1,7 @@
 """Pictures of a log beside its simulation."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -8,7 +9,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from llminfer import SimulationConfig, simulate
+from llminfer import SimulationConfig, Workload, simulate
 from llminfer.base.arrays import FloatArray
 from llminfer.calibrate import MEASURES, Calibration
 from llminfer.data.logs import ServedLog
@@ -18,6 +19,7 @@ from llminfer.servers.overload import described
 from llminfer.timeseries import queue_length, running
 
 _MARKS: Any = {"marker": ".", "linestyle": "none", "markersize": 3.0}
+LIMITS = ("batch_size", "max_batched_tokens", "replicas", "kv_blocks")
 NAMES = {"ttft": "first token (TTFT)", "tpot": "TPOT", "latency": "latency"}
 
 
@@ -65,13 +67,22 @@ def _empirical_cdf(values: FloatArray) -> Points:
 
 
 class LogPicture(Picture):
-    """The distributions of a log in black, and what a configuration makes of it.
+    """The share of requests within a TTFT, a TPOT and a latency.
+
+    As measured in black, as simulated in colour.
 
     Args:
         log: What was measured; its requests are simulated, whatever the arrival rate.
+
+    Attributes:
+        pace: How often the log's own rate they arrive at.
+        prompt_factor: How often as long their prompts are.
+        output_factor: How often as long their outputs are.
     """
 
+    controls = ("pace", "prompt_factor", "output_factor", *LIMITS)
     of = "serves the requests of the log"
+    pace, prompt_factor, output_factor = 1.0, 1.0, 1.0
     measurable = False  # there are no others like them
 
     def __init__(self, log: ServedLog) -> None:
@@ -79,8 +90,16 @@ class LogPicture(Picture):
         self.log = log
         self.requests = len(log)
 
+    def asked(self) -> Workload:
+        """The requests of the log, as they are or as many times as much."""
+        its = self.log.workload.scaled(self.pace)
+        prompts = np.rint(self.prompt_factor * its.prompt_length).clip(1)
+        outputs = np.rint(self.output_factor * its.output_length).clip(1)
+        lengths = {"prompt_length": prompts, "output_length": outputs}
+        return replace(its, **{n: each.astype(np.int64) for n, each in lengths.items()})
+
     def servers(self, config: SimulationConfig) -> Mapping[str, SimulationConfig]:
-        its = self.log.workload  # if all came at once, there is no rate
+        its = self.asked()  # if all came at once, there is no rate
         return {"the log": described(its, config)} if np.ptp(its.arrival_time) else {}
 
     def compose(self, figure: Figure) -> None:
@@ -91,13 +110,14 @@ class LogPicture(Picture):
             self.add(ax, measure, i, "simulated")
             ax.set(xlim=(0.0, 1.3 * x[-1]), ylim=(0.0, 1.02))
             ax.set_xlabel(f"{NAMES[measure]}, seconds")
-            ax.legend(loc="lower right")
+            ax.legend(loc="lower left", bbox_to_anchor=(0.0, 1.0), ncols=2)
         figure.axes[0].set_ylabel("share of requests")
 
     def compute(self, config: SimulationConfig) -> None:
-        served = ServedLog.from_record(simulate(config, self.log.workload))
+        served = ServedLog.from_record(simulate(config, self.asked()))
         for name in MEASURES:
             self.move(name, *_empirical_cdf(getattr(served, name)))
             real, ours = (np.nanmean(getattr(s, name)) for s in (self.log, served))
-            off = f"{ours / real - 1.0:+.1%}"
-            self.readings[f"mean {NAMES[name]}"] = f"{seconds(ours)} ({off})"
+            said = {"measured": seconds(real), "simulated": seconds(ours)}
+            said["difference"] = f"{ours / real - 1.0:+.1%}"
+            self.readings[f"mean {NAMES[name]}"] = said

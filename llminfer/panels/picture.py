@@ -1,10 +1,12 @@
 """What a panel draws: a figure made once, whose curves follow a configuration."""
 
 import io
+import re
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from functools import cached_property, lru_cache
+from operator import itemgetter
 from typing import Any
 
 import matplotlib as mpl
@@ -19,16 +21,22 @@ from numpy.typing import ArrayLike
 from llminfer import SimulationConfig, Workload, goodput, simulate
 from llminfer.base.arrays import FloatArray
 from llminfer.metrics import MetricsCollector
+from llminfer.panels import html
+from llminfer.record import RunRecord
 from llminfer.report import figures
 from llminfer.report.figures import COLORS, DASHES, log_axis, powers_of_two
 from llminfer.theory.known import latency_curve
 
+Limited = tuple[int, float, float]  # a batch limit, mean and p99 latency, seconds
 Points = tuple[FloatArray, FloatArray]  # points, x and y
+Readings = dict[str, dict[str, str]]  # text by row and column
 SHARES = np.linspace(0.0, 1.0, 101)
 BATCH_LIMITS = (1, 2, 4, 8, 16, 32, 64, 128)
 TIMEOUTS: Mapping[str, float | None] = {"at once": 0.0, "until full": None}
-RING: Any = {"marker": "o", "linestyle": "none", "markerfacecolor": "none"}
-GOOD_ENOUGH = (1.0, 0.1)  # limits of TTFT and TPOT, seconds
+DOT: Any = {"marker": "o", "linestyle": "none", "markersize": 7.0}
+SQUARE, CROSS, RING = ({**DOT, "marker": m} for m in ("s", "x", "o"))
+RING |= {"markerfacecolor": "none", "markersize": 10.0}
+_CUTS = {"mean": "avg", "median": "p50"}
 _SMALL = ("xtick.labelsize", "ytick.labelsize", "legend.fontsize")
 _SCREEN: Any = {**figures.STYLE, "font.size": 10.0, "axes.labelsize": 10.0}
 _SCREEN |= dict.fromkeys(_SMALL, 9.0)
@@ -42,20 +50,25 @@ class Picture(ABC):
         warmup: Those of them that are left out.
         of: What of the picture the configuration is, if it shows more than one.
         measurable: Whether the configuration alone says what was simulated.
+        controls: Names of controls that a panel has beside those it is given.
         lines: The curves by name, once the figure is made.
         kept: The grey ones behind them.
-        readings: Numbers with their units, by name, of what was computed last.
+        readings: Numbers with their units, of what was computed last, by name and then
+            by what is compared.
+        kept_readings: Those of the grey curves.
     """
 
     requests: int
     warmup = 0
     of = ""
     measurable = True
+    controls: Sequence[str] = ()
 
     def __init__(self) -> None:
         self.lines: dict[str, Line2D] = {}
         self.kept: dict[str, Line2D] = {}
-        self.readings: dict[str, str] = {}
+        self.readings: Readings = {}
+        self.kept_readings: Readings = {}
         self._marks: dict[str, str] = {}
 
     @cached_property
@@ -102,7 +115,25 @@ class Picture(ABC):
         for line in (self.kept[name], self.lines[name]):
             line.set_in_layout(False)  # empty, it has no extent to make room for
 
-    def update(self, config: SimulationConfig) -> dict[str, str]:
+    @property
+    def alt(self) -> str:
+        """What is seen, for those who do not see it: the class's text, and readings."""
+        seen = re.split(r"\n\s+A[a-z]+:\n", str(self.__doc__))[0]
+        return f"{' '.join(seen.split())} {html.in_words(self.readings)}"
+
+    def say(self, column: str, rows: Mapping[str, str]) -> None:
+        """Set readings of one of those that are compared."""
+        for name, text in rows.items():
+            self.readings.setdefault(name, {})[column] = text
+
+    def say_times(self, column: str, found: Mapping[str, Any], *names: str) -> None:
+        """Set readings such as ``p99 TTFT`` to what is found among the metrics."""
+        for name in names:
+            cut, time = name.lower().split()
+            key = f"{_CUTS.get(cut, cut)}_{time}"
+            self.say(column, {name: seconds(found[key])})
+
+    def update(self, config: SimulationConfig) -> Readings:
         """Move the curves to ``config``; the readings as text."""
         _, self.readings = self.figure, {}  # its lines are made with it
         with warnings.catch_warnings(action="ignore"):  # the gauge says the load
@@ -124,7 +155,8 @@ class Picture(ABC):
         self.move(name, np.quantile(values, SHARES), SHARES)
 
     def keep(self) -> None:
-        """Leave the present curves behind in grey."""
+        """Leave the present curves behind in grey, and their readings."""
+        self.kept_readings = self.readings
         for name, line in self.lines.items():
             self.kept[name].set_data(*line.get_data())
             self.kept[name].set_marker(line.get_marker())
@@ -140,8 +172,34 @@ class Picture(ABC):
         return buffer.getvalue()
 
 
-class LatencyPicture(Picture):
-    """The distribution of latency, and where on the load curve the server stands."""
+class GoodputPicture(Picture):
+    """One that counts the requests which meet an SLO, whose limits are moved by hand.
+
+    Attributes:
+        ttft_limit: Of the time to the first token, seconds.
+        tpot_limit: Of the time an output token after it, seconds.
+    """
+
+    controls = "ttft_limit", "tpot_limit"
+    ttft_limit, tpot_limit = 1.0, 0.1
+
+    def say_goodput(self, column: str, record: RunRecord) -> None:
+        """Read a run's goodput, and mark the share of its requests that count."""
+        limits = self.ttft_limit, self.tpot_limit
+        name = "goodput (TTFT ≤ {:.3g} s, TPOT ≤ {:.3g} s)".format(*limits)
+        self.say(column, {name: per_second(goodput(record, *limits, self.warmup))})
+        late = record.tpot > self.tpot_limit  # of one token there is none to be late
+        good = (record.ttft <= self.ttft_limit) & ~late
+        if f"{column} good" in self.lines:
+            self.move(f"{column} good", self.ttft_limit, good[self.warmup :].mean())
+
+
+class LatencyPicture(GoodputPicture):
+    """Left: the share of requests with their first and last token within a time.
+
+    A square marks those within the SLO. Right: mean and p99 latency against the offered
+    load, with the mean that theory has, and a dot for now.
+    """
 
     requests, warmup = 2000, 300
     loads = (0.1, 0.3, 0.5, 0.65, 0.8, 0.9, 0.97)
@@ -151,7 +209,8 @@ class LatencyPicture(Picture):
         over_shares(left, 0.01, 1000.0, "seconds from arrival")
         self.add(left, "latency", 0, "all done (latency)")
         self.add(left, "ttft", 1, "first token (TTFT)")
-        left.legend(loc="upper left")
+        self.add(left, "now good", 6, "within the SLO", **SQUARE)
+        left.legend(loc="lower right")
         log_axis(right, 0.01, 1000.0)
         right.set_xlim(0.0, 1.2)
         right.set(xlabel="offered load ρ = λ/λ*", ylabel="latency, seconds")
@@ -159,13 +218,12 @@ class LatencyPicture(Picture):
         self.add(right, "mean", 0, "mean")
         right.axvline(1.0, color="#b00020", linewidth=1.0)
         self.add(right, "theory", 6, "mean, theory", linestyle=":", linewidth=2.0)
-        self.add(right, "here", 6, "now", marker="o", linestyle="none")
+        self.add(right, "here", 6, "now", **DOT)
         right.legend(loc="upper left")
 
     def compute(self, config: SimulationConfig) -> None:
         record = simulate(config)
         metrics = MetricsCollector.compute_metrics(record, self.warmup)
-        good = goodput(record, *GOOD_ENOUGH, self.warmup)
         steady = config.arrival_pattern == "constant"  # then any rate will do
         at_any = config.replace(arrival_rate=1.0) if steady else config
         mean, p99 = _along(at_any, self.loads)
@@ -175,22 +233,22 @@ class LatencyPicture(Picture):
         self.move("here", config.offered_load, metrics["avg_latency"])
         for time in ("latency", "ttft"):
             self.move_distribution(time, getattr(record, time)[self.warmup :])
-        self.readings |= {
-            "mean latency": seconds(metrics["avg_latency"]),
-            "median": seconds(metrics["p50_latency"]),
-            "99% are done within": seconds(metrics["p99_latency"]),
-            "mean time to first token": seconds(metrics["avg_ttft"]),
-            "throughput": f"{metrics['throughput_req_per_sec']:.3g} requests/s",
-            "goodput (TTFT ≤ 1 s, TPOT ≤ 0.1 s)": f"{good:.3g} requests/s",
-            "mean batch": f"{metrics['avg_batch_size']:.1f} requests",
-            "busy": f"{metrics['utilization']:.0%} of the time",
-        }
+        self.say_times("now", metrics, "mean latency", "median latency", "p99 latency")
+        self.say_times("now", metrics, "mean TTFT", "p99 TTFT")
+        batch = f"{metrics['avg_batch_size']:.1f} requests"
+        busy = f"{metrics['utilization']:.0%} of the time"
+        carried = per_second(metrics["throughput_req_per_sec"])
+        self.say("now", {"mean batch": batch, "busy": busy, "throughput": carried})
+        self.say_goodput("now", record)
+        for name in self.readings.keys() & self.kept_readings.keys():
+            self.readings[name]["kept (grey)"] = self.kept_readings[name]["now"]
 
 
 class BatchSizePicture(Picture):
-    """Latency against the batch limit, for both rules of dispatch, and the capacity.
+    """Left: mean and p99 latency against the batch limit, for both rules of dispatch.
 
-    A ring is around the configuration itself.
+    At the limits that carry the load, with a cross for now and rings around the best.
+    Right: what each limit can carry, beside what arrives.
     """
 
     requests, warmup = 1000, 100
@@ -201,23 +259,55 @@ class BatchSizePicture(Picture):
         for i, rule in enumerate(TIMEOUTS):
             self.add(left, f"{rule} p99", 2 * i + 1, f"{rule}, p99")
             self.add(left, f"{rule} mean", 2 * i, f"{rule}, mean")
-        self.add(left, "here", 6, "now, p99", **RING)
+        self.add(left, "best", 6, "best p99", **RING)
+        self.add(left, "here", 6, "now, p99", **CROSS)
         left.legend(loc="upper right", ncols=2)
-        over_batch_limits(right, 0.1, 100.0, "requests/s")
-        self.add(right, "capacity", 0, "most it can carry, λ*(B)")
-        self.add(right, "arriving", 1, "arriving, λ")
-        right.legend(loc="upper left")
+        self.compose_right(right)
+
+    def compose_right(self, ax: Axes) -> None:
+        """Make the axes on the right."""
+        over_batch_limits(ax, 0.1, 100.0, "requests/s")
+        self.add(ax, "capacity", 0, "most it can carry, λ*(B)")
+        self.add(ax, "arriving", 1, "arriving, λ")
+        ax.legend(loc="upper left")
 
     def compute(self, config: SimulationConfig) -> None:
-        sizes = BATCH_LIMITS
-        self.move("capacity", sizes, [config.stable_rate(b) for b in sizes])
-        self.move("arriving", sizes, [config.arrival_rate] * len(sizes))
-        here_and_stable(self, config)
-        for rule, (means, p99s) in by_batch_limit(config, sizes).items():
+        requests = Workload.generate(config)
+        best: list[Limited] = []
+        now = (config.batch_size, *mean_and_p99(config, requests))
+        self.move("here", now[0], now[2])
+        self._say_limit("now", [now])
+        rate = config.arrival_rate
+        stable = [
+            b for b in BATCH_LIMITS if config.replicas * config.stable_rate(b) > rate
+        ]
+        self.say("now", {"stable from B": str(stable[0]) if stable else "none here"})
+        for rule, timeout in TIMEOUTS.items():
+            at = config.replace(batch_timeout=timeout)
+            runs = (
+                (b, mean_and_p99(at.replace(batch_size=b), requests)) for b in stable
+            )
+            rows = [(b, *found) for b, found in runs]
+            sizes, means, p99s = np.array(rows).reshape(-1, 3).T
             self.move(f"{rule} mean", sizes, means)
             self.move(f"{rule} p99", sizes, p99s)
-            least, size = min(zip(p99s.tolist(), sizes, strict=True))
-            self.readings[f"least p99, {rule}"] = f"{seconds(least)} at B = {size}"
+            best += self._say_limit(f"best {rule}", rows)
+        self.move("best", *np.array(best).reshape(-1, 3).T[[0, 2]])
+        self.compute_right(config)
+
+    def compute_right(self, config: SimulationConfig) -> None:
+        """Move the curves on the right."""
+        most = [config.replicas * config.stable_rate(b) for b in BATCH_LIMITS]
+        self.move("capacity", BATCH_LIMITS, most)
+        self.move("arriving", BATCH_LIMITS, [config.arrival_rate] * len(most))
+
+    def _say_limit(self, column: str, rows: Sequence[Limited]) -> Sequence[Limited]:
+        """Read that of some limits which has the least p99, and return it, if any."""
+        self.say(column, {"batch limit B": "none carries it"})
+        for size, mean, p99 in (best := sorted(rows, key=itemgetter(2))[:1]):
+            said = {"mean latency": seconds(mean), "p99 latency": seconds(p99)}
+            self.say(column, {"batch limit B": str(size)} | said)
+        return best
 
 
 def seconds(value: float) -> str:
@@ -230,40 +320,20 @@ def seconds(value: float) -> str:
     return f"{rounded:,.0f} s" if rounded >= 1000.0 else f"{rounded:.3g} s"
 
 
+def per_second(value: float) -> str:
+    """Three digits and the unit.
+
+    >>> per_second(0.12345)
+    '0.123 requests/s'
+    """
+    return f"{value:.3g} requests/s"
+
+
 def over_shares(ax: Axes, low: float, high: float, label: str) -> None:
     """Make ``ax`` one for distributions of times from ``low`` to ``high``."""
     ax.set(xscale="log", xlim=(low, high), ylim=(0.0, 1.02))
     ax.xaxis.set_major_formatter("{x:g}")
     ax.set(xlabel=label, ylabel="share of requests")
-
-
-def here_and_stable(picture: Picture, config: SimulationConfig) -> None:
-    """Move ``here`` to its batch limit, and read that and the least stable one."""
-    mean, p99 = mean_and_p99(config, Workload.generate(config))
-    picture.move("here", config.batch_size, p99)
-    at, stable = f"B = {config.batch_size}", stable_limits(config)
-    least = f"B = {stable[0]}" if stable else "no B shown here"
-    said = {f"mean, {at}": seconds(mean), f"p99, {at}": seconds(p99)}
-    picture.readings |= said | {"stable from": least}
-
-
-def stable_limits(config: SimulationConfig) -> list[int]:
-    """Those of ``BATCH_LIMITS`` with which the server carries the load."""
-    rate = config.arrival_rate
-    return [b for b in BATCH_LIMITS if config.stable_rate(b) > rate]
-
-
-def by_batch_limit(
-    config: SimulationConfig, sizes: Sequence[int]
-) -> dict[str, FloatArray]:
-    """Mean and p99 of latency by rule of dispatch, seconds, shape (2, sizes)."""
-    requests = Workload.generate(config)
-    found = {}
-    for rule, timeout in TIMEOUTS.items():
-        at = config.replace(batch_timeout=timeout)
-        rows = [mean_and_p99(at.replace(batch_size=b), requests) for b in sizes]
-        found[rule] = np.array(rows).reshape(-1, 2).T
-    return found
 
 
 def over_batch_limits(ax: Axes, low: float, high: float, label: str) -> None:

@@ -17,9 +17,10 @@ _PARAMS = "scheduling_policy_params"
 
 
 class PolicyPicture(Picture):
-    """Latency of short and of long requests, under a policy and under FCFS.
+    """Left: the share of the short requests within a latency; right: of the long.
 
-    A request is long if its prompt is longer than the mean of the prompts' law.
+    Under the policy chosen in colour, under FCFS in black. A request is long if its
+    prompt is longer than the mean of the prompts' law.
     """
 
     requests, warmup = 3000, 300
@@ -38,16 +39,18 @@ class PolicyPicture(Picture):
     def compute(self, config: SimulationConfig) -> None:
         requests = Workload.generate(config)
         fcfs = config.replace(scheduling_policy="FCFS", scheduling_policy_params={})
-        for name, run in (("", config), (" FCFS", fcfs)):
+        policy = str(config.scheduling_policy)
+        both = ((" FCFS", fcfs, "FCFS"), ("", config, policy))
+        for name, run, column in both:
             record = simulate(run, requests)
             latency = record.latency[self.warmup :]
             long = record.prompt_length[self.warmup :] > config.prompts.expectation()
-            self.readings[f"mean{name}"] = seconds(latency.mean())
+            self.say(column, {"mean latency": seconds(latency.mean())})
             for group, its in (("short", latency[~long]), ("long", latency[long])):
                 if its.size:
                     self.move_distribution(f"{group}{name}", its)
                     p99 = seconds(np.quantile(its, 0.99))
-                    self.readings[f"p99 of {group}{name}"] = p99
+                    self.say(column, {f"p99 of {group} requests": p99})
 
 
 class PolicyParameter(Control):

@@ -15,7 +15,10 @@ _MOST_SHOWN = 1.6  # load at the right edge
 
 
 class RampPicture(Picture):
-    """The queue and other signals against the load as it climbs, and the alarm.
+    """Left: the queue against the load as it climbs, a dot where its alarm rings.
+
+    Right: arrival rate, utilisation and batch fill of the last minute. A red line is at
+    load 1.
 
     Attributes:
         requests: Requests a simulation, at most; a climb that takes more is cut off.
@@ -55,17 +58,20 @@ class RampPicture(Picture):
         within = np.where(load <= _MOST_SHOWN, load, np.nan)
         for name in ("queue", "rate_ratio", "utilization", "batch_fill"):
             self.move(name, within, seen[name])
-        runs = pd.DataFrame([seen])
-        verdict = judge(runs, "queue", self.threshold).iloc[0]
-        rang = np.array(seen["time"]) == verdict["alarm"]
-        self.move("alarm", load[rang], queue[rang])
-        self.readings |= {
-            "λ* is reached": _when(verdict["crossing"]),
-            f"queue over {self.threshold:g}": _when(verdict["alarm"]),
-            "warning": _lead(verdict["alarm"], verdict["crossing"]),
-            "arrivals over λ*": _when(judge(runs, "rate_ratio", 1.0)["alarm"].iloc[0]),
-            "busy over 95%": _when(judge(runs, "utilization", 0.95)["alarm"].iloc[0]),
+        self.move("alarm", [], [])
+        alarms = {
+            f"queue over {self.threshold:g}": ("queue", self.threshold),
+            "arrivals over λ*": ("rate_ratio", 1.0),
+            "busy over 95%": ("utilization", 0.95),
         }
+        for column, alarm in alarms.items():
+            found = judge(pd.DataFrame([seen]), *alarm).iloc[0]
+            rang, crossing = found["alarm"], found["crossing"]
+            said = {"alarm": _when(rang), "warning": _lead(rang, crossing)}
+            self.say(column, said | {"load 1 is reached": _when(crossing)})
+            if alarm[0] == "queue":
+                first = np.array(seen["time"]) == rang
+                self.move("alarm", load[first], queue[first])
 
 
 def _when(seconds: float) -> str:

@@ -14,16 +14,16 @@ from llminfer.panels import html
 from llminfer.servers.overload import may_carry_more, waiting_in
 from llminfer.stats.intervals import summarize
 
-_SHOWN: Mapping[str, tuple[str, float, str]] = {  # name, scale, unit
-    "avg_latency": ("mean latency", 1.0, "s"),
-    "avg_ttft": ("mean TTFT", 1.0, "s"),
-    "avg_tpot": ("mean TPOT", 1e3, "ms"),
-    "throughput_req_per_sec": ("throughput", 1.0, "requests/s"),
-    "utilization": ("busy", 100.0, "% of the time"),
-    "median_latency": ("median", 1.0, "s"),
-    "p99_latency": ("p99 latency", 1.0, "s"),
-    "p99_ttft": ("p99 TTFT", 1.0, "s"),
-    "p99_tpot": ("p99 TPOT", 1e3, "ms"),
+_SHOWN: Mapping[str, tuple[str, str, float, str]] = {  # row, column, scale, unit
+    "avg_latency": ("latency", "mean", 1.0, " s"),
+    "median_latency": ("latency", "median", 1.0, " s"),
+    "p99_latency": ("latency", "p99", 1.0, " s"),
+    "avg_ttft": ("TTFT", "mean", 1.0, " s"),
+    "p99_ttft": ("TTFT", "p99", 1.0, " s"),
+    "avg_tpot": ("TPOT", "mean", 1e3, " ms"),
+    "p99_tpot": ("TPOT", "p99", 1e3, " ms"),
+    "throughput_req_per_sec": ("throughput", "mean", 1.0, " requests/s"),
+    "utilization": ("busy", "mean", 100.0, "% of the time"),
 }
 
 
@@ -42,14 +42,14 @@ class Replications(w.Box):  # type: ignore[misc]
         self.cancel = w.Button(description="Cancel", disabled=True)
         bar = w.Layout(width="160px", visibility="hidden")
         self.progress = w.IntProgress(max=self.number, layout=bar)
-        self.result = w.HTML()
+        self.result = w.HTML(layout=w.Layout(width="100%"))
         self.thread: threading.Thread | None = None
         self._stop = threading.Event()
         self._config: SimulationConfig | None = None
         self._of = ""
         self.start.on_click(lambda _: self._begin())
         self.cancel.on_click(lambda _: self.halt())
-        flow = w.Layout(display="flex", flex_flow="row wrap", width="100%")
+        flow = w.Layout(display="flex", flex_flow="row wrap")
         parts = [self.start, self.cancel, self.progress, self.result]
         super().__init__(parts, layout=flow)
 
@@ -104,7 +104,9 @@ class Replications(w.Box):  # type: ignore[misc]
                 rate = f"Throughput {carried:.3g} requests/s."
                 said = html.alarm(f"From {length}: {grows} {rate}")
             else:
-                said = html.readings({"from": length} | _intervals(rows))
+                said = html.table(
+                    _intervals(rows), f"From {length}, with 95% intervals"
+                )
         except Exception as error:  # in a thread nobody else would see it
             said = html.alarm(f"{type(error).__name__}: {error}")
         if not stop.is_set():
@@ -125,17 +127,18 @@ def _grows(config: SimulationConfig, waiting: Sequence[tuple[int, int]]) -> bool
     return bool(end > max(1.5 * middle, 0.02 * config.num_requests, held))
 
 
-def _intervals(rows: Sequence[Row]) -> dict[str, str]:
+def _intervals(rows: Sequence[Row]) -> dict[str, dict[str, str]]:
     """Means and quantiles with the half-width of their 95% interval, as text."""
-    shown: dict[str, str] = {}
+    shown: dict[str, dict[str, str]] = {}
     runs = pd.DataFrame(rows).assign(all="runs", memories=math.inf)
     for row in summarize(runs, "all", list(_SHOWN)).to_dict("records"):
-        label, scale, unit = _SHOWN[row["metric"]]
+        name, column, scale, unit = _SHOWN[row["metric"]]
         value, half = scale * row["mean"], scale * (row["ci_upper"] - row["mean"])
         if not math.isfinite(value):  # of one token each there is no time per token
             continue
-        said = f"{_with_half(value, half)} {unit}"
-        shown[label] = said if row["sound"] else "runs too short for an interval"
+        said = _with_half(value, half) + unit
+        said = said if row["sound"] else "runs too short"
+        shown.setdefault(name, {})[column] = said
     return shown
 
 

@@ -15,7 +15,7 @@ from PIL import Image
 from llminfer import RunRecord, SimulationConfig, Workload, simulate
 from llminfer.base.arrays import FloatArray
 from llminfer.panels import html
-from llminfer.panels.panel import IMAGE
+from llminfer.panels.panel import FLOW, PicturePanel
 from llminfer.panels.picture import Picture, Points
 from llminfer.report import timeline
 from llminfer.report.figures import legend_above
@@ -49,7 +49,9 @@ def phase_spans(record: RunRecord, step_time: StepTime) -> Spans:
 
 
 class StoryPicture(Picture):
-    """What each of a dozen requests has gone through up to a moment.
+    """A bar a request over time, on a static (left) and a continuous server (right).
+
+    Grey while it waits, then its prefill, its decode, and how long its batch holds it.
 
     Args:
         config: The server, of either kind, and the law of the requests.
@@ -110,12 +112,11 @@ class StoryPicture(Picture):
 
     def compute(self, config: SimulationConfig) -> None:
         now = float(self.moments[self.now])
-        self.readings["time"] = f"{now:.2f} s"
         for server, own in self.spans.items():
             for name, (start, end) in own.items():
                 self.move(f"{server} {name}", *_bars(start, np.minimum(end, now)))
             self.move(f"{server} now", [now, now], [0.3, self.requests + 0.7])
-            self.readings[TITLES[server]] = _in_words(own, now)
+            self.say(TITLES[server], _in_words(own, now))
 
 
 def _bars(start: FloatArray, end: FloatArray) -> Points:
@@ -126,28 +127,29 @@ def _bars(start: FloatArray, end: FloatArray) -> Points:
     return np.column_stack([start, end, gap]).ravel(), np.repeat(here, 3)
 
 
-def _in_words(own: Spans, now: float) -> str:
-    """What has just happened on a server, and how many requests are where."""
+def _in_words(own: Spans, now: float) -> dict[str, str]:
+    """How many requests are where on a server, and what has just happened there."""
     news = []
     for event, (start, _) in zip(_EVENTS, own.values(), strict=True):
         if (requests := np.flatnonzero(start == now) + 1).size:
             news.append(f"{event}: {', '.join(map(str, requests))}")
     where = {n: int(((s <= now) & (now < e)).sum()) for n, (s, e) in own.items()}
-    done = int((list(own.values())[-1][1] <= now).sum())
-    counts = ", ".join(f"{n} {name}" for name, n in where.items() if n)
-    parts = [counts, f"{done} done" if done else "", *news]
-    return "; ".join(part for part in parts if part) or "nothing yet"
+    where["done"] = int((list(own.values())[-1][1] <= now).sum())
+    counts = {name: str(n) for name, n in where.items()}
+    return counts | {"just now": "; ".join(news) or "nothing"}
 
 
-class StoryPanel(w.VBox):  # type: ignore[misc]
+class StoryPanel(PicturePanel):
     """A dozen requests on both servers, to play or to step through.
 
     Args:
         config: The server and the law of the requests.
     """
 
+    picture: StoryPicture
+
     def __init__(self, config: SimulationConfig) -> None:
-        self.picture = StoryPicture(config)
+        super().__init__(StoryPicture(config))
         last = len(self.picture.moments) - 1
         wide = w.Layout(width="420px", flex="0 0 auto")
         look = {"description": "moment", "layout": wide, "continuous_update": False}
@@ -155,15 +157,14 @@ class StoryPanel(w.VBox):  # type: ignore[misc]
         self.play = w.Play(max=last, value=last // 2, interval=700)  # ms a moment
         self.play.tooltip = "Play, pause, or start again"
         w.jslink((self.play, "value"), (self.moment, "value"))
-        self.image = w.Image(format="png", layout=IMAGE)
         self.text = w.HTML()
         self.moment.observe(lambda _: self._show(), "value")
-        flow = w.Layout(display="flex", flex_flow="row wrap", width="100%")
-        hand = w.Box([self.play, self.moment], layout=flow)
-        super().__init__([self.image, hand, self.text])
+        hand = w.Box([self.play, self.moment], layout=FLOW)
+        self.children = [self.image, hand, self.text]
         self._show()
 
     def _show(self) -> None:
-        self.picture.now = self.moment.value
-        self.text.value = html.named_lines(self.picture.update(self.picture.config))
-        self.image.value = self.picture.png()
+        self.picture.now = now = self.moment.value
+        said = self.picture.update(self.picture.config)
+        self.draw()
+        self.text.value = html.table(said, f"at {self.picture.moments[now]:.2f} s")

@@ -1,7 +1,6 @@
 """A panel on traces: what was recorded, replayed beside its synthetic twin."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import ipywidgets as w
@@ -10,7 +9,7 @@ from matplotlib.figure import Figure
 
 from llminfer import SimulationConfig, Workload, simulate
 from llminfer.laws.fields import SERVERS
-from llminfer.panels.controls import Control, log, selection
+from llminfer.panels.controls import Control, PictureControl, log, selection
 from llminfer.panels.panel import Panel
 from llminfer.panels.picture import Picture, over_shares, seconds
 from llminfer.report.figures import log_axis
@@ -21,7 +20,9 @@ _LEAST, _MOST = 0.01, 1000.0  # seconds shown
 
 
 class TrafficPicture(Picture):
-    """TTFT and TPOT of a trace and of its twin, and how TTFT went over time.
+    """Left: the share of requests within a TTFT and a TPOT, of a trace and its twin.
+
+    Right: the worst TTFT of each 25 requests in a row, by arrival, of both.
 
     Args:
         traces: By name; the first requests of each are replayed.
@@ -63,23 +64,18 @@ class TrafficPicture(Picture):
         trace = self.traces[self.chosen]
         begins = np.arange(0, len(trace), _GROUP)
         replay, synthetic = trace.scaled(self.pace(config)), Workload.generate(config)
-        for tail, requests in (("", replay), (" twin", synthetic)):
+        both = (("", replay, "trace"), (" twin", synthetic, "its twin"))
+        for tail, requests, column in both:
             times = token_times(simulate(config, requests))
             for name, its in times.items():
                 self.move_distribution(f"{name}{tail}", its)
                 p50, p99 = map(seconds, np.quantile(its, (0.5, 0.99)))
-                self.readings[f"{name.upper()}{tail}, p50 and p99"] = f"{p50} and {p99}"
+                time = name.upper()
+                self.say(column, {f"median {time}": p50, f"p99 {time}": p99})
             self.move(f"path{tail}", begins, np.maximum.reduceat(times["ttft"], begins))
 
 
-@dataclass(frozen=True, kw_only=True)
-class TrafficControl(Control):
-    """A control of what a picture replays."""
-
-    picture: TrafficPicture
-
-
-class TraceControl(TrafficControl):
+class TraceControl(PictureControl):
     """The trace to replay, which gives a configuration its twin's requests."""
 
     def read(self, config: SimulationConfig) -> Any:
@@ -90,10 +86,10 @@ class TraceControl(TrafficControl):
         return config.replace(**self.picture.twins[value], batch_timeout=0.0)
 
 
-class PaceControl(TrafficControl):
+class PaceControl(PictureControl):
     """How often the trace's own rate, which the configuration has till then."""
 
-    def read(self, config: SimulationConfig) -> float:
+    def read(self, config: SimulationConfig) -> Any:
         return self.picture.pace(config)
 
     def write(self, config: SimulationConfig, value: float) -> SimulationConfig:
@@ -114,8 +110,8 @@ class TrafficPanel(Panel):
         picture = TrafficPicture(traces)
         names, pace = {"options": list(traces)}, log(-2, 0.5, 0.05)
         controls = (
-            TraceControl("trace", "trace", w.Dropdown, names, picture=picture),
-            PaceControl("pace", "× its own rate", options=pace, picture=picture),
+            TraceControl("trace", "trace", w.Dropdown, names),
+            PaceControl("pace", "× its own rate", options=pace),
             Control("server", "server", w.Dropdown, {"options": SERVERS}),
             "scheduling_policy",
             selection("batch_size", "batch limit B", *(2**k for k in range(9))),

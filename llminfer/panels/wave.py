@@ -15,7 +15,9 @@ _ACTS = 12  # times a period
 
 
 class WavePicture(Picture):
-    """Batch limit and p99 over one swing of the rate, a curve a controller.
+    """Left: the batch limit over one swing of the rate, a curve a controller.
+
+    Right: the p99 of latency. A grey bar is at the rate's peak.
 
     The base rate is the configuration's; it swings by four fifths of that, with a
     period in which half of the requests arrive.
@@ -58,4 +60,6 @@ class WavePicture(Picture):
             time = np.array(found["time"][shown]) / period
             for what in ("limit", "p99"):
                 self.move(f"{name} {what}", time, found[what][shown])
-            self.readings[f"p99 at the peak, {name}"] = seconds(found["p99_peak"])
+            said = {"at the peak": "p99_peak", "of all": "p99_latency"}
+            p99 = {f"p99 {when}": seconds(found[of]) for when, of in said.items()}
+            self.say(name, p99)

@@ -5,10 +5,9 @@ from typing import NamedTuple
 
 import ipywidgets as w
 import numpy as np
-from matplotlib.figure import Figure
+from matplotlib.axes import Axes
 
 from llminfer import SimulationConfig
-from llminfer.laws.lengths import LengthLaw
 from llminfer.panels import picture
 from llminfer.panels.controls import Control, Widgets
 from llminfer.panels.panel import Panel
@@ -16,50 +15,36 @@ from llminfer.panels.panel import Panel
 _LENGTHS = np.unique(np.geomspace(1.0, 8192.0, 200).round())  # tokens
 
 
-class WorkloadPicture(picture.Picture):
-    """p99 against the batch limit, for both rules of dispatch, and the prompts."""
+class WorkloadPicture(picture.BatchSizePicture):
+    """Left: mean and p99 latency against the batch limit, for both rules of dispatch.
 
-    requests, warmup = 1000, 100
+    At the limits that carry the load, with a cross for now and rings around the best.
+    Right: the share of requests, and of all their tokens, in prompts up to a length.
+    """
 
-    def compose(self, figure: Figure) -> None:
-        left, right = figure.subplots(1, 2)
-        picture.over_batch_limits(left, 0.3, 300.0, "p99 latency, seconds")
-        for i, rule in enumerate(picture.TIMEOUTS):
-            self.add(left, rule, i, rule)
-        self.add(left, "best", 6, "the best", **picture.RING)
-        self.add(left, "here", 6, "now", marker="x", linestyle="none")
-        left.legend(loc="lower left", bbox_to_anchor=(0.0, 1.0), ncols=2)
-        right.set(xscale="log", xlim=(1.0, 8192.0), ylim=(0.0, 1.02))
-        right.xaxis.set_major_formatter("{x:g}")
-        right.set(xlabel="prompt tokens at most", ylabel="share")
-        self.add(right, "requests", 2, "of the requests")
-        self.add(right, "tokens", 3, "of all prompt tokens")
-        right.legend(loc="lower left", bbox_to_anchor=(0.0, 1.0), ncols=2)
+    def compose_right(self, ax: Axes) -> None:
+        ax.set(xscale="log", xlim=(1.0, 8192.0), ylim=(0.0, 1.02))
+        ax.xaxis.set_major_formatter("{x:g}")
+        ax.set(xlabel="prompt tokens at most", ylabel="share")
+        self.add(ax, "requests", 2, "of the requests")
+        self.add(ax, "tokens", 3, "of all prompt tokens")
+        ax.legend(loc="lower left", bbox_to_anchor=(0.0, 1.0), ncols=2)
 
-    def compute(self, config: SimulationConfig) -> None:
-        self._move_shares(config.prompts)
-        picture.here_and_stable(self, config)
-        sizes = picture.stable_limits(config)
-        best: list[tuple[int, float]] = []
-        for rule, (_, p99) in picture.by_batch_limit(config, sizes).items():
-            self.move(rule, sizes, p99)
-            if sizes:
-                size, least = sizes[p99.argmin()], p99.min()
-                best.append((size, least))
-                said = f"B = {size} with {picture.seconds(least)}"
-                self.readings[f"best, {rule}"] = said
-        self.move("best", *np.array(best).reshape(-1, 2).T)
-        mean, deviation = config.prompts.expectation(), config.prompts.variance() ** 0.5
-        said = f"mean {mean:.0f}, standard deviation {deviation:.0f} tokens"
-        self.readings["prompts"] = said
-
-    def _move_shares(self, prompts: LengthLaw) -> None:
-        """The shares of requests and of their tokens in prompts up to a length."""
-        chance = prompts.pmf()
+    def compute_right(self, config: SimulationConfig) -> None:
+        """Move the shares of requests and of their tokens in prompts up to a length."""
+        chance = config.prompts.pmf()
         tokens = chance * np.arange(len(chance))
         at = np.minimum(_LENGTHS.astype(int), len(chance) - 1)
         self.move("requests", _LENGTHS, chance.cumsum()[at])
         self.move("tokens", _LENGTHS, tokens.cumsum()[at] / tokens.sum())
+        mean, sd = config.prompts.expectation(), config.prompts.variance() ** 0.5
+        self.say(
+            "now",
+            {
+                "mean prompt": f"{mean:,.0f} tokens",
+                "standard deviation": f"{sd:,.0f} tokens",
+            },
+        )
 
 
 class Shape(NamedTuple):
@@ -68,6 +53,7 @@ class Shape(NamedTuple):
     name: str  # of the law, as the reader sees it
     label: str  # of the parameter
     parameter: str
+    start: Mapping[str, float]  # no prompt is longer than the context
     values: Sequence[float]
 
 
@@ -75,15 +61,13 @@ def _steps(low: float, high: float, step: float) -> list[float]:
     return [round(low + i * step, 2) for i in range(round((high - low) / step) + 1)]
 
 
+_UNIFORM = {"min": 10, "max": 500}, _steps(50, 1000, 50)
+_NORMAL = {"mu": 4, "sigma": 1.5, "max": 8192}, _steps(0.1, 2.5, 0.1)
+_POWER = {"alpha": 2, "min": 10, "max": 8192}, _steps(1.1, 4, 0.1)
 SHAPES: Mapping[str, Shape] = {
-    "uniform": Shape("uniform from 10", "up to, tokens", "max", _steps(50, 1000, 50)),
-    "lognormal": Shape("log-normal, μ = 4", "σ", "sigma", _steps(0.1, 2.5, 0.1)),
-    "powerlaw": Shape("power law from 10", "exponent", "alpha", _steps(1.1, 4, 0.1)),
-}
-STARTS: Mapping[str, Mapping[str, float]] = {  # no prompt is longer than the context
-    "uniform": {"min": 10, "max": 500},
-    "lognormal": {"mu": 4, "sigma": 1.5, "max": 8192},
-    "powerlaw": {"alpha": 2, "min": 10, "max": 8192},
+    "uniform": Shape("uniform from 10", "up to (tokens)", "max", *_UNIFORM),
+    "lognormal": Shape("log-normal, μ = 4", "σ", "sigma", *_NORMAL),
+    "powerlaw": Shape("power law from 10", "exponent", "alpha", *_POWER),
 }
 
 
@@ -91,12 +75,12 @@ class LawControl(Control):
     """The laws of prompt lengths to choose from."""
 
     def write(self, config: SimulationConfig, value: str) -> SimulationConfig:
-        law = {"prompt_length_dist": value, "prompt_dist_params": STARTS[value]}
+        law = {"prompt_length_dist": value, "prompt_dist_params": SHAPES[value].start}
         return config.replace(**law)
 
     def follow(self, widgets: Widgets) -> None:
-        law = widgets[self.name].value
-        _SHAPE.put(widgets, STARTS[law][SHAPES[law].parameter])
+        its = SHAPES[widgets[self.name].value]
+        _SHAPE.put(widgets, its.start[its.parameter])
 
 
 class ShapeControl(Control):
