@@ -728,21 +728,19 @@ def fewest_replicas(
         if its is not None:
             number(name, its, above=0.0)
     how = slo, workload, replications, n_jobs, random_seed_start
-    tried = _search(Trials(loads(what)[0].replace(replicas=1), *how), rate)
+    n, tried = _search(Trials(loads(what)[0].replace(replicas=1), *how), rate)
     rows = {n: trials.rows[rate] for n, trials in tried.items()}
-    n = min(n for n, row in rows.items() if row["meets"])
     sure = all(tried[i].sure(rate) for i in (n, n - 1) if i)
     metrics, gpus = _metrics(rows[n]), n * gpus_per_replica
     million = rate * metrics["avg_output_length"] * 3600.0 / 1e6  # tokens an hour
-    bill: list[float | None] = []
-    for its, unit in (price_per_gpu_hour, 1.0), (watts_per_gpu, 1000.0):
-        all_of_them = None if its is None else gpus * its / unit
-        bill += [all_of_them, all_of_them and all_of_them / million]
+    watts = None if watts_per_gpu is None else watts_per_gpu / 1000.0
+    every = [its and gpus * its for its in (price_per_gpu_hour, watts)]
+    bill = [part for its in every for part in (its, its and its / million)]
     return Fleet(n, gpus, metrics, _by("replicas", rows), sure, *bill)
 
 
-def _search(one: Trials, rate: float) -> dict[int, Trials]:
-    """Each number of replicas that was tried, the fewest and one less among them."""
+def _search(one: Trials, rate: float) -> tuple[int, dict[int, Trials]]:
+    """The fewest replicas, and what was tried, the fewest and one less among them."""
     tried: dict[int, Trials] = {}
 
     def meets(n: int) -> bool:
@@ -755,4 +753,4 @@ def _search(one: Trials, rate: float) -> dict[int, Trials]:
         n += 1
     while n > 1 and n - 1 not in tried and meets(n - 1):
         n -= 1
-    return tried
+    return n, tried

@@ -261,15 +261,15 @@ def read_settings(path: str | Path | Mapping[str, Any]) -> dict[str, Any]:
         what += ": changes the run and is not modelled"
         warnings.warn(f"{file.name}: {what}", stacklevel=2)
     router = "round_robin" if settings["replicas"] == 1 else "least_loaded"
-    settings["router"] = said.get("router", router)
-    if isinstance(path, Mapping):
-        _warn_of_misspelt(path)
-        settings |= {name: path[name] for name in _OWN if name in path}
-    return settings
+    own = _own(path) if isinstance(path, Mapping) else {}
+    return {**settings, "router": said.get("router", router), **own}
 
 
-def _warn_of_misspelt(given: Mapping[str, Any]) -> None:
-    """Warn of names that are nearly those of settings; an engine has many more."""
+def _own(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Of settings by hand those that no engine has.
+
+    Warns of names that are nearly those of settings; an engine has many more.
+    """
     known = {*FORMATS["usual"], *FORMATS["aliases"], *FORMATS["modelled"], "router"}
     known |= {*_OWN, *FORMATS["settings"], *FORMATS["settings"].values()}
     for name in given:
@@ -278,6 +278,7 @@ def _warn_of_misspelt(given: Mapping[str, Any]) -> None:
         if near and flag not in known:
             said = f"settings: {name}: unknown, and not used (did you mean {near[0]}?)"
             warnings.warn(said, stacklevel=3)
+    return {name: given[name] for name in _OWN if name in given}
 
 
 def _said(meta: Any) -> dict[str, Any]:
