@@ -46,6 +46,7 @@ _NEAR, _LONGER = 0.95, 3  # from this share of lambda* on so much longer runs de
 _BLOCKS = 10  # of a trace, for its interval
 _DRAWS, _REPLAYS = 8, 4  # of the coefficients; replications for each
 _FINEST = 1e-4  # tolerance
+_NEARLY = 0.2  # of the rate of one replica, where the search for more begins
 _GAPS = 2**14  # between tokens that stand for those of a run
 _SCALES = {  # powers of the rate that the parameters of a pattern go with
     **dict.fromkeys(("step_time", "period", "duration"), -1),
@@ -146,6 +147,7 @@ def capacity(
     tolerance: float = 0.02,
     n_jobs: int | None = None,
     random_seed_start: int = 42,
+    near: float | None = None,
 ) -> Any:
     """The largest mean arrival rate that keeps ``slo``.
 
@@ -182,6 +184,8 @@ def capacity(
         tolerance: Greatest ratio of the bracket's ends, less 1.
         n_jobs: Processes; None takes one a core. The answer does not depend on it.
         random_seed_start: First seed.
+        near: Where to begin, requests/s, such as what a setting much alike carries:
+            fewer rates are tried. None begins at lambda*.
 
     Returns:
         The capacity; with ``over`` a table of them, which share their seeds: the
@@ -202,7 +206,7 @@ def capacity(
     """
     how = slo, workload, replications, n_jobs, random_seed_start, tolerance
     base, *draws = loads(what)
-    trials = Trials(base, *how, draws)
+    trials = Trials(base, *how, draws, near)
     if over is None:
         return trials.found()
     check_axes(over)
@@ -271,7 +275,8 @@ def largest_rates(runs: pd.DataFrame, metric: str, limit: float) -> pd.Series:
 class Trials:
     """Tries rates, and remembers what came of each.
 
-    ``draws`` are configurations that ``config`` could as well be.
+    ``draws`` are configurations that ``config`` could as well be; ``near`` is a rate
+    to begin at.
     """
 
     config: SimulationConfig
@@ -282,6 +287,7 @@ class Trials:
     first_seed: int
     tolerance: float = 0.02
     draws: Configs = ()
+    near: float | None = None
     rows: dict[float, Row] = field(default_factory=dict, init=False)
     numbers: dict[float, pd.DataFrame] = field(default_factory=dict, init=False)
 
@@ -318,6 +324,8 @@ class Trials:
             must = "of a goodput: those refused or given up have no latency"
             raise fail("slo", slo, must)
         number("tolerance", self.tolerance, least=_FINEST, most=1.0)
+        if self.near is not None:
+            number("near", self.near, above=0.0)
         if trace is None:
             whole("replications", self.replications, 1)
         elif not (isinstance(trace, Workload) and np.ptp(trace.arrival_time) > 0.0):
@@ -430,16 +438,26 @@ class Trials:
         worst = [self._worst(self.numbers[rate], rate) for rate in rates]
         return crossing_logs(np.array(worst).T, np.array(rates))
 
-    def search(self) -> tuple[float, float]:
+    def search(self, tolerance: float | None = None) -> tuple[float, float]:
         """The largest rate that keeps the limits, and the next, which breaks them."""
         if not math.isfinite(self._most):
             must = "above 0: this server takes no time"
             raise fail("gamma", self.config.gamma, must)
-        low, high = self._bracket(self._most)
-        while high / low - 1.0 > self.tolerance:
+        low, high = self._around(self.near) if self.near else self._bracket(self._most)
+        while high / low - 1.0 > (tolerance or self.tolerance):
             middle = math.sqrt(low * high)
             low, high = (middle, high) if self.meets(middle) else (low, middle)
         return low, high
+
+    def _around(self, rate: float) -> tuple[float, float]:
+        """As ``_bracket``, from a rate that may be near: in steps that grow."""
+        kept, least = self.meets(rate), 1e-3 * rate
+        step = 1.0 + 0.99 * max(self.tolerance, 0.05)
+        while self.meets(after := rate * step if kept else rate / step) is kept:
+            rate, step = after, min(step**2, 2.0)
+            if rate < least:  # the limits are kept nowhere, or only at higher rates
+                return self._bracket(self._most)
+        return min(rate, after), max(rate, after)
 
     def _bracket(self, rate: float, step: float = 2.0) -> tuple[float, float]:
         """A rate that keeps the limits, and a higher one that breaks them."""
@@ -674,7 +692,7 @@ def _search(one: Trials, rate: float) -> tuple[int, dict[float, Row]]:
         kept, rows[n] = trials.meets(rate), trials.rows[rate]
         return kept
 
-    alone, _ = one.search()
+    alone, _ = one.search(_NEARLY)
     n = math.ceil(rate / alone)
     while not meets(n):
         n += 1

@@ -65,6 +65,41 @@ def test_below_lambda_star_the_answer_is_within_the_tolerance(served):
         assert len(halvings) == len(set(halvings)) <= 2 + 6 + 6  # none asked twice
 
 
+@pytest.mark.parametrize("tolerance", [0.2, 0.02])
+@pytest.mark.parametrize("share", [0.9, 0.3, 0.02])
+def test_wherever_it_begins_it_finds_the_same_within_the_tolerance(
+    served, share, tolerance
+):
+    most, tried = CONFIG.max_stable_rate, {}
+    for off in (None, 1e-3, 0.2, 0.97, 1.0, 1.03, 4.0):
+        asked = served(lambda rate, *_: {"p99_ttft": rate / (share * most)})
+        near = None if off is None else off * share * most
+        found = capacity(CONFIG, SLO(ttft=1.0), tolerance=tolerance, near=near, **ONE)
+        low, high = found.bracket
+        assert found.rate == low <= share * most < high <= low * (1.0 + tolerance)
+        rates = [rate for rate, _ in asked]
+        assert len(rates) == len(set(rates))  # none asked twice
+        tried[off] = len(rates)
+    assert max(tried[0.97], tried[1.0], tried[1.03]) <= min(6, tried[None] - 1)
+
+
+def test_limits_that_are_kept_only_high_up_are_found_from_below(served):
+    most = CONFIG.max_stable_rate
+
+    def answer(rate, *_):  # below a third of lambda* batches do not fill in time
+        return {"p99_ttft": 0.5 if most / 3.0 < rate < 0.6 * most else 2.0}
+
+    served(answer)
+    found = capacity(CONFIG, SLO(ttft=1.0), near=0.1 * most, **ONE)
+    assert found.rate <= 0.6 * most <= found.bracket[1]
+
+
+@pytest.mark.parametrize("near", [0.0, -1.0, math.nan, "5"])
+def test_where_it_begins_is_a_rate(near):
+    with pytest.raises(ConfigError, match="near="):
+        capacity(CONFIG, SLO(ttft=1.0), near=near, **ONE)
+
+
 def test_lambda_star_ends_it_where_theory_has_that_exactly(served):
     asked = served(lambda *_: {"waiting": 1e6})
     found = capacity(CONFIG, SLO(tpot=1.0), **ONE)
