@@ -43,11 +43,15 @@ def plain(value: Any, deep: int = 9) -> Any:
         value: What is given.
         deep: So many lists in lists; what lies deeper is no parameter.
     """
+    if type(value) is Params:
+        return value  # as this has made it
     if hasattr(value, "tolist"):
         value = value.tolist()
     if deep and isinstance(value, Mapping):
         return Params({key: plain(its, deep - 1) for key, its in value.items()})
     listed = deep and isinstance(value, (list, tuple))
+    if listed and {*map(type, value)} <= {int, float}:
+        return tuple(value)
     return tuple(plain(its, deep - 1) for its in value) if listed else value
 
 
