@@ -86,6 +86,19 @@ def test_repr_shows_what_is_not_default():
     assert repr(SimulationConfig(batch_size=4)) == "SimulationConfig(batch_size=4)"
 
 
+def test_lengths_of_a_trace_are_plain_and_not_copied_for_every_change():
+    given = {"values": np.arange(100, 200)}
+    config = SimulationConfig(prompt_length_dist="empirical", prompt_dist_params=given)
+    kept = config.prompt_dist_params["values"]
+    assert kept == tuple(range(100, 200))
+    assert {type(value) for value in kept} == {int}
+    changed = config.replace(batch_size=3).replace(arrival_rate=2.0)
+    assert changed.prompt_dist_params["values"] is kept
+    mixed = config.replace(prompt_dist_params={"values": [np.int64(3), 4, 5]})
+    assert mixed.prompt_dist_params["values"] == (3, 4, 5)
+    assert {type(value) for value in mixed.prompt_dist_params["values"]} == {int}
+
+
 @pytest.mark.parametrize("number", [np.float32(2.5), np.float64(2.5), np.int64(2)])
 def test_numbers_from_numpy_become_plain(number):
     config = SimulationConfig(
