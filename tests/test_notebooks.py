@@ -41,9 +41,10 @@ def faults(notebook: NotebookNode) -> list[str]:
 
 
 def _fault_of_output(cell: NotebookNode) -> Iterator[str]:
-    if "NBVAL_CHECK_OUTPUT" in cell.source and not cell.outputs:
-        yield "to be checked, but no output is stored"
-    for output in cell.outputs if "widget" in cell.metadata.get("tags", []) else []:
+    tags = cell.metadata.get("tags", [])
+    if not cell.outputs and {"nbval-check-output", "widget"} & {*tags}:
+        yield "to be checked or seen, but no output is stored"
+    for output in cell.outputs if "widget" in tags else []:
         if not output.get("metadata", {}).get("image/png", {}).get("alt"):
             yield "tagged widget, but shows no picture with a text"
     for output in cell.outputs:
@@ -112,6 +113,19 @@ def test_each_notebook_has_a_number_of_its_own() -> None:
     assert max(counts.values()) == 1
 
 
+def test_cells_are_short() -> None:
+    """Four lines in the median, ten at the ninetieth percentile, none over fifteen."""
+    lines = sorted(
+        sum(bool(line.strip()) for line in cell.source.splitlines())
+        for path in NOTEBOOKS
+        for cell in nbformat.read(path, as_version=4).cells
+        if cell.cell_type == "code"
+    )
+    assert lines[len(lines) // 2] <= 4
+    assert lines[len(lines) * 9 // 10] <= 10
+    assert lines[-1] <= 15
+
+
 LONG = "def f(x):\n" + "    x += 1\n" * 14 + "    return x"
 STDOUT = {"output_type": "stream", "name": "stdout"}
 ERROR = {"output_type": "error", "ename": "ValueError", "evalue": "", "traceback": []}
@@ -120,7 +134,8 @@ ERROR = {"output_type": "error", "ename": "ValueError", "evalue": "", "traceback
 @pytest.mark.parametrize(
     ("source", "tags", "outputs", "fault"),
     [
-        ("# NBVAL_CHECK_OUTPUT\n1", [], [], "no output is stored"),
+        ("1", ["nbval-check-output"], [], "no output is stored"),
+        ("1", ["widget"], [], "no output is stored"),
         ("1", ["widget"], [STDOUT | {"text": "1"}], "tagged widget"),
         ("1", [], [ERROR], "error ValueError"),
         ("1", [], [STDOUT | {"text": "in /home/me/x.py"}], "one machine's"),
