@@ -77,7 +77,16 @@ def _within(book: NotebookNode, names: Collection[str]) -> Iterator[NotebookNode
     for cell in book.cells:
         if cell.cell_type == "markdown":
             cell.source = _MATH.sub(_drawn, _LINK.sub(place, cell.source))
+        for output in cell.get("outputs", []):
+            if text := output.get("metadata", {}).get("image/png", {}).get("alt"):
+                output.data = {"text/html": _picture(output.data["image/png"], text)}
         yield cell
+
+
+def _picture(data: str, text: str) -> str:
+    """A picture with its text, which nbconvert would leave out."""
+    alt = html.escape(text)
+    return f'<img alt="{alt}" src="data:image/png;base64,{data.strip()}">'
 
 
 def _drawn(formula: re.Match[str]) -> str:

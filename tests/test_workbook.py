@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import os
 import re
 
@@ -65,6 +66,22 @@ def test_a_formula_is_a_picture_with_its_text(folder):
     assert "$" not in source
     assert r'alt="\lambda \ge 3"' in source
     assert "data:image/svg+xml;base64," in source
+
+
+def test_a_picture_keeps_its_text(folder):
+    book = nbformat.read(folder / "01_first.ipynb", as_version=4)
+    data = {"image/png": "aGVsbG8=\n", "text/plain": "<Image>"}
+    text = {"image/png": {"alt": 'A line, "steep" & straight'}}
+    content = {"data": data, "metadata": text}
+    message = {"header": {"msg_type": "display_data"}, "content": content}
+    book.cells[1].outputs = [output_from_msg(message)]
+    nbformat.write(book, folder / "01_first.ipynb")
+    workbook.write(folder / "workbook.html")
+    page = (folder / "workbook.html").read_text("utf-8")
+    (alt,) = re.findall(
+        r'<img alt="([^"]*)" src="data:image/png;base64,aGVsbG8="', page
+    )
+    assert html.unescape(alt) == 'A line, "steep" & straight'
 
 
 def test_each_formula_of_the_workbook_can_be_drawn():
