@@ -123,6 +123,7 @@ class CachingPool(BlockPool):
         self._first: dict[int, Span] = {}  # that begin with a name and are found
         self._copies: dict[int, list[Span]] = {}  # of a named block, by age
         self._held: dict[int, list[Span]] = {}  # named ones, by request
+        self._named: dict[int, int] = {}  # how many blocks these are
         self._left: dict[int, tuple[Span, int]] = {}  # others, and how many are full
         self._seen: tuple[list[tuple[Span, int]], int] = [], 0
 
@@ -134,21 +135,21 @@ class CachingPool(BlockPool):
             return
         self._catch_up()
         self.publish(request, tokens)
-        mine = self._held.pop(request, [])
-        rest -= (named := sum([span.blocks for span in mine]))
+        rest -= (named := self._named.pop(request, 0))
         freed: list[Span] = []
-        for span in mine:
+        for span in self._held.pop(request, ()):
             span.holders.discard(request)
             if span.holders:
                 blocks -= span.blocks
             else:
                 span.freed = freed
                 freed.append(span)
-        freed.append(own := Span(-1, rest))
-        if returns:
-            self._left[request] = own, tokens // self.block_size - named
-        else:
+        if rest:
+            freed.append(Span(-1, rest))
+        if not returns:
             self._names.pop(request, None)
+        elif rest:
+            self._left[request] = freed[-1], tokens // self.block_size - named
         self._queue.append(freed)
         self._queued += blocks
         self.free += blocks
@@ -165,17 +166,20 @@ class CachingPool(BlockPool):
         seen: list[tuple[Span, int]] = []
         found = held = 0
         for end, ahead in self._names.get(request, ()):
-            upto = min(end, most)
+            upto = end if end < most else most
             while found < upto and (span := first.get(found + ahead)):
-                blocks = min(span.blocks, upto - found)
+                blocks = span.blocks
+                if blocks > upto - found:
+                    blocks = upto - found
                 seen.append((span, blocks))
                 found += blocks
                 if span.holders:
                     held += blocks
             if found < end:
                 break
-        rest, full = self._left.get(request, (None, 0))
-        own = 0 if rest is None else min(rest.blocks, full)
+        own = 0
+        if left := self._left.get(request):
+            own = min(left[0].blocks, left[1])
         self._seen = seen, own
         return found + own, held
 
@@ -190,7 +194,9 @@ class CachingPool(BlockPool):
         if left := self._left.pop(request, None):
             left[0].blocks -= taken
         self._held[request] = [span for span, _ in seen]
+        named = 0
         for span, blocks in seen:
+            named += blocks
             if blocks < span.blocks:
                 self._split(span, blocks)
             if not span.holders:
@@ -199,15 +205,16 @@ class CachingPool(BlockPool):
             span.holders.add(request)
         self._queued -= taken
         self.free -= taken
+        self._named[request] = named
         self.publish(request, tokens)
 
     def publish(self, request: int, tokens: int) -> None:
         """Let others find the full blocks of the first so many tokens of a request."""
-        begin = sum([span.blocks for span in self._held.get(request, ())])
+        begin, full = self._named.get(request, 0), tokens // self.block_size
         for end, ahead in self._names.get(request, ()):
-            if begin < (upto := min(end, tokens // self.block_size)):
+            if begin < (upto := end if end < full else full):
                 self._compute(request, begin + ahead, upto + ahead)
-                begin = upto
+                self._named[request] = begin = upto
 
     def _compute(self, request: int, name: int, end: int) -> None:
         """A request has computed the blocks with these names, after its others."""
@@ -246,15 +253,17 @@ class CachingPool(BlockPool):
             self._queue.append([Span(-1, self._loose)])
             self._queued += self._loose
             self._loose = 0
-        while self._queued > self.free:
+        short, self._queued = self._queued - self.free, self.free
+        while short:
             if not (freed := self._queue[0]):
                 self._queue.popleft()
                 continue
-            blocks = min(self._queued - self.free, freed[-1].blocks)
-            self._queued -= blocks
-            self._take(freed[-1], blocks)
-            if not freed[-1].blocks:
-                freed.pop()
+            span = freed[-1]
+            if short < span.blocks:
+                self._take(span, short)
+                return
+            short -= span.blocks
+            self._take(freed.pop(), span.blocks)
 
     def _take(self, span: Span, blocks: int) -> None:
         """The last blocks of a span are taken: the next copies are found now."""
@@ -298,16 +307,19 @@ class EndlessCache(BlockPool):
         """Full blocks that a request finds; nobody needs to hold them."""
         most, found = (tokens - 1) // self.block_size, 0
         for end, ahead in self._names[request]:
-            found = max(found, min(self._computed.get(ahead, 0), end, most))
-            if found < end:
-                break
+            upto = end if end < most else most
+            if (known := self._computed.get(ahead, 0)) < upto:
+                return (known if known > found else found), 0
+            found = upto
         return found, 0
 
     def hold(self, request: int, tokens: int) -> None:
         """Let others find the full blocks of the first so many tokens of a request."""
+        computed, full = self._computed, tokens // self.block_size
         for end, ahead in self._names[request]:
-            known, upto = self._computed.get(ahead, 0), tokens // self.block_size
-            self._computed[ahead] = max(known, min(end, upto))
+            upto = end if end < full else full
+            if computed.get(ahead, 0) < upto:
+                computed[ahead] = upto
 
     publish = hold
 
