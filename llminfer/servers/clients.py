@@ -178,7 +178,8 @@ def own_clients(
 
 
 def not_sent(config: SimulationConfig, workload: Workload | None) -> Workload:
-    """The requests of a run, of which none has been sent; users' have no lengths yet.
+    """The requests of a run, as they are sent, or none of them is if an answer must
+    come first; users' have no lengths yet.
 
     Raises:
         ConfigError: Conversations are to be made of a workload.
@@ -189,7 +190,9 @@ def not_sent(config: SimulationConfig, workload: Workload | None) -> Workload:
     n = config.num_requests if workload is None else len(workload)
     never = np.full(n, math.inf)
     if workload is not None:
-        return replace(workload, arrival_time=never)
+        early = config.clients or config.max_concurrency
+        sent = never if early else workload.arrival_time.copy()
+        return replace(workload, arrival_time=sent)
     return Workload(never, *np.zeros((3, n), dtype=np.int64))
 
 

@@ -49,7 +49,9 @@ class StaticDesk:
     def __init__(self, config: SimulationConfig, workload: Workload | None) -> None:
         self.sent, self.draws = not_sent(config, workload), workload is None
         self._n = n = len(self.sent)
-        self._at: Any = memoryview(self.sent.arrival_time)  # type: ignore[arg-type]
+        columns: Any = self.sent.columns.values()
+        asked: list[Any] = [memoryview(column) for column in columns]
+        self._at, *self._asked = asked
         self.entered, self._wanted = array("d"), array("d", [math.nan]) * n
         self._users = all_users(config)
         self._user_of: list[int] = []
@@ -215,12 +217,13 @@ class StaticDesk:
     def _ask(self, i: int) -> None:
         """Request ``i`` is what the next user asks."""
         self._wanted[i], number = heappop(self._coming)
-        user, sent = self._users[number], self.sent
+        user = self._users[number]
         self._user_of.append(number)
-        self._limits[:, i], self._limit[i] = user.limits, min(user.limits)
+        if self._impatient:
+            self._limits[:, i], self._limit[i] = user.limits, min(user.limits)
         if self.draws:
-            sent.prompt_length[i], sent.output_length[i] = user.prompt, user.output
-            sent.request_class[i] = user.request_class
+            prompt, output, kind = self._asked
+            prompt[i], output[i], kind[i] = user.prompt, user.output, user.request_class
 
     def _gives_up(self, i: int, first: float, end: float) -> bool:
         """Does request ``i`` of a batch give up before its first token, or its last?"""

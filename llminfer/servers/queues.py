@@ -4,6 +4,7 @@ import heapq
 from array import array
 from collections import OrderedDict
 from collections.abc import Sequence
+from itertools import islice
 from typing import Any, Protocol
 
 import numpy as np
@@ -53,6 +54,7 @@ def waiting_queue(
     *,
     every: bool,
     live: bool,
+    leave: bool = False,
     like: WaitingQueue | None = None,
 ) -> WaitingQueue:
     """The cheapest queue that keeps ``policy``'s order.
@@ -62,20 +64,21 @@ def waiting_queue(
     Args:
         policy: Who goes next.
         workload: The requests.
-        every: Will all of them join and be taken? Another server may get some.
+        every: Will all of them join? Another server may get some.
         live: Are the columns filled in as requests come?
+        leave: May some not join, or leave before they are taken?
         like: The queue of another server of the same run; what both know of the
             requests, they share.
     """
     sorts = type(policy).sort_requests
     if sorts is policies.KeyedPolicy.sort_requests:
         assert isinstance(policy, policies.KeyedPolicy)
-        if every and type(policy).keys is policies.FCFSPolicy.keys:
-            return _ArrivalQueue()
+        if type(policy).keys is policies.FCFSPolicy.keys:
+            return _ArrivalQueue() if every and not leave else _LeavingQueue()
         if live:
             return _LiveQueue(policy, workload)
-        shared = like.ranks if isinstance(like, _KeyedQueue) else None
-        return _KeyedQueue(shared or _Ranks(policy, workload))
+        ranks = getattr(like, "ranks", None) or _Ranks(policy, workload)
+        return _RankedQueue(ranks) if leave else _KeyedQueue(ranks)
     if sorts is policies.ClassPolicy.sort_requests:
         assert isinstance(policy, policies.ClassPolicy)
         _, *lengths, classes = _columns(workload)
@@ -188,19 +191,12 @@ class _KeyedQueue:
         return self.first
 
 
-class _LiveQueue:
-    """Requests under a fixed key that is known when they join, and that may leave.
-
-    Keys are worked out together, of all who have joined since somebody was taken.
-    """
+class _LeavingQueue:
+    """Requests in order of arrival, that may leave."""
 
     can_overtake, time_dependent = True, False
 
-    def __init__(self, policy: policies.KeyedPolicy, workload: Workload) -> None:
-        self.policy, self.columns = policy, list(workload.columns.values())
-        self.counts = type(policy).keys is policies.FCFSPolicy.keys
-        self.heap: list[tuple[float, int]] = []  # some may have left
-        self.joined: list[int] = []  # and are not in the heap yet
+    def __init__(self) -> None:
         self.waiting = OrderedDict[int, None]()
 
     def __len__(self) -> int:
@@ -208,32 +204,14 @@ class _LiveQueue:
 
     def add(self, i: int) -> None:
         self.waiting[i] = None
-        if not self.counts:  # in order of number
-            self.joined.append(i)
 
     def peek(self, now: float) -> int:
-        if self.counts:
-            return self.oldest()
-        if self.joined:
-            those = np.array(self.joined)
-            its = (column[those] for column in self.columns)
-            keys = self.policy.keys(policies.Waiting(those, *its)).tolist()
-            for entry in zip(keys, self.joined, strict=True):
-                heapq.heappush(self.heap, entry)
-            self.joined.clear()
-        while (i := self.heap[0][1]) not in self.waiting:
-            heapq.heappop(self.heap)
-        return i
+        return next(iter(self.waiting))
 
     def take(self, most: int, now: float) -> Sequence[int]:
-        waiting, number = self.waiting, range(min(most, len(self.waiting)))
-        if self.counts:
-            return [waiting.popitem(last=False)[0] for _ in number]
-        batch = []
-        for _ in number:
-            batch.append(i := self.peek(now))
-            heapq.heappop(self.heap)
-            del waiting[i]
+        batch = list(islice(self.waiting, most))
+        for i in batch:
+            del self.waiting[i]
         return batch
 
     def discard(self, i: int) -> None:
@@ -241,6 +219,69 @@ class _LiveQueue:
 
     def oldest(self) -> int:
         return next(iter(self.waiting))
+
+
+class _RankedQueue(_LeavingQueue):
+    """Requests under a fixed key, that may leave: a heap, some of whom have left."""
+
+    def __init__(self, ranks: _Ranks) -> None:
+        super().__init__()
+        self.ranks, self.rank = ranks, ranks.rank
+        self.heap: list[tuple[float, int]] = []
+
+    def add(self, i: int) -> None:
+        self.waiting[i] = None
+        heapq.heappush(self.heap, (self.rank[i], i))
+
+    def peek(self, now: float) -> int:
+        heap, waiting = self.heap, self.waiting
+        while heap[0][1] not in waiting:
+            heapq.heappop(heap)
+        return heap[0][1]
+
+    def take(self, most: int, now: float) -> Sequence[int]:
+        heap, waiting, batch = self.heap, self.waiting, list[int]()
+        while waiting and len(batch) < most:
+            i = heapq.heappop(heap)[1]
+            if i in waiting:
+                del waiting[i]
+                batch.append(i)
+        return batch
+
+
+class _LiveQueue(_RankedQueue):
+    """Requests under a fixed key that is known when they join, and that may leave.
+
+    Keys are worked out together, of all who have joined since somebody was taken.
+    """
+
+    def __init__(self, policy: policies.KeyedPolicy, workload: Workload) -> None:
+        super(_RankedQueue, self).__init__()
+        self.policy, self.columns = policy, list(workload.columns.values())
+        self.heap = []
+        self.joined: list[int] = []  # and are not in the heap yet
+
+    def add(self, i: int) -> None:
+        self.waiting[i] = None
+        self.joined.append(i)
+
+    def peek(self, now: float) -> int:
+        self._sort_in()
+        return super().peek(now)
+
+    def take(self, most: int, now: float) -> Sequence[int]:
+        self._sort_in()
+        return super().take(most, now)
+
+    def _sort_in(self) -> None:
+        """Those who have joined get their places in the heap."""
+        if self.joined:
+            those = np.array(self.joined)
+            its = (column[those] for column in self.columns)
+            keys = self.policy.keys(policies.Waiting(those, *its)).tolist()
+            for entry in zip(keys, self.joined, strict=True):
+                heapq.heappush(self.heap, entry)
+            self.joined.clear()
 
 
 class _SortedQueue:
