@@ -25,7 +25,7 @@ from __future__ import annotations
 import math
 from array import array
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from heapq import heapify, heappop, heappush, heapreplace
 from typing import Any, Protocol, TypeVar, final
@@ -81,17 +81,18 @@ class User:
         place = self.rng.random() * shares[-1]
         self.request_class = int(np.searchsorted(shares, place, side="right"))
         self.conversation = number - self._users
-        self.asks: list[Ask] = []  # drawn ahead, the next one last
+        self.asks: Iterator[Ask] = iter(())  # drawn ahead
         if ready:
             self.go_on()
 
     def go_on(self) -> None:
         """Turn to the next request."""
-        if not self.asks:
+        if (ask := next(self.asks, None)) is None:
             kinds = np.full(_AT_ONCE, self.request_class)
             u = self.rng.random((_AT_ONCE, 7))
-            self.asks = _drawn(self._config, u, kinds)[::-1]
-        self.think, question, self.output, turns, start, *self.limits = self.asks.pop()
+            self.asks = _rows(_drawn(self._config, u, kinds), 0, _AT_ONCE)
+            ask = next(self.asks)
+        self.think, question, self.output, turns, start, *self.limits = ask
         if not self._left:
             self.start, self._left, self._said = start, turns, 0
             self.conversation += self._users
@@ -102,20 +103,27 @@ class User:
         self._said = self.prompt + self.output
 
 
-def _drawn(config: SimulationConfig, u: FloatArray, kinds: IntArray) -> list[Ask]:
-    """What requests of these classes ask, each drawn from a row of ``u``."""
+def _drawn(config: SimulationConfig, u: FloatArray, kinds: IntArray) -> list[Any]:
+    """What requests of these classes ask, each drawn from a row of ``u``: columns."""
     u, shared = u.T, config.prefixes
     laws = config.prompts, config.outputs
     prompts, outputs = drawn_lengths(laws, kinds, u[1], u[2])
-    columns = (
-        _thinking(config, u[0], kinds).tolist(),
-        prompts.tolist(),
-        outputs.tolist(),
-        turns_law(config.turns or 1).tokens(u[3]).tolist(),
-        [()] * len(prompts) if shared is None else shared.segments(u[6]),
-        *limits_of(config, u[4:6]).tolist(),
-    )
-    return list(zip(*columns, strict=True))
+    starts = [()] * len(prompts) if shared is None else shared.segments(u[6])
+    return [
+        _thinking(config, u[0], kinds),
+        prompts,
+        outputs,
+        turns_law(config.turns or 1).tokens(u[3]),
+        np.fromiter(starts, dtype=object),
+        *limits_of(config, u[4:6]),
+    ]
+
+
+def _rows(columns: list[Any], low: int, high: int) -> Iterator[Ask]:
+    """Rows of columns; a few at a time are numbers of Python's own."""
+    for begin in range(low, high, _AT_ONCE):
+        some = slice(begin, min(begin + _AT_ONCE, high))
+        yield from zip(*(column[some].tolist() for column in columns), strict=True)
 
 
 def _thinking(config: SimulationConfig, u: FloatArray, kinds: IntArray) -> FloatArray:
@@ -135,10 +143,9 @@ def all_users(config: SimulationConfig) -> list[User]:
         each = 1 + 5 * min(config.num_requests, _MANY) // (4 * len(users))
         u = np.concatenate([user.rng.random((each, 7)) for user in users])
         kinds = np.repeat([user.request_class for user in users], each)
-        asks = _drawn(config, u, kinds)[::-1]
-        for user in users:
-            user.asks = asks[-each:]
-            del asks[-each:]
+        columns = _drawn(config, u, kinds)
+        for i, user in enumerate(users):
+            user.asks = _rows(columns, i * each, (i + 1) * each)
             user.go_on()
     return users
 
@@ -304,15 +311,12 @@ class Clients:
 
     def _arrive(self, who: int, time: float) -> None:
         """The clock or a user wants to send the next request."""
-        i, self._arrived = self._arrived, self._arrived + 1
-        over = self._arrived == self._n
+        i = self._arrived
+        self._arrived = after = i + 1
         if self._users:
             self._ask(i, who, time)
-            if over:
-                self._coming[:] = [its for its in self._coming if its[1] == _ANSWER]
-                heapify(self._coming)
-        elif not over:
-            heappush(self._coming, (self.wanted[i + 1], _ARRIVAL, i + 1))
+        elif after < self._n:
+            heappush(self._coming, (self.wanted[after], _ARRIVAL, after))
         if self._unanswered < self._most:
             self._send(i, time)
         else:
@@ -331,6 +335,9 @@ class Clients:
             if times.paths is not None:
                 said = user.prompt + user.output if self._talks else 0
                 times.paths.add(i, user.start, user.conversation, said)
+        if self._arrived == self._n:  # nobody else will ask
+            self._coming[:] = [its for its in self._coming if its[1] == _ANSWER]
+            heapify(self._coming)
 
     def _send(self, i: int, time: float) -> None:
         self.times.arrival[i] = time

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections import deque
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import accumulate
 
 from llminfer.config import SimulationConfig
@@ -90,8 +90,11 @@ class Span:
 
     start: int
     blocks: int
-    holders: set[int] = field(default_factory=set)
-    freed: list[Span] = field(default_factory=list)
+    holders: set[int]
+    freed: list[Span]
+
+
+_NOBODY: set[int] = set()  # holds blocks without names that are free
 
 
 class CachingPool(BlockPool):
@@ -117,9 +120,9 @@ class CachingPool(BlockPool):
         super().__init__(blocks, block_size)
         self.shares = paths is not None
         self._names = (paths or Paths(block_size)).names
-        self._queue = deque([[Span(-1, blocks)]])  # what came free together
-        self._queued = blocks  # all that stand there
-        self._loose = 0  # that are to stand at its end, and nobody will look for
+        self._queue = deque[list[Span]]()  # what came free together
+        self._queued = 0  # all that stand there
+        self._loose = blocks  # that are to stand at its end, and nobody will look for
         self._first: dict[int, Span] = {}  # that begin with a name and are found
         self._copies: dict[int, list[Span]] = {}  # of a named block, by age
         self._held: dict[int, list[Span]] = {}  # named ones, by request
@@ -145,7 +148,7 @@ class CachingPool(BlockPool):
                 span.freed = freed
                 freed.append(span)
         if rest:
-            freed.append(Span(-1, rest))
+            freed.append(Span(-1, rest, _NOBODY, freed))
         if not returns:
             self._names.pop(request, None)
         elif rest:
@@ -193,16 +196,17 @@ class CachingPool(BlockPool):
         seen, taken = self._seen
         if left := self._left.pop(request, None):
             left[0].blocks -= taken
-        self._held[request] = [span for span, _ in seen]
+        self._held[request] = mine = []
         named = 0
         for span, blocks in seen:
-            named += blocks
             if blocks < span.blocks:
                 self._split(span, blocks)
             if not span.holders:
                 span.freed.remove(span)
                 taken += blocks
             span.holders.add(request)
+            mine.append(span)
+            named += blocks
         self._queued -= taken
         self.free -= taken
         self._named[request] = named
@@ -225,11 +229,11 @@ class CachingPool(BlockPool):
         while name < end and (there := first.get(name)):  # by others
             if there.blocks > 1:
                 self._split(there, 1)
-            mine.append(Span(name, 1, {request}))
+            mine.append(Span(name, 1, {request}, mine))
             self._copies.setdefault(name, []).append(mine[-1])
             name += 1
         if name < end:
-            mine.append(Span(name, end - name, {request}))
+            mine.append(Span(name, end - name, {request}, mine))
             first[name] = mine[-1]
 
     def _goes_on(self, span: Span, name: int) -> bool:
@@ -250,27 +254,27 @@ class CachingPool(BlockPool):
     def _catch_up(self) -> None:
         """Put into the queue what is loose, and take off what was taken."""
         if self._loose:
-            self._queue.append([Span(-1, self._loose)])
+            self._queue.append([Span(-1, self._loose, _NOBODY, [])])
             self._queued += self._loose
             self._loose = 0
-        short, self._queued = self._queued - self.free, self.free
+        queue, short, self._queued = self._queue, self._queued - self.free, self.free
         while short:
-            if not (freed := self._queue[0]):
-                self._queue.popleft()
+            if not (freed := queue[0]):
+                queue.popleft()
                 continue
             span = freed[-1]
-            if short < span.blocks:
-                self._take(span, short)
-                return
-            short -= span.blocks
-            self._take(freed.pop(), span.blocks)
+            if (blocks := span.blocks) > short:
+                blocks = short
+            else:
+                freed.pop()
+            span.blocks -= blocks
+            short -= blocks
+            if span.start >= 0:
+                self._lose(span, blocks)
 
-    def _take(self, span: Span, blocks: int) -> None:
-        """The last blocks of a span are taken: the next copies are found now."""
+    def _lose(self, span: Span, blocks: int) -> None:
+        """The last blocks of a span were taken: the next copies are found now."""
         start, first = span.start, self._first
-        span.blocks -= blocks
-        if start < 0:
-            return
         if first.get(start) is not span:
             self._copies[start].remove(span)
             return
