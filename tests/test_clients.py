@@ -409,7 +409,7 @@ def test_the_path_of_a_turn_goes_on_where_the_last_answer_ended():
     for user in users:
         for turn in range(9):
             said = user.prompt + user.output
-            paths.add(i := next(n), user.start, user.conversation, said)
+            paths.say(i := next(n), user.start, user.conversation, said)
             ends = [0, *(end for end, _ in paths.names[i])]
             pieces = zip(ends, paths.names[i], strict=False)
             blocks = [b + ahead for at, (end, ahead) in pieces for b in range(at, end)]

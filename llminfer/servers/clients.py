@@ -237,6 +237,7 @@ class Clients:
     def __init__(self, config: SimulationConfig, workload: Workload | None) -> None:
         self.sent, self._draws = not_sent(config, workload), workload is None
         self._n = n = len(self.sent)
+        self._class: Any = memoryview(self.sent.request_class)  # type: ignore[arg-type]
         self.times = RequestTimes.of(self.sent, config, math.nan)
         shares = config.turns is not None or config.prefixes is not None
         if self._draws and shares and config.prefix_caching:
@@ -331,10 +332,10 @@ class Clients:
             self._limits.append(user.limits)
         if self._draws:
             times.prompt[i], times.output[i] = user.prompt, user.output
-            self.sent.request_class[i] = user.request_class
+            self._class[i] = user.request_class
             if times.paths is not None:
                 said = user.prompt + user.output if self._talks else 0
-                times.paths.add(i, user.start, user.conversation, said)
+                times.paths.say(i, user.start, user.conversation, said)
         if self._arrived == self._n:  # nobody else will ask
             self._coming[:] = [its for its in self._coming if its[1] == _ANSWER]
             heapify(self._coming)
@@ -347,7 +348,8 @@ class Clients:
             return
         self.entered.append(time)
         if self._impatient:
-            heappush(self._deadlines, (time + min(self._limits[i]), i))
+            first, last = self._limits[i]
+            heappush(self._deadlines, (time + (first if first < last else last), i))
 
     def user_of(self, i: int) -> int:
         """The number of the user who sends request ``i``; -1 by the clock."""

@@ -20,6 +20,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 Path = Sequence[tuple[int, int]]
+Pieces = list[tuple[int, int]]
 _APART = 10**12  # names of each chain: of blocks that follow one another
 
 
@@ -36,26 +37,38 @@ class Paths:
     """
 
     def __init__(self, block_size: int, segments: Sequence[Path] = ()) -> None:
-        self.names: dict[int, list[tuple[int, int]]] = {}
+        self.names: dict[int, Pieces] = {}
         self.block_size, self._chains = block_size, 0
         self._tree: dict[tuple[int, int, int], tuple[int, int]] = {}
+        self._begun: dict[Path, tuple[Pieces, int]] = {}
         self._ended = {0}  # nodes behind which another chain begins
         for i, path in enumerate(segments):
             self.add(i, path)
 
-    def add(
-        self, request: int, path: Path, conversation: int = 0, said: int = 0
-    ) -> None:
-        """Name the blocks on the path of a request.
+    def add(self, request: int, path: Path) -> None:
+        """Name the blocks on the path of a request, which it shares with any other."""
+        self.names[request], _ = self._along(path)
+
+    def say(self, request: int, path: Path, conversation: int, said: int) -> None:
+        """Name the blocks of a request in a conversation that begins with a path.
 
         Args:
             request: Its number.
-            path: What it shares with any other.
+            path: One of a few.
             conversation: The number of what only its own conversation shares.
             said: Tokens of that with those of the path, as they are so far.
         """
+        if (begun := self._begun.get(path)) is None:
+            begun = self._begun[path] = self._along(path)
+        names, blocks = begun
+        if blocks < (full := said // self.block_size):
+            names = [*names, (full, (2 * conversation + 1) * _APART)]
+        self.names[request] = names
+
+    def _along(self, path: Path) -> tuple[Pieces, int]:
+        """The pieces of a path, and the full blocks on it."""
         tree, size, node, end, ahead = self._tree, self.block_size, 0, 0, 0
-        mine: list[tuple[int, int]] = []
+        mine: Pieces = []
         for segment, tokens in path:
             begin, end = end // size, end + tokens
             if (at := (node, segment, tokens)) not in tree:
@@ -68,6 +81,4 @@ class Paths:
                 if mine and mine[-1][1] == ahead:
                     mine.pop()
                 mine.append((end // size, ahead))
-        if end // size < said // size:
-            mine.append((said // size, (2 * conversation + 1) * _APART))
-        self.names[request] = mine
+        return mine, end // size

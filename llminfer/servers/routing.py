@@ -43,6 +43,11 @@ class Replica:
         self.time.append(math.inf)
         self.tokens += tokens
 
+    def join(self, i: int) -> None:
+        """Request ``i`` is sent to it now, and waits."""
+        self.number.append(i)
+        self.scheduler.queue.add(i)
+
     def unfinished_requests(self) -> int:
         """Requests sent to it that are not complete."""
         inside = len(self.scheduler.running) + len(self.scheduler.preempted)
