@@ -216,15 +216,17 @@ class CachingPool(BlockPool):
         """Let others find the full blocks of the first so many tokens of a request."""
         begin, full = self._named.get(request, 0), tokens // self.block_size
         for end, ahead in self._names.get(request, ()):
-            if begin < (upto := end if end < full else full):
-                self._compute(request, begin + ahead, upto + ahead)
-                self._named[request] = begin = upto
+            if end > full:
+                end = full
+            if begin < end:
+                self._compute(request, begin + ahead, end + ahead)
+                self._named[request] = begin = end
 
     def _compute(self, request: int, name: int, end: int) -> None:
         """A request has computed the blocks with these names, after its others."""
         mine, first = self._held[request], self._first
-        if mine and name not in first and self._goes_on(mine[-1], name):
-            mine[-1].blocks += end - name
+        if name not in first and mine and self._goes_on(last := mine[-1], name):
+            last.blocks += end - name
             return
         while name < end and (there := first.get(name)):  # by others
             if there.blocks > 1:
@@ -257,20 +259,23 @@ class CachingPool(BlockPool):
             self._queue.append([Span(-1, self._loose, _NOBODY, [])])
             self._queued += self._loose
             self._loose = 0
-        queue, short, self._queued = self._queue, self._queued - self.free, self.free
-        while short:
-            if not (freed := queue[0]):
+        queue, short = self._queue, self._queued - self.free
+        if short > 0:
+            self._queued = self.free
+        while short > 0:
+            freed = queue[0]
+            while freed and short:
+                span = freed[-1]
+                if (blocks := span.blocks) > short:
+                    blocks = short
+                else:
+                    freed.pop()
+                span.blocks -= blocks
+                short -= blocks
+                if span.start >= 0:
+                    self._lose(span, blocks)
+            if not freed:
                 queue.popleft()
-                continue
-            span = freed[-1]
-            if (blocks := span.blocks) > short:
-                blocks = short
-            else:
-                freed.pop()
-            span.blocks -= blocks
-            short -= blocks
-            if span.start >= 0:
-                self._lose(span, blocks)
 
     def _lose(self, span: Span, blocks: int) -> None:
         """The last blocks of a span were taken: the next copies are found now."""
