@@ -25,7 +25,7 @@ from __future__ import annotations
 import math
 from array import array
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from heapq import heapify, heappop, heappush, heapreplace
 from typing import Any, Protocol, TypeVar, final
@@ -39,7 +39,7 @@ from llminfer.config import SimulationConfig
 from llminfer.laws.lengths import drawn_lengths
 from llminfer.laws.people import seconds_law, turns_law
 from llminfer.record import COMPLETED, GIVEN_UP, REFUSED
-from llminfer.servers.event_log import RequestTimes
+from llminfer.servers.event_log import RequestTimes, columns_of
 from llminfer.servers.prefixes import Paths
 from llminfer.workload import Workload
 
@@ -164,14 +164,12 @@ def limits_of(config: SimulationConfig, u: FloatArray) -> FloatArray:
     return limits
 
 
-C = TypeVar("C")
+S = TypeVar("S", bound="Senders")
 
 
 def own_clients(
-    kind: Callable[[SimulationConfig, Workload | None], C],
-    config: SimulationConfig,
-    workload: Workload | None,
-) -> C | None:
+    kind: type[S], config: SimulationConfig, workload: Workload | None
+) -> S | None:
     """Those of a run; None if its requests come by the clock and stay until answered.
 
     Args:
@@ -185,8 +183,9 @@ def own_clients(
 
 
 def not_sent(config: SimulationConfig, workload: Workload | None) -> Workload:
-    """The requests of a run, as they are sent, or none of them is if an answer must
-    come first; users' have no lengths yet.
+    """The requests of a run before it; users' have no lengths yet.
+
+    Where an answer may have to come first, none has been sent; else it is known when.
 
     Raises:
         ConfigError: Conversations are to be made of a workload.
@@ -194,13 +193,54 @@ def not_sent(config: SimulationConfig, workload: Workload | None) -> Workload:
     if workload is not None and config.turns is not None:
         must = "None beside a workload, whose prompts are what they are"
         raise fail("turns", config.turns, must)
-    n = config.num_requests if workload is None else len(workload)
-    never = np.full(n, math.inf)
-    if workload is not None:
-        early = config.clients or config.max_concurrency
-        sent = never if early else workload.arrival_time.copy()
-        return replace(workload, arrival_time=sent)
-    return Workload(never, *np.zeros((3, n), dtype=np.int64))
+    if workload is None:
+        n = config.num_requests
+        return Workload(np.full(n, math.inf), *np.zeros((3, n), dtype=np.int64))
+    sent = workload.arrival_time.copy()
+    if config.clients or config.max_concurrency:
+        sent[:] = math.inf
+    return replace(workload, arrival_time=sent)
+
+
+class Senders:
+    """Who sends the requests of a run, whatever the server.
+
+    Args:
+        config: Users, gate, limits and seed.
+        workload: As for ``own_clients``.
+
+    Attributes:
+        sent: The requests as the server sees them: they arrive when they are sent.
+        draws: Do users draw what they ask?
+        wanted: When each arrived at the client, seconds.
+        entered: When those that were not refused were sent, seconds.
+    """
+
+    def __init__(self, config: SimulationConfig, workload: Workload | None) -> None:
+        self.sent, self.draws = not_sent(config, workload), workload is None
+        self._n = n = len(self.sent)
+        self.entered, self.wanted = array("d"), array("d", [math.nan]) * n
+        self._users, self._user_of = all_users(config), list[int]()
+        self._at, *self._asked = columns_of(self.sent)
+        self._waits: list[Sequence[float]] = []  # to the first token, to the last
+        self._impatient = (config.patience, config.request_timeout) != (None, None)
+        if workload is not None and not self._users:
+            self.wanted = array("d", workload.arrival_time.tobytes())
+            if self._impatient:
+                u = stream(config.random_seed, "patience").random((n, 2)).T
+                self._waits = list(zip(*limits_of(config, u).tolist(), strict=True))
+
+    def _ask(self, i: int, number: int, time: float) -> User:
+        """Request ``i`` is what this user asks at a time, seconds."""
+        user = self._users[number]
+        self.wanted[i] = time
+        self._user_of.append(number)
+        if self._impatient:
+            self._waits.append(user.limits)
+        if self.draws:
+            prompt, output, kind = self._asked
+            prompt[i], output[i], kind[i] = user.prompt, user.output, user.request_class
+        return user
 
 
 class Desk(Protocol):
@@ -214,8 +254,8 @@ class Desk(Protocol):
 
 
 @final  # so that a type checker knows that it is true
-class Clients:
-    """The senders of a run.
+class Clients(Senders):
+    """The senders of a run of a continuous server.
 
     A server sets ``desk``, which receives or refuses a request and drops those who
     gave up; it tells ``answer`` who completes.
@@ -225,9 +265,6 @@ class Clients:
         workload: As for ``own_clients``.
 
     Attributes:
-        sent: The requests as the server sees them: they arrive when they are sent.
-        wanted: When each arrived at the client, seconds.
-        entered: When those that were not refused were sent, seconds.
         times: When things happened to them in the server; NaN if they did not.
         wasted: Tokens computed for those who gave up.
     """
@@ -235,30 +272,24 @@ class Clients:
     desk: Desk
 
     def __init__(self, config: SimulationConfig, workload: Workload | None) -> None:
-        self.sent, self._draws = not_sent(config, workload), workload is None
-        self._n = n = len(self.sent)
-        self._class: Any = memoryview(self.sent.request_class)  # type: ignore[arg-type]
+        super().__init__(config, workload)
         self.times = RequestTimes.of(self.sent, config, math.nan)
         shares = config.turns is not None or config.prefixes is not None
-        if self._draws and shares and config.prefix_caching:
+        if self.draws and shares and config.prefix_caching:
             self.times.paths = Paths(config.block_size)
-        self.entered = array("d")
-        self.end, self.wanted = array("d", [math.nan]) * n, array("d", [math.nan]) * n
-        self.outcome, self.wasted = array("b", [_UNANSWERED] * n), array("q", [0] * n)
+        n, self._talks = self._n, config.turns is not None
+        self.end, self.outcome = (
+            array("d", [math.nan]) * n,
+            array("b", [_UNANSWERED] * n),
+        )
+        self.wasted = array("q", [0] * n)
         self._most = config.max_concurrency or math.inf
         self._unanswered = self._arrived = 0
         self._held = deque[int]()
         self._deadlines: list[tuple[float, int]] = []
-        self._impatient = (config.patience, config.request_timeout) != (None, None)
-        self._limits: list[Sequence[float]] = []
-        self._user_of: list[int] = []
-        self._users, self._talks = all_users(config), config.turns is not None
         self._coming = [(u.think, _ARRIVAL, i) for i, u in enumerate(self._users)]
-        if workload is not None and not self._users:
-            self.wanted = array("d", workload.arrival_time.tobytes())
+        if not self._users:
             self._coming = [(self.wanted[0], _ARRIVAL, 0)]
-            u = stream(config.random_seed, "patience").random((n, 2)).T
-            self._limits = list(zip(*limits_of(config, u).tolist(), strict=True))
         heapify(self._coming)
 
     # Time
@@ -277,7 +308,7 @@ class Clients:
             if self.outcome[i] != _UNANSWERED:
                 heappop(deadlines)
                 continue
-            last = times.arrival[i] + self._limits[i][1]
+            last = times.arrival[i] + self._waits[i][1]
             if time >= last or not times.first[i] <= time:
                 return time
             heapreplace(deadlines, (last, i))  # it has its first token
@@ -323,22 +354,15 @@ class Clients:
         else:
             self._held.append(i)
 
-    def _ask(self, i: int, number: int, time: float) -> None:
-        """Request ``i`` is what this user asks."""
-        user, times = self._users[number], self.times
-        self.wanted[i] = time
-        self._user_of.append(number)
-        if self._impatient:
-            self._limits.append(user.limits)
-        if self._draws:
-            times.prompt[i], times.output[i] = user.prompt, user.output
-            self._class[i] = user.request_class
-            if times.paths is not None:
-                said = user.prompt + user.output if self._talks else 0
-                times.paths.say(i, user.start, user.conversation, said)
+    def _ask(self, i: int, number: int, time: float) -> User:
+        user, paths = super()._ask(i, number, time), self.times.paths
+        if self.draws and paths is not None:
+            said = user.prompt + user.output if self._talks else 0
+            paths.say(i, user.start, user.conversation, said)
         if self._arrived == self._n:  # nobody else will ask
             self._coming[:] = [its for its in self._coming if its[1] == _ANSWER]
             heapify(self._coming)
+        return user
 
     def _send(self, i: int, time: float) -> None:
         self.times.arrival[i] = time
@@ -348,7 +372,7 @@ class Clients:
             return
         self.entered.append(time)
         if self._impatient:
-            first, last = self._limits[i]
+            first, last = self._waits[i]
             heappush(self._deadlines, (time + (first if first < last else last), i))
 
     def user_of(self, i: int) -> int:
@@ -360,7 +384,7 @@ class Clients:
         if self.outcome[i] != _UNANSWERED:
             return False
         if self._impatient:
-            since, (first, last) = self.times.arrival[i], self._limits[i]
+            since, (first, last) = self.times.arrival[i], self._waits[i]
             if self.times.first[i] > since + first or end > since + last:
                 return False
         self._over(i, end, COMPLETED)

@@ -107,18 +107,15 @@ class ContinuousBatchingServer(WorkloadServer):
         can_overtake, join = queue.can_overtake, queue.add  # else the scheduler counts
         env, schedule, clients = self.env, self.env.schedule, self.clients
         several, gone = self.config.replicas > 1, self._gone[place]
-        alone = None if several else clients
         arrived, now, stretches = 0, env.now, self._stretches
         while True:
             if clients is not None:
                 scheduler.latest = clients.advance(now)
-            if alone is not None:  # who was sent has joined
-                arrival, arrived = alone.next_sent, len(number)
-            else:
-                while (arrival := time[arrived]) <= now:
-                    if can_overtake:
-                        join(number[arrived])
-                    arrived += 1
+                time[-1] = math.inf if several else clients.next_sent
+            while (arrival := time[arrived]) <= now:
+                if can_overtake:
+                    join(number[arrived])
+                arrived += 1
             if gone:
                 self._let_go(scheduler, gone, now)
             due = begin(now, arrived, arrival)
@@ -183,7 +180,7 @@ class ContinuousBatchingServer(WorkloadServer):
         if several:
             self._send(i, time, place)
         else:  # which has asked for this, and is about to schedule a step
-            self._replicas[0].join(i)
+            self._replicas[0].send(i, time, 0)
         return True
 
     def _place(self, i: int, time: float) -> int:
@@ -202,8 +199,7 @@ class ContinuousBatchingServer(WorkloadServer):
 
     def _waiting(self, place: int) -> int:
         """Requests that wait at a server, less those that were given up."""
-        replica = self._replicas[place]
-        batch = replica.scheduler
+        replica, batch = self._replicas[place], self._replicas[place].scheduler
         waiting = len(replica.number) - batch.admitted + len(batch.preempted)
         for i in self._gone[place]:
             waiting -= math.isnan(self._requests.start[i]) or i in batch.preempted

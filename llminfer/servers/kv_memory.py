@@ -128,7 +128,7 @@ class CachingPool(BlockPool):
         self._held: dict[int, list[Span]] = {}  # named ones, by request
         self._named: dict[int, int] = {}  # how many blocks these are
         self._left: dict[int, tuple[Span, int]] = {}  # others, and how many are full
-        self._seen: tuple[list[tuple[Span, int]], int] = [], 0
+        self._seen: tuple[list[tuple[Span, int]], int, int] = [], 0, 0
 
     def give_back(self, request: int, tokens: int, returns: bool = False) -> None:
         blocks = rest = self.blocks_for(tokens)
@@ -171,19 +171,16 @@ class CachingPool(BlockPool):
         for end, ahead in self._names.get(request, ()):
             upto = end if end < most else most
             while found < upto and (span := first.get(found + ahead)):
-                blocks = span.blocks
-                if blocks > upto - found:
-                    blocks = upto - found
+                blocks = min(span.blocks, upto - found)
                 seen.append((span, blocks))
                 found += blocks
                 if span.holders:
                     held += blocks
             if found < end:
                 break
-        own = 0
-        if left := self._left.get(request):
-            own = min(left[0].blocks, left[1])
-        self._seen = seen, own
+        rest, full = self._left.get(request, (None, 0))
+        own = 0 if rest is None else min(rest.blocks, full)
+        self._seen = seen, found, own
         return found + own, held
 
     def hold(self, request: int, tokens: int) -> None:
@@ -193,11 +190,10 @@ class CachingPool(BlockPool):
             request: Its number.
             tokens: Those in its cache after this step, which others find.
         """
-        seen, taken = self._seen
+        seen, self._named[request], taken = self._seen
         if left := self._left.pop(request, None):
             left[0].blocks -= taken
         self._held[request] = mine = []
-        named = 0
         for span, blocks in seen:
             if blocks < span.blocks:
                 self._split(span, blocks)
@@ -206,21 +202,17 @@ class CachingPool(BlockPool):
                 taken += blocks
             span.holders.add(request)
             mine.append(span)
-            named += blocks
         self._queued -= taken
         self.free -= taken
-        self._named[request] = named
         self.publish(request, tokens)
 
     def publish(self, request: int, tokens: int) -> None:
         """Let others find the full blocks of the first so many tokens of a request."""
         begin, full = self._named.get(request, 0), tokens // self.block_size
         for end, ahead in self._names.get(request, ()):
-            if end > full:
-                end = full
-            if begin < end:
-                self._compute(request, begin + ahead, end + ahead)
-                self._named[request] = begin = end
+            if begin < (upto := end if end < full else full):
+                self._compute(request, begin + ahead, upto + ahead)
+                self._named[request] = begin = upto
 
     def _compute(self, request: int, name: int, end: int) -> None:
         """A request has computed the blocks with these names, after its others."""
@@ -260,13 +252,11 @@ class CachingPool(BlockPool):
             self._queued += self._loose
             self._loose = 0
         queue, short = self._queue, self._queued - self.free
-        if short > 0:
-            self._queued = self.free
+        self._queued -= max(short, 0)
         while short > 0:
             freed = queue[0]
             while freed and short:
-                span = freed[-1]
-                if (blocks := span.blocks) > short:
+                if (blocks := (span := freed[-1]).blocks) > short:
                     blocks = short
                 else:
                     freed.pop()

@@ -4,9 +4,7 @@ A workload's *segments* say how each request's tokens begin: a path of (id, toke
 pairs, over its prompt and, where it goes on, its answer. Requests whose paths begin
 alike share the full blocks of what is common; here 2 of 3 blocks of 4 tokens:
 
->>> paths = Paths(block_size=4)
->>> paths.add(0, [(7, 8), (1, 4)])
->>> paths.add(1, [(7, 8), (2, 4)])
+>>> paths = Paths(4, [[(7, 8), (1, 4)], [(7, 8), (2, 4)]])
 
 Blocks 0 and 1 have these names in both. Block 2 of the second has another than that of
 the first, which goes on where those end:
@@ -37,17 +35,11 @@ class Paths:
     """
 
     def __init__(self, block_size: int, segments: Sequence[Path] = ()) -> None:
-        self.names: dict[int, Pieces] = {}
         self.block_size, self._chains = block_size, 0
         self._tree: dict[tuple[int, int, int], tuple[int, int]] = {}
         self._begun: dict[Path, tuple[Pieces, int]] = {}
         self._ended = {0}  # nodes behind which another chain begins
-        for i, path in enumerate(segments):
-            self.add(i, path)
-
-    def add(self, request: int, path: Path) -> None:
-        """Name the blocks on the path of a request, which it shares with any other."""
-        self.names[request], _ = self._along(path)
+        self.names = {i: self._along(path)[0] for i, path in enumerate(segments)}
 
     def say(self, request: int, path: Path, conversation: int, said: int) -> None:
         """Name the blocks of a request in a conversation that begins with a path.

@@ -11,6 +11,7 @@ import numpy as np
 
 from llminfer import policies
 from llminfer.request import Request
+from llminfer.servers.event_log import columns_of
 from llminfer.workload import Workload
 
 
@@ -81,23 +82,13 @@ def waiting_queue(
         return _RankedQueue(ranks) if leave else _KeyedQueue(ranks)
     if sorts is policies.ClassPolicy.sort_requests:
         assert isinstance(policy, policies.ClassPolicy)
-        _, *lengths, classes = _columns(workload)
-        service = policies.service_tokens
+        _, prompt, output, classes = columns_of(workload)
+        class_of, tokens = classes.__getitem__, policies.service_tokens
         if live or not every:
-            return policy.queues(
-                classes.__getitem__,
-                lambda i: int(service(*(its[i] for its in lengths))),
-            )
-        tokens = service(workload.prompt_length, workload.output_length)
-        return policy.queues(
-            classes.__getitem__, array("q", tokens.tobytes()).__getitem__
-        )
+            return policy.queues(class_of, lambda i: int(tokens(prompt[i], output[i])))
+        all_tokens = tokens(workload.prompt_length, workload.output_length)
+        return policy.queues(class_of, array("q", all_tokens.tobytes()).__getitem__)
     return _SortedQueue(policy, workload)
-
-
-def _columns(workload: Workload) -> list[Any]:
-    """The columns of a workload, to be read one by one, also while they are filled."""
-    return [memoryview(column) for column in list(vars(workload).values())[:4]]
 
 
 class _ArrivalQueue:
@@ -197,7 +188,7 @@ class _LeavingQueue:
     can_overtake, time_dependent = True, False
 
     def __init__(self) -> None:
-        self.waiting = OrderedDict[int, None]()
+        self.waiting: OrderedDict[int, Request | None] = OrderedDict()
 
     def __len__(self) -> int:
         return len(self.waiting)
@@ -224,41 +215,38 @@ class _LeavingQueue:
 class _RankedQueue(_LeavingQueue):
     """Requests under a fixed key, that may leave: a heap, some of whom have left."""
 
-    def __init__(self, ranks: _Ranks) -> None:
+    def __init__(self, ranks: Any) -> None:
         super().__init__()
-        self.ranks, self.rank = ranks, ranks.rank
+        self.ranks = ranks
         self.heap: list[tuple[float, int]] = []
 
     def add(self, i: int) -> None:
         self.waiting[i] = None
-        heapq.heappush(self.heap, (self.rank[i], i))
+        heapq.heappush(self.heap, (self.ranks.rank[i], i))
 
     def peek(self, now: float) -> int:
-        heap, waiting = self.heap, self.waiting
-        while heap[0][1] not in waiting:
-            heapq.heappop(heap)
-        return heap[0][1]
+        while self.heap[0][1] not in self.waiting:
+            heapq.heappop(self.heap)
+        return self.heap[0][1]
 
     def take(self, most: int, now: float) -> Sequence[int]:
-        heap, waiting, batch = self.heap, self.waiting, list[int]()
-        while waiting and len(batch) < most:
-            i = heapq.heappop(heap)[1]
-            if i in waiting:
-                del waiting[i]
-                batch.append(i)
+        batch: list[int] = []
+        while self.waiting and len(batch) < most:
+            batch.append(i := self.peek(now))
+            heapq.heappop(self.heap)
+            del self.waiting[i]
         return batch
 
 
 class _LiveQueue(_RankedQueue):
-    """Requests under a fixed key that is known when they join, and that may leave.
+    """The same where the key is known when they join.
 
     Keys are worked out together, of all who have joined since somebody was taken.
     """
 
     def __init__(self, policy: policies.KeyedPolicy, workload: Workload) -> None:
-        super(_RankedQueue, self).__init__()
+        super().__init__(None)
         self.policy, self.columns = policy, list(workload.columns.values())
-        self.heap = []
         self.joined: list[int] = []  # and are not in the heap yet
 
     def add(self, i: int) -> None:
@@ -266,15 +254,6 @@ class _LiveQueue(_RankedQueue):
         self.joined.append(i)
 
     def peek(self, now: float) -> int:
-        self._sort_in()
-        return super().peek(now)
-
-    def take(self, most: int, now: float) -> Sequence[int]:
-        self._sort_in()
-        return super().take(most, now)
-
-    def _sort_in(self) -> None:
-        """Those who have joined get their places in the heap."""
         if self.joined:
             those = np.array(self.joined)
             its = (column[those] for column in self.columns)
@@ -282,26 +261,24 @@ class _LiveQueue(_RankedQueue):
             for entry in zip(keys, self.joined, strict=True):
                 heapq.heappush(self.heap, entry)
             self.joined.clear()
+        return super().peek(now)
 
 
-class _SortedQueue:
+class _SortedQueue(_LeavingQueue):
     """Requests under an order that may change: sorted anew at every dispatch.
 
     The policy is asked once for an instant and a queue, so that looking at the next
     request does not change who it is.
     """
 
-    can_overtake = time_dependent = True
+    time_dependent = True
 
     def __init__(self, policy: policies.SchedulingPolicy, workload: Workload) -> None:
+        super().__init__()
         self.policy = policy
-        self.columns = _columns(workload)
-        self.waiting: dict[int, Request] = {}
+        self.columns = columns_of(workload)
         self.order: list[Request] = []  # the answer, least last
         self.asked = -np.inf
-
-    def __len__(self) -> int:
-        return len(self.waiting)
 
     def add(self, i: int) -> None:
         request = Request(i, *(column[i] for column in self.columns))
@@ -323,11 +300,9 @@ class _SortedQueue:
         del self.waiting[i]
         self.order = []
 
-    def oldest(self) -> int:
-        return next(iter(self.waiting))
-
     def _sorted(self, now: float) -> list[Request]:
         if now != self.asked or not self.order:
-            self.order = policies.ranked(self.policy, self.waiting.values(), now)[::-1]
+            those = filter(None, self.waiting.values())
+            self.order = policies.ranked(self.policy, those, now)[::-1]
             self.asked = now
         return self.order
