@@ -278,11 +278,8 @@ class Clients(Senders):
         if self.draws and shares and config.prefix_caching:
             self.times.paths = Paths(config.block_size)
         n, self._talks = self._n, config.turns is not None
-        self.end, self.outcome = (
-            array("d", [math.nan]) * n,
-            array("b", [_UNANSWERED] * n),
-        )
-        self.wasted = array("q", [0] * n)
+        self.end = array("d", [math.nan]) * n
+        self.outcome, self.wasted = array("b", [_UNANSWERED] * n), array("q", [0] * n)
         self._most = config.max_concurrency or math.inf
         self._unanswered = self._arrived = 0
         self._held = deque[int]()
