@@ -343,23 +343,19 @@ class Clients(Senders):
         i = self._arrived
         self._arrived = after = i + 1
         if self._users:
-            self._ask(i, who, time)
+            user, paths = self._ask(i, who, time), self.times.paths
+            if self.draws and paths is not None:
+                said = user.prompt + user.output if self._talks else 0
+                paths.say(i, user.start, user.conversation, said)
+            if after == self._n:  # nobody else will ask
+                self._coming[:] = [its for its in self._coming if its[1] == _ANSWER]
+                heapify(self._coming)
         elif after < self._n:
             heappush(self._coming, (self.wanted[after], _ARRIVAL, after))
         if self._unanswered < self._most:
             self._send(i, time)
         else:
             self._held.append(i)
-
-    def _ask(self, i: int, number: int, time: float) -> User:
-        user, paths = super()._ask(i, number, time), self.times.paths
-        if self.draws and paths is not None:
-            said = user.prompt + user.output if self._talks else 0
-            paths.say(i, user.start, user.conversation, said)
-        if self._arrived == self._n:  # nobody else will ask
-            self._coming[:] = [its for its in self._coming if its[1] == _ANSWER]
-            heapify(self._coming)
-        return user
 
     def _send(self, i: int, time: float) -> None:
         self.times.arrival[i] = time

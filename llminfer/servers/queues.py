@@ -230,11 +230,14 @@ class _RankedQueue(_LeavingQueue):
         return self.heap[0][1]
 
     def take(self, most: int, now: float) -> Sequence[int]:
-        batch: list[int] = []
-        while self.waiting and len(batch) < most:
-            batch.append(i := self.peek(now))
-            heapq.heappop(self.heap)
-            del self.waiting[i]
+        heap, waiting, batch = self.heap, self.waiting, list[int]()
+        if waiting:
+            self.peek(now)  # then all of them are in the heap
+        while waiting and len(batch) < most:
+            i = heapq.heappop(heap)[1]
+            if i in waiting:
+                del waiting[i]
+                batch.append(i)
         return batch
 
 
