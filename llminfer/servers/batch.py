@@ -329,18 +329,15 @@ class Batch:
         heap, pool = self.heap, self.pool
         mask, later = (1 << self.shift) - 1, (self.decoded + 1) << self.shift
         while heap and heap[0] < later:
-            i = (entry := heappop(heap)) & mask
-            if self.gone and self.running.get(i) != entry:
-                self.gone -= 1
-                continue
+            i = heappop(heap) & mask
             tokens = self.prompt[i] + self.output[i] - 1
             self.decoding -= 1
             self.kv_tokens -= tokens
             self._leave(i, end)
             if pool is not None:
                 pool.cycle[(self.decoded - tokens) % pool.block_size] -= 1
-        if self.gone:
-            self._forget_the_gone()
+            if self.gone:
+                self._forget_the_gone()
 
     def _forget_the_gone(self) -> None:
         """Drop entries of requests that decode no more from the head of the heap."""

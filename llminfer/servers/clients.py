@@ -25,7 +25,7 @@ from __future__ import annotations
 import math
 from array import array
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import replace
 from heapq import heapify, heappop, heappush, heapreplace
 from typing import Any, Protocol, TypeVar, final
@@ -222,13 +222,14 @@ class Senders:
         self.entered, self.wanted = array("d"), array("d", [math.nan]) * n
         self._users, self._user_of = all_users(config), list[int]()
         self._at, *self._asked = columns_of(self.sent)
-        self._waits: list[Sequence[float]] = []  # to the first token, to the last
+        self._soon, self._late = array("d"), array("d")  # limits: first token, last
         self._impatient = (config.patience, config.request_timeout) != (None, None)
         if workload is not None and not self._users:
             self.wanted = array("d", workload.arrival_time.tobytes())
             if self._impatient:
                 u = stream(config.random_seed, "patience").random((n, 2)).T
-                self._waits = list(zip(*limits_of(config, u).tolist(), strict=True))
+                own = (array("d", its.tobytes()) for its in limits_of(config, u))
+                self._soon, self._late = own
 
     def _ask(self, i: int, number: int, time: float) -> User:
         """Request ``i`` is what this user asks at a time, seconds."""
@@ -236,7 +237,8 @@ class Senders:
         self.wanted[i] = time
         self._user_of.append(number)
         if self._impatient:
-            self._waits.append(user.limits)
+            self._soon.append(user.limits[0])
+            self._late.append(user.limits[1])
         if self.draws:
             prompt, output, kind = self._asked
             prompt[i], output[i], kind[i] = user.prompt, user.output, user.request_class
@@ -305,7 +307,7 @@ class Clients(Senders):
             if self.outcome[i] != _UNANSWERED:
                 heappop(deadlines)
                 continue
-            last = times.arrival[i] + self._waits[i][1]
+            last = times.arrival[i] + self._late[i]
             if time >= last or not times.first[i] <= time:
                 return time
             heapreplace(deadlines, (last, i))  # it has its first token
@@ -365,8 +367,7 @@ class Clients(Senders):
             return
         self.entered.append(time)
         if self._impatient:
-            first, last = self._waits[i]
-            heappush(self._deadlines, (time + (first if first < last else last), i))
+            heappush(self._deadlines, (time + min(self._soon[i], self._late[i]), i))
 
     def user_of(self, i: int) -> int:
         """The number of the user who sends request ``i``; -1 by the clock."""
@@ -377,8 +378,8 @@ class Clients(Senders):
         if self.outcome[i] != _UNANSWERED:
             return False
         if self._impatient:
-            since, (first, last) = self.times.arrival[i], self._waits[i]
-            if self.times.first[i] > since + first or end > since + last:
+            since, first = self.times.arrival[i], self.times.first[i]
+            if first > since + self._soon[i] or end > since + self._late[i]:
                 return False
         self._over(i, end, COMPLETED)
         return True

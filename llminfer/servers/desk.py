@@ -118,8 +118,9 @@ class StaticDesk(Senders):
         """
         start, first, end = times
         sent, served = self.sent.arrival_time, start < math.inf
-        waits = np.array(self._waits) if self._waits else np.full((1, 2), math.inf)
-        soon, late = sent + waits.T
+        soon = late = np.full(len(sent), math.inf)
+        if self._impatient:
+            soon, late = sent + self._soon, sent + self._late
         left = np.where(first > soon, soon, math.inf)
         np.minimum(left, late, out=left, where=end > late)
         over, gone = np.minimum(end, left), left < math.inf
@@ -144,7 +145,7 @@ class StaticDesk(Senders):
         due, waiting, left = self._deadlines, self._waiting, self._left
         queue, join, enter = self.queue, self.queue.add, self.entered.append
         i, n, places, opened = self._next, self._n, self._places, self._opened
-        room, impatient, waits = self._room, self._impatient, self._waits
+        room, impatient = self._room, self._impatient
         while True:
             while due and (who := due[0][1]) not in waiting and who not in left:
                 heappop(due)  # it has been answered
@@ -165,7 +166,8 @@ class StaticDesk(Senders):
                     places -= 1
                     if impatient:
                         waiting.add(i)
-                        heappush(due, (deadline := sent + min(waits[i]), i))
+                        deadline = sent + min(self._soon[i], self._late[i])
+                        heappush(due, (deadline, i))
                         if deadline < until:
                             until = deadline
                 i += 1
@@ -192,8 +194,7 @@ class StaticDesk(Senders):
 
     def _gives_up(self, i: int, first: float, end: float) -> bool:
         """Does request ``i`` of a batch give up before its first token, or its last?"""
-        sent = self._at[i]
-        soon, late = [sent + wait for wait in self._waits[i]]
+        soon, late = self._at[i] + self._soon[i], self._at[i] + self._late[i]
         time = min(soon if first > soon else math.inf, late if end > late else math.inf)
         if time == math.inf:
             return False
