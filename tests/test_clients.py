@@ -176,7 +176,7 @@ def spelled_out(heard):
     """The paths of what users sent: a segment a turn, of those of its conversation.
 
     Args:
-        heard: What ``Paths.add`` was told of each request.
+        heard: What ``Paths.say`` was told of each request.
     """
     turns, paths = {}, []
     for i, (request, start, conversation, said) in enumerate(heard):
@@ -216,10 +216,10 @@ def test_users_with_a_cache_are_served_as_what_they_sent_is(
         output_length_dist="constant",
         max_batched_tokens=max(run[0].max_batched_tokens, run[0].largest_batch),
     )
-    heard, add = [], Paths.add
+    heard, say = [], Paths.say
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
-            Paths, "add", lambda s, *its: (heard.append(its), add(s, *its))[1]
+            Paths, "say", lambda s, *its: (heard.append(its), say(s, *its))[1]
         )
         try:
             record = serve(config, None)
@@ -409,7 +409,7 @@ def test_the_path_of_a_turn_goes_on_where_the_last_answer_ended():
     for user in users:
         for turn in range(9):
             said = user.prompt + user.output
-            paths.add(i := next(n), user.start, user.conversation, said)
+            paths.say(i := next(n), user.start, user.conversation, said)
             ends = [0, *(end for end, _ in paths.names[i])]
             pieces = zip(ends, paths.names[i], strict=False)
             blocks = [b + ahead for at, (end, ahead) in pieces for b in range(at, end)]

@@ -262,10 +262,8 @@ class BatchLimit:
         self._controller = controller
         self._ticks = 0
         self._exact = float(size) if controller is None else controller.clamped(size)
-        self.times, self.sizes = (
-            array("d", [seen.began]),
-            array("q", [int(self._exact)]),
-        )
+        self.times = array("d", [seen.began])
+        self.sizes = array("q", [int(self._exact)])
         self._wind(seen.began, 0.0)
 
     @property

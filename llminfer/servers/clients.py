@@ -25,7 +25,7 @@ from __future__ import annotations
 import math
 from array import array
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator
 from dataclasses import replace
 from heapq import heapify, heappop, heappush, heapreplace
 from typing import Any, Protocol, TypeVar, final
@@ -39,7 +39,7 @@ from llminfer.config import SimulationConfig
 from llminfer.laws.lengths import drawn_lengths
 from llminfer.laws.people import seconds_law, turns_law
 from llminfer.record import COMPLETED, GIVEN_UP, REFUSED
-from llminfer.servers.event_log import RequestTimes
+from llminfer.servers.event_log import RequestTimes, columns_of
 from llminfer.servers.prefixes import Paths
 from llminfer.workload import Workload
 
@@ -81,17 +81,18 @@ class User:
         place = self.rng.random() * shares[-1]
         self.request_class = int(np.searchsorted(shares, place, side="right"))
         self.conversation = number - self._users
-        self.asks: list[Ask] = []  # drawn ahead, the next one last
+        self.asks: Iterator[Ask] = iter(())  # drawn ahead
         if ready:
             self.go_on()
 
     def go_on(self) -> None:
         """Turn to the next request."""
-        if not self.asks:
+        if (ask := next(self.asks, None)) is None:
             kinds = np.full(_AT_ONCE, self.request_class)
             u = self.rng.random((_AT_ONCE, 7))
-            self.asks = _drawn(self._config, u, kinds)[::-1]
-        self.think, question, self.output, turns, start, *self.limits = self.asks.pop()
+            self.asks = _rows(_drawn(self._config, u, kinds), 0, _AT_ONCE)
+            ask = next(self.asks)
+        self.think, question, self.output, turns, start, *self.limits = ask
         if not self._left:
             self.start, self._left, self._said = start, turns, 0
             self.conversation += self._users
@@ -102,20 +103,27 @@ class User:
         self._said = self.prompt + self.output
 
 
-def _drawn(config: SimulationConfig, u: FloatArray, kinds: IntArray) -> list[Ask]:
-    """What requests of these classes ask, each drawn from a row of ``u``."""
+def _drawn(config: SimulationConfig, u: FloatArray, kinds: IntArray) -> list[Any]:
+    """What requests of these classes ask, each drawn from a row of ``u``: columns."""
     u, shared = u.T, config.prefixes
     laws = config.prompts, config.outputs
     prompts, outputs = drawn_lengths(laws, kinds, u[1], u[2])
-    columns = (
-        _thinking(config, u[0], kinds).tolist(),
-        prompts.tolist(),
-        outputs.tolist(),
-        turns_law(config.turns or 1).tokens(u[3]).tolist(),
-        [()] * len(prompts) if shared is None else shared.segments(u[6]),
-        *limits_of(config, u[4:6]).tolist(),
-    )
-    return list(zip(*columns, strict=True))
+    starts = [()] * len(prompts) if shared is None else shared.segments(u[6])
+    return [
+        _thinking(config, u[0], kinds),
+        prompts,
+        outputs,
+        turns_law(config.turns or 1).tokens(u[3]),
+        np.fromiter(starts, dtype=object),
+        *limits_of(config, u[4:6]),
+    ]
+
+
+def _rows(columns: list[Any], low: int, high: int) -> Iterator[Ask]:
+    """Rows of columns; a few at a time are numbers of Python's own."""
+    for begin in range(low, high, _AT_ONCE):
+        some = slice(begin, min(begin + _AT_ONCE, high))
+        yield from zip(*(column[some].tolist() for column in columns), strict=True)
 
 
 def _thinking(config: SimulationConfig, u: FloatArray, kinds: IntArray) -> FloatArray:
@@ -135,10 +143,9 @@ def all_users(config: SimulationConfig) -> list[User]:
         each = 1 + 5 * min(config.num_requests, _MANY) // (4 * len(users))
         u = np.concatenate([user.rng.random((each, 7)) for user in users])
         kinds = np.repeat([user.request_class for user in users], each)
-        asks = _drawn(config, u, kinds)[::-1]
-        for user in users:
-            user.asks = asks[-each:]
-            del asks[-each:]
+        columns = _drawn(config, u, kinds)
+        for i, user in enumerate(users):
+            user.asks = _rows(columns, i * each, (i + 1) * each)
             user.go_on()
     return users
 
@@ -157,14 +164,12 @@ def limits_of(config: SimulationConfig, u: FloatArray) -> FloatArray:
     return limits
 
 
-C = TypeVar("C")
+S = TypeVar("S", bound="Senders")
 
 
 def own_clients(
-    kind: Callable[[SimulationConfig, Workload | None], C],
-    config: SimulationConfig,
-    workload: Workload | None,
-) -> C | None:
+    kind: type[S], config: SimulationConfig, workload: Workload | None
+) -> S | None:
     """Those of a run; None if its requests come by the clock and stay until answered.
 
     Args:
@@ -178,7 +183,9 @@ def own_clients(
 
 
 def not_sent(config: SimulationConfig, workload: Workload | None) -> Workload:
-    """The requests of a run, of which none has been sent; users' have no lengths yet.
+    """The requests of a run before it; users' have no lengths yet.
+
+    Where an answer may have to come first, none has been sent; else it is known when.
 
     Raises:
         ConfigError: Conversations are to be made of a workload.
@@ -186,11 +193,56 @@ def not_sent(config: SimulationConfig, workload: Workload | None) -> Workload:
     if workload is not None and config.turns is not None:
         must = "None beside a workload, whose prompts are what they are"
         raise fail("turns", config.turns, must)
-    n = config.num_requests if workload is None else len(workload)
-    never = np.full(n, math.inf)
-    if workload is not None:
-        return replace(workload, arrival_time=never)
-    return Workload(never, *np.zeros((3, n), dtype=np.int64))
+    if workload is None:
+        n = config.num_requests
+        return Workload(np.full(n, math.inf), *np.zeros((3, n), dtype=np.int64))
+    sent = workload.arrival_time.copy()
+    if config.clients or config.max_concurrency:
+        sent[:] = math.inf
+    return replace(workload, arrival_time=sent)
+
+
+class Senders:
+    """Who sends the requests of a run, whatever the server.
+
+    Args:
+        config: Users, gate, limits and seed.
+        workload: As for ``own_clients``.
+
+    Attributes:
+        sent: The requests as the server sees them: they arrive when they are sent.
+        draws: Do users draw what they ask?
+        wanted: When each arrived at the client, seconds.
+        entered: When those that were not refused were sent, seconds.
+    """
+
+    def __init__(self, config: SimulationConfig, workload: Workload | None) -> None:
+        self.sent, self.draws = not_sent(config, workload), workload is None
+        self._n = n = len(self.sent)
+        self.entered, self.wanted = array("d"), array("d", [math.nan]) * n
+        self._users, self._user_of = all_users(config), list[int]()
+        self._at, *self._asked = columns_of(self.sent)
+        self._soon, self._late = array("d"), array("d")  # limits: first token, last
+        self._impatient = (config.patience, config.request_timeout) != (None, None)
+        if workload is not None and not self._users:
+            self.wanted = array("d", workload.arrival_time.tobytes())
+            if self._impatient:
+                u = stream(config.random_seed, "patience").random((n, 2)).T
+                own = (array("d", its.tobytes()) for its in limits_of(config, u))
+                self._soon, self._late = own
+
+    def _ask(self, i: int, number: int, time: float) -> User:
+        """Request ``i`` is what this user asks at a time, seconds."""
+        user = self._users[number]
+        self.wanted[i] = time
+        self._user_of.append(number)
+        if self._impatient:
+            self._soon.append(user.limits[0])
+            self._late.append(user.limits[1])
+        if self.draws:
+            prompt, output, kind = self._asked
+            prompt[i], output[i], kind[i] = user.prompt, user.output, user.request_class
+        return user
 
 
 class Desk(Protocol):
@@ -204,8 +256,8 @@ class Desk(Protocol):
 
 
 @final  # so that a type checker knows that it is true
-class Clients:
-    """The senders of a run.
+class Clients(Senders):
+    """The senders of a run of a continuous server.
 
     A server sets ``desk``, which receives or refuses a request and drops those who
     gave up; it tells ``answer`` who completes.
@@ -215,9 +267,6 @@ class Clients:
         workload: As for ``own_clients``.
 
     Attributes:
-        sent: The requests as the server sees them: they arrive when they are sent.
-        wanted: When each arrived at the client, seconds.
-        entered: When those that were not refused were sent, seconds.
         times: When things happened to them in the server; NaN if they did not.
         wasted: Tokens computed for those who gave up.
     """
@@ -225,29 +274,21 @@ class Clients:
     desk: Desk
 
     def __init__(self, config: SimulationConfig, workload: Workload | None) -> None:
-        self.sent, self._draws = not_sent(config, workload), workload is None
-        self._n = n = len(self.sent)
+        super().__init__(config, workload)
         self.times = RequestTimes.of(self.sent, config, math.nan)
         shares = config.turns is not None or config.prefixes is not None
-        if self._draws and shares and config.prefix_caching:
+        if self.draws and shares and config.prefix_caching:
             self.times.paths = Paths(config.block_size)
-        self.entered = array("d")
-        self.end, self.wanted = array("d", [math.nan]) * n, array("d", [math.nan]) * n
+        n, self._talks = self._n, config.turns is not None
+        self.end = array("d", [math.nan]) * n
         self.outcome, self.wasted = array("b", [_UNANSWERED] * n), array("q", [0] * n)
         self._most = config.max_concurrency or math.inf
         self._unanswered = self._arrived = 0
         self._held = deque[int]()
         self._deadlines: list[tuple[float, int]] = []
-        self._impatient = (config.patience, config.request_timeout) != (None, None)
-        self._limits: list[Sequence[float]] = []
-        self._user_of: list[int] = []
-        self._users, self._talks = all_users(config), config.turns is not None
         self._coming = [(u.think, _ARRIVAL, i) for i, u in enumerate(self._users)]
-        if workload is not None and not self._users:
-            self.wanted = array("d", workload.arrival_time.tobytes())
+        if not self._users:
             self._coming = [(self.wanted[0], _ARRIVAL, 0)]
-            u = stream(config.random_seed, "patience").random((n, 2)).T
-            self._limits = list(zip(*limits_of(config, u).tolist(), strict=True))
         heapify(self._coming)
 
     # Time
@@ -266,7 +307,7 @@ class Clients:
             if self.outcome[i] != _UNANSWERED:
                 heappop(deadlines)
                 continue
-            last = times.arrival[i] + self._limits[i][1]
+            last = times.arrival[i] + self._late[i]
             if time >= last or not times.first[i] <= time:
                 return time
             heapreplace(deadlines, (last, i))  # it has its first token
@@ -301,33 +342,22 @@ class Clients:
 
     def _arrive(self, who: int, time: float) -> None:
         """The clock or a user wants to send the next request."""
-        i, self._arrived = self._arrived, self._arrived + 1
-        over = self._arrived == self._n
+        i = self._arrived
+        self._arrived = after = i + 1
         if self._users:
-            self._ask(i, who, time)
-            if over:
+            user, paths = self._ask(i, who, time), self.times.paths
+            if self.draws and paths is not None:
+                said = user.prompt + user.output if self._talks else 0
+                paths.say(i, user.start, user.conversation, said)
+            if after == self._n:  # nobody else will ask
                 self._coming[:] = [its for its in self._coming if its[1] == _ANSWER]
                 heapify(self._coming)
-        elif not over:
-            heappush(self._coming, (self.wanted[i + 1], _ARRIVAL, i + 1))
+        elif after < self._n:
+            heappush(self._coming, (self.wanted[after], _ARRIVAL, after))
         if self._unanswered < self._most:
             self._send(i, time)
         else:
             self._held.append(i)
-
-    def _ask(self, i: int, number: int, time: float) -> None:
-        """Request ``i`` is what this user asks."""
-        user, times = self._users[number], self.times
-        self.wanted[i] = time
-        self._user_of.append(number)
-        if self._impatient:
-            self._limits.append(user.limits)
-        if self._draws:
-            times.prompt[i], times.output[i] = user.prompt, user.output
-            self.sent.request_class[i] = user.request_class
-            if times.paths is not None:
-                said = user.prompt + user.output if self._talks else 0
-                times.paths.add(i, user.start, user.conversation, said)
 
     def _send(self, i: int, time: float) -> None:
         self.times.arrival[i] = time
@@ -337,7 +367,7 @@ class Clients:
             return
         self.entered.append(time)
         if self._impatient:
-            heappush(self._deadlines, (time + min(self._limits[i]), i))
+            heappush(self._deadlines, (time + min(self._soon[i], self._late[i]), i))
 
     def user_of(self, i: int) -> int:
         """The number of the user who sends request ``i``; -1 by the clock."""
@@ -348,8 +378,8 @@ class Clients:
         if self.outcome[i] != _UNANSWERED:
             return False
         if self._impatient:
-            since, (first, last) = self.times.arrival[i], self._limits[i]
-            if self.times.first[i] > since + first or end > since + last:
+            since, first = self.times.arrival[i], self.times.first[i]
+            if first > since + self._soon[i] or end > since + self._late[i]:
                 return False
         self._over(i, end, COMPLETED)
         return True

@@ -9,7 +9,6 @@ soon as it opens.
 from __future__ import annotations
 
 import math
-from array import array
 from collections.abc import Sequence
 from heapq import heapify, heappop, heappush
 from typing import Any
@@ -17,16 +16,15 @@ from typing import Any
 import numpy as np
 
 from llminfer.base.arrays import FloatArray
-from llminfer.base.streams import stream
 from llminfer.config import SimulationConfig
 from llminfer.record import COMPLETED, GIVEN_UP, REFUSED
 from llminfer.servers.batch_control import Observed
-from llminfer.servers.clients import all_users, limits_of, not_sent
+from llminfer.servers.clients import Senders
 from llminfer.servers.queues import WaitingQueue
 from llminfer.workload import Workload
 
 
-class StaticDesk:
+class StaticDesk(Senders):
     """Where the clients of a static server meet its queue.
 
     Args:
@@ -36,9 +34,6 @@ class StaticDesk:
     Attributes:
         queue: Where requests wait; the server's, as ``seen`` is.
         seen: What a controller of the batch limit sees.
-        sent: The requests as the server sees them: they arrive when they are sent.
-        draws: Do users draw what they ask?
-        entered: When those that were not refused were sent, seconds.
         rests_until: Where a tick comes first, when the next thing happens, seconds.
     """
 
@@ -47,22 +42,9 @@ class StaticDesk:
     rests_until: float
 
     def __init__(self, config: SimulationConfig, workload: Workload | None) -> None:
-        self.sent, self.draws = not_sent(config, workload), workload is None
-        self._n = n = len(self.sent)
-        self._at: Any = memoryview(self.sent.arrival_time)  # type: ignore[arg-type]
-        self.entered, self._wanted = array("d"), array("d", [math.nan]) * n
-        self._users = all_users(config)
-        self._user_of: list[int] = []
+        super().__init__(config, workload)
         self._coming = [(user.think, i) for i, user in enumerate(self._users)]
         heapify(self._coming)
-        self._limits = np.full((2, n), math.inf)
-        self._impatient = (config.patience, config.request_timeout) != (None, None)
-        if workload is not None and not self._users:
-            self._wanted = array("d", workload.arrival_time.tobytes())
-            if self._impatient:
-                u = stream(config.random_seed, "patience").random((n, 2)).T
-                self._limits = limits_of(config, u)
-        self._limit = array("d", self._limits.min(axis=0).tobytes())
         self._places: float = config.max_concurrency or math.inf  # free at the gate
         self._gated = self._places < math.inf
         self._room, self._timeout = config.queue_limit or math.inf, config.batch_timeout
@@ -73,9 +55,8 @@ class StaticDesk:
         self._waiting: set[int] = set()  # of the impatient
         self._left: dict[int, float] = {}  # when those of the batch will give up
         self._refused: list[int] = []
-        self._reacts = (
-            self._gated or bool(self._users) or config.batch_control != "static"
-        )
+        steered = config.batch_control != "static"
+        self._reacts = bool(steered or self._gated or self._users)
 
     def dispatch(self, free: float, limit: int, tick: float) -> float:
         """When the server dispatches its next batch, seconds; ``tick`` at most.
@@ -98,7 +79,7 @@ class StaticDesk:
             sends = due = math.inf  # when the next is sent, and when who waits is due
             if self._places > 0 and self._next < self._n:
                 sends = self._coming[0][0] if self._coming else math.inf
-                sends = sends if self._users else self._wanted[self._next]
+                sends = sends if self._users else self.wanted[self._next]
             soon = min(sends, self._deadlines[0][0]) if self._deadlines else sends
             last = sends == math.inf if timeout is None else self._next == self._n
             if waiting and last:
@@ -137,7 +118,9 @@ class StaticDesk:
         """
         start, first, end = times
         sent, served = self.sent.arrival_time, start < math.inf
-        soon, late = sent + self._limits
+        soon = late = np.full(len(sent), math.inf)
+        if self._impatient:
+            soon, late = sent + self._soon, sent + self._late
         left = np.where(first > soon, soon, math.inf)
         np.minimum(left, late, out=left, where=end > late)
         over, gone = np.minimum(end, left), left < math.inf
@@ -145,7 +128,7 @@ class StaticDesk:
         outcome[self._refused], over[self._refused] = REFUSED, sent[self._refused]
         tokens = self.sent.prompt_length + self.sent.output_length
         return {
-            "arrival_time": np.array(self._wanted),
+            "arrival_time": np.array(self.wanted),
             "queue_entry_time": sent,
             "processing_start_time": np.where(served, start, math.nan),
             "first_token_time": np.where(first <= over, first, math.nan),
@@ -158,26 +141,22 @@ class StaticDesk:
 
     def _advance(self, now: float) -> None:
         """Let happen what happens up to ``now``, seconds."""
-        coming, wanted, at, users = self._coming, self._wanted, self._at, self._users
-        deadlines, waiting, left = self._deadlines, self._waiting, self._left
+        coming, wanted, at, users = self._coming, self.wanted, self._at, self._users
+        due, waiting, left = self._deadlines, self._waiting, self._left
         queue, join, enter = self.queue, self.queue.add, self.entered.append
         i, n, places, opened = self._next, self._n, self._places, self._opened
-        room, impatient, limit = self._room, self._impatient, self._limit
+        room, impatient = self._room, self._impatient
         while True:
-            while (
-                deadlines
-                and (who := deadlines[0][1]) not in waiting
-                and who not in left
-            ):
-                heappop(deadlines)  # it has been answered
-            until = min(self._end, deadlines[0][0]) if deadlines else self._end
+            while due and (who := due[0][1]) not in waiting and who not in left:
+                heappop(due)  # it has been answered
+            until = min(self._end, due[0][0]) if due else self._end
             while places > 0 and i < n and (coming or not users):
                 time = coming[0][0] if users else wanted[i]
                 if time > now or time >= until:
                     break
                 at[i] = sent = opened if opened > time else time
                 if users:
-                    self._ask(i)
+                    self._ask(i, heappop(coming)[1], time)
                 if room < math.inf and len(queue) >= room:
                     self._refused.append(i)
                     self._go_on(i, sent)
@@ -187,7 +166,8 @@ class StaticDesk:
                     places -= 1
                     if impatient:
                         waiting.add(i)
-                        heappush(deadlines, (deadline := sent + limit[i], i))
+                        deadline = sent + min(self._soon[i], self._late[i])
+                        heappush(due, (deadline, i))
                         if deadline < until:
                             until = deadline
                 i += 1
@@ -195,7 +175,7 @@ class StaticDesk:
                 break
             if until == self._end:
                 places, opened, self._end = places + self._answers, until, math.inf
-            elif self._leaves(heappop(deadlines)[1], until):
+            elif self._leaves(heappop(due)[1], until):
                 places, opened = places + 1, until
         self._next, self._places, self._opened = i, places, opened
 
@@ -212,21 +192,9 @@ class StaticDesk:
             del self._left[i]
         return gone
 
-    def _ask(self, i: int) -> None:
-        """Request ``i`` is what the next user asks."""
-        self._wanted[i], number = heappop(self._coming)
-        user, sent = self._users[number], self.sent
-        self._user_of.append(number)
-        self._limits[:, i], self._limit[i] = user.limits, min(user.limits)
-        if self.draws:
-            sent.prompt_length[i], sent.output_length[i] = user.prompt, user.output
-            sent.request_class[i] = user.request_class
-
     def _gives_up(self, i: int, first: float, end: float) -> bool:
         """Does request ``i`` of a batch give up before its first token, or its last?"""
-        if end <= self._at[i] + self._limit[i]:
-            return False
-        soon, late = (self._at[i] + self._limits[:, i]).tolist()
+        soon, late = self._at[i] + self._soon[i], self._at[i] + self._late[i]
         time = min(soon if first > soon else math.inf, late if end > late else math.inf)
         if time == math.inf:
             return False

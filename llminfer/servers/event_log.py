@@ -31,6 +31,11 @@ _BLOCKS = ("first_blocks", "last_blocks")  # held in these steps
 _PREEMPTION = ("preempted_request", "preempted_time", "resumed_time", "caught_up_time")
 
 
+def columns_of(workload: Workload) -> list[Any]:
+    """The columns of a workload, to be read one by one, also while they are filled."""
+    return [memoryview(column) for column in list(vars(workload).values())[:4]]
+
+
 @dataclass(slots=True)
 class RequestTimes:
     """What the requests of a run ask, and when things happened to them, by number."""
@@ -51,8 +56,7 @@ class RequestTimes:
         """Those of a workload, to which nothing has happened yet: ``never`` says so."""
         segments = workload.segments if config.prefix_caching else None
         paths = None if segments is None else Paths(config.block_size, segments)
-        asked, n = list(workload.columns.values())[:3], len(workload)
-        columns: Any = [memoryview(column) for column in asked]
+        n, columns = len(workload), columns_of(workload)[:3]
         columns += [array("d", [never]) * n for _ in range(3)]
         columns += [array("q", bytes(8 * n)), paths]
         return cls(*columns)
@@ -83,9 +87,8 @@ class Log:
     def tables(self) -> tuple[Any, Any]:
         """The stretches, and the preemptions, each by column."""
         kind = [(name, "f8") for name in _PREEMPTION]
-        return np.frombuffer(self.rows, self._kind), np.frombuffer(
-            self.preemptions, kind
-        )
+        rows = np.frombuffer(self.rows, self._kind)
+        return rows, np.frombuffer(self.preemptions, kind)
 
 
 def write_up(
@@ -112,9 +115,8 @@ def write_up(
     rows, server = _in_order(stretches, "batch_start")
     columns: dict[str, Any] = dict.fromkeys(_BLOCKS, np.empty(0, np.int64))
     columns |= {name: rows[name] for name in rows.dtype.names}
-    own = {
-        name: columns.pop(name) for name in ("batch_start", "batch_end", "batch_size")
-    }
+    outer = ("batch_start", "batch_end", "batch_size")
+    own = {name: columns.pop(name) for name in outer}
     away, _ = _in_order(preemptions, "preempted_time")
     columns |= {name: away[name] for name in _PREEMPTION}
     columns["preempted_request"] = away["preempted_request"].astype(np.int64)

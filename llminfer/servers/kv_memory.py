@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections import deque
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import accumulate
 
 from llminfer.config import SimulationConfig
@@ -90,8 +90,11 @@ class Span:
 
     start: int
     blocks: int
-    holders: set[int] = field(default_factory=set)
-    freed: list[Span] = field(default_factory=list)
+    holders: set[int]
+    freed: list[Span]
+
+
+_NOBODY: set[int] = set()  # holds blocks without names that are free
 
 
 class CachingPool(BlockPool):
@@ -117,14 +120,15 @@ class CachingPool(BlockPool):
         super().__init__(blocks, block_size)
         self.shares = paths is not None
         self._names = (paths or Paths(block_size)).names
-        self._queue = deque([[Span(-1, blocks)]])  # what came free together
-        self._queued = blocks  # all that stand there
-        self._loose = 0  # that are to stand at its end, and nobody will look for
+        self._queue = deque[list[Span]]()  # what came free together
+        self._queued = 0  # all that stand there
+        self._loose = blocks  # that are to stand at its end, and nobody will look for
         self._first: dict[int, Span] = {}  # that begin with a name and are found
         self._copies: dict[int, list[Span]] = {}  # of a named block, by age
         self._held: dict[int, list[Span]] = {}  # named ones, by request
+        self._named: dict[int, int] = {}  # how many blocks these are
         self._left: dict[int, tuple[Span, int]] = {}  # others, and how many are full
-        self._seen: tuple[list[tuple[Span, int]], int] = [], 0
+        self._seen: tuple[list[tuple[Span, int]], int, int] = [], 0, 0
 
     def give_back(self, request: int, tokens: int, returns: bool = False) -> None:
         blocks = rest = self.blocks_for(tokens)
@@ -134,21 +138,21 @@ class CachingPool(BlockPool):
             return
         self._catch_up()
         self.publish(request, tokens)
-        mine = self._held.pop(request, [])
-        rest -= (named := sum([span.blocks for span in mine]))
+        rest -= (named := self._named.pop(request, 0))
         freed: list[Span] = []
-        for span in mine:
+        for span in self._held.pop(request, ()):
             span.holders.discard(request)
             if span.holders:
                 blocks -= span.blocks
             else:
                 span.freed = freed
                 freed.append(span)
-        freed.append(own := Span(-1, rest))
-        if returns:
-            self._left[request] = own, tokens // self.block_size - named
-        else:
+        if rest:
+            freed.append(Span(-1, rest, _NOBODY, freed))
+        if not returns:
             self._names.pop(request, None)
+        elif rest:
+            self._left[request] = freed[-1], tokens // self.block_size - named
         self._queue.append(freed)
         self._queued += blocks
         self.free += blocks
@@ -165,7 +169,7 @@ class CachingPool(BlockPool):
         seen: list[tuple[Span, int]] = []
         found = held = 0
         for end, ahead in self._names.get(request, ()):
-            upto = min(end, most)
+            upto = end if end < most else most
             while found < upto and (span := first.get(found + ahead)):
                 blocks = min(span.blocks, upto - found)
                 seen.append((span, blocks))
@@ -176,7 +180,7 @@ class CachingPool(BlockPool):
                 break
         rest, full = self._left.get(request, (None, 0))
         own = 0 if rest is None else min(rest.blocks, full)
-        self._seen = seen, own
+        self._seen = seen, found, own
         return found + own, held
 
     def hold(self, request: int, tokens: int) -> None:
@@ -186,10 +190,10 @@ class CachingPool(BlockPool):
             request: Its number.
             tokens: Those in its cache after this step, which others find.
         """
-        seen, taken = self._seen
+        seen, self._named[request], taken = self._seen
         if left := self._left.pop(request, None):
             left[0].blocks -= taken
-        self._held[request] = [span for span, _ in seen]
+        self._held[request] = mine = []
         for span, blocks in seen:
             if blocks < span.blocks:
                 self._split(span, blocks)
@@ -197,32 +201,33 @@ class CachingPool(BlockPool):
                 span.freed.remove(span)
                 taken += blocks
             span.holders.add(request)
+            mine.append(span)
         self._queued -= taken
         self.free -= taken
         self.publish(request, tokens)
 
     def publish(self, request: int, tokens: int) -> None:
         """Let others find the full blocks of the first so many tokens of a request."""
-        begin = sum([span.blocks for span in self._held.get(request, ())])
+        begin, full = self._named.get(request, 0), tokens // self.block_size
         for end, ahead in self._names.get(request, ()):
-            if begin < (upto := min(end, tokens // self.block_size)):
+            if begin < (upto := end if end < full else full):
                 self._compute(request, begin + ahead, upto + ahead)
-                begin = upto
+                self._named[request] = begin = upto
 
     def _compute(self, request: int, name: int, end: int) -> None:
         """A request has computed the blocks with these names, after its others."""
         mine, first = self._held[request], self._first
-        if mine and name not in first and self._goes_on(mine[-1], name):
-            mine[-1].blocks += end - name
+        if name not in first and mine and self._goes_on(last := mine[-1], name):
+            last.blocks += end - name
             return
         while name < end and (there := first.get(name)):  # by others
             if there.blocks > 1:
                 self._split(there, 1)
-            mine.append(Span(name, 1, {request}))
+            mine.append(Span(name, 1, {request}, mine))
             self._copies.setdefault(name, []).append(mine[-1])
             name += 1
         if name < end:
-            mine.append(Span(name, end - name, {request}))
+            mine.append(Span(name, end - name, {request}, mine))
             first[name] = mine[-1]
 
     def _goes_on(self, span: Span, name: int) -> bool:
@@ -243,25 +248,28 @@ class CachingPool(BlockPool):
     def _catch_up(self) -> None:
         """Put into the queue what is loose, and take off what was taken."""
         if self._loose:
-            self._queue.append([Span(-1, self._loose)])
+            self._queue.append([Span(-1, self._loose, _NOBODY, [])])
             self._queued += self._loose
             self._loose = 0
-        while self._queued > self.free:
-            if not (freed := self._queue[0]):
-                self._queue.popleft()
-                continue
-            blocks = min(self._queued - self.free, freed[-1].blocks)
-            self._queued -= blocks
-            self._take(freed[-1], blocks)
-            if not freed[-1].blocks:
-                freed.pop()
+        queue, short = self._queue, self._queued - self.free
+        self._queued -= max(short, 0)
+        while short > 0:
+            freed = queue[0]
+            while freed and short:
+                if (blocks := (span := freed[-1]).blocks) > short:
+                    blocks = short
+                else:
+                    freed.pop()
+                span.blocks -= blocks
+                short -= blocks
+                if span.start >= 0:
+                    self._lose(span, blocks)
+            if not freed:
+                queue.popleft()
 
-    def _take(self, span: Span, blocks: int) -> None:
-        """The last blocks of a span are taken: the next copies are found now."""
+    def _lose(self, span: Span, blocks: int) -> None:
+        """The last blocks of a span were taken: the next copies are found now."""
         start, first = span.start, self._first
-        span.blocks -= blocks
-        if start < 0:
-            return
         if first.get(start) is not span:
             self._copies[start].remove(span)
             return
@@ -298,16 +306,19 @@ class EndlessCache(BlockPool):
         """Full blocks that a request finds; nobody needs to hold them."""
         most, found = (tokens - 1) // self.block_size, 0
         for end, ahead in self._names[request]:
-            found = max(found, min(self._computed.get(ahead, 0), end, most))
-            if found < end:
-                break
+            upto = end if end < most else most
+            if (known := self._computed.get(ahead, 0)) < upto:
+                return (known if known > found else found), 0
+            found = upto
         return found, 0
 
     def hold(self, request: int, tokens: int) -> None:
         """Let others find the full blocks of the first so many tokens of a request."""
+        computed, full = self._computed, tokens // self.block_size
         for end, ahead in self._names[request]:
-            known, upto = self._computed.get(ahead, 0), tokens // self.block_size
-            self._computed[ahead] = max(known, min(end, upto))
+            upto = end if end < full else full
+            if computed.get(ahead, 0) < upto:
+                computed[ahead] = upto
 
     publish = hold
 

@@ -4,9 +4,7 @@ A workload's *segments* say how each request's tokens begin: a path of (id, toke
 pairs, over its prompt and, where it goes on, its answer. Requests whose paths begin
 alike share the full blocks of what is common; here 2 of 3 blocks of 4 tokens:
 
->>> paths = Paths(block_size=4)
->>> paths.add(0, [(7, 8), (1, 4)])
->>> paths.add(1, [(7, 8), (2, 4)])
+>>> paths = Paths(4, [[(7, 8), (1, 4)], [(7, 8), (2, 4)]])
 
 Blocks 0 and 1 have these names in both. Block 2 of the second has another than that of
 the first, which goes on where those end:
@@ -20,6 +18,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 Path = Sequence[tuple[int, int]]
+Pieces = list[tuple[int, int]]
 _APART = 10**12  # names of each chain: of blocks that follow one another
 
 
@@ -36,26 +35,32 @@ class Paths:
     """
 
     def __init__(self, block_size: int, segments: Sequence[Path] = ()) -> None:
-        self.names: dict[int, list[tuple[int, int]]] = {}
         self.block_size, self._chains = block_size, 0
         self._tree: dict[tuple[int, int, int], tuple[int, int]] = {}
+        self._begun: dict[Path, tuple[Pieces, int]] = {}
         self._ended = {0}  # nodes behind which another chain begins
-        for i, path in enumerate(segments):
-            self.add(i, path)
+        self.names = {i: self._along(path)[0] for i, path in enumerate(segments)}
 
-    def add(
-        self, request: int, path: Path, conversation: int = 0, said: int = 0
-    ) -> None:
-        """Name the blocks on the path of a request.
+    def say(self, request: int, path: Path, conversation: int, said: int) -> None:
+        """Name the blocks of a request in a conversation that begins with a path.
 
         Args:
             request: Its number.
-            path: What it shares with any other.
+            path: One of a few.
             conversation: The number of what only its own conversation shares.
             said: Tokens of that with those of the path, as they are so far.
         """
+        if (begun := self._begun.get(path)) is None:
+            begun = self._begun[path] = self._along(path)
+        names, blocks = begun
+        if blocks < (full := said // self.block_size):
+            names = [*names, (full, (2 * conversation + 1) * _APART)]
+        self.names[request] = names
+
+    def _along(self, path: Path) -> tuple[Pieces, int]:
+        """The pieces of a path, and the full blocks on it."""
         tree, size, node, end, ahead = self._tree, self.block_size, 0, 0, 0
-        mine: list[tuple[int, int]] = []
+        mine: Pieces = []
         for segment, tokens in path:
             begin, end = end // size, end + tokens
             if (at := (node, segment, tokens)) not in tree:
@@ -68,6 +73,4 @@ class Paths:
                 if mine and mine[-1][1] == ahead:
                     mine.pop()
                 mine.append((end // size, ahead))
-        if end // size < said // size:
-            mine.append((said // size, (2 * conversation + 1) * _APART))
-        self.names[request] = mine
+        return mine, end // size

@@ -4,12 +4,14 @@ import heapq
 from array import array
 from collections import OrderedDict
 from collections.abc import Sequence
+from itertools import islice
 from typing import Any, Protocol
 
 import numpy as np
 
 from llminfer import policies
 from llminfer.request import Request
+from llminfer.servers.event_log import columns_of
 from llminfer.workload import Workload
 
 
@@ -53,6 +55,7 @@ def waiting_queue(
     *,
     every: bool,
     live: bool,
+    leave: bool = False,
     like: WaitingQueue | None = None,
 ) -> WaitingQueue:
     """The cheapest queue that keeps ``policy``'s order.
@@ -62,39 +65,30 @@ def waiting_queue(
     Args:
         policy: Who goes next.
         workload: The requests.
-        every: Will all of them join and be taken? Another server may get some.
+        every: Will all of them join? Another server may get some.
         live: Are the columns filled in as requests come?
+        leave: May some not join, or leave before they are taken?
         like: The queue of another server of the same run; what both know of the
             requests, they share.
     """
     sorts = type(policy).sort_requests
     if sorts is policies.KeyedPolicy.sort_requests:
         assert isinstance(policy, policies.KeyedPolicy)
-        if every and type(policy).keys is policies.FCFSPolicy.keys:
-            return _ArrivalQueue()
+        if type(policy).keys is policies.FCFSPolicy.keys:
+            return _ArrivalQueue() if every and not leave else _LeavingQueue()
         if live:
             return _LiveQueue(policy, workload)
-        shared = like.ranks if isinstance(like, _KeyedQueue) else None
-        return _KeyedQueue(shared or _Ranks(policy, workload))
+        ranks = getattr(like, "ranks", None) or _Ranks(policy, workload)
+        return _RankedQueue(ranks) if leave else _KeyedQueue(ranks)
     if sorts is policies.ClassPolicy.sort_requests:
         assert isinstance(policy, policies.ClassPolicy)
-        _, *lengths, classes = _columns(workload)
-        service = policies.service_tokens
+        _, prompt, output, classes = columns_of(workload)
+        class_of, tokens = classes.__getitem__, policies.service_tokens
         if live or not every:
-            return policy.queues(
-                classes.__getitem__,
-                lambda i: int(service(*(its[i] for its in lengths))),
-            )
-        tokens = service(workload.prompt_length, workload.output_length)
-        return policy.queues(
-            classes.__getitem__, array("q", tokens.tobytes()).__getitem__
-        )
+            return policy.queues(class_of, lambda i: int(tokens(prompt[i], output[i])))
+        all_tokens = tokens(workload.prompt_length, workload.output_length)
+        return policy.queues(class_of, array("q", all_tokens.tobytes()).__getitem__)
     return _SortedQueue(policy, workload)
-
-
-def _columns(workload: Workload) -> list[Any]:
-    """The columns of a workload, to be read one by one, also while they are filled."""
-    return [memoryview(column) for column in list(vars(workload).values())[:4]]
 
 
 class _ArrivalQueue:
@@ -188,52 +182,27 @@ class _KeyedQueue:
         return self.first
 
 
-class _LiveQueue:
-    """Requests under a fixed key that is known when they join, and that may leave.
-
-    Keys are worked out together, of all who have joined since somebody was taken.
-    """
+class _LeavingQueue:
+    """Requests in order of arrival, that may leave."""
 
     can_overtake, time_dependent = True, False
 
-    def __init__(self, policy: policies.KeyedPolicy, workload: Workload) -> None:
-        self.policy, self.columns = policy, list(workload.columns.values())
-        self.counts = type(policy).keys is policies.FCFSPolicy.keys
-        self.heap: list[tuple[float, int]] = []  # some may have left
-        self.joined: list[int] = []  # and are not in the heap yet
-        self.waiting = OrderedDict[int, None]()
+    def __init__(self) -> None:
+        self.waiting: OrderedDict[int, Request | None] = OrderedDict()
 
     def __len__(self) -> int:
         return len(self.waiting)
 
     def add(self, i: int) -> None:
         self.waiting[i] = None
-        if not self.counts:  # in order of number
-            self.joined.append(i)
 
     def peek(self, now: float) -> int:
-        if self.counts:
-            return self.oldest()
-        if self.joined:
-            those = np.array(self.joined)
-            its = (column[those] for column in self.columns)
-            keys = self.policy.keys(policies.Waiting(those, *its)).tolist()
-            for entry in zip(keys, self.joined, strict=True):
-                heapq.heappush(self.heap, entry)
-            self.joined.clear()
-        while (i := self.heap[0][1]) not in self.waiting:
-            heapq.heappop(self.heap)
-        return i
+        return next(iter(self.waiting))
 
     def take(self, most: int, now: float) -> Sequence[int]:
-        waiting, number = self.waiting, range(min(most, len(self.waiting)))
-        if self.counts:
-            return [waiting.popitem(last=False)[0] for _ in number]
-        batch = []
-        for _ in number:
-            batch.append(i := self.peek(now))
-            heapq.heappop(self.heap)
-            del waiting[i]
+        batch = list(islice(self.waiting, most))
+        for i in batch:
+            del self.waiting[i]
         return batch
 
     def discard(self, i: int) -> None:
@@ -243,24 +212,76 @@ class _LiveQueue:
         return next(iter(self.waiting))
 
 
-class _SortedQueue:
+class _RankedQueue(_LeavingQueue):
+    """Requests under a fixed key, that may leave: a heap, some of whom have left."""
+
+    def __init__(self, ranks: Any) -> None:
+        super().__init__()
+        self.ranks = ranks
+        self.heap: list[tuple[float, int]] = []
+
+    def add(self, i: int) -> None:
+        self.waiting[i] = None
+        heapq.heappush(self.heap, (self.ranks.rank[i], i))
+
+    def peek(self, now: float) -> int:
+        while self.heap[0][1] not in self.waiting:
+            heapq.heappop(self.heap)
+        return self.heap[0][1]
+
+    def take(self, most: int, now: float) -> Sequence[int]:
+        heap, waiting, batch = self.heap, self.waiting, list[int]()
+        if waiting:
+            self.peek(now)  # then all of them are in the heap
+        while waiting and len(batch) < most:
+            i = heapq.heappop(heap)[1]
+            if i in waiting:
+                del waiting[i]
+                batch.append(i)
+        return batch
+
+
+class _LiveQueue(_RankedQueue):
+    """The same where the key is known when they join.
+
+    Keys are worked out together, of all who have joined since somebody was taken.
+    """
+
+    def __init__(self, policy: policies.KeyedPolicy, workload: Workload) -> None:
+        super().__init__(None)
+        self.policy, self.columns = policy, list(workload.columns.values())
+        self.joined: list[int] = []  # and are not in the heap yet
+
+    def add(self, i: int) -> None:
+        self.waiting[i] = None
+        self.joined.append(i)
+
+    def peek(self, now: float) -> int:
+        if self.joined:
+            those = np.array(self.joined)
+            its = (column[those] for column in self.columns)
+            keys = self.policy.keys(policies.Waiting(those, *its)).tolist()
+            for entry in zip(keys, self.joined, strict=True):
+                heapq.heappush(self.heap, entry)
+            self.joined.clear()
+        return super().peek(now)
+
+
+class _SortedQueue(_LeavingQueue):
     """Requests under an order that may change: sorted anew at every dispatch.
 
     The policy is asked once for an instant and a queue, so that looking at the next
     request does not change who it is.
     """
 
-    can_overtake = time_dependent = True
+    time_dependent = True
 
     def __init__(self, policy: policies.SchedulingPolicy, workload: Workload) -> None:
+        super().__init__()
         self.policy = policy
-        self.columns = _columns(workload)
-        self.waiting: dict[int, Request] = {}
+        self.columns = columns_of(workload)
         self.order: list[Request] = []  # the answer, least last
         self.asked = -np.inf
-
-    def __len__(self) -> int:
-        return len(self.waiting)
 
     def add(self, i: int) -> None:
         request = Request(i, *(column[i] for column in self.columns))
@@ -282,11 +303,9 @@ class _SortedQueue:
         del self.waiting[i]
         self.order = []
 
-    def oldest(self) -> int:
-        return next(iter(self.waiting))
-
     def _sorted(self, now: float) -> list[Request]:
         if now != self.asked or not self.order:
-            self.order = policies.ranked(self.policy, self.waiting.values(), now)[::-1]
+            those = filter(None, self.waiting.values())
+            self.order = policies.ranked(self.policy, those, now)[::-1]
             self.asked = now
         return self.order

@@ -98,10 +98,8 @@ class Router:
         paths: Segments | None,
     ) -> None:
         self._replicas, self._paths, self._size = replicas, paths, config.block_size
-        self._longest, self._load = (
-            config.router == "longest_prefix",
-            LOADS[config.router],
-        )
+        self._longest = config.router == "longest_prefix"
+        self._load = LOADS[config.router]
         self._loads = [0] * len(replicas)  # except where they have changed since
         self._changed: list[int] = []
         everybody = (1 << len(replicas)) - 1
@@ -128,9 +126,8 @@ class Router:
             if best[0] > blocks:
                 break
             those, left = sent[node] & left, left & ~sent[node]
-            for load, place in sorted(
-                (self._loads[p], p) for p in range(len(self._loads)) if those >> p & 1
-            ):
+            here = [p for p in range(len(self._loads)) if those >> p & 1]
+            for load, place in sorted((self._loads[p], p) for p in here):
                 found = self._replicas[place].scheduler.found(i, time) if blocks else 0
                 best = max(best, (found, -load, -place))
                 if found == blocks:
@@ -149,10 +146,8 @@ class Router:
             return [(0, most)]
         node, end, found = 0, 0, [(0, 0)]
         for its in self._paths[i]:
-            node, end = (
-                self._tree.setdefault((node, its), len(self._sent)),
-                end + its[1],
-            )
+            node = self._tree.setdefault((node, its), len(self._sent))
+            end += its[1]
             if node == len(self._sent):
                 self._sent.append(0)
             found.append((node, min(end // self._size, most)))

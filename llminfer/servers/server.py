@@ -92,7 +92,7 @@ class WorkloadServer(ABC):
     ) -> None:
         self.env = env
         self.config = config
-        work, self._live = sent or workload, sent is not None
+        work = sent or workload
         assert work is not None  # without users nobody else can draw it
         self.workload: Workload = work
         self._record: RunRecord | None = None
@@ -103,8 +103,9 @@ class WorkloadServer(ABC):
         self._queue = waiting_queue(
             self.config.policy(),
             self.workload,
-            every=every and not self.config.sheds,
-            live=self._live,
+            every=every,
+            live=bool(self.config.clients or self.config.max_concurrency),
+            leave=self.config.sheds,
             like=self._queue,
         )
         return self._queue

@@ -132,10 +132,8 @@ def _at_rank(gaps: Gaps, rank: float, guesses: list[float]) -> float:
     the guesses, then by halves, until the gaps in it can be listed.
     """
     below, passed, total = int(rank), 0, gaps.number()
-    low, high = (
-        float(gaps.first.min()) - 1.0,
-        max(float(part._last().max()) for part in gaps._parts()),
-    )
+    low = float(gaps.first.min()) - 1.0
+    high = max(float(part._last().max()) for part in gaps._parts())
     while gaps.steps.sum() > _LISTED + np.count_nonzero(gaps.steps):
         middle = (low + high) / 2.0
         if not low < middle < high:
