@@ -322,6 +322,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="mutants-") as folder:
         work = copied(Path(folder))
         tests = tests_of_lines(work, its.map)
+        compiled = [*QUIET, "--collect-only"]  # once, too
+        in_a_child(work, 600, partial(pytest.main, compiled))
         modules = sorted(work.glob("llminfer/**/*.py"))
         names = set(filter(None, its.modules.split(",")))
         chosen = [p for p in modules if not names or {p.stem, p.parent.name} & names]
