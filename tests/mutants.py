@@ -310,6 +310,7 @@ def main() -> None:
     say.add_argument("--seed", type=int, default=1)
     say.add_argument("--modules", default="", help="their names, all by default")
     say.add_argument("--number", type=int, default=40)
+    say.add_argument("--after", type=int, default=0, help="those judged already")
     say.add_argument("--budget", type=float, default=60.0, help="seconds of tests each")
     say.add_argument(
         "--map", type=Path, default=Path(tempfile.gettempdir(), "llminfer-lines.json")
@@ -330,7 +331,7 @@ def main() -> None:
         every = [mutant for path in chosen for mutant in mutants(path)]
         drawn = random.Random(its.seed).sample(every, min(its.number, len(every)))
         counts: Counter[str] = Counter()
-        for mutant in drawn:
+        for number, mutant in enumerate(drawn[its.after :], its.after + 1):
             module = str(mutant[0].relative_to(work))
             groups = asked_of(module, mutant[1], tests, its.budget)
             for asked in groups:
@@ -338,10 +339,10 @@ def main() -> None:
                 if said != "survived":
                     break
             counts[said] += 1
-            print(counts.total(), said, f"{module}:{mutant[1].start}", flush=True)
+            print(number, said, f"{module}:{mutant[1].start}", flush=True)
             if said != "killed":
                 shown(mutant, sum(map(len, groups)))
-        print(f"of {len(drawn)} faults (seed {its.seed}):", dict(counts))
+        print(f"of {counts.total()} faults (seed {its.seed}):", dict(counts))
 
 
 def copied(folder: Path) -> Path:
