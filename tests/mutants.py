@@ -66,7 +66,7 @@ QUIET = ["-q", "-p", "no:cacheprovider", "--no-header", "--tb=line"]
 ASKS = [*QUIET, "-x", "--hypothesis-profile=mutants"]
 _LONGEST, _NEAR = 40.0, 3  # seconds of a file; files that are asked first
 _MEMORY = 8 * 2**30  # bytes that a faulty package may ask for
-_NO_FAULT = ("strict", "stacklevel")  # keywords that guard, and change no result
+NO_FAULT = ("strict", "stacklevel")  # keywords that guard, and change no result
 Mutant = tuple[Path, range, str]  # a module, the lines that differ, its text
 DROPPED = (ast.Expr, ast.AugAssign, ast.Raise, ast.Continue, ast.Break)
 
@@ -97,7 +97,7 @@ def changes(node: ast.AST) -> Iterator[ast.AST]:
         case ast.IfExp(body=body, orelse=orelse):
             yield changed(body=orelse, orelse=body)
         case ast.Call(keywords=keywords):
-            left = [its for its in keywords if its.arg not in _NO_FAULT]
+            left = [its for its in keywords if its.arg not in NO_FAULT]
             yield from (changed(keywords=_without(keywords, its)) for its in left)
     if isinstance(node, DROPPED) and not isinstance(
         getattr(node, "value", None), ast.Constant
@@ -125,11 +125,17 @@ def faults(node: ast.AST) -> Iterator[tuple[ast.AST, ast.AST]]:
     for name, value in ast.iter_fields(node):
         if name not in ("annotation", "returns", "decorator_list", "bases"):
             for child in value if isinstance(value, list) else [value]:
-                if isinstance(child, ast.AST) and not isinstance(child, ast.JoinedStr):
+                if isinstance(child, ast.AST) and not is_no_fault(child):
                     yield from ((child, new) for new in changes(child))
                     yield from faults(child)
     if isinstance(node, ast.If | ast.While):
         yield node.test, ast.UnaryOp(ast.Not(), node.test)
+
+
+def is_no_fault(node: ast.AST) -> bool:
+    """Words in messages, and keywords that guard."""
+    guards = isinstance(node, ast.keyword) and node.arg in NO_FAULT
+    return guards or isinstance(node, ast.JoinedStr)
 
 
 def mutants(path: Path) -> list[Mutant]:
