@@ -443,3 +443,10 @@ def test_the_glossary_knows_each_setting_and_each_metric():
             bare = re.sub(rf"^({ahead})", "", name).replace("e2e", "latency")
             assert bare.replace("_share", "_requests") in known, name
     assert terms["meaning"].str.endswith(".").all()
+
+
+@pytest.mark.parametrize("source", ["", "0 1", "01\n", "a/b", 1])
+def test_macros_come_from_a_source_with_a_name(figures, source):
+    with pytest.raises(ConfigError, match=r"^source="):
+        save_numbers({"best": 16}, source=source)
+    assert not (figures / "numbers.tex").exists()
