@@ -366,11 +366,9 @@ class Bimodal(LengthLaw):
     def _quantile(self, u: FloatArray) -> FloatArray:
         (short, long), share = self._parts, self.short_prob
         with np.errstate(divide="ignore", invalid="ignore"):  # a part of no requests
-            a, b = (
-                short._quantile(u / share),
-                long._quantile((u - share) / (1.0 - share)),
-            )
-        return np.where(u < share, a, b)
+            of_short = short._quantile(u / share)
+            of_long = long._quantile((u - share) / (1.0 - share))
+        return np.where(u < share, of_short, of_long)
 
     def quantile(self, u: FloatArray) -> IntArray:
         shares = self.short_prob, 1.0 - self.short_prob
