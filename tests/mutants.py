@@ -8,9 +8,13 @@ line, by name those of the module first, then the quickest, are run on a copy un
 fails. Those that do not fail leave a survivor, which is shown: a missing test, or a
 place where it makes no difference. The same seed draws the same faults.
 
+A test that takes ten times as long as it should, and some seconds, hangs, and counts
+as one that failed: of a fault that has it wait for ever nobody else would tell.
+
 The first run finds out which tests run which line (minutes; a third of them with
-COVERAGE_CORE=sysmon, from Python 3.12 on) and keeps that in ``--map``: only files of
-tests that changed are read again. Remove it when the package changed.
+COVERAGE_CORE=sysmon, from Python 3.12 on) and keeps that in ``--map``, with the code
+that it saw. Only files of tests that changed are read again; where the package changed,
+a line keeps the tests of the line that it was. Remove the file for a map from nothing.
 """
 
 from __future__ import annotations
@@ -41,6 +45,7 @@ from typing import Any
 
 import coverage
 import pytest
+from hypothesis import Phase, settings
 
 ROOT = Path(__file__).resolve().parent.parent
 LEFT_OUT = ("browser", "notebooks", "latex", "execute", "readme", "house", "house_size")
@@ -58,7 +63,10 @@ PAIRS = "min max,minimum maximum,floor ceil,any all,first last,argmin argmax,hea
 PAIRS += ",left right,lower upper,expm1 exp,log1p log,cumsum asarray,mean sum"
 NAMES = {a: b for its in PAIRS.split(",") for a, b in (its.split(), its.split()[::-1])}
 QUIET = ["-q", "-p", "no:cacheprovider", "--no-header", "--tb=line"]
+ASKS = [*QUIET, "-x", "--hypothesis-profile=mutants"]
 _LONGEST, _NEAR = 40.0, 3  # seconds of a file; files that are asked first
+_MEMORY = 8 * 2**30  # bytes that a faulty package may ask for
+NO_FAULT = ("strict", "stacklevel")  # keywords that guard, and change no result
 Mutant = tuple[Path, range, str]  # a module, the lines that differ, its text
 DROPPED = (ast.Expr, ast.AugAssign, ast.Raise, ast.Continue, ast.Break)
 
@@ -89,12 +97,16 @@ def changes(node: ast.AST) -> Iterator[ast.AST]:
         case ast.IfExp(body=body, orelse=orelse):
             yield changed(body=orelse, orelse=body)
         case ast.Call(keywords=keywords):
-            for i in range(len(keywords)):
-                yield changed(keywords=keywords[:i] + keywords[i + 1 :])
+            left = [its for its in keywords if its.arg not in NO_FAULT]
+            yield from (changed(keywords=_without(keywords, its)) for its in left)
     if isinstance(node, DROPPED) and not isinstance(
         getattr(node, "value", None), ast.Constant
     ):
         yield ast.Pass()
+
+
+def _without(its: list[ast.keyword], one: ast.keyword) -> list[ast.keyword]:
+    return [other for other in its if other is not one]
 
 
 def others(value: Any) -> list[Any]:
@@ -113,11 +125,17 @@ def faults(node: ast.AST) -> Iterator[tuple[ast.AST, ast.AST]]:
     for name, value in ast.iter_fields(node):
         if name not in ("annotation", "returns", "decorator_list", "bases"):
             for child in value if isinstance(value, list) else [value]:
-                if isinstance(child, ast.AST) and not isinstance(child, ast.JoinedStr):
+                if isinstance(child, ast.AST) and not is_no_fault(child):
                     yield from ((child, new) for new in changes(child))
                     yield from faults(child)
     if isinstance(node, ast.If | ast.While):
         yield node.test, ast.UnaryOp(ast.Not(), node.test)
+
+
+def is_no_fault(node: ast.AST) -> bool:
+    """Words in messages, and keywords that guard."""
+    guards = isinstance(node, ast.keyword) and node.arg in NO_FAULT
+    return guards or isinstance(node, ast.JoinedStr)
 
 
 def mutants(path: Path) -> list[Mutant]:
@@ -140,6 +158,7 @@ def in_a_child(work: Path, seconds: float, run: Callable[[], int]) -> int | None
     if not (child := os.fork()):
         os.setpgid(0, 0)
         resource.setrlimit(resource.RLIMIT_CPU, (math.ceil(seconds),) * 2)
+        resource.setrlimit(resource.RLIMIT_AS, (_MEMORY,) * 2)
         log = os.open(work / "log.txt", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         os.dup2(log, 1)
         os.dup2(log, 2)
@@ -158,14 +177,20 @@ def in_a_child(work: Path, seconds: float, run: Callable[[], int]) -> int | None
 
 
 class Asked:
-    """Of the tests collected those that are asked, in that order."""
+    """Of the tests collected those that are asked, in that order, each in its time."""
 
-    def __init__(self, tests: list[str]) -> None:
-        self.place = {name: i for i, name in enumerate(tests)}
+    def __init__(self, tests: dict[str, float]) -> None:
+        self.place, self.seconds = {name: i for i, name in enumerate(tests)}, tests
 
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
         asked = [item for item in items if item.nodeid in self.place]
         items[:] = sorted(asked, key=lambda item: self.place[item.nodeid])
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_protocol(self, item: pytest.Item) -> Iterator[None]:
+        limit = 5.0 + 10.0 * self.seconds[item.nodeid]
+        signal.setitimer(signal.ITIMER_PROF, limit)  # its signal ends the process
+        return (yield)
 
 
 class Lines:
@@ -206,20 +231,50 @@ class Lines:
 
 def tests_of_lines(work: Path, kept: Path) -> dict[str, dict[str, Any]]:
     """By test its seconds and its lines; only files that ``kept`` lacks are run."""
-    known = json.loads(kept.read_text()) if kept.exists() else {}
+    known = json.loads(kept.read_text()) if kept.exists() else {"code": {}, "files": {}}
+    files, code = known["files"], code_of(work)
+    follow(files, known["code"], code)
     for path in sorted(work.glob("tests/test_*.py")):
         digest = hashlib.sha256(path.read_bytes()).hexdigest()
         name = str(path.relative_to(work))
         left_out = path.stem.removeprefix("test_") in LEFT_OUT
-        if left_out or known.get(name, {}).get("digest") == digest:
+        if left_out or files.get(name, {}).get("digest") == digest:
             continue
         print("reads", name, flush=True)
         (work / "lines.json").write_text("{}")
         in_a_child(work, 600, partial(pytest.main, [*QUIET, name], [Lines(work)]))
         its = json.loads((work / "lines.json").read_text())
-        known[name] = {"digest": digest, "tests": its}
-        kept.write_text(json.dumps(known))
-    return {k: v for its in known.values() for k, v in its["tests"].items()}
+        files[name] = {"digest": digest, "tests": its}
+        kept.write_text(json.dumps({"code": code, "files": files}))
+    return {k: v for its in files.values() for k, v in its["tests"].items()}
+
+
+def code_of(work: Path) -> dict[str, list[str]]:
+    """The lines of each module of the package."""
+    modules = sorted(work.glob("llminfer/**/*.py"))
+    return {str(p.relative_to(work)): p.read_text().splitlines() for p in modules}
+
+
+def follow(files: Any, before: dict[str, list[str]], now: dict[str, list[str]]) -> None:
+    """Numbers of lines as they stand in the code now: each test's lines have moved."""
+    changed = {name for name in before if before[name] != now.get(name)}
+    whither = {name: places(before[name], now.get(name, [])) for name in changed}
+    for test in (its for file in files.values() for its in file["tests"].values()):
+        for name in changed & test["lines"].keys():
+            moved = whither[name]
+            rows = {new for row in test["lines"][name] for new in moved.get(row, ())}
+            test["lines"][name] = sorted(rows)
+
+
+def places(before: list[str], now: list[str]) -> dict[int, range]:
+    """Where each line went; one that changed became all lines that replaced it."""
+    found: dict[int, range] = {}
+    told = difflib.SequenceMatcher(None, before, now, autojunk=False)
+    for kind, a, b, c, d in told.get_opcodes():
+        for i in range(a, b):
+            same = range(c + i - a + 1, c + i - a + 2)
+            found[i + 1] = same if kind == "equal" else range(c + 1, d + 1)
+    return found
 
 
 def asked_of(
@@ -238,7 +293,7 @@ def asked_of(
     return [first, [k for k in asked if k not in first]]
 
 
-def verdict(work: Path, mutant: Mutant, tests: list[str], seconds: float) -> str:
+def verdict(work: Path, mutant: Mutant, tests: dict[str, float]) -> str:
     """What comes of a fault: killed, hung or survived."""
     path, _, text = mutant
     before = path.stat(), path.read_text()
@@ -246,7 +301,8 @@ def verdict(work: Path, mutant: Mutant, tests: list[str], seconds: float) -> str
     os.utime(path, (1, random.randrange(2**30)))  # never the compiled file's
     files = list(dict.fromkeys(name.partition("::")[0] for name in tests))
     sys.dont_write_bytecode = True
-    ask = partial(pytest.main, [*QUIET, "-x", *files], [Asked(tests)])
+    ask = partial(pytest.main, [*ASKS, *files], [Asked(tests)])
+    seconds = 20.0 + 10.0 * sum(tests.values())
     code = in_a_child(work, seconds, ask) if tests else 0
     sys.dont_write_bytecode = False
     path.write_text(before[1])
@@ -260,6 +316,7 @@ def main() -> None:
     say.add_argument("--seed", type=int, default=1)
     say.add_argument("--modules", default="", help="their names, all by default")
     say.add_argument("--number", type=int, default=40)
+    say.add_argument("--after", type=int, default=0, help="those judged already")
     say.add_argument("--budget", type=float, default=60.0, help="seconds of tests each")
     say.add_argument(
         "--map", type=Path, default=Path(tempfile.gettempdir(), "llminfer-lines.json")
@@ -267,27 +324,31 @@ def main() -> None:
     its = say.parse_args()
     for name in HEAVY.split():
         importlib.import_module(name)  # once, not for each fault
+    first = [Phase.explicit, Phase.generate]  # a failure need not be the simplest
+    settings.register_profile("mutants", deadline=None, derandomize=True, phases=first)
     with tempfile.TemporaryDirectory(prefix="mutants-") as folder:
         work = copied(Path(folder))
         tests = tests_of_lines(work, its.map)
+        compiled = [*QUIET, "--collect-only"]  # once, too
+        in_a_child(work, 600, partial(pytest.main, compiled))
         modules = sorted(work.glob("llminfer/**/*.py"))
         names = set(filter(None, its.modules.split(",")))
         chosen = [p for p in modules if not names or {p.stem, p.parent.name} & names]
         every = [mutant for path in chosen for mutant in mutants(path)]
         drawn = random.Random(its.seed).sample(every, min(its.number, len(every)))
         counts: Counter[str] = Counter()
-        for mutant in drawn:
+        for number, mutant in enumerate(drawn[its.after :], its.after + 1):
             module = str(mutant[0].relative_to(work))
             groups = asked_of(module, mutant[1], tests, its.budget)
             for asked in groups:
-                limit = 8.0 + 3.0 * sum(tests[k]["s"] for k in asked)
-                said = verdict(work, mutant, asked, limit)
+                said = verdict(work, mutant, {k: tests[k]["s"] for k in asked})
                 if said != "survived":
                     break
             counts[said] += 1
-            if said == "survived":
-                shown(mutant, module, sum(map(len, groups)))
-        print(f"of {len(drawn)} faults (seed {its.seed}):", dict(counts))
+            print(number, said, f"{module}:{mutant[1].start}", flush=True)
+            if said != "killed":
+                shown(mutant, sum(map(len, groups)))
+        print(f"of {counts.total()} faults (seed {its.seed}):", dict(counts))
 
 
 def copied(folder: Path) -> Path:
@@ -304,10 +365,10 @@ def copied(folder: Path) -> Path:
     return folder
 
 
-def shown(mutant: Mutant, module: str, asked: int) -> None:
+def shown(mutant: Mutant, asked: int) -> None:
     """A survivor as the lines that differ."""
-    path, lines, text = mutant
-    print(f"survived {asked} tests: {module}:{lines.start}")
+    path, _, text = mutant
+    print(f"    {asked} tests were asked")
     rows = path.read_text().splitlines(), text.splitlines()
     for row in difflib.unified_diff(*rows, n=0, lineterm=""):
         if not row.startswith(("---", "+++", "@@")):

@@ -147,6 +147,13 @@ def test_what_is_remembered_can_be_seen_and_forgotten(folder):
     assert llminfer.cache.info()["runs"] == 0
 
 
+def test_where_nothing_can_be_remembered_nothing_is(monkeypatch):
+    monkeypatch.setenv("LLMINFER_CACHE", "/dev/null/nowhere")
+    llminfer.cache.clear()
+    found = llminfer.cache.info()
+    assert (found["runs"], found["bytes"]) == (0, 0)
+
+
 def test_the_code_of_an_edited_package_is_that_which_was_imported(tmp_path):
     """The kernel imported, then somebody edited: the key stays that of what runs."""
     package = tmp_path / "llminfer"

@@ -214,6 +214,26 @@ def one_run():
     return fit(log, settings, share=1.0, steps=steps)
 
 
+FITTED_TO_OUR_LOGS = {
+    "llama-3.1-8b-rtx4090-vllm": ["rtx4090_llama-3.1-8b"],
+    "qwen3-32b-2xrtxpro6000": ["rtxpro6000_qwen3-32b"],
+    "llama-3.1-8b-h200": ["256x2048-conv-10", "256x2048-conv-4", "256x512-conv-10"],
+}
+
+
+@pytest.mark.parametrize("name", FITTED_TO_OUR_LOGS)
+def test_a_preset_predicts_the_logs_that_it_was_fitted_to(data, name):
+    for run in FITTED_TO_OUR_LOGS[name]:
+        measured = run[0].isdigit()
+        folder = fetch(f"vllm-h200-{run}") if measured else data / "vllm-logs" / run
+        log = read_vllm_log(folder)
+        config = SimulationConfig.from_preset(name, **read_settings(folder))
+        record = simulate(config, log.workload)
+        for time in ("ttft", "tpot", "latency"):
+            ratio = getattr(record, time).mean() / getattr(log, time).mean()
+            assert ratio == pytest.approx(1.0, abs=0.02), (run, time)
+
+
 def test_launches_without_a_graph_explain_a_small_engine(one_run):
     log, settings, _ = h200("48x2048-kv2000-conv-9")
     assert settings["graph_tokens"] == 96

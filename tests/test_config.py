@@ -14,6 +14,7 @@ import pytest
 from cases import LENGTHS, PATTERNS, POLICIES, LongestFirst, copies
 from hypothesis import given
 from hypothesis import strategies as st
+from test_calibrate import FITTED_TO_OUR_LOGS
 
 from llminfer import (
     PRESETS,
@@ -179,8 +180,15 @@ def test_presets_are_the_published_ones(name):
     config = SimulationConfig.from_preset(name, batch_size=4)
     made = (config.alpha, config.beta, config.gamma, config.delta, config.kappa)
     assert made == PRESETS_OF_THE_DESIGN[name]
+    pairs = 1.42e-8 if name == "opt-13b-a100" else 0.0
+    assert (config.epsilon, config.launch, config.step_law) == (pairs, 0.0, "sum")
+    assert config.async_scheduling is False
     assert config.batch_size == 4
     assert PRESETS[name].source
+
+
+def test_other_presets_are_held_to_the_logs_that_they_were_fitted_to():
+    assert {*PRESETS} == {*PRESETS_OF_THE_DESIGN, *FITTED_TO_OUR_LOGS}
 
 
 ALONE = {

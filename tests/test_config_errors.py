@@ -123,6 +123,15 @@ def test_every_field_is_tried():
     assert ours == {f.name for f in fields(SimulationConfig)}
 
 
+def test_a_value_is_shown_in_eighty_characters():
+    for n in (0, 78, 79, 500):
+        its = repr("x" * n)
+        shorter = its if len(its) <= 80 else its[:77] + "..."
+        with pytest.raises(ConfigError) as caught:
+            SimulationConfig(batch_size="x" * n)
+        assert str(caught.value).startswith(f"batch_size={shorter}: must be"), n
+
+
 def test_the_message_is_a_line_to_act_on():
     with pytest.raises(ConfigError) as caught:
         SimulationConfig(batch_size=0)

@@ -28,6 +28,7 @@ MODULES = ["llminfer"] + [
     module.name for module in pkgutil.walk_packages(llminfer.__path__, "llminfer.")
 ]
 README = ROOT / "README.md"
+FAULTS = Path(__file__).with_name("FAULTS.md").read_text("utf-8")
 RECIPES = re.findall(
     r"^## (.*)$(?:(?!^## )[\s\S])*?^```python\n([\s\S]*?)^```",
     (ROOT / "CONTRIBUTING.md").read_text("utf-8"),
@@ -115,3 +116,15 @@ def test_help_lists_all_that_has_parameters(title, known):
         said = [str(one.replace(annotation=one.empty)) for one in own]
         assert listed(title)[name] == ", ".join(said).replace("*, ", "")
     assert listed(title).keys() == known.keys()
+
+
+def test_each_fault_has_a_test_that_exists():
+    tables = re.findall(r"^\|.*\btest \|\n\|[-|]+\n((?:\|.*\n)+)", FAULTS, re.M)
+    rows = "".join(tables).splitlines()
+    assert len(rows) > 50
+    for row in rows:
+        named = re.findall(r"`(test_\w+\.py)::(\w+)`", row.split("|")[-2])
+        assert named, row
+        for file, name in named:
+            source = Path(__file__).with_name(file).read_text("utf-8")
+            assert f"\ndef {name}(" in source, row

@@ -1,5 +1,6 @@
 """Summaries with their intervals: curves in panels, and marks below each other."""
 
+import matplotlib as mpl
 import numpy as np
 import pandas as pd
 from matplotlib import pyplot as plt
@@ -14,11 +15,26 @@ def test_marks_stand_in_order_with_their_intervals():
     fig, ax = figures.new()
     figures.dots(ax, table, "policy", ["FCFS", "SJF"], 0, label="mean")
     assert [tick.get_text() for tick in ax.get_yticklabels()] == ["FCFS", "SJF"]
-    assert ax.get_lines()[0].get_xdata().tolist() == [5.0, 2.0]
+    marks = ax.get_lines()[0]
+    assert marks.get_xdata().tolist() == [5.0, 2.0]
+    assert (marks.get_linestyle(), marks.get_marker()) == ("None", "o")  # not joined
+    assert to_hex(marks.get_color()).upper() == figures.COLORS[0]
     spans = ax.collections[0].get_segments()
     assert [[x for x, _ in span] for span in spans] == [[4.0, 6.0], [1.0, 4.0]]
     top, bottom = (ax.transData.transform((0, y))[1] for y in (0, 1))
     assert top > bottom
+    plt.close(fig)
+
+
+def test_a_new_figure_is_drawn_as_it_is_printed():
+    with mpl.rc_context():
+        mpl.rcdefaults()
+        usual = dict(mpl.rcParams)
+        fig, _ = figures.new(width=figures.COLUMN, height=2.0)
+        ours = {key: mpl.rcParams[key] for key in figures.STYLE}
+    assert ours == dict(figures.STYLE)
+    assert ours["font.size"] != usual["font.size"]
+    assert fig.get_size_inches().tolist() == [figures.COLUMN, 2.0]
     plt.close(fig)
 
 

@@ -74,3 +74,12 @@ def test_a_static_server_makes_a_token_a_step_until_it_pads(run, data):
     if len(every):
         found = pooled.quantiles(SHARES)
         np.testing.assert_allclose(found, np.quantile(every, SHARES), rtol=1e-7)
+
+
+def test_gaps_far_from_each_other_are_found_too(monkeypatch):
+    """The way down begins below the least of them."""
+    monkeypatch.setattr(module, "_LISTED", 3)
+    monkeypatch.setattr(module, "_SAMPLED", 8)
+    rows = [(first, 0.001, 20, 1) for first in (1.0, 2.0, 3.0, 500.0, 1000.0)]
+    found = Gaps(*map(np.array, zip(*rows, strict=True))).quantiles(SHARES)
+    np.testing.assert_allclose(found, np.quantile(listed(rows), SHARES), rtol=1e-12)

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from llminfer.laws.lengths import LENGTH_LAWS, length_law
+from llminfer.laws.lengths import LENGTH_LAWS, ByClass, length_law
 
 BIMODAL = {
     "short_min": 10,
@@ -212,6 +212,33 @@ def test_moments_of_an_endless_law_include_its_tail():
     squares = np.exp(2 * 12 + 2 * 1**2)
     pairs = squares / 2 - np.exp(12.5) + 5 / 12  # floor((X-U)^2 - (X-U))/2, U uniform
     assert law.pairs() == pytest.approx(pairs, rel=1e-7)
+
+
+RANGES = st.lists(st.integers(1, 300), min_size=2, max_size=2).map(sorted)
+
+
+@pytest.mark.filterwarnings("error")
+@given(RANGES, RANGES, st.sampled_from([0.0, 0.3, 1.0 - 1e-9, 1.0]))
+def test_of_two_parts_either_may_be_the_longer(short, long, share):
+    """The table ended with the second: theory had a third of the chances."""
+    names = ("short_min", "short_max", "long_min", "long_max")
+    ends = dict(zip(names, short + long, strict=True))
+    law = length_law("output", "bimodal", {**ends, "short_prob": share})
+    parts = (law, length_law("output", "constant", {"value": 5}))
+    for its in (law, ByClass(parts, (2.0, 1.0))):
+        chance = its.pmf()
+        assert chance.sum() == pytest.approx(1.0, abs=1e-12)
+        mean = chance @ np.arange(len(chance))
+        assert mean == pytest.approx(its.expectation(), rel=1e-9)
+    drawn = law.tokens((np.arange(20_000) + 0.5) / 20_000)
+    assert drawn.mean() == pytest.approx(law.expectation(), rel=1e-3)
+
+
+@pytest.mark.parametrize("most", [2**21, 2**31])
+def test_a_first_part_of_millions_of_tokens_counts(most):
+    ends = {"short_min": 1, "short_max": most, "long_min": 20, "long_max": 40}
+    law = length_law("output", "bimodal", {**ends, "short_prob": 0.7})
+    assert law.expectation() == pytest.approx(0.7 * most / 2 + 0.3 * 29.5, rel=1e-12)
 
 
 @given(st.floats(0.0, 3.0), st.floats(0.0, 3.0), st.integers(0, 2**32))

@@ -477,3 +477,10 @@ def test_verdicts_on_one_page_keep_their_colours():
     for page, outcome in zip(pages, ("supported", "refuted"), strict=True):
         (cell,) = re.findall(rf'id="(\w+)" class="data \w+ \w+" >{outcome}<', page)
         assert re.search(rf"#{cell} {{\s+color: {COLORS[outcome]}", page)
+
+
+@pytest.mark.parametrize("source", ["", "0 1", "01\n", "a/b", 1])
+def test_macros_come_from_a_source_with_a_name(figures, source):
+    with pytest.raises(ConfigError, match=r"^source="):
+        save_numbers({"best": 16}, source=source)
+    assert not (figures / "numbers.tex").exists()

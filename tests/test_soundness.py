@@ -103,6 +103,18 @@ def test_the_mean_wait_of_a_run_leaves_out_its_warm_up():
     assert coverage.mean_wait(config, record) == {"mean_wait": wait[100:].mean()}
 
 
+def test_means_behind_a_cut_leave_out_what_lies_before_it():
+    late = np.where(np.arange(200) < [[30], [60]], 50.0, [[1.0], [3.0]])
+    waits = late + np.random.default_rng(1).normal(size=late.shape)
+    found = coverage.behind_cuts(waits, [0, 30, 150])
+    for cut, means in zip([0, 30, 150], found["means"], strict=True):
+        by_hand = [sum(row[cut:]) / (200 - cut) for row in waits.tolist()]
+        assert means == pytest.approx(by_hand, rel=1e-12)
+    assert found["series"] == pytest.approx((waits[0] + waits[1]) / 2.0)
+    assert found["each"] == pytest.approx([1.0, 3.0], abs=0.5)
+    assert found["common"] == pytest.approx([1.0, 3.0], abs=0.5)
+
+
 def test_every_kind_of_interval_is_tried_and_holds_normal_means():
     means = np.random.default_rng(3).normal(2.0, 0.5, 20_000)
     found = coverage.trust(means, 2.0, 400).set_index("interval")

@@ -221,6 +221,15 @@ def test_quantile_must_be_a_probability(q):
         pooled_quantile(np.ones((3, 1000)), q)
 
 
+@pytest.mark.parametrize("where", [0, 2])
+def test_what_is_not_known_has_no_rank(where):
+    """It counted as the largest."""
+    samples = np.arange(3000.0).reshape(3, 1000)
+    samples[where, 17] = np.nan
+    with pytest.raises(ConfigError, match=rf"^samples\[{where}\]: .*NaN"):
+        pooled_quantile(samples, 0.5)
+
+
 def test_one_replication_has_no_jackknife():
     with pytest.raises(ConfigError, match="1 replications: must be at least 2"):
         pooled_quantile(np.ones((1, 1000)), 0.5)

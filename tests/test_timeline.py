@@ -104,11 +104,16 @@ def test_bars_are_drawn_where_the_phases_are(record):
     table = timeline.phases(record, 3.0, 7.0)
     timeline.draw(ax, table)
     bars = {
-        (round(bar.get_x(), 9), round(bar.get_x() + bar.get_width(), 9))
+        (
+            round(bar.get_y() + bar.get_height() / 2.0, 9),  # the first request is 1
+            round(bar.get_x(), 9),
+            round(bar.get_x() + bar.get_width(), 9),
+        )
         for bar in ax.patches
     }
     assert bars == {
-        (round(row.begin, 9), round(row.end, 9)) for row in table.itertuples()
+        (row.request + 1, round(row.begin, 9), round(row.end, 9))
+        for row in table.itertuples()
     }
     assert ax.get_legend_handles_labels()[1] == list(timeline.LOOKS)
     assert ax.get_ylim()[0] > ax.get_ylim()[1]  # the first on top

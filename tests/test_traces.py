@@ -192,6 +192,8 @@ def test_many_that_failed_are_not_all_named(tmp_path):
     named = r"12 of 13 .*; rows 2, .*, 11, \.\.\.\) were refused, and are left out$"
     with pytest.warns(UserWarning, match=named):
         assert read_vllm_log(jsonl(tmp_path, ROW, *rows)).refused == 12
+    with pytest.warns(UserWarning, match=r"10 of 11 .*; rows 2, .*, 10, 11\) were"):
+        read_vllm_log(jsonl(tmp_path, ROW, *rows[:10]))
     with pytest.raises(TraceError, match="no requests answered"):
         read_vllm_log(jsonl(tmp_path, *[ROW | row for row in rows]))
 

@@ -37,6 +37,10 @@ class LengthLaw(ABC):
         tokens = np.clip(real, low, min(high, MOST_TOKENS))
         return np.asarray(tokens, dtype=np.int64)
 
+    def quantile(self, u: FloatArray) -> IntArray:
+        """The same, in order also where ``tokens`` are not: of parts that overlap."""
+        return self.tokens(u)
+
     def survival(self, k: FloatArray) -> FloatArray:
         """P(tokens > k) for k >= 0; between whole numbers, a smooth continuation."""
         low, high = self.support
@@ -124,7 +128,7 @@ class LengthLaw(ABC):
         Raises:
             ConfigError: The law reaches beyond a million tokens.
         """
-        top = float(self.tokens(np.array([1.0 - 1e-15]))[0]) + 1.0
+        top = float(self.quantile(np.array([1.0 - 1e-15]))[0]) + 1.0
         top = min(top, self.support[1])
         if top > 1e6:
             raise fail("max", None, "given, or the law's table is endless")
@@ -154,7 +158,7 @@ def _summed(
     high, summed = law.support[1], law.listed
     total = float(term(np.arange(summed, dtype=np.float64)).sum())
     if high > summed:  # the sum's tail by its midpoint integral, on a log scale
-        far = min(high, float(law.tokens(np.array([1.0 - 2.0**-53]))[0]) * 8.0)
+        far = min(high, float(law.quantile(np.array([1.0 - 2.0**-53]))[0]) * 8.0)
         edges = np.linspace(math.log(summed - 0.5), math.log(far - 0.5), 65)
         nodes, weights = np.polynomial.legendre.leggauss(16)
         half = (edges[1:] - edges[:-1])[:, None] / 2.0
@@ -362,8 +366,13 @@ class Bimodal(LengthLaw):
     def _quantile(self, u: FloatArray) -> FloatArray:
         (short, long), share = self._parts, self.short_prob
         with np.errstate(divide="ignore", invalid="ignore"):  # a part of no requests
-            in_short, in_long = u / share, (u - share) / (1.0 - share)
-        return np.where(u < share, short._quantile(in_short), long._quantile(in_long))
+            of_short = short._quantile(u / share)
+            of_long = long._quantile((u - share) / (1.0 - share))
+        return np.where(u < share, of_short, of_long)
+
+    def quantile(self, u: FloatArray) -> IntArray:
+        shares = self.short_prob, 1.0 - self.short_prob
+        return ByClass(self._parts, shares).tokens(u)
 
     def _exceeds(self, x: FloatArray) -> FloatArray:
         short, long = (part._exceeds(x) for part in self._parts)
@@ -525,7 +534,7 @@ class ByClass(LengthLaw):
         return max(self.laws[k].listed for k in self.there)
 
     def _quantile(self, u: FloatArray) -> FloatArray:
-        each = [self.laws[k].tokens(u) for k in self.there]
+        each = [self.laws[k].quantile(u) for k in self.there]
         low, high = np.min(each, axis=0), np.max(each, axis=0)
         while (low < high).any():  # it lies between those of the classes
             middle = (low + high) // 2
