@@ -484,3 +484,16 @@ def test_macros_come_from_a_source_with_a_name(figures, source):
     with pytest.raises(ConfigError, match=r"^source="):
         save_numbers({"best": 16}, source=source)
     assert not (figures / "numbers.tex").exists()
+
+
+@pytest.mark.parametrize(
+    ("bound", "said", "spared"),
+    [
+        (0.00640445, "below 0.00640", "6.40×10⁻⁵"),
+        (1234.0, "below 1234", "12.34"),
+        (0.0125, "below 0.0125", "0.000125"),
+    ],
+)
+def test_a_bound_that_was_computed_has_three_digits(bound, said, spared):
+    verdict = Verdict.that_below("It is small.", Estimate(1.0, 0.9, 1.1), bound)
+    assert (verdict.claimed, verdict.spared) == (said, spared)

@@ -148,10 +148,15 @@ class Verdict:
         return self._with_unit(said)
 
     def _bound(self, bound: float) -> str:
-        """A bound in the fewest digits that say it: ``0%``, not ``+0.0%``."""
+        """A bound in the fewest digits that say it: ``0%``, not ``+0.0%``.
+
+        One with more than four was computed, and has three.
+        """
         percent = self.spec.endswith("%")
         sign = "+" if "+" in self.spec and bound else ""
-        text = shown(100.0 * bound if percent else bound, f"{sign}.6g")
+        value = 100.0 * bound if percent else bound
+        typed = math.isclose(value, float(f"{value:.4g}"))
+        text = shown(value, f"{sign}.6g") if typed else shown(value)
         return f"{text}%" if percent else text
 
     @property
