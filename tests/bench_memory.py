@@ -90,8 +90,11 @@ def draw(runs):
         for ax, column in zip(axes, ("gigabytes", "seconds"), strict=True):
             ax.loglog(its["requests"], its[column], label=server, **figures.look(i))
         axes[0].axhline(LIMITS[server] / 1e9, color=figures.GHOST, linewidth=0.6)
-    for ax, says in zip(axes, ("Peak memory (GB)", "CPU time (s)"), strict=True):
-        ax.set(xlabel="Requests in one run", ylabel=says)
+    for ax, says in zip(axes, ("peak memory, GB", "CPU time, s"), strict=True):
+        ax.set(xlabel="requests in one run", ylabel=says)
+    axes[0].set_yticks([0.1, 0.2, 0.5, 1, 2, 4], minor=False)
+    axes[0].yaxis.set_major_formatter("{x:g}")
+    axes[0].yaxis.set_minor_formatter("")
     axes[1].legend()
     return fig
 
