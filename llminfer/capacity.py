@@ -33,7 +33,7 @@ from llminfer.servers.token_gaps import token_gaps
 from llminfer.stats.crossing import crossing_logs, left_out_means
 from llminfer.stats.intervals import FEWEST_MEMORIES, Estimate, jackknife, t_quantile
 from llminfer.stats.pooling import by_replication, kept
-from llminfer.theory.known import measured_memories
+from llminfer.theory.known import long_enough, measured_memories
 from llminfer.workload import Workload
 
 Configs = Sequence[SimulationConfig]
@@ -412,7 +412,7 @@ class Trials:
         part = "replications" if self.workload is None else "blocks of the trace"
         basis = f"{len(logs)} {part}"
         basis += f", {len(draws)} draws of the coefficients" * bool(others)
-        memories = measured_memories(_at(self._served, low, 1))
+        there = _at(self._served, low, 1)
         return Capacity(
             rate=low,
             bracket=(low, high),
@@ -424,19 +424,25 @@ class Trials:
             evaluated=_by("rate", self.rows),
             binds=max(broken, key=broken.__getitem__),
             slack={k: -math.expm1(x) for k, x in self.excess(metrics, low).items()},
-            basis="\n".join([basis, *self._doubts(metrics, memories)]),
-            memories=memories,
+            basis="\n".join([basis, *self._doubts(metrics, there)]),
+            memories=measured_memories(there),
             replicas=self.config.replicas,
             logs=logs,
             draws=draws,
         )
 
-    def _doubts(self, found: Metrics, memories: float) -> list[str]:
-        """What an answer rests too little on, a line each."""
-        said = []
+    def _doubts(self, found: Metrics, there: SimulationConfig) -> list[str]:
+        """What an answer rests too little on, a line each.
+
+        Args:
+            found: The metrics at the largest rate.
+            there: What is served at that rate.
+        """
+        said, memories = [], measured_memories(there)
         if memories < FEWEST_MEMORIES:
             few = f"a run lasts {memories:.0f} memories of the queue"
-            said.append(f"too short to be sure: {few}, {FEWEST_MEMORIES:.0f} are sound")
+            need = f"{FEWEST_MEMORIES:.0f} take {long_enough(there).num_requests:,}"
+            said.append(f"too short to be sure: {few}, {need} requests")
         if self.fitted is not None:
             batch, most = found["largest_batch"], self.fitted.record.batch_size.max()
             if batch > most:

@@ -264,6 +264,12 @@ def test_an_estimate_and_its_bounds_share_a_column(figures):
     assert list(pd.read_csv(figures / "02_a.csv")) == list(frame)
 
 
+def test_what_has_no_width_is_shown_once(figures):
+    frame = pd.DataFrame({"rate": [6.18, 2.0], "rate_lower": [6.18, 1.5]})
+    shown = save_table(frame.assign(rate_upper=[6.18, 2.5]), "01_at_least")
+    assert shown["rate"].tolist() == ["6.18", "2.0 (1.5 to 2.5)"]
+
+
 def test_sentences_are_broken_into_lines(figures):
     frame = pd.DataFrame({"policy": ["SJF"], "hypothesis": ["a " * 16]})
     save_table(frame, "02_a")

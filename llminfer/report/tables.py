@@ -117,7 +117,9 @@ def _as_text(table: pd.DataFrame, formats: Mapping[str, str]) -> pd.DataFrame:
             bounds |= {lower, upper}
             cells = zip(table[column], table[lower], table[upper], strict=True)
             texts = (shown_with_bounds(Estimate(*cell), spec) for cell in cells)
-            columns[column] = [f"{value} ({a} to {b})" for value, a, b in texts]
+            columns[column] = [
+                f"{value} ({a} to {b})" if a != b else value for value, a, b in texts
+            ]
         else:
             columns[column] = [_minus(shown(cell, spec)) for cell in table[column]]
     return pd.DataFrame({c: cells for c, cells in columns.items() if c not in bounds})
