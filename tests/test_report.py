@@ -264,6 +264,11 @@ def test_an_estimate_and_its_bounds_share_a_column(figures):
     assert list(pd.read_csv(figures / "02_a.csv")) == list(frame)
 
 
+def test_rows_that_have_no_name_are_not_numbered():
+    page = save_table(pd.DataFrame({"a": [5, 6]}), "01_plain")._repr_html_()
+    assert re.findall(r">(\d)<", page) == ["5", "6"]
+
+
 def test_what_has_no_width_is_shown_once(figures):
     frame = pd.DataFrame({"rate": [6.18, 2.0], "rate_lower": [6.18, 1.5]})
     shown = save_table(frame.assign(rate_upper=[6.18, 2.5]), "01_at_least")

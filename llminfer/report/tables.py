@@ -224,6 +224,7 @@ class Printed(pd.DataFrame):
         if "outcome" in self:
             bold = "color: {}; font-weight: bold".format
             style = style.map(lambda it: bold(COLORS[it]), subset="outcome")
+        if isinstance(self.index, pd.RangeIndex):  # which says nothing
             style = style.hide(axis="index")
         return str(style.set_caption(self.attrs.get("caption", "")).to_html())
 
