@@ -142,6 +142,10 @@ def _walk(page: Page, stem: str, shots: Path | None) -> Iterator[Fault]:
                 panel.screenshot(path=shots / f"{stem}_{number}_{width}.png")
 
 
+# Each of them is moved by itself in test_panel_controls.
+_LIMIT = re.compile("KV blocks|queue limit|token budget|replicas|≤")
+
+
 def _try_panel(page: Page, panel: Locator, keys: tuple[str, str]) -> Iterator[str]:
     start = picture = _at_rest(page, panel)
     if not picture:
@@ -159,7 +163,9 @@ def _try_panel(page: Page, panel: Locator, keys: tuple[str, str]) -> Iterator[st
         if not _press(slider, keys):
             yield f"{name}: its readout does not move"
         before, picture = picture, _next_picture(page, panel, picture)
-        for end in ("Home", "End"):  # a limit that does not bind changes nothing
+        if _LIMIT.search(name):  # where others stand now it may not bind
+            continue
+        for end in ("Home", "End"):
             if picture == before:
                 slider.locator(".noUi-handle").press(end)
                 picture = _next_picture(page, panel, picture)

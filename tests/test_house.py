@@ -25,7 +25,7 @@ MAY_USE = {
     "theory": CORE,
     "data": CORE,
     "course": CORE | {"experiment", "stats"},
-    "engineer": CORE | {"experiment", "stats", "data"},
+    "engineer": CORE | {"experiment", "stats", "theory", "data"},
     "report": CORE | {"stats"},
     "plan": CORE | {"experiment", "stats", "data", "engineer", "report"},
     "study": CORE | {"experiment", "stats", "theory", "data", "engineer", "report"},
