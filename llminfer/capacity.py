@@ -442,8 +442,10 @@ class Trials:
         said, memories = [], measured_memories(there)
         if memories < FEWEST_MEMORIES:
             few = f"a run lasts {memories:.0f} memories of the queue"
-            need = f"{FEWEST_MEMORIES:.0f} take {long_enough(there).num_requests:,}"
-            said.append(f"too short to be sure: {few}, {need} requests")
+            need = "and none is long enough"  # so near to lambda*
+            if memories > 1e-6:
+                need = f"300 take {long_enough(there).num_requests:,} requests"
+            said.append(f"too short to be sure: {few}, {need}")
         if self.fitted is not None:
             batch, most = found["largest_batch"], self.fitted.record.batch_size.max()
             if batch > most:

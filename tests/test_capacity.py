@@ -316,6 +316,12 @@ def test_an_answer_near_saturation_says_how_many_memories_it_rests_on(requests, 
         assert theory.measured_memories(at) == pytest.approx(300.0, rel=0.1)
 
 
+def test_an_answer_at_lambda_star_is_no_error():
+    found = capacity(SINGLE, SLO(ttft=1e6), replications=2, tolerance=1e-4, n_jobs=1)
+    assert found.memories < 1e-3
+    assert "a run lasts 0 memories of the queue, " in found.basis
+
+
 def test_a_class_that_nobody_is_in_is_refused():
     for name in (7, 1):
         with pytest.raises(ConfigError, match=f"classes={name}: must be .* at most 0"):
