@@ -65,6 +65,9 @@ def test_the_readmes_python_runs(request, tmp_path, monkeypatch):
         check=False,
     )
     assert ran.returncode == 0, ran.stderr
+    said = re.findall(r"^```text\n(.*?)^```", README.read_text(), re.M | re.S)
+    assert said
+    assert [text for text in said if text not in ran.stdout] == []
 
 
 @pytest.mark.parametrize("code", [c for _, c in RECIPES], ids=[n for n, _ in RECIPES])

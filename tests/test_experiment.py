@@ -84,10 +84,11 @@ def test_a_sweep_is_the_same_to_the_last_bit_for_any_number_of_processes(
     monkeypatch, tmp_path, runs
 ):
     tables = {}
-    for n_jobs in (1, 2):
+    for n_jobs in (1, 2, -1):
         monkeypatch.setenv("LLMINFER_CACHE", str(tmp_path / f"jobs{n_jobs}"))
         tables[n_jobs] = sweep(BASE, OVER, replications=3, n_jobs=n_jobs)
     assert_same_table(tables[1], tables[2])
+    assert_same_table(tables[1], tables[-1])  # one a core
     runs.clear()
     assert_same_table(sweep(BASE, OVER, replications=3, n_jobs=1), tables[2])
     assert runs == []  # all of it came from the store

@@ -32,7 +32,7 @@ def as_finished(
     Args:
         task: What to do, a function.
         jobs: By number, its arguments.
-        n_jobs: Processes; 1 is this one, None takes as many as
+        n_jobs: Processes; 1 is this one, None (or -1) takes as many as
             ``joblib.parallel_config`` says, or else one a core.
         *shared: More arguments, the same for all: a cluster is sent them once.
 
