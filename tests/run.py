@@ -24,6 +24,7 @@ from xml.etree import ElementTree
 ROOT = Path(__file__).parents[1]
 AT_ONCE = 2  # programs: more do not pay on two cores
 UNIT_PARTS = 8  # few, and the last one would run alone for long
+LIMIT = 900.0  # seconds a part may take: one that hangs is a failure, and shows where
 GRACE = 15.0  # seconds from an interrupt until what still runs is killed
 BROWSER = "browser tests"
 COLLECT = "collected"  # the name of the part that only counts
@@ -119,6 +120,8 @@ def run(todo: Sequence[Part], root: Path, scratch: Path) -> Iterator[Ended]:
                 part = waiting.popleft()
                 running[_start(part, root, scratch)] = part, time.perf_counter()
             time.sleep(0.05)
+            since = time.perf_counter() - LIMIT
+            _end([one for one, (_, began) in running.items() if began < since])
             for process in [one for one in running if one.poll() is not None]:
                 part, began = running.pop(process)
                 seconds = time.perf_counter() - began

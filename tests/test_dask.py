@@ -40,7 +40,8 @@ def client():
 
 @pytest.fixture
 def on_cluster(client):
-    client.wait_for_workers(2)  # one that the test before has killed comes back
+    # one that the test before has killed comes back
+    client.wait_for_workers(2, timeout=120)
     with joblib.parallel_config(backend="dask"):
         yield client
 
@@ -141,13 +142,13 @@ def test_a_capacity_is_that_of_one_process(on_cluster, monkeypatch):
 
 
 def test_workers_with_other_code_are_refused(on_cluster):
-    def edited():
-        llminfer.experiment.SOURCE = "another"
+    def edited(source):
+        llminfer.experiment.SOURCE = source
 
-    on_cluster.run(edited)
+    on_cluster.run(edited, "another")
     with pytest.raises(RuntimeError, match="restart the kernel and the cluster"):
         sweep(CONFIG, OVER, replications=2)
-    on_cluster.restart()
+    on_cluster.run(edited, llminfer.experiment.SOURCE)  # a restart may wait for ever
 
 
 def test_a_process_that_is_asked_for_is_this_one(on_cluster, monkeypatch):

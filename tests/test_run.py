@@ -130,6 +130,17 @@ def test_other_parts_go_on_after_a_failure_and_two_run_at_once(
     assert said.endswith("FAILED: broken\n")
 
 
+def test_what_never_ends_is_a_failure_and_the_others_go_on(
+    checked: Checked, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run, "LIMIT", 2.0)
+    endless = [one_line(name, "import time; time.sleep(300)") for name in "ab"]
+    status, said = checked([*endless, one_line("later", "print('done')"), found(0)])
+    assert status == 1
+    assert re.search(r"later +done$", said, re.M)
+    assert said.endswith("FAILED: a; b\n")
+
+
 def test_never_more_than_two_beside_the_browser(
     tmp_path: Path, checked: Checked
 ) -> None:
