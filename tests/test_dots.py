@@ -63,7 +63,20 @@ def test_a_summary_is_drawn_with_its_bands_in_our_colours_and_dashes():
     texts = [text.get_text() for text in legend.get_texts()]
     assert texts == ["a", "b", "mean", "p99"]
     keys = [(key.get_linestyle(), key.get_marker()) for key in legend.get_lines()]
-    assert keys == [("-", "o"), ("-", "o"), ("-", "None"), ("--", "None")]
+    assert keys == [("-", "o"), ("-", "s"), ("-", "None"), ("--", "None")]
+    assert [line.get_marker() for line in lines] == ["o", "o", "s", "s"]
+    plt.close(fig)
+
+
+def test_what_differs_in_one_way_differs_in_colour_marker_and_dashes():
+    rows = {"rule": ["a", "a", "b", "b"], "B": [1, 2, 1, 2], "mean": range(4)}
+    table = pd.DataFrame({**rows, "ci_lower": range(4), "ci_upper": range(4)})
+    fig = figures.draw_summary(table, "B", color="rule")
+    lines = [line for line in fig.axes[0].get_lines() if len(line.get_xdata())]
+    for its in (lines, fig.legends[0].get_lines()):
+        assert [key.get_marker() for key in its] == ["o", "s"]
+        assert [key._dash_pattern[1] is None for key in its] == [True, False]
+        assert to_hex(its[1].get_color()).upper() == figures.COLORS[1]
     plt.close(fig)
 
 

@@ -24,7 +24,7 @@ from llminfer.timing import StepTime
 
 TITLES: Mapping[str, str] = {"static": "static batches", "continuous": "continuous"}
 _SAME = {name: timeline.LOOKS[name] for name in ("waiting", "prefilling", "decoding")}
-PHASE_COLORS: Mapping[str, str] = {**_SAME, "held by its batch": "#a8d4ee"}
+PHASE_COLORS: Mapping[str, str] = {**_SAME, "held by its batch": "#7fbfe6"}
 _EVENTS = ("arrives", "goes in", "first token", "last token")
 
 Spans = Mapping[str, tuple[FloatArray, FloatArray]]

@@ -1,7 +1,7 @@
 """Figures for print and screen: one style, one way to save."""
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +19,14 @@ COLUMN, PAGE = 3.4, 7.0  # inches: one column and the full width of a two-column
 DASHES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (3, 1)), (0, (1, 1)))
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 GHOST = "#888888"
+# Of fields that touch, from dark to light: told apart in grey too.
+SHADES = ("#000000", "#0072B2", "#D55E00", "#56B4E9", "#F0E442")
 # As printed: figures are drawn at their final width.
 STYLE: Any = mpl.rc_params_from_file(
     Path(__file__).with_name("print.mplstyle"), use_default_template=False
 )
 COLORS = tuple(STYLE["axes.prop_cycle"].by_key()["color"])
+_CYCLES: Any = {"color": COLORS, "marker": MARKERS, "linestyle": DASHES}
 
 
 def new(
@@ -103,8 +106,9 @@ def draw_summary(
         table: Columns ``x``, ``mean``, ``ci_lower``, ``ci_upper`` and those named
             here, a row a point. One that rests on too little (``sound``) is hollow.
         x: The column along the axis.
-        color: The column whose values get a colour each, in order of appearance.
-        linestyle: The column whose values get a line style each.
+        color: The column whose values get a colour and a marker each, in order of
+            appearance.
+        linestyle: The column whose values get a line style each; None is ``color``.
         panel: The column whose values get axes each, three in a row.
         height: Inches; the width is the page's.
         labels: Of the axes, with units: x and y.
@@ -113,17 +117,20 @@ def draw_summary(
     """
     import seaborn.objects as so
 
-    named = {"color": color, "linestyle": linestyle}
+    named = {"color": color, "marker": color, "linestyle": linestyle or color}
     named = {key: column for key, column in named.items() if column is not None}
-    looks = {key: _looks(table[column], key) for key, column in named.items()}
+    looks = {
+        key: dict(zip(table[column].unique(), _CYCLES[key], strict=False))
+        for key, column in named.items()
+    }
     plot = so.Plot(table, x, "mean", ymin="ci_lower", ymax="ci_upper")
     plot = plot if panel is None else plot.facet(panel, wrap=3)
     plot = plot.add(so.Band(alpha=0.2), color=color, group=linestyle, legend=False)
-    plot = plot.add(so.Line(marker="o"), legend=False, **named)
+    plot = plot.add(so.Line() if color else so.Line(marker="o"), legend=False, **named)
     short = table[~table["sound"].astype(bool)] if "sound" in table else table[:0]
     if len(short):
         hollow = so.Dot(color="white", pointsize=5.0, edgewidth=1.2)
-        plot = plot.add(hollow, data=short, edgecolor=color, legend=False)
+        plot = plot.add(hollow, data=short, edgecolor=color, marker=color, legend=False)
         plot = plot.scale(edgecolor=looks["color"]) if color else plot
     fig = _drawn(plot.scale(**looks).label(x=labels[0], y=labels[1]), height)
     for ax in fig.axes:
@@ -133,14 +140,9 @@ def draw_summary(
             powers_of_two(ax, log_x)
         if log_y is not None:
             log_axis(ax, *log_y)
-    _add_legend(fig, looks, marked=len(short) > 0)
+    dashes = looks["linestyle"] if linestyle else ()
+    _add_legend(fig, looks.get("color", ()), dashes, marked=len(short) > 0)
     return fig
-
-
-def _looks(values: pd.Series, key: str) -> dict[Any, Any]:
-    """A colour or a line style for each value, in order of appearance."""
-    cycle: tuple[Any, ...] = COLORS if key == "color" else DASHES
-    return dict(zip(values.unique(), cycle, strict=False))
 
 
 def _drawn(plot: Any, height: float) -> Figure:
@@ -155,20 +157,17 @@ def _drawn(plot: Any, height: float) -> Figure:
 
 
 def _add_legend(
-    fig: Figure, looks: Mapping[str, Mapping[Any, Any]], marked: bool
+    fig: Figure, colors: Iterable[Any], dashes: Collection[Any], marked: bool
 ) -> None:
-    """A legend above, with a key for each colour and, in black, each line style."""
-    plain = {"color": {"marker": "o"}, "linestyle": {"color": "black"}}
-    handles = [
-        Line2D([], [], label=str(value), **{**plain[key], key: one})
-        for key, values in looks.items()
-        for value, one in values.items()
-    ]
+    """A legend above: a key for each colour and, if they say more, each line style."""
+    one = {"linestyle": "-"} if dashes else {}
+    black = {"color": "black", "marker": "None"}
+    keys = [{"label": its, **look(i), **one} for i, its in enumerate(colors)]
+    keys += [{"label": its, **look(i), **black} for i, its in enumerate(dashes)]
     if marked:
-        hollow: Any = {"marker": "o", "linestyle": "none", "color": "black"}
-        label = "runs too short"
-        handles.append(Line2D([], [], label=label, markerfacecolor="white", **hollow))
-    if handles:
+        hollow = {"marker": "o", "markerfacecolor": "white", "linestyle": "none"}
+        keys.append({"label": "runs too short", **black, **hollow})
+    if handles := [Line2D([], [], **key) for key in keys]:
         columns = {"ncols": len(handles), "handlelength": 3.0}
         fig.legend(handles=handles, loc="outside upper center", **columns)
 

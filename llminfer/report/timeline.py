@@ -14,10 +14,10 @@ from llminfer.report.figures import COLORS
 from llminfer.timeseries import kv_occupancy, queue_length, running
 
 LOOKS: Mapping[str, str] = {
-    "waiting": "#bbbbbb",
+    "waiting": "#dddddd",
     "prefilling": COLORS[1],
     "decoding": COLORS[0],
-    "preempted": "#555555",
+    "preempted": "black",
     "prefilling again": COLORS[4],
 }
 
