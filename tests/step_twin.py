@@ -303,7 +303,7 @@ class StepTwin:
         if more > len(self.free):
             return False
         for _ in range(more):
-            block = self.free.popleft()  # the one freed longest ago
+            block = self.free.popleft()  # an empty one, or the one freed longest ago
             self.content.pop(block, None)
             self.users[block] = 1
             sequence.blocks.append(block)
@@ -312,8 +312,12 @@ class StepTwin:
     def release(self, sequence: Sequence) -> None:
         for block in reversed(sequence.blocks):
             self.users[block] -= 1
-            if not self.users[block]:
+            if self.users[block]:
+                continue
+            if block in self.content:
                 self.free.append(block)
+            else:  # nobody will look for it
+                self.free.appendleft(block)
         sequence.blocks = []
 
     # Rule 7

@@ -76,14 +76,16 @@ def test_an_answer_is_found_by_the_next_turn():
 
 
 @pytest.mark.parametrize(
-    ("between", "again", "found"), [(4, 0, 4), (8, 0, 0), (4, 1, 8), (8, 1, 8)]
+    ("between", "again", "found"),
+    [(4, 0, 8), (8, 0, 4), (12, 0, 0), (8, 1, 8), (12, 1, 8)],
 )
 def test_what_was_freed_longest_ago_is_taken_first_its_end_sooner(
     between, again, found
 ):
     # Five blocks. Each of two prompts has two blocks on its path and one beside it, and
     # the second takes those that are left and the one beside the first. Then somebody
-    # takes a block or two: from the end of the first one's path.
+    # takes one to three: the block beside the second, which nobody will look for, and
+    # then from the end of the first one's path.
     paths = [[(0, 8)], [(1, 8)], [], [(again, 8)]]
     prompts = [9, 9, between, 9]
     record = run([0.0, 9.0, 18.0, 27.0], prompts, [1] * 4, paths, kv_blocks=5)

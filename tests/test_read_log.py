@@ -139,7 +139,7 @@ def test_a_table_of_runs_is_tidy_and_in_seconds(data):
 
 def test_a_log_knows_the_settings_beside_it(data):
     log = read_log(data / "vllm-logs" / "rtx4090_llama-3.1-8b")
-    assert log.settings["kv_blocks"] == 2588
+    assert log.settings["kv_blocks"] == 2588 - 1  # one is the engine's own
     assert log.settings == read_settings(data / "vllm-logs" / "rtx4090_llama-3.1-8b")
     sample = data / "samples" / "own_log_other_names_ms.csv"
     assert read_log(sample).settings == {}
@@ -805,8 +805,15 @@ def test_settings_that_are_misspelt_are_said(name, meant):
 def test_other_flags_of_an_engine_need_no_word(recwarn):
     others = {"--model": "a", "tensor_parallel_size": 2, "gpu_memory_utilization": 0.9}
     known = {"num_gpu_blocks_override": 9, "router": "random", "no_enable_lora": True}
-    assert read_settings(LIMITS | others | known)["kv_blocks"] == 9
+    assert read_settings(LIMITS | others | known)["kv_blocks"] == 9 - 1
     assert not recwarn.list
+
+
+def test_one_of_the_blocks_that_an_engine_counts_is_its_own():
+    """vLLM keeps a block that nobody gets; who names ours means those to be had."""
+    assert read_settings(LIMITS | {"num_gpu_blocks": 9})["kv_blocks"] == 8
+    assert read_settings(LIMITS | {"kv_blocks": 9})["kv_blocks"] == 9
+    assert read_settings(LIMITS)["kv_blocks"] is None
 
 
 def test_settings_by_hand_may_hold_back_requests_and_name_a_law():

@@ -247,6 +247,8 @@ def read_settings(path: str | Path | Mapping[str, Any]) -> dict[str, Any]:
             refuse(cells[name], cells[name].map(type).ne(bool), "true or false")
         elif name in said:
             settings[ours] = tokens(cells[name], int(ours != "graph_tokens")).item()
+    if settings["kv_blocks"] is not None and "kv_blocks" not in said:
+        settings["kv_blocks"] -= 1  # one is the engine's own
     if settings["graph_tokens"] is None:
         settings["graph_tokens"] = min(2 * settings["batch_size"], 512)
     if settings.pop("enforce_eager"):
@@ -294,7 +296,7 @@ def _said(meta: Any) -> dict[str, Any]:
     flags = {k.lstrip("-").replace("-", "_"): v for k, v in said.items()}
     flags |= {k[3:]: False for k in flags if k.startswith("no_")}
     vllm = FORMATS["aliases"] | FORMATS["settings"]
-    return {vllm.get(name, name): value for name, value in flags.items()}
+    return flags | {vllm.get(name, name): value for name, value in flags.items()}
 
 
 def _recent(said: Mapping[str, Any]) -> bool:

@@ -101,7 +101,8 @@ class CachingPool(BlockPool):
     """Blocks whose contents can be found again until somebody takes them.
 
     The free blocks stand in a queue; who takes blocks takes those at its head. A
-    request gives its last block back first. The blocks on its path have names, and
+    request gives its last block back first, and one that is not full goes to the head:
+    nobody will look for it. The blocks on its path have names, and
     anybody finds them; if several have computed the same, the first copy that is still
     there. The others it finds itself if it was preempted and returns. Who has a block
     also has those before it on the path, so that what is left of a path in the queue
@@ -122,23 +123,29 @@ class CachingPool(BlockPool):
         self._names = (paths or Paths(block_size)).names
         self._queue = deque[list[Span]]()  # what came free together
         self._queued = 0  # all that stand there
-        self._loose = blocks  # that are to stand at its end, and nobody will look for
+        self._loose = 0  # that are to stand at its end, and nobody will look for
+        self._empty = blocks  # before its head: not full, or nobody's yet
+        self._owed = 0  # that were taken, and still stand there
         self._first: dict[int, Span] = {}  # that begin with a name and are found
         self._copies: dict[int, list[Span]] = {}  # of a named block, by age
         self._held: dict[int, list[Span]] = {}  # named ones, by request
         self._named: dict[int, int] = {}  # how many blocks these are
-        self._left: dict[int, tuple[Span, int]] = {}  # others, and how many are full
+        self._left: dict[int, Span] = {}  # others that are full
         self._seen: tuple[list[tuple[Span, int]], int, int] = [], 0, 0
 
     def give_back(self, request: int, tokens: int, returns: bool = False) -> None:
-        blocks = rest = self.blocks_for(tokens)
+        blocks = rest = tokens // self.block_size
+        self._count_taken()
+        more = self.blocks_for(tokens) - blocks
+        self._empty += more
+        self.free += more
         if not (self.shares or returns):
             self._loose += rest
             self.free += rest
             return
         self._catch_up()
         self.publish(request, tokens)
-        rest -= (named := self._named.pop(request, 0))
+        rest -= self._named.pop(request, 0)
         freed: list[Span] = []
         for span in self._held.pop(request, ()):
             span.holders.discard(request)
@@ -152,7 +159,7 @@ class CachingPool(BlockPool):
         if not returns:
             self._names.pop(request, None)
         elif rest:
-            self._left[request] = freed[-1], tokens // self.block_size - named
+            self._left[request] = freed[-1]
         self._queue.append(freed)
         self._queued += blocks
         self.free += blocks
@@ -178,8 +185,7 @@ class CachingPool(BlockPool):
                     held += blocks
             if found < end:
                 break
-        rest, full = self._left.get(request, (None, 0))
-        own = 0 if rest is None else min(rest.blocks, full)
+        own = left.blocks if (left := self._left.get(request)) else 0
         self._seen = seen, found, own
         return found + own, held
 
@@ -192,7 +198,7 @@ class CachingPool(BlockPool):
         """
         seen, self._named[request], taken = self._seen
         if left := self._left.pop(request, None):
-            left[0].blocks -= taken
+            left.blocks -= taken
         self._held[request] = mine = []
         for span, blocks in seen:
             if blocks < span.blocks:
@@ -245,14 +251,22 @@ class CachingPool(BlockPool):
         for each in lists or [span.freed]:
             each.insert(each.index(span) + 1, rest)
 
+    def _count_taken(self) -> None:
+        """Of the blocks taken since, those that were empty are empty no more."""
+        there = self._queued + self._loose + self._empty - self._owed
+        taken = max(there - self.free, 0)
+        self._empty -= (empty := min(self._empty, taken))
+        self._owed += taken - empty
+
     def _catch_up(self) -> None:
         """Put into the queue what is loose, and take off what was taken."""
+        self._count_taken()
         if self._loose:
             self._queue.append([Span(-1, self._loose, _NOBODY, [])])
             self._queued += self._loose
             self._loose = 0
-        queue, short = self._queue, self._queued - self.free
-        self._queued -= max(short, 0)
+        queue, short, self._owed = self._queue, self._owed, 0
+        self._queued -= short
         while short > 0:
             freed = queue[0]
             while freed and short:
