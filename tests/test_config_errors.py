@@ -385,3 +385,13 @@ def test_a_workload_shorter_than_the_warmup_is_refused():
 def test_a_confidence_that_is_no_chance_is_refused(confidence):
     with pytest.raises(ValueError, match=r"^confidence=.*must be"):
         compute_confidence_interval([1.0, 2.0], confidence)
+
+
+@pytest.mark.parametrize("name", ["values", "weights"])
+@pytest.mark.parametrize("scalar", [np.array(3.0), 3.0, "3", None, np.float64(3.0)])
+def test_one_number_is_no_list_of_numbers(name, scalar):
+    law = {"dist": "empirical", "values": [1.0, 2.0], "weights": [1.0, 1.0]}
+    if name == "weights" and scalar is None:
+        return  # as often, each of them
+    with pytest.raises(ConfigError, match=rf"{name}\b.*a list of numbers"):
+        BASE.replace(clients=2, turns={**law, name: scalar})

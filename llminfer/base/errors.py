@@ -97,7 +97,7 @@ def numbers(
     Raises:
         ConfigError: They are not.
     """
-    if isinstance(values, (str, bytes)) or not hasattr(values, "__iter__"):
+    if isinstance(values, (str, bytes)) or not np.iterable(values):
         raise fail(name, values, "a list of numbers")
     if not (found := tuple(values)):
         raise fail(name, found, "a list of at least one number")
