@@ -190,7 +190,8 @@ def test_an_interrupt_ends_all(
     """A test, what the test started, and a notebook's kernel."""
     for folder in ("tests", "notebooks"):
         (tmp_path / folder).mkdir()
-    shutil.copy(run.__file__, tmp_path / "tests")
+    for name in ("run.py", "quick_start.py"):
+        shutil.copy(ROOT / "tests" / name, tmp_path / "tests")
     pids = [tmp_path / name for name in ("test", "kernel")[: 1 + notebooks]]
     body = SLEEPS.format(pids=str(pids[0])).replace("\n", "\n    ")
     (tmp_path / "tests" / "test_sleeps.py").write_text(f"def test_it():\n    {body}\n")
