@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import sys
 from pathlib import Path
@@ -17,10 +18,16 @@ settings.load_profile("steady")
 settings.register_profile("random", deadline=None, derandomize=False, max_examples=20)
 
 
+_STORES = itertools.count()
+
+
 @pytest.fixture(autouse=True)
-def store_folder(tmp_path, monkeypatch):
-    """An empty store of runs, so that no test sees another's results."""
-    folder = tmp_path / "store"
+def store_folder(tmp_path_factory, monkeypatch):
+    """An empty store of runs, so that no test sees another's results.
+
+    Who stores something makes the folder: few do.
+    """
+    folder = tmp_path_factory.getbasetemp() / f"store-{next(_STORES)}"
     monkeypatch.setenv("LLMINFER_CACHE", str(folder))
     return folder
 

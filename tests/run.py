@@ -23,14 +23,16 @@ from xml.etree import ElementTree
 
 ROOT = Path(__file__).parents[1]
 AT_ONCE = 2  # programs: more do not pay on two cores
-UNIT_PARTS = 8  # few, and the last one would run alone for long
+UNIT_PARTS = 4  # each loads for five seconds; fewer, and the last would run alone
 LIMIT = 900.0  # seconds a part may take: one that hangs is a failure, and shows where
 GRACE = 15.0  # seconds from an interrupt until what still runs is killed
 BROWSER = "browser tests"
 COLLECT = "collected"  # the name of the part that only counts
-_PYTEST = ["-m", "pytest", "-p", "no:cacheprovider"]
+_QUICK = ["-p", "tests.quick_start", "-p", "no:anyio"]
+_PYTEST = ["-m", "pytest", *_QUICK, "-p", "no:cacheprovider"]
 _NBVAL = ["-p", "no:hypothesispytest", "--nbval-lax", "--nbval-current-env"]
 _NO_NBVAL = ["-p", "no:nbval"]  # to load it costs two seconds
+_TOOLS = re.compile(r"^(?:from|import) (?:lab|nbformat|notebooks)\b", re.MULTILINE)
 _FOUND = re.compile(r"^(\d+) tests? collected", re.MULTILINE)
 
 
@@ -72,24 +74,29 @@ def parts(root: Path) -> list[Part]:
     """
     alone = {"test_browser.py", "test_latex.py"}
     files = sorted((root / "tests").glob("test_*.py"))
-    units = [path for path in files if path.name not in alone]
+    units = _dealt([path for path in files if path.name not in alone])
     browser = [path for path in files if path.name == "test_browser.py"]
     notebooks = sorted((root / "notebooks").glob("*.ipynb"), reverse=True)
     return [
         *(_tests("browser", BROWSER, [*_NO_NBVAL, path]) for path in browser),
         *(_notebook(path) for path in notebooks),
         *(
-            _tests(
-                f"unit tests {i + 1} of {UNIT_PARTS}", "unit tests", [*_NO_NBVAL, *its]
-            )
-            for i in range(UNIT_PARTS)
-            if (its := units[i::UNIT_PARTS])
+            _tests(f"unit tests {i} of {len(units)}", "unit tests", [*_NO_NBVAL, *its])
+            for i, its in enumerate(units, 1)
         ),
         Part("types", ["-m", "mypy"]),
         Part(COLLECT, [*_PYTEST, "--collect-only", *_NBVAL, "tests", "notebooks"]),
         Part("style", ["-m", "ruff", "check", "."]),
         Part("format", ["-m", "ruff", "format", "--check", "."]),
     ]
+
+
+def _dealt(files: Sequence[Path]) -> list[list[Path]]:
+    """Unit tests in parts; those that load what notebooks need, for long, in one."""
+    load = [path for path in files if _TOOLS.search(path.read_text("utf-8"))]
+    rest = [path for path in files if path not in load]
+    among = UNIT_PARTS - 1
+    return [its for its in (*(rest[i::among] for i in range(among)), load) if its]
 
 
 def at_last(root: Path) -> list[Part]:

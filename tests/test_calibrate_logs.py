@@ -339,15 +339,7 @@ def test_a_table_that_cannot_be_read_is_said_in_words(by_rate):
         fit_table(by_rate.drop(columns="rate"), ENGINE)
 
 
-CLOSED = "max_concurrency" in SimulationConfig.__dataclass_fields__
-
-
 def test_a_table_by_users_needs_the_closed_loop():
-    if not CLOSED:
-        by_users = pd.DataFrame([{"concurrency": 4, **ROWS, "p50_ttft": 0.1}])
-        with pytest.raises(ConfigError, match=r"^max_concurrency=4"):
-            fit_table(by_users, ENGINE)
-        return
     found = fit_table(table_of([1, 4, 16], by="concurrency"), ENGINE)
     for name in ("alpha", "gamma"):
         assert found.coefficients[name].value == pytest.approx(TRUTH[name], rel=0.1)

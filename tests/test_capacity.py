@@ -52,6 +52,14 @@ REAL = SimulationConfig.from_preset(
 ONE = {"replications": 2, "n_jobs": 1}
 
 
+@pytest.fixture(autouse=True)
+def store_folder(tmp_path_factory, monkeypatch):
+    """One store for this file: what many searches begin with is simulated once."""
+    folder = tmp_path_factory.getbasetemp() / "capacities"
+    monkeypatch.setenv("LLMINFER_CACHE", str(folder))
+    return folder
+
+
 def test_the_rate_is_where_theory_has_that_p99():
     prefill = SINGLE.alpha * 50 + SINGLE.beta
     limit = 1.0
@@ -156,7 +164,8 @@ def test_it_is_what_a_sweep_at_that_rate_measures():
         assert metrics == pytest.approx(runs[f"avg_{name}"].mean(), rel=1e-6)
 
 
-def test_the_answer_does_not_depend_on_n_jobs():
+def test_the_answer_does_not_depend_on_n_jobs(monkeypatch):
+    monkeypatch.setenv("LLMINFER_CACHE", "/dev/null/nowhere")  # each simulates
     slo = SLO(ttft=1.0)
     one, two = (
         capacity(REAL, slo, replications=3, tolerance=0.2, n_jobs=n) for n in (1, 2)

@@ -10,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from llminfer.__main__ import ROOT, TASKS, commands, main
@@ -104,16 +105,17 @@ def test_a_task_ends_before_what_started_it(sign: signal.Signals, status: int) -
         start_new_session=True,
     )
     assert starter.stdout
-    pid = int(starter.stdout.readline())
-    if sign == signal.SIGINT:
-        os.killpg(starter.pid, sign)
-    else:
-        os.kill(starter.pid, sign)
-    assert starter.wait(60) == status
-    until = time.monotonic() + 60.0
-    while True:
-        try:
-            os.kill(pid, 0)
-        except ProcessLookupError:
-            return
+    try:
+        pid = int(starter.stdout.readline())
+        if sign == signal.SIGINT:
+            os.killpg(starter.pid, sign)
+        else:
+            os.kill(starter.pid, sign)
+        assert starter.wait(120) == status
+    finally:
+        if starter.poll() is None:
+            os.killpg(starter.pid, signal.SIGKILL)
+    until = time.monotonic() + 120.0
+    while psutil.pid_exists(pid):
         assert time.monotonic() < until
+        time.sleep(0.02)

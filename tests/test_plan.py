@@ -192,7 +192,7 @@ def test_an_h200_carries_what_it_was_measured_to_carry(monkeypatch):
         assert found.rate == pytest.approx(own, rel=0.2)
         carried.append(own)
     slo = SLO(tpot={"p50": 0.0065})  # 0.0055 s were measured at 3.9, 0.0075 at 10.7
-    between = capacity(fitted, slo, replications=3, n_jobs=1).rate
+    between = capacity(fitted.config(), slo, replications=3, n_jobs=1).rate
     assert carried[0] < between < carried[1]
 
 

@@ -30,10 +30,10 @@ def test_the_profile_draws_anew_each_time():
 def test_new_examples_find_nothing_new():
     seed = random.SystemRandom().randrange(2**32)
     own = ["--hypothesis-profile=random", f"--hypothesis-seed={seed}", *PROPERTIES]
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *own]
+    without = [f"-pno:{name}" for name in ("cacheprovider", "nbval", "anyio")]
+    command = [sys.executable, "-m", "pytest", "-q", *without, *own]
     env = os.environ | {"PYTHONPATH": str(TESTS.parent)}
-    done = subprocess.run(
-        command, cwd=TESTS, env=env, capture_output=True, text=True, check=False
-    )
+    told = {"capture_output": True, "text": True, "timeout": 600}
+    done = subprocess.run(command, cwd=TESTS, env=env, check=False, **told)
     again = f"pytest --hypothesis-profile=random --hypothesis-seed={seed}"
     assert done.returncode == 0, f"{again}\n{done.stdout[-4000:]}"

@@ -194,11 +194,14 @@ def test_ctrl_c_keeps_what_was_done(server, tmp_path):
         [sys.executable, str(SCRIPT), *asked], stdout=subprocess.PIPE, text=True
     )
     log = out / "requests.jsonl"
-    until = time.monotonic() + 60.0
-    while not (log.exists() and log.read_text()) and time.monotonic() < until:
-        time.sleep(0.01)
-    run.send_signal(signal.SIGINT)
-    said, _ = run.communicate(timeout=60)
+    until = time.monotonic() + 120.0
+    try:
+        while not (log.exists() and log.read_text()) and time.monotonic() < until:
+            time.sleep(0.01)
+        run.send_signal(signal.SIGINT)
+        said, _ = run.communicate(timeout=120)
+    finally:
+        run.kill()
     assert run.returncode == 130
     assert "2 requests, 1 failed interrupted" in said
     with pytest.warns(UserWarning, match="1 of 2 requests .* were cut off"):

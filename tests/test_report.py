@@ -47,7 +47,8 @@ def in_processes(*calls):
     for process in processes:
         process.start()
     for process in processes:
-        process.join()
+        process.join(300)
+        process.kill()
     assert [process.exitcode for process in processes] == [0] * len(calls)
 
 
@@ -358,7 +359,7 @@ def test_two_names_cannot_become_one_macro():
 
 
 def write_some(source, barrier):
-    barrier.wait()
+    barrier.wait(120)
     for i in range(20):
         save_numbers({f"{source}_{i}": i}, source=source)
 

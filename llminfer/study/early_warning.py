@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import pandas as pd
-from scipy.stats import mannwhitneyu
+from scipy.stats import rankdata
 
 from llminfer import RunRecord, SimulationConfig
 from llminfer.base.arrays import FloatArray, IntArray
@@ -374,8 +374,9 @@ def auc(right: Samples, wrong: Samples) -> FloatArray:
 
 def _area(right: FloatArray, wrong: FloatArray) -> float:
     """The chance to be higher when right (Mann, Whitney 1947)."""
-    found = mannwhitneyu(right, wrong, method="asymptotic")
-    return float(found.statistic) / (len(right) * len(wrong))
+    n = len(right)
+    ranks = rankdata(np.concatenate([right, wrong]))[:n]
+    return float(ranks.sum() - n * (n + 1) / 2) / (n * len(wrong))
 
 
 def auc_by_signal(runs: pd.DataFrame, horizon: float) -> pd.DataFrame:
