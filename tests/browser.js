@@ -1,37 +1,93 @@
 // What the browser tests ask of JupyterLab's page.
 window.workbook = {
   errors: [],
+  asked: new Set(),
+  answered: () => {},
   shown: () => jupyterapp.shell.currentWidget,
   kernel: () => workbook.shown().sessionContext.session?.kernel,
   cells: () => workbook.shown().content.widgets,
 
   // The command registry is steadier than the menus.
-  async ready() {
-    if (!window.jupyterapp?.commands.hasCommand("notebook:run-all-cells")) return false;
-    await workbook.shown().context.ready;
-    await workbook.shown().sessionContext.ready;
-    return (await workbook.kernel()?.info)?.status === "ok";
+  async open(name) {
+    await jupyterapp.started;
+    await jupyterapp.restored;
+    const panel = await jupyterapp.commands.execute("docmanager:open", { path: name });
+    await panel.context.ready;
+    await panel.sessionContext.ready;
+    await workbook.kernel().info;
+    workbook.listen(workbook.kernel());
   },
 
-  // Also hears an error that a widget catches, or that no cell shows.
-  runAll() {
-    workbook.kernel().iopubMessage.connect((_, { header, content }) => {
+  // Whether another notebook can be opened.
+  free: () => !jupyterapp.shell.currentWidget?.sessionContext,
+
+  // What is asked of the kernel is open until it says that it is idle again after it.
+  // That it says last of all: what it has to tell, the page knows by then.
+  listen(kernel) {
+    workbook.asked.clear();
+    kernel.anyMessage.connect((_, { msg, direction }) => {
+      if (direction === "send" && msg.channel === "shell")
+        workbook.asked.add(msg.header.msg_id);
+    });
+    kernel.iopubMessage.connect((_, { header, content, parent_header }) => {
+      // Also an error that a widget catches, or that no cell shows.
       if (header.msg_type === "error")
         workbook.errors.push(`${content.ename}: ${content.evalue}`);
+      if (header.msg_type !== "status" || content.execution_state !== "idle") return;
+      workbook.asked.delete(parent_header.msg_id);
+      if (!workbook.asked.size) workbook.answered();
     });
-    jupyterapp.commands.execute("notebook:run-all-cells");
   },
 
-  idle: () => workbook.kernel().status === "idle",
+  // Until all is answered and drawn. A widget that was moved while the kernel was busy
+  // asks again as soon as it is idle, and that counts too.
+  async settle() {
+    while (workbook.asked.size) {
+      await new Promise((answered) => { workbook.answered = answered; });
+      await workbook.frame();
+    }
+    await workbook.frame();
+  },
 
-  finished() {
-    const open = workbook.cells().some(({ model }) =>
+  frame: () => new Promise((drawn) =>
+    requestAnimationFrame(() => setTimeout(drawn, 0))),
+
+  within: (limit, what) => Promise.race([what, new Promise((_, late) =>
+    setTimeout(() => late(Error(`still running after ${limit / 1000} s`)), limit))]),
+
+  // What went wrong.
+  async runAll(limit) {
+    const all = jupyterapp.commands.execute("notebook:run-all-cells");
+    try {
+      await workbook.within(limit, all.then(workbook.settle));
+    } catch (late) {
+      return [late.message];
+    }
+    const waits = workbook.cells().some(({ model }) =>
       model.type === "code" && model.sharedModel.getSource().trim() &&
       !model.executionCount);
-    return workbook.idle() && (!open || workbook.errors.length > 0);
+    const errors = workbook.errors.splice(0);
+    return waits && !errors.length ? ["a cell did not run"] : errors;
   },
 
-  takeErrors: () => workbook.errors.splice(0),
+  // The picture, the words and the errors, once all that was asked is answered.
+  async look(panel) {
+    await workbook.within(60_000, workbook.settle());
+    const words = [...panel.querySelectorAll(".widget-html")].map((e) => e.innerText);
+    return [await workbook.pixels(panel), words, workbook.errors.splice(0)];
+  },
+
+  // Widgets are drawn a little after the cell has run.
+  async drawn(panel, patience) {
+    const until = performance.now() + patience;
+    let seen = -1;
+    while (performance.now() < until) {
+      const last = seen;
+      await new Promise((later) => setTimeout(later, 100));
+      seen = panel.querySelectorAll("*").length;
+      if (seen === last && await workbook.pixels(panel)) return;
+    }
+  },
 
   markPanels() {
     const panels = workbook.cells().filter(({ model }) =>
@@ -81,5 +137,11 @@ window.workbook = {
     .filter((img) => !(img.alt || img.title).trim())
     .map(() => "a picture has no alternative text"),
 
-  shutDown: () => workbook.shown().sessionContext.shutdown(),
+  // Without a question whether to save.
+  async close() {
+    await workbook.shown().sessionContext.shutdown();
+    workbook.shown().dispose();
+    workbook.errors.splice(0);
+    workbook.asked.clear();
+  },
 };

@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import ast
 import re
-import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import nbformat
 from lab import Lab
 from nbformat import NotebookNode
-from playwright.sync_api import BrowserContext, Locator, Page, TimeoutError
+from playwright.sync_api import Locator, Page
 
 WIDTHS, HEIGHT = (1280, 900), 1400  # CSS pixels
 PRESSES = 3
-QUIET = 5  # looks at an idle kernel
-RUN_LIMIT, PATIENCE, POLL = 600.0, 3.0, 0.1  # seconds, wall-clock
+RUN_LIMIT, PATIENCE = 600_000, 10_000  # milliseconds, wall-clock
 _SCRIPT = Path(__file__).with_name("browser.js").read_text()
+_KEYS = ("Right", "Left"), ("Left", "Right")  # first one way, and then the other
+# Others may bind where it stands: each is moved by itself in test_panel_controls.
+_LIMIT = re.compile("KV blocks|queue limit|token budget|replicas|≤")
 _RAISED = re.compile(r"\b[A-Z]\w*(?:Error|Exception): .*")
 
 
@@ -27,6 +28,14 @@ class Fault(NamedTuple):
 
     panel: int
     text: str
+
+
+class Look(NamedTuple):
+    """What a panel shows at rest: all that the kernel was asked is answered."""
+
+    picture: str  # a digest of its pixels
+    words: list[str]
+    errors: list[str]  # that were raised since the last look
 
 
 def panels_in(path: Path) -> int:
@@ -64,7 +73,7 @@ def _names(source: str) -> tuple[set[str], set[str]]:
 
 
 def find_faults(
-    lab: Lab, browser: BrowserContext, path: Path, shots: Path | None = None
+    lab: Lab, page: Page, path: Path, shots: Path | None = None
 ) -> list[Fault]:
     """Run a copy of a notebook, move every slider at every width, and look.
 
@@ -73,7 +82,8 @@ def find_faults(
 
     Args:
         lab: Where to open it.
-        browser: What to open it in.
+        page: What to open it in; if it shows this Lab, without another notebook, it
+            is opened there, as from Lab's list of files.
         path: The notebook; it is not changed.
         shots: A folder for pictures of the notebook and its panels, if wanted.
     """
@@ -85,39 +95,24 @@ def find_faults(
         if cell.cell_type == "code":
             cell.outputs, cell.execution_count = [], None
     nbformat.write(blank, lab.root / path.name)
-    page = browser.new_page()
     page.set_viewport_size({"width": WIDTHS[0], "height": HEIGHT})
+    _open(page, lab, path.name)
     try:
-        _open(page, lab, path.name)
-        if faults := _run_all(page):
-            return faults
+        if errors := page.evaluate("limit => workbook.runAll(limit)", RUN_LIMIT):
+            return [Fault(0, error) for error in errors]
         if shots is not None:
             _picture_of_all(page, shots / f"{path.stem}.png")
         return list(_walk(page, path.stem, shots))
     finally:
-        _call(page, "shutDown")
-        page.close()
-
-
-def _call(page: Page, function: str) -> Any:
-    return page.evaluate(f"async () => await workbook.{function}()")
+        page.evaluate("workbook.close()")
 
 
 def _open(page: Page, lab: Lab, name: str) -> None:
-    page.add_init_script(_SCRIPT)
-    page.goto(f"{lab.url}/lab/tree/{name}?token={lab.token}&reset")
-    page.wait_for_selector("#jupyterlab-splash", state="detached", timeout=60_000)
-    page.wait_for_selector(".jp-Notebook .jp-Cell", timeout=60_000)
-    page.wait_for_function("async () => await workbook.ready()", timeout=60_000)
-
-
-def _run_all(page: Page) -> list[Fault]:
-    _call(page, "runAll")
-    try:
-        page.wait_for_function("workbook.finished()", timeout=RUN_LIMIT * 1000)
-    except TimeoutError:
-        return [Fault(0, f"still running after {RUN_LIMIT:g} s")]
-    return [Fault(0, error) for error in _call(page, "takeErrors")]
+    if not page.evaluate("window.workbook?.free()"):
+        page.goto(f"{lab.url}/lab?token={lab.token}&reset")
+        page.wait_for_selector("#jupyterlab-splash", state="detached", timeout=60_000)
+        page.evaluate(_SCRIPT)
+    page.evaluate("name => workbook.within(60_000, workbook.open(name))", name)
 
 
 def _picture_of_all(page: Page, file: Path) -> None:
@@ -132,26 +127,24 @@ def _picture_of_all(page: Page, file: Path) -> None:
 
 def _walk(page: Page, stem: str, shots: Path | None) -> Iterator[Fault]:
     """Every panel at every width, and every slider at one of them."""
-    panels = [page.locator(f"[data-panel='{i}']") for i in _call(page, "markPanels")]
+    marked = page.evaluate("workbook.markPanels()")
+    panels = [page.locator(f"[data-panel='{i}']") for i in marked]
     for turn, width in enumerate(WIDTHS):
         page.set_viewport_size({"width": width, "height": HEIGHT})
         for number, panel in enumerate(panels, 1):
-            for text in _try_panel(page, panel, turn):
+            for text in _try_panel(panel, turn):
                 yield Fault(number, f"at {width} px {text}")
             if shots is not None:
                 panel.screenshot(path=shots / f"{stem}_{number}_{width}.png")
 
 
-# Each of them is moved by itself in test_panel_controls.
-_LIMIT = re.compile("KV blocks|queue limit|token budget|replicas|≤")
-
-
-def _try_panel(page: Page, panel: Locator, turn: int) -> Iterator[str]:
+def _try_panel(panel: Locator, turn: int) -> Iterator[str]:
     """What is wrong; the first slider is moved, and every second of the others."""
-    keys = (("Right", "Left"), ("Left", "Right"))[turn]
-    start = picture = _at_rest(page, panel)
-    if not picture:
+    panel.evaluate("(panel, limit) => workbook.drawn(panel, limit)", PATIENCE)
+    start = _look(panel)
+    if not start.picture:
         yield "there is no picture"
+    yield from start.errors
     yield from panel.evaluate("panel => workbook.unnamed(panel)")
     sliders = panel.locator(".widget-slider").all()
     yield from () if sliders else ("there is no slider",)
@@ -159,46 +152,40 @@ def _try_panel(page: Page, panel: Locator, turn: int) -> Iterator[str]:
         name = f"slider {slider.locator('.widget-label').inner_text()!r}"
         if not slider.is_visible():
             yield f"{name} is out of sight"
-            continue
-        if number and number % 2 != turn:
-            continue
-        said = _said(panel)
-        if not _press(slider, keys):
-            yield f"{name}: its readout does not move"
-        before, picture = picture, _next_picture(page, panel, picture)
-        if _LIMIT.search(name):  # where others stand now it may not bind
-            continue
-        for end in ("Home", "End"):
-            if picture == before:
-                slider.locator(".noUi-handle").press(end)
-                picture = _next_picture(page, panel, picture)
-        if picture == before:
-            yield f"{name}: the picture stays, at both ends too"
-        if said and not _says_other(page, panel, said):
-            yield f"{name}: the numbers stay"
-        yield from (f"{name}: {error}" for error in set(_call(page, "takeErrors")))
+        elif number == 0 or number % 2 == turn:
+            may_stay = bool(_LIMIT.search(name))
+            for text in _try_slider(panel, slider, _KEYS[turn], may_stay):
+                yield f"{name}: {text}"
     yield from panel.evaluate("panel => workbook.clipped(panel)")
-    if (reset := panel.get_by_role("button", name="Reset")).count() and not any(
-        _resets(page, panel, reset, start) for _ in range(2)
-    ):
-        yield f"after a reset the picture is not that of the start, but {_said(panel)}"
+    if (reset := panel.get_by_role("button", name="Reset")).count():
+        reset.click()
+        if (now := _look(panel)).picture != start.picture:
+            yield f"after a reset the picture is not that of the start, but {now.words}"
     if said := _RAISED.search(panel.locator(".jp-OutputArea").first.inner_text()):
         yield f"it says {said[0]!r}"
 
 
-def _said(panel: Locator) -> list[str]:
-    """What the panel says in words and numbers."""
-    return panel.locator(".widget-html").all_inner_texts()
+def _try_slider(
+    panel: Locator, slider: Locator, keys: tuple[str, str], may_stay: bool
+) -> Iterator[str]:
+    """What is wrong once it has been moved, be it by a few steps or to an end."""
+    before = _look(panel)
+    if not _press(slider, keys):
+        yield "its readout does not move"
+    looks = [before, _look(panel)]
+    for end in ("Home", "End"):
+        if looks[-1].picture == before.picture and not may_stay:
+            slider.locator(".noUi-handle").press(end)
+            looks.append(_look(panel))
+    if looks[-1].picture == before.picture and not may_stay:
+        yield "the picture stays, at both ends too"
+    if before.words and looks[-1].words == before.words and not may_stay:
+        yield "the numbers stay"
+    yield from {error for look in looks for error in look.errors}
 
 
-def _says_other(page: Page, panel: Locator, than: list[str]) -> bool:
-    """Whether the words change; they come a little after the picture."""
-    end = time.monotonic() + PATIENCE
-    while _said(panel) == than:
-        if time.monotonic() > end:
-            return False
-        page.wait_for_timeout(POLL * 1000)
-    return True
+def _look(panel: Locator) -> Look:
+    return Look(*panel.evaluate("panel => workbook.look(panel)"))
 
 
 def _press(slider: Locator, keys: tuple[str, str]) -> bool:
@@ -207,62 +194,8 @@ def _press(slider: Locator, keys: tuple[str, str]) -> bool:
     readout = slider.locator(".widget-readout")
     before = readout.inner_text()
     for key in keys:
-        for _ in range(PRESSES):
+        for _ in range(1):
             slider.locator(".noUi-handle").press(f"Arrow{key}")
         if readout.inner_text() != before:
             return True
     return False
-
-
-def _at_rest(page: Page, panel: Locator) -> str:
-    """A digest of the panel's pixels once no press is on its way any more.
-
-    The kernel is idle then, and the picture the same at every look.
-    """
-    idle, last, now = 0, "", ""
-    while idle < QUIET:
-        page.wait_for_timeout(POLL * 1000)
-        last, now = now, str(panel.evaluate("panel => workbook.pixels(panel)"))
-        idle = idle + 1 if _call(page, "idle") and now == last else 0
-    return now
-
-
-def _resets(page: Page, panel: Locator, reset: Locator, start: str) -> bool:
-    """Does a press of reset bring the start back, to stay?
-
-    Twice pressed at most: a move that was still on its way comes after the first press.
-    """
-    _at_rest(page, panel)
-    reset.click()
-    return _becomes(page, panel, start) and _at_rest(page, panel) == start
-
-
-def _becomes(page: Page, panel: Locator, picture: str) -> bool:
-    """Does the panel show this picture before the kernel has long been idle?
-
-    On a slow machine others may come first, of moves that were still on their way.
-    """
-    idle_since = time.monotonic()
-    while panel.evaluate("panel => workbook.pixels(panel)") != picture:
-        if not _call(page, "idle"):
-            idle_since = time.monotonic()
-        if time.monotonic() - idle_since > PATIENCE:
-            return False
-        page.wait_for_timeout(POLL * 1000)
-    return True
-
-
-def _next_picture(page: Page, panel: Locator, before: str) -> str:
-    """A digest of the panel's pixels, once they have changed and come to rest.
-
-    That of ``before`` if they do not change although the kernel has long been idle.
-    """
-    last, now, idle_since = before, before, time.monotonic()
-    while now == before or now != last:
-        page.wait_for_timeout(POLL * 1000)
-        if not _call(page, "idle"):
-            idle_since = time.monotonic()
-        last, now = now, panel.evaluate("panel => workbook.pixels(panel)")
-        if time.monotonic() - idle_since > PATIENCE:
-            break
-    return now
