@@ -1,5 +1,7 @@
 """Summaries with their intervals: curves in panels, and marks below each other."""
 
+from pathlib import Path
+
 import matplotlib as mpl
 import numpy as np
 import pandas as pd
@@ -89,3 +91,10 @@ def test_a_point_of_runs_too_short_looks_hollow():
         "runs too short"
     ]
     plt.close(fig)
+
+
+def test_the_style_has_only_what_its_file_names():
+    file = Path(figures.__file__).with_name("print.mplstyle")
+    rows = [row for row in file.read_text("utf-8").splitlines() if row.strip()]
+    named = {row.partition(":")[0] for row in rows if not row.startswith("#")}
+    assert {*figures.STYLE} == named
