@@ -315,6 +315,9 @@ def test_a_control_stops_where_it_is_said_to(monkeypatch):
     for name, low, high in (("delta", 1e-7, 8.91e-3), ("kappa", 1e-9, 8.91e-5)):
         (_, zero), (_, least), *_, (_, most) = controls[name].options["options"]
         assert (zero, least, most) == (0.0, low, high)
+    chunks = [("in chunks", True), ("whole", False)]
+    assert controls["chunked_prefill"].options == {"options": chunks}
+    assert controls["preset"].options == {"options": [*PRESETS, OWN]}
     told = {*STOPS, *SLIDERS, "delta", "kappa", "preset", "chunked_prefill"}
     assert controls.keys() - told == {"traffic: trace", "traffic: server"}
 

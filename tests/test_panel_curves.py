@@ -6,14 +6,16 @@ import re
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 
 from llminfer import SimulationConfig, Workload, goodput, simulate
 from llminfer.panels.gallery import ContinuousPicture, UsersPicture
-from llminfer.panels.picture import BatchSizePicture, LatencyPicture
+from llminfer.panels.picture import BATCH_LIMITS, BatchSizePicture, LatencyPicture
 from llminfer.panels.policy import PolicyPicture
 from llminfer.panels.ramp import RampPicture
 from llminfer.panels.traffic import TrafficPicture
 from llminfer.panels.wave import WavePicture
+from llminfer.panels.workload import WorkloadPicture
 from llminfer.report.timeline import over_time
 from llminfer.study.early_warning import load_ramp
 
@@ -306,3 +308,40 @@ def test_the_worst_of_each_25_in_a_row_is_drawn_of_a_trace_and_of_its_twin():
             x, share = drawn(picture, f"{name}{tail}")
             np.testing.assert_array_equal(share, SHARES)
             np.testing.assert_allclose(x, np.quantile(values, SHARES).clip(0.01, 1e3))
+
+
+WITHIN, OVER = (0.0, 1.02), (0.0, 1.0)  # shares of requests, and of the run
+FRAMES = {  # requests, those of the warm-up; then each axes' ends, x and y
+    LatencyPicture: (2000, 300, (0.01, 1e3, *WITHIN), (0.0, 1.2, 0.01, 1e3)),
+    BatchSizePicture: (1000, 100, (0.9, 142, 0.05, 1e3), (0.9, 142, 0.1, 100)),
+    WorkloadPicture: (1000, 100, (0.9, 142, 0.05, 1e3), (1, 8192, *WITHIN)),
+    PolicyPicture: (3000, 300, (0.1, 1e3, *WITHIN), (0.1, 1e3, *WITHIN)),
+    RampPicture: (12_000, 0, (0.0, 1.6, 1.0, 1e4), (0.0, 1.6, 0.0, 1.6)),
+    WavePicture: (3000, 150, (*OVER, 0.8, 160.0), (*OVER, 0.05, 1e3)),
+    UsersPicture: (2000, 300, (0.01, 1e3, *WITHIN), (*OVER, 0.8, 2e3)),
+    ContinuousPicture: (
+        *(1200, 100),
+        *((0.01, 1e3, *WITHIN), (*OVER, 0.8, 2e3), (*OVER, 0.0, 1.05)),
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", FRAMES)
+def test_where_a_picture_ends_and_how_few_its_requests_are(kind):
+    picture, figure = kind(), Figure()
+    picture.compose(figure)
+    ends = [(*ax.get_xlim(), *ax.get_ylim()) for ax in figure.axes]
+    assert (picture.requests, picture.warmup, *ends) == FRAMES[kind]
+
+
+def test_a_traffic_picture_ends_after_its_requests_and_has_as_many_at_most():
+    picture, figure = TrafficPicture({"log": Workload.generate(BASE)}), Figure()
+    picture.compose(figure)
+    assert len(picture.traces["log"]) == picture.requests == 1200
+    ends = [(*ax.get_xlim(), *ax.get_ylim()) for ax in figure.axes]
+    assert ends == [(0.01, 1e3, *WITHIN), (0.0, 1200.0, 0.01, 1e3)]
+
+
+def test_loads_and_limits_that_are_drawn():
+    assert LatencyPicture.loads == (0.1, 0.3, 0.5, 0.65, 0.8, 0.9, 0.97)
+    assert BATCH_LIMITS == (1, 2, 4, 8, 16, 32, 64, 128)
