@@ -574,3 +574,34 @@ def test_where_what_will_do_ends(name, give, ends):
         give(last)
         said = refused(lambda its=beyond: give(its), f"{name}={beyond!r}: must be ")
         assert "-0 " not in said
+
+
+@pytest.mark.parametrize(
+    ("ask", "said"),
+    [
+        (lambda: SimulationConfig.from_json(3), "configuration=3: must be a path, or"),
+        (
+            lambda: get_policy("WFQ", request_classes=[1]),
+            "scheduling_policy_params.request_classes=[1]: must be a tuple of RequestC",
+        ),
+        (
+            lambda: capacity(BASE.replace(batch_size=1, **FREE), SLO(ttft=1.0)),
+            "gamma=0.0: must be above 0: this server takes no time",
+        ),
+    ],
+)
+def test_what_is_refused_later_is_named_too(ask, said):
+    refused(ask, said)
+
+
+FREE = dict.fromkeys(("alpha", "beta", "gamma"), 0.0) | {"num_requests": 12_000}
+
+
+def test_users_who_wait_have_no_load():
+    users = SimulationConfig(clients=5)
+    assert math.isnan(users.offered_load)
+    assert math.isnan(users.peak_load)
+
+
+def test_a_static_server_preempts_nobody():
+    assert ENDED.preemptions.tolist() == [0, 0]
