@@ -185,11 +185,11 @@ class ClosedTwin(StepTwin):
         self.dropped.add(sequence)
         if sequence in self.preempted and sequence.made:
             its.wasted = sequence.tokens - 1
-        if sequence in self.waiting:
-            self.control.seen.take(1)
-            if isinstance(self.policy, ClassPolicy):
-                self.policy.sort_requests([s.request for s in self.waiting], self.now)
-                self.policy._queue.discard(sequence.request)
+        if sequence in self.waiting + self.preempted:
+            self.control.seen.leave(its.ended)
+        if sequence in self.waiting and isinstance(self.policy, ClassPolicy):
+            self.policy.sort_requests([s.request for s in self.waiting], self.now)
+            self.policy._queue.discard(sequence.request)
         for those in (self.waiting, self.preempted, self.running):
             if sequence in those:
                 those.remove(sequence)

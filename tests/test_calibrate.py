@@ -33,6 +33,7 @@ from llminfer.data import fetch, read_steps
 from llminfer.data.logs import ServedLog
 from llminfer.laws.engines import COEFFICIENTS
 from llminfer.stats.intervals import Estimate
+from llminfer.stats.least_squares import robust
 
 TRUTH = {"alpha": 2e-4, "beta": 8e-3, "gamma": 0.012, "delta": 1e-4, "kappa": 4e-7}
 TRUTH |= {"epsilon": 2e-8}
@@ -457,3 +458,17 @@ def test_steps_without_a_column_or_too_few_are_refused():
         fit_steps(made_steps().head(5), stretch=1)
     with pytest.raises(ConfigError, match=r"^step_law='square'"):
         fit_steps(made_steps(), "square")
+
+
+def test_a_law_is_judged_on_what_was_held_back(found):
+    log, ours, part = found.log, found.simulated, found.fitted
+    rest = ~part & ~np.isnan(log.last_token_time)
+    assert (part.sum(), rest.sum()) == (64, 96)
+    short = 50.0 * np.median(log.tpot[part])
+    misses = [
+        np.log((ours.ttft + short) / (log.ttft + short))[rest],
+        np.log(ours.tpot / log.tpot)[rest],
+        np.log((ours.latency + short) / (log.latency + short))[rest],
+    ]
+    squares = robust(np.concatenate(misses)) ** 2
+    assert found.laws["sum"] == pytest.approx(np.sqrt(squares.mean()), rel=1e-9)

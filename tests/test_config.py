@@ -30,6 +30,7 @@ from llminfer import (
 )
 from llminfer.base.errors import truth
 from llminfer.experiment import metrics_of, run_key
+from llminfer.laws.engines import COEFFICIENTS
 from llminfer.laws.fields import CHECKS
 from llminfer.servers.overload import may_carry_more
 
@@ -185,6 +186,31 @@ def test_presets_are_the_published_ones(name):
     assert config.async_scheduling is False
     assert config.batch_size == 4
     assert PRESETS[name].source
+
+
+FITTED = {  # to logs of vLLM: the seven coefficients, and the largest batch
+    "llama-3.1-8b-rtx4090-vllm": (
+        *(9.19e-5, 1.30e-2, 1.81e-2, 3.77e-5, 1.24e-7, 9.84e-9, 0.0),
+        48,
+    ),
+    "qwen3-32b-2xrtxpro6000": (
+        *(1.46e-4, 1.24e-2, 2.69e-2, 5.53e-5, 1.85e-7, 2.84e-8, 0.0),
+        128,
+    ),
+    "llama-3.1-8b-h200": (
+        *(2.05e-5, 1.62e-3, 4.83e-3, 1.96e-5, 3.51e-8, 1.25e-9, 1.44e-2),
+        28,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FITTED)
+def test_presets_that_were_fitted_are_those_of_the_fit(name):
+    its = SimulationConfig.from_preset(name)
+    made = tuple(getattr(its, key) for key in COEFFICIENTS)
+    assert (*made, PRESETS[name].largest_batch) == FITTED[name]
+    assert (its.step_law, its.graph_tokens) == ("roofline", 512)
+    assert its.async_scheduling is True
 
 
 def test_other_presets_are_held_to_the_logs_that_they_were_fitted_to():

@@ -12,23 +12,39 @@ from test_lengths import CASES
 from llminfer import (
     SLO,
     ConfigError,
+    Estimate,
     ExperimentConfig,
     FCFSPolicy,
+    RequestClass,
+    RequestGenerator,
     SimulationConfig,
     SimulationRunner,
     Workload,
     capacity,
     compute_confidence_interval,
+    constant_rate,
     get_policy,
+    goodput,
     save_results,
     simulate,
     stats,
     sweep,
+    theory,
 )
-from llminfer.capacity import fewest_replicas
+from llminfer.base.workers import as_finished
+from llminfer.capacity import Trials, fewest_replicas
+from llminfer.data.logs import ServedLog
 from llminfer.experiment import run_many
 from llminfer.laws.arrivals import ARRIVAL_PATTERNS
+from llminfer.laws.engines import COEFFICIENTS
 from llminfer.laws.lengths import LENGTH_LAWS, length_law
+from llminfer.laws.people import seconds_law
+from llminfer.laws.prefixes import SharedPrefixes
+from llminfer.report.verdict import Verdict
+from llminfer.servers.batch_control import CONTROLLERS
+from llminfer.study.traffic import counts
+from llminfer.timeseries import latency_quantile
+from llminfer.timing import StepTime
 
 NUMBERS = ("arrival_rate", "arrival_cv", "alpha", "beta", "gamma", "delta", "kappa")
 NUMBERS += ("epsilon", "launch")
@@ -395,3 +411,207 @@ def test_one_number_is_no_list_of_numbers(name, scalar):
         return  # as often, each of them
     with pytest.raises(ConfigError, match=rf"{name}\b.*a list of numbers"):
         BASE.replace(clients=2, turns={**law, name: scalar})
+
+
+def field_of(name, **others):
+    its = {"warmup_requests": 0, **others}
+    return name, lambda value: SimulationConfig(**its | {name: value})
+
+
+def length_of(law, name, **others):
+    its = {k: v for k, v in CASES[law].items() if k != "min" or name != "max"}
+    its |= {f.name: 1 for f in fields(LENGTH_LAWS[law]) if f.name == "min"}
+    return name, lambda value: LENGTH_LAWS[law](**its | others | {name: value})
+
+
+def rate_of(pattern, name):
+    its = PATTERN_CASES[pattern]
+    return name, lambda value: ARRIVAL_PATTERNS[pattern](9.0, **its | {name: value})
+
+
+def think_of(law, name, **others):
+    its = {"dist": law, **others}
+    return f"think_time.{name}", lambda value: seconds_law(
+        "think_time", its | {name: value}
+    )
+
+
+def control_of(controller, name):
+    its = {"target": 9.0} if controller == "latency" else {}
+    return name, lambda value: CONTROLLERS[controller](**its | {name: value})
+
+
+def policy_of(policy, name):
+    field = f"scheduling_policy_params.{name}"
+    return field, lambda value: get_policy(policy, **{name: value})
+
+
+def trial_of(name, **others):
+    its = {"workload": None, "replications": 9, "n_jobs": 1, "first_seed": 0}
+    config = SimulationConfig(batch_size=1, num_requests=12_000)
+    return name, lambda value: Trials(config, SLO(1.0), **its | {name: value})
+
+
+TINY, LESS = 1e-15, 0.9e-15  # the least above 0, and what is too near to it
+UP, DOWN = 1.0 + 1e-12, -1e-15
+NOT_BELOW_0, ABOVE_0, COUNT = (0.0, DOWN), (TINY, LESS), (1, 0)
+MOST_1, LEAST_1, TOKENS = (1.0, UP), (1.0, 1.0 - 1e-12), (2**40, 2**40 + 1)
+SEED = (0, -1), (2**128, 2**128 + 1)
+MOST_30, MOST_1E15 = (30.0, 30.0 * UP), (1e15, 1e15 * UP)
+SERVER = {"server": "continuous", "batch_size": 1}
+TWO = Workload.from_arrays([0.0, 1.0], [1, 1], [1, 1])
+ENDED = simulate(SimulationConfig(batch_size=1, warmup_requests=0), TWO)
+LOG = ServedLog.from_record(ENDED)
+QUEUE = theory.mg1(
+    SimulationConfig(
+        batch_size=1,
+        arrival_rate=1.0,
+        prompt_length_dist="constant",
+        prompt_dist_params={"value": 9},
+    )
+)
+SAMPLES = [np.arange(1000.0)] * 2
+ONE = Estimate(1.0, 1.0, 1.0)
+# By name what is given, and the last that will do beside the first that will not.
+ENDS = [
+    *((*field_of(name), NOT_BELOW_0) for name in (*COEFFICIENTS[:6], "batch_timeout")),
+    (*field_of("launch", step_law="roofline"), NOT_BELOW_0),
+    (*field_of("arrival_rate"), ABOVE_0),
+    (*field_of("arrival_cv"), NOT_BELOW_0, (100.0, 100.0 * UP)),
+    *((*field_of(name), COUNT) for name in ("batch_size", "num_requests")),
+    *((*field_of(name), COUNT) for name in ("queue_limit", "max_concurrency")),
+    *(
+        (*field_of(name, **SERVER), COUNT)
+        for name in ("kv_blocks", "max_batched_tokens")
+    ),
+    (*field_of("replicas", **SERVER), COUNT, (10**4, 10**4 + 1)),
+    (*field_of("clients"), COUNT, (10**6, 10**6 + 1)),
+    (*field_of("block_size", **SERVER), COUNT, (2**20, 2**20 + 1)),
+    *((*field_of(name), (0, -1)) for name in ("graph_tokens", "warmup_requests")),
+    (*field_of("random_seed"), *SEED),
+    (*think_of("lognormal", "mu", sigma=1.0), (-1e3, -1e3 * UP), MOST_30),
+    (*think_of("lognormal", "sigma", mu=1.0), NOT_BELOW_0, MOST_30),
+    (*think_of("constant", "value"), NOT_BELOW_0, MOST_1E15),
+    (*think_of("exponential", "mean"), NOT_BELOW_0, MOST_1E15),
+    (*think_of("uniform", "min", max=1.0), NOT_BELOW_0),
+    (*think_of("uniform", "max", min=0.0), NOT_BELOW_0),
+    (*length_of("lognormal", "mu"), MOST_30),
+    (*length_of("lognormal", "sigma"), NOT_BELOW_0, (10.0, 10.0 * UP)),
+    (*length_of("lognormal", "min"), COUNT, TOKENS),
+    (*length_of("lognormal", "max", min=7), (7, 6), TOKENS),
+    *((*length_of(law, "min"), LEAST_1) for law in ("uniform", "powerlaw")),
+    *((*length_of(law, "max"), TOKENS) for law in ("uniform", "powerlaw")),
+    (*length_of("uniform", "max", min=7), (7, 6)),
+    (*length_of("powerlaw", "max", min=7), (8, 7)),
+    (*length_of("powerlaw", "alpha"), NOT_BELOW_0, (50.0, 50.0 * UP)),
+    (*length_of("truncated_normal", "sigma"), (1.0, 0.0)),
+    (*length_of("bimodal", "short_prob"), NOT_BELOW_0, MOST_1),
+    (*length_of("geometric", "mean"), LEAST_1, (1e9, 1e9 * UP)),
+    (*length_of("geometric", "max"), COUNT, TOKENS),
+    (*length_of("constant", "value"), COUNT, TOKENS),
+    ("count", lambda value: SharedPrefixes(value, 1), COUNT, (10**6, 10**6 + 1)),
+    ("tokens", lambda value: SharedPrefixes(1, value), COUNT, TOKENS),
+    ("zipf", lambda value: SharedPrefixes(1, 1, value), NOT_BELOW_0),
+    ("arrival_rate", constant_rate, ABOVE_0),
+    (*rate_of("step", "step_time"), NOT_BELOW_0),
+    (*rate_of("step", "step_rate"), ABOVE_0),
+    (*rate_of("sinusoidal", "amplitude"), NOT_BELOW_0, (9.0, 9.0 * UP)),
+    (*rate_of("sinusoidal", "period"), ABOVE_0),
+    (*rate_of("ramp", "end_rate"), ABOVE_0),
+    (*rate_of("ramp", "duration"), ABOVE_0),
+    *((*control_of(name, "min_size"), COUNT) for name in ("queue", "rate", "latency")),
+    *((*control_of(name, "max_size"), COUNT) for name in ("queue", "rate", "latency")),
+    (*control_of("queue", "interval"), NOT_BELOW_0, (0.001, 0.000999)),
+    (*control_of("queue", "k"), NOT_BELOW_0),
+    (*control_of("rate", "window"), ABOVE_0),
+    (*control_of("rate", "headroom"), ABOVE_0),
+    (*control_of("rate", "max_size"), (4096, 4097)),
+    (*control_of("latency", "target"), ABOVE_0),
+    (*control_of("latency", "step"), NOT_BELOW_0),
+    (*control_of("latency", "backoff"), ABOVE_0, MOST_1),
+    *((*policy_of("SJF-Aging", name), NOT_BELOW_0) for name in ("alpha", "aging_rate")),
+    *(
+        (*policy_of("Priority", name), NOT_BELOW_0)
+        for name in ("beta", "urgency_weight")
+    ),
+    (*policy_of("Predicted-SJF", "prediction_sigma"), NOT_BELOW_0, (20.0, 20.0 * UP)),
+    (*policy_of("Predicted-SJF", "random_seed"), *SEED),
+    ("share", lambda value: RequestClass(share=value), NOT_BELOW_0),
+    ("weight", lambda value: RequestClass(weight=value), ABOVE_0),
+    ("ttft", lambda value: SLO(ttft=value), ABOVE_0),
+    ("itl", lambda value: SLO(itl=value), ABOVE_0),
+    ("goodput", lambda value: SLO(1.0, goodput=value), ABOVE_0, MOST_1),
+    (*trial_of("replications"), COUNT),
+    (*trial_of("tolerance"), (1e-4, 0.99e-4), MOST_1),
+    (*trial_of("near"), ABOVE_0),
+    ("gamma", lambda value: StepTime(0.0, 0.0, value), NOT_BELOW_0),
+    ("window", lambda value: latency_quantile(ENDED, [1.0], value), ABOVE_0),
+    (
+        "quantile",
+        lambda value: latency_quantile(ENDED, [1.0], 1.0, value),
+        NOT_BELOW_0,
+        MOST_1,
+    ),
+    ("ttft_limit", lambda value: goodput(ENDED, value, 1.0), NOT_BELOW_0),
+    ("tpot_limit", lambda value: goodput(ENDED, 1.0, value), NOT_BELOW_0),
+    ("warmup_requests", lambda value: goodput(ENDED, 1.0, 1.0, value), (1, 2), (0, -1)),
+    ("most", lambda value: stats.replicate_until(float, 9.0, value), (20, 19)),
+    ("window", lambda value: stats.welch([np.arange(9.0)], value), COUNT, (4, 5)),
+    ("q", lambda value: stats.pooled_quantile(SAMPLES, value), (0.9, 1.0), (0.1, LESS)),
+    (
+        "confidence",
+        lambda value: compute_confidence_interval([1.0, 2.0], value),
+        (1.0 - 1e-15, 1.0),
+        ABOVE_0,
+    ),
+    ("margin", lambda value: Verdict("", ONE, 0, 1, margin=value), NOT_BELOW_0),
+    ("low", lambda value: Verdict.that_between("", ONE, value, 1.0), MOST_1),
+    ("t", QUEUE.survival, NOT_BELOW_0),
+    ("q", QUEUE.quantile, NOT_BELOW_0, (0.99999, 0.999991)),
+    ("num_replications", lambda value: ExperimentConfig("", "", BASE, value), COUNT),
+    ("random_seed_start", lambda n: ExperimentConfig("", "", BASE, 1, n), (0, -1)),
+    ("num_requests", RequestGenerator(constant_rate(1.0)).generate, COUNT),
+    ("window", lambda value: counts(np.array([0.0, 1.0, 4.0]), value), (2.0, 2.1)),
+    ("share", LOG.first_completed, ABOVE_0, MOST_1),
+    ("rate_factor", TWO.scaled, ABOVE_0),
+    ("n_jobs", lambda n: [*as_finished(pow, {0: [1]}, n, 1)], COUNT, (1024, 1025)),
+]
+
+
+@pytest.mark.parametrize(("name", "give", "ends"), [(n, g, e) for n, g, *e in ENDS])
+def test_where_what_will_do_ends(name, give, ends):
+    for last, beyond in ends:
+        give(last)
+        said = refused(lambda its=beyond: give(its), f"{name}={beyond!r}: must be ")
+        assert "-0 " not in said
+
+
+@pytest.mark.parametrize(
+    ("ask", "said"),
+    [
+        (lambda: SimulationConfig.from_json(3), "configuration=3: must be a path, or"),
+        (
+            lambda: get_policy("WFQ", request_classes=[1]),
+            "scheduling_policy_params.request_classes=[1]: must be a tuple of RequestC",
+        ),
+        (
+            lambda: capacity(BASE.replace(batch_size=1, **FREE), SLO(ttft=1.0)),
+            "gamma=0.0: must be above 0: this server takes no time",
+        ),
+    ],
+)
+def test_what_is_refused_later_is_named_too(ask, said):
+    refused(ask, said)
+
+
+FREE = dict.fromkeys(("alpha", "beta", "gamma"), 0.0) | {"num_requests": 12_000}
+
+
+def test_users_who_wait_have_no_load():
+    users = SimulationConfig(clients=5)
+    assert math.isnan(users.offered_load)
+    assert math.isnan(users.peak_load)
+
+
+def test_a_static_server_preempts_nobody():
+    assert ENDED.preemptions.tolist() == [0, 0]

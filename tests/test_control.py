@@ -401,3 +401,63 @@ def test_the_offered_load_is_that_of_the_largest_limit():
 def test_bad_control_is_refused(control, params, says):
     with pytest.raises(ConfigError, match=says):
         SimulationConfig(batch_control=control, batch_control_params=params)
+
+
+@pytest.mark.parametrize("server", ["static", "continuous"])
+def test_a_tick_during_a_batch_sees_those_who_give_up_later_in_it(server):
+    # As above, but who came at 4 s gives up at 8.5 s.
+    arrivals = [0.0, 4.0, 4.0, 8.0]
+    workload = Workload.from_arrays(arrivals, [10_000, 9, 9, 9], [OUTPUT] * 4)
+    own = {"server": server, "batch_size": 1, "num_requests": 4, "patience": 4.5}
+    if server == "continuous":
+        own["chunked_prefill"] = False
+    run = config("queue", batch_control_params={"k": 1.0, "interval": 3.0}, **own)
+    record = simulate(run, workload)
+    path = list(zip(record.limit_time, record.batch_limit, strict=True))
+    assert path == [(0.0, 1), (6.0, 3), (9.0, 2)]
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        {"patience": 1.5},
+        {"patience": 1.5, "queue_limit": 8},
+        {"request_timeout": 3.0, "max_concurrency": 20},
+        {"server": "continuous", "patience": 0.5},
+        {"server": "continuous", "patience": 0.5, "queue_limit": 8},
+        {"server": "continuous", "request_timeout": 2.0, "max_concurrency": 20},
+    ],
+    ids=str,
+)
+def test_the_law_of_the_queue_sees_those_who_wait_and_nobody_else(how):
+    """Not who has given up, was refused, is not let in yet, or is served."""
+    params = {"k": 0.3, "interval": 0.37, "max_size": 40}
+    run = config(
+        "queue", batch_control_params=params, num_requests=150, arrival_rate=9.0, **how
+    )
+    record = simulate(run)
+    begin, end = record.waits
+    ticks = np.arange(1.0, record.limit_time[-1] / 0.37 + 1e-6) * 0.37
+    waiting = [np.sum((begin <= t) & (end > t)) for t in ticks]
+    wanted = np.clip(1.0 + 0.3 * np.array(waiting), 1.0, 40.0)
+    place = np.searchsorted(record.limit_time, ticks + 1e-9, side="right") - 1
+    seen = record.batch_limit[place]
+    np.testing.assert_array_equal(seen, np.floor(wanted + 1e-9))
+    assert len(set(seen)) >= 3
+
+
+@pytest.mark.filterwarnings("ignore:.*given up")
+def test_who_gives_up_after_he_was_sent_back_waits_no_more():
+    # Memory for one: the other is sent back, and both give up before the first ends.
+    workload = Workload.from_arrays([0.0, 0.0, 99.0], [100] * 3, [20_000] * 3)
+    run = config(
+        "queue",
+        batch_control_params={"interval": 0.5, "k": 1.0, "min_size": 2},
+        server="continuous",
+        kv_blocks=1300,
+        request_timeout=8.0,
+        num_requests=3,
+    )
+    record = simulate(run, workload)
+    assert record.preemptions.tolist() == [0, 1, 0]
+    assert batch_limit(record)(50.0) == 2

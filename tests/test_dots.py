@@ -1,12 +1,15 @@
 """Summaries with their intervals: curves in panels, and marks below each other."""
 
+from pathlib import Path
+
 import matplotlib as mpl
 import numpy as np
 import pandas as pd
+import pytest
 from matplotlib import pyplot as plt
 from matplotlib.colors import to_hex
 
-from llminfer.report import figures
+from llminfer.report import figures, tables
 
 
 def test_marks_stand_in_order_with_their_intervals():
@@ -102,3 +105,41 @@ def test_a_point_of_runs_too_short_looks_hollow():
         "runs too short"
     ]
     plt.close(fig)
+
+
+def test_the_style_has_only_what_its_file_names():
+    file = Path(figures.__file__).with_name("print.mplstyle")
+    rows = [row for row in file.read_text("utf-8").splitlines() if row.strip()]
+    named = {row.partition(":")[0] for row in rows if not row.startswith("#")}
+    assert {*figures.STYLE} == named
+
+
+def test_a_curve_stands_in_its_band_by_the_order_of_x():
+    rows = {"B": [4, 1, 2], "mean": [3.0, 1.0, 2.0]}
+    table = pd.DataFrame({**rows, "ci_lower": [2, 0, 1], "ci_upper": [6, 4, 5]})
+    fig, ax = figures.new()
+    figures.curve(ax, table, "B", 1, "mean", linewidth=3.0)
+    (line,), (band,) = ax.get_lines(), ax.collections
+    assert np.transpose(line.get_data()).tolist() == [[1, 1], [2, 2], [4, 3]]
+    assert to_hex(line.get_color()).upper() == figures.COLORS[1]
+    assert (line.get_label(), line.get_linewidth()) == ("mean", 3.0)
+    assert to_hex(band.get_facecolor()[0]).upper() == figures.COLORS[1]
+    corners = {(*its,) for its in band.get_paths()[0].vertices.tolist()}
+    assert {(1, 0), (1, 4), (2, 1), (2, 5), (4, 2), (4, 6)} <= corners
+    plt.close(fig)
+
+
+def test_without_a_folder_for_figures_it_is_said_how_to_name_one(tmp_path, monkeypatch):
+    monkeypatch.delenv("LLMINFER_FIGURES", raising=False)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(
+        FileNotFoundError, match=f"'figures' at or above {tmp_path.name}/"
+    ):
+        tables.figures_dir()
+    (tmp_path / "figures").mkdir()
+    (tmp_path / "below").mkdir()
+    monkeypatch.chdir(tmp_path / "below")
+    assert tables.figures_dir() == tmp_path / "figures"
+    monkeypatch.setenv("LLMINFER_FIGURES", str(tmp_path / "mine"))
+    assert tables.figures_dir() == tmp_path / "mine"
+    assert (tmp_path / "mine").is_dir()

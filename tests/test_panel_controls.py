@@ -9,11 +9,12 @@ from panel_table import table_in
 
 from llminfer import PRESETS, SimulationConfig, Workload, goodput, simulate
 from llminfer.data.logs import ServedLog
-from llminfer.panels import gallery
+from llminfer.panels import gallery, policy, traffic
 from llminfer.panels.controls import CONTROLS, GROUPS, OUTPUTS, OWN, PROMPTS
 from llminfer.panels.engine_log import LogPicture
 from llminfer.panels.panel import Panel
 from llminfer.panels.picture import LatencyPicture
+from llminfer.panels.workload import SHAPES
 
 ENGINE = SimulationConfig.from_preset(
     "llama-3.1-8b-rtx4090",
@@ -246,3 +247,117 @@ def test_each_named_control_is_under_one_heading():
         name = control.name.rpartition(".")[2]
         assert sum(name in its.split() for its in GROUPS.values()) <= 1
         assert control.group in GROUPS
+
+
+STOPS = {
+    "batch_size": "1 2 4 8 16 32 64 128 256 512",
+    "batch_timeout": "at once, 0.1 s, 0.3 s, 1 s, 3 s, 10 s, until full",
+    "max_batched_tokens": "256 512 1024 2048 4096 8192 16384",
+    "replicas": "1 2 3 4 5 6 7 8",
+    "queue_limit": "1 2 4 16 none",
+    "kv_blocks": "640, 800, 1024, 1280, 1536, 2048, 4096, 8192, 16384, 32768, no limit",
+    "clients": "1 2 4 8 16 32 64 128 256 512 1024",
+    "patience": "0.1 s, 0.3 s, 1 s, 10 s, no end",
+    "scheduling_policy": "FCFS SJF Predicted-SJF Priority SJF-Aging Class-RR WFQ",
+    "policy: prediction_sigma": "0.0 0.1 0.25 0.5 1.0 2.0",
+    "traffic: batch_size": "1 2 4 8 16 32 64 128 256",
+}
+SLIDERS = {  # from, to, a key press: powers of 10
+    "arrival_rate": (-1, 2, 0.02),
+    PROMPTS: (1, 3.5, 0.05),
+    OUTPUTS: (1, 3.5, 0.05),
+    "think_time.mean": (-1, 3, 0.05),
+    "alpha": (-5, -2, 0.05),
+    "beta": (-4, 0, 0.05),
+    "gamma": (-5, -1, 0.05),
+    "ttft_limit": (-2, 3, 0.1),
+    "tpot_limit": (-4, 1, 0.1),
+    "pace": (-1, 1, 0.05),
+    "prompt_factor": (-1, 1, 0.05),
+    "output_factor": (-1, 1, 0.05),
+    "arrival_pattern_params.end_rate": (-1, 2, 0.02),
+    "arrival_pattern_params.duration": (2, 3.5, 0.05),
+    "policy: aging_rate": (-3, 1, 0.1),
+    "traffic: pace": (-2, 0.5, 0.05),
+}
+
+
+def controls_of_panels(monkeypatch):
+    """By name what is moved: in any panel, and in the two that have their own."""
+    monkeypatch.setattr(
+        traffic.Panel, "__init__", lambda self, *its: setattr(self, "its", its)
+    )
+    monkeypatch.setattr(traffic, "TrafficPicture", lambda traces: traces)
+    panels = {"traffic": traffic.TrafficPanel(ENGINE, {"log": None})}
+    panels["policy"] = policy.PolicyPanel(ENGINE)
+    found = dict(CONTROLS)
+    for of, panel in panels.items():
+        own = (its for its in panel.its[2] if not isinstance(its, str))
+        found |= {f"{of}: {its.name.rpartition('.')[2]}": its for its in own}
+    return found
+
+
+def test_a_control_stops_where_it_is_said_to(monkeypatch):
+    controls = controls_of_panels(monkeypatch)
+    for name, said in STOPS.items():
+        given = controls[name].options["options"]
+        labels = [str(its[0] if isinstance(its, tuple) else its) for its in given]
+        assert labels == said.split(", " if "," in said else " "), name
+        for stop in given:
+            if (
+                isinstance(stop, tuple)
+                and stop[0].split()[0].replace(".", "").isdigit()
+            ):
+                assert float(stop[0].split()[0]) == stop[1]
+    for name, (low, high, step) in SLIDERS.items():
+        its = controls[name].options
+        assert (its["min"], its["max"], its["step"]) == (low, high, step), name
+    for name, low, high in (("delta", 1e-7, 8.91e-3), ("kappa", 1e-9, 8.91e-5)):
+        (_, zero), (_, least), *_, (_, most) = controls[name].options["options"]
+        assert (zero, least, most) == (0.0, low, high)
+    chunks = [("in chunks", True), ("whole", False)]
+    assert controls["chunked_prefill"].options == {"options": chunks}
+    assert controls["preset"].options == {"options": [*PRESETS, OWN]}
+    told = {*STOPS, *SLIDERS, "delta", "kappa", "preset", "chunked_prefill"}
+    assert controls.keys() - told == {"traffic: trace", "traffic: server"}
+
+
+def test_a_shape_begins_at_one_of_its_stops():
+    ends = {"uniform": (50, 1000, 50), "lognormal": (0.1, 2.5, 0.1)}
+    ends |= {"powerlaw": (1.1, 4.0, 0.1)}
+    for law, its in SHAPES.items():
+        assert its.start[its.parameter] in its.values
+        assert (its.values[0], its.values[-1]) == ends[law][:2]
+        np.testing.assert_allclose(np.diff(its.values), ends[law][2])
+    assert SHAPES["uniform"].start == {"min": 10, "max": 500}
+    assert SHAPES["lognormal"].start == {"mu": 4, "sigma": 1.5, "max": 8192}
+    assert SHAPES["powerlaw"].start == {"alpha": 2, "min": 10, "max": 8192}
+
+
+def test_panels_begin_with_the_reports_server_and_with_an_rtx_4090(monkeypatch):
+    monkeypatch.setattr(gallery, "Panel", lambda server, *_: server)
+    report = SimulationConfig(
+        arrival_rate=4.0,
+        prompt_dist_params={"mu": 4, "sigma": 1.5, "max": 8192},
+        batch_size=32,
+        batch_timeout=0.0,
+        num_requests=10_500,
+        random_seed=42,
+    )
+    assert gallery.start_panel() == report
+    rtx = report.replace(
+        **PRESETS["llama-3.1-8b-rtx4090"].coefficients,
+        server="continuous",
+        output_length_dist="lognormal",
+        output_dist_params={"mu": 5, "sigma": 0.8, "max": 2048},
+    )
+    assert gallery.continuous_panel() == rtx.replace(
+        arrival_rate=2.2, batch_size=128, kv_blocks=1024, num_requests=3_500
+    )
+    assert gallery.users_panel() == rtx.replace(
+        clients=32,
+        think_time={"dist": "exponential", "mean": 5.0},
+        prompt_dist_params={"mu": 5.5, "sigma": 1.0, "max": 8192},
+        batch_size=16,
+        num_requests=8_000,
+    )

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 
 from llminfer import SimulationConfig, Workload, goodput, simulate
-from llminfer.panels.gallery import ContinuousPicture
-from llminfer.panels.picture import BatchSizePicture, LatencyPicture
+from llminfer.panels.gallery import ContinuousPicture, UsersPicture
+from llminfer.panels.picture import BATCH_LIMITS, BatchSizePicture, LatencyPicture
 from llminfer.panels.policy import PolicyPicture
 from llminfer.panels.ramp import RampPicture
+from llminfer.panels.traffic import TrafficPicture
 from llminfer.panels.wave import WavePicture
+from llminfer.panels.workload import WorkloadPicture
+from llminfer.report.timeline import over_time
 from llminfer.study.early_warning import load_ramp
 
 BASE = SimulationConfig(
@@ -34,6 +40,24 @@ def drawn(picture, name):
 
 def short(config, requests=300, warmup=40):
     return config.replace(num_requests=requests, warmup_requests=warmup)
+
+
+WHOLE = "batch limit|share of the|periods|prompt"  # axes that a curve fills
+
+
+def every_curve_is_seen(picture):
+    """None is without points, and what has two ends is drawn to both."""
+    for name, line in picture.lines.items():
+        points = np.transpose(line.get_data())
+        points = points[np.isfinite(points).all(axis=1)]
+        assert len(points), name
+        curve = line.get_linestyle() != "None"
+        if curve and re.search(WHOLE, line.axes.get_xlabel()):
+            inside = line.axes.transData + line.axes.transAxes.inverted()
+            x, y = inside.transform(points).T
+            assert x.min() < 0.05, name
+            assert x.max() > 0.95, name
+            assert (y < 1.0).any(), name
 
 
 def said(value):
@@ -67,6 +91,7 @@ def test_latency_is_drawn_at_each_load_as_a_run_at_that_rate_has_it():
     assert now["p99 TTFT"] == said(np.quantile(first, 0.99))
     good = now["goodput (TTFT ≤ 1 s, TPOT ≤ 0.1 s)"]
     assert good == f"{goodput(record, 1.0, 0.1, 40):.3g} requests/s"
+    every_curve_is_seen(picture)
 
 
 @pytest.mark.filterwarnings("ignore::llminfer.OverloadWarning")
@@ -195,3 +220,128 @@ def test_a_wave_is_drawn_over_one_period_with_each_controllers_limit():
         assert least <= limit.min() <= limit.max() <= most
         if name == "queue":
             assert limit.max() > 1.5 * limit.min()
+    every_curve_is_seen(picture)
+
+
+ENGINE = SimulationConfig.from_preset(
+    "llama-3.1-8b-rtx4090",
+    arrival_rate=4.0,
+    batch_size=8,
+    kv_blocks=500,
+    prompt_dist_params={"mu": 4, "sigma": 1.0, "max": 2048},
+    output_dist_params={"mu": 60, "sigma": 20, "min": 10, "max": 90},
+    random_seed=5,
+)
+USERS = ENGINE.replace(clients=12, think_time={"dist": "exponential", "mean": 0.5})
+
+
+def over_the_run(record):
+    """What runs and waits after each event of a record, by the shares of its time."""
+    table = over_time(record)
+    return {
+        "time": table["time"].to_numpy() / table["time"].to_numpy()[-1],
+        "running": table["running"].to_numpy(),
+        "waiting": table["waiting"].to_numpy(),
+        "held": table["held"].to_numpy(),
+    }
+
+
+def test_what_runs_waits_and_is_held_is_drawn_over_the_whole_run():
+    picture = quick(ContinuousPicture, 120, 20)
+    picture.update(ENGINE)
+    seen = over_the_run(simulate(short(ENGINE, 120, 20)))
+    for name in ("running", "waiting", "held"):
+        time, its = drawn(picture, name)
+        np.testing.assert_allclose(time, seen["time"])
+        low = picture.lines[name].axes.get_ylim()[0]
+        np.testing.assert_allclose(its, np.maximum(seen[name], low))
+    assert seen["waiting"].max() > 1.0
+    every_curve_is_seen(picture)
+
+
+@pytest.mark.filterwarnings("ignore::llminfer.OverloadWarning")
+def test_users_and_a_stream_are_drawn_over_the_whole_run():
+    picture = quick(UsersPicture, 120, 20)
+    readings = picture.update(USERS)
+    asked = simulate(short(USERS, 120, 20))
+    rate = 119.0 / np.ptp(asked.sent_time)
+    assert picture.stream.arrival_rate == pytest.approx(rate, rel=1e-3)
+    stamps = Workload.generate(picture.stream).arrival_time
+    both = {"users": asked}
+    both["stream"] = simulate(
+        picture.stream,
+        Workload.from_arrays(stamps, asked.prompt_length, asked.output_length),
+    )
+    for who, record in both.items():
+        seen = over_the_run(record)
+        time, inside = drawn(picture, f"{who} inside")
+        np.testing.assert_allclose(time, seen["time"])
+        np.testing.assert_allclose(
+            inside, np.maximum(seen["running"] + seen["waiting"], 0.8)
+        )
+        x, share = drawn(picture, f"{who} ttft")
+        np.testing.assert_array_equal(share, SHARES)
+        first = record.ttft[record.measured(20)]
+        np.testing.assert_allclose(x, np.quantile(first, SHARES).clip(0.01, 1e3))
+        assert readings["mean TTFT"][who] == said(first.mean())
+    assert drawn(picture, "all").tolist() == [[0.0, 1.0], [12.0, 12.0]]
+    stay = np.mean(asked.processing_end_time - asked.sent_time)
+    law = readings["Little's law, X (Z + R)"]["users"]
+    assert law == f"{rate * (0.5 + stay):,.1f} of 12 users"
+    every_curve_is_seen(picture)
+
+
+def test_the_worst_of_each_25_in_a_row_is_drawn_of_a_trace_and_of_its_twin():
+    trace = Workload.generate(short(ENGINE, 130))
+    picture = TrafficPicture({"log": trace})
+    picture.update(ENGINE)
+    of = {"": trace.scaled(picture.pace(ENGINE))}
+    of[" twin"] = Workload.generate(picture.short(ENGINE))
+    for tail, requests in of.items():
+        record = simulate(picture.short(ENGINE), requests)
+        worst = [record.ttft[i : i + 25].max() for i in range(0, 130, 25)]
+        begins, its = drawn(picture, f"path{tail}")
+        assert begins.tolist() == [0, 25, 50, 75, 100, 125]
+        np.testing.assert_allclose(its, np.clip(worst, 0.01, 1e3))
+        for name in ("ttft", "tpot"):
+            values = getattr(record, name)
+            x, share = drawn(picture, f"{name}{tail}")
+            np.testing.assert_array_equal(share, SHARES)
+            np.testing.assert_allclose(x, np.quantile(values, SHARES).clip(0.01, 1e3))
+
+
+WITHIN, OVER = (0.0, 1.02), (0.0, 1.0)  # shares of requests, and of the run
+FRAMES = {  # requests, those of the warm-up; then each axes' ends, x and y
+    LatencyPicture: (2000, 300, (0.01, 1e3, *WITHIN), (0.0, 1.2, 0.01, 1e3)),
+    BatchSizePicture: (1000, 100, (0.9, 142, 0.05, 1e3), (0.9, 142, 0.1, 100)),
+    WorkloadPicture: (1000, 100, (0.9, 142, 0.05, 1e3), (1, 8192, *WITHIN)),
+    PolicyPicture: (3000, 300, (0.1, 1e3, *WITHIN), (0.1, 1e3, *WITHIN)),
+    RampPicture: (12_000, 0, (0.0, 1.6, 1.0, 1e4), (0.0, 1.6, 0.0, 1.6)),
+    WavePicture: (3000, 150, (*OVER, 0.8, 160.0), (*OVER, 0.05, 1e3)),
+    UsersPicture: (2000, 300, (0.01, 1e3, *WITHIN), (*OVER, 0.8, 2e3)),
+    ContinuousPicture: (
+        *(1200, 100),
+        *((0.01, 1e3, *WITHIN), (*OVER, 0.8, 2e3), (*OVER, 0.0, 1.05)),
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", FRAMES)
+def test_where_a_picture_ends_and_how_few_its_requests_are(kind):
+    picture, figure = kind(), Figure()
+    picture.compose(figure)
+    ends = [(*ax.get_xlim(), *ax.get_ylim()) for ax in figure.axes]
+    assert (picture.requests, picture.warmup, *ends) == FRAMES[kind]
+
+
+def test_a_traffic_picture_ends_after_its_requests_and_has_as_many_at_most():
+    picture, figure = TrafficPicture({"log": Workload.generate(BASE)}), Figure()
+    picture.compose(figure)
+    assert len(picture.traces["log"]) == picture.requests == 1200
+    ends = [(*ax.get_xlim(), *ax.get_ylim()) for ax in figure.axes]
+    assert ends == [(0.01, 1e3, *WITHIN), (0.0, 1200.0, 0.01, 1e3)]
+
+
+def test_loads_and_limits_that_are_drawn():
+    assert LatencyPicture.loads == (0.1, 0.3, 0.5, 0.65, 0.8, 0.9, 0.97)
+    assert BATCH_LIMITS == (1, 2, 4, 8, 16, 32, 64, 128)

@@ -846,3 +846,10 @@ def test_a_closed_loop_without_times_tells_when_each_was_sent(tmp_path):
     assert log.workload.arrival_time.tolist() == [0.0, 0.0, 2.0, 3.5]
     assert log.last_token_time.tolist() == [2.0, 3.5, 6.0, 5.0]
     assert log.settings["clients"] == 2
+
+
+def test_steps_without_graphs_are_all_launched():
+    asked = LIMITS | {"enforce_eager": True}
+    assert read_settings(asked)["graph_tokens"] == 0
+    assert read_settings(asked | {"enforce_eager": False})["graph_tokens"] == 16
+    assert read_settings(LIMITS | {"max_num_seqs": 300})["graph_tokens"] == 512

@@ -112,3 +112,12 @@ def test_a_coefficient_that_is_no_time_is_refused(name, value):
     coefficients = {"alpha": 1.0, "beta": 1.0, "gamma": 1.0, name: value}
     with pytest.raises(ConfigError, match=f"^{name}="):
         BatchProcessor(**coefficients)
+
+
+def test_two_tokens_have_one_time_between_them():
+    request = Request(0, 0.0, 1, 2)
+    request.first_token_time, request.processing_end_time = 1.0, 3.5
+    for made, seconds in ((0, None), (1, None), (2, 2.5), (3, 1.25)):
+        request.actual_output_length = made
+        assert request.tpot == seconds
+        assert request.total_tokens == 1 + made

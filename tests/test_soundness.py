@@ -143,3 +143,12 @@ def test_what_an_interval_misses_is_counted_on_its_side():
     wrong = coverage.trust(skewed / 100.0, 1.0, 20).set_index("interval")
     assert (wrong["low"].drop("best of 8 equals") == 1.0).all()
     assert wrong.loc["best of 8 equals", "mean"] > 0.8
+
+
+def test_waits_that_never_settle_are_not_cut():
+    waits = np.array([[1.0], [3.0]]) * np.linspace(2.0, 0.0, 200)
+    found = coverage.behind_cuts(waits, [0])
+    whole = waits.mean(axis=1)
+    assert found["means"][0] == pytest.approx(whole, rel=1e-12)
+    assert found["each"] == pytest.approx(whole, rel=1e-12)
+    assert found["common"] == pytest.approx(whole, rel=1e-12)

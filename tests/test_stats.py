@@ -284,3 +284,11 @@ def test_of_skewed_values_it_misses_less_and_of_normal_ones_it_gives_little_away
     missed = {name: 1.0 - count / 2000 for name, count in held.items()}
     assert missed["skewed"] < 0.75 * missed["student"]
     assert 0.03 < missed["normal"] < 0.06
+
+
+def test_numbers_are_sound_from_300_memories_of_the_shortest_run_on():
+    rows = {"B": [1, 1, 2, 2], "avg_wait": [1.0, 2.0, 3.0, 4.0]}
+    runs = pd.DataFrame({**rows, "memories": [300.0, 900.0, 299.9, 9000.0]})
+    found = summarize(runs, "B", "avg_wait")
+    assert found["sound"].tolist() == [True, False]
+    assert found["memories"].tolist() == [300.0, 299.9]

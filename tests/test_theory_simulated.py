@@ -10,13 +10,22 @@ of the runs tells as much.
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
+import re
 
 import numpy as np
 import pytest
 from scipy.stats import norm, ttest_1samp
 
-from llminfer import SchedulingPolicy, SimulationConfig, Workload, simulate, theory
+from llminfer import (
+    PRESETS,
+    SchedulingPolicy,
+    SimulationConfig,
+    Workload,
+    simulate,
+    theory,
+)
 from llminfer.study import against_theory as module
 from llminfer.study.against_theory import beside_theory, comparisons, estimates
 from llminfer.theory.single_server import by_key
@@ -219,3 +228,63 @@ def test_ageing_lies_between_fcfs_and_strict_priority():
     assert mixed[1] < mixed[2] < mixed[0]
     load = np.multiply(rates, mean)
     assert load @ mixed == pytest.approx(load.sum() * fcfs, rel=1e-12)
+
+
+ENGINES = {"report": "report", "opt-13b-a100": "opt-13b-a100", "A100": "opt-13b-a100"}
+ENGINES |= {"RTX 4090": "llama-3.1-8b-rtx4090", "DGX H100": "llama-2-70b-dgx-h100"}
+
+
+def is_of_engine(config, name):
+    law = PRESETS[ENGINES[name]].coefficients | {"epsilon": 0.0}  # no law knows it
+    return (
+        law.items()
+        <= ({f: getattr(config, f) for f in law} | {"kappa": law["kappa"]}).items()
+    )
+
+
+SAID = {  # what a part of a name says of the configuration
+    r"load ([\d.]+)": lambda its, load: its.offered_load == pytest.approx(float(load)),
+    r"B = (\d+)": lambda its, size: its.batch_size == int(size),
+    "one by one": lambda its: (its.batch_size, its.server) == (1, "static"),
+    "greedy": lambda its: (its.batch_timeout, its.server) == (0.0, "static"),
+    "full": lambda its: (its.batch_timeout, its.server) == (None, "static"),
+    "continuous": lambda its: its.server == "continuous",
+    "SJF": lambda its: its.scheduling_policy == "SJF",
+    r"noise ([\d.]+)": lambda its, sigma: its.policy().prediction_sigma == float(sigma),
+    "flooded": lambda its: its.offered_load > 100.0,
+    "no limit": lambda its: its.batch_size >= 64,
+    "constant outputs": lambda its: its.outputs.variance() == 0.0,
+    "no service time": lambda its: its.alpha == its.beta == its.gamma == 0.0,
+    "decode only": lambda its: its.alpha == its.beta == 0.0 < its.gamma < 0.1,
+    "κ = 0": lambda its: its.kappa == 0.0,
+    f"({'|'.join(ENGINES)})": is_of_engine,
+}
+
+
+def test_each_configuration_is_what_its_name_says():
+    for name, cases in BY_RUN.items():
+        found = {part: re.search(rf"\b{part}\b", name) for part in SAID}
+        assert sum(its is not None for its in found.values()) >= 2, name
+        for case, (part, its) in itertools.product(cases, found.items()):
+            assert its is None or SAID[part](case.config, *its.groups()), (name, part)
+    assert len({cases[0].config.to_json() for cases in BY_RUN.values()}) == len(BY_RUN)
+
+
+SHORT = SimulationConfig(arrival_rate=2.0, batch_size=1, num_requests=600)
+
+
+def test_each_share_and_each_group_is_what_its_name_says():
+    record = simulate(SHORT)
+    for case in CASES:
+        if found := re.search(r"^mean wait of prompts to (\d+)$", case.metric):
+            law, most = theory.priority(case.config), int(found[1])
+            its = law.key <= most
+            exact = np.average(law.wait[its], weights=law.share[its])
+            assert case.exact == pytest.approx(exact, rel=1e-12)
+            for prompt in (most, most + 1):
+                prompts = np.where(np.arange(600) % 2, 1, prompt)
+                lengths = dataclasses.replace(record, prompt_length=prompts)
+                of = lengths.wait[(prompts <= most) & (np.arange(600) >= 7)]
+                assert case.measure(lengths, 7) == pytest.approx(of.mean(), rel=1e-12)
+        elif found := re.search(r"^share over the (median|p(\d+)) wait$", case.metric):
+            assert case.exact == pytest.approx(1.0 - int(found[2] or 50) / 100.0)

@@ -47,7 +47,8 @@ def seconds_law(field: str, given: Any) -> Quantile:
     if params.keys() != takes:
         raise fail(field, dict(given), f"{name} with {', '.join(sorted(takes))}")
     for key, value in params.items():
-        least, most = -1e3 * (key == "mu"), 30.0 if key in ("mu", "sigma") else 1e15
+        least = -1e3 if key == "mu" else 0.0
+        most = 30.0 if key in ("mu", "sigma") else 1e15
         number(f"{field}.{key}", value, least=least, most=most)
     return partial(quantile, **params)
 

@@ -181,8 +181,8 @@ class Batch:
         self._forget_the_gone()
         return tokens
 
-    def cancel(self, i: int) -> int:
-        """A request leaves for good; the tokens computed for it.
+    def cancel(self, i: int, time: float) -> int:
+        """A request leaves for good, given up at ``time``; the tokens computed for it.
 
         Its tokens of the step in progress are lost, and its blocks are free; they are
         already if that step was its last.
@@ -190,11 +190,12 @@ class Batch:
         pool, made = self.pool or self.cache, self.made.get(i, self.output[i])
         tokens = self.prompt[i] + made - 1 if made else 0
         self.must_be_free = held = 0
-        if math.isnan(self.start[i]):
+        waits = math.isnan(self.start[i])
+        if self.control is not None and (waits or i in self.preempted):
+            self.control.seen.leave(time)
+        if waits:
             self.queue.discard(i)
             self.admitted += 1
-            if self.control is not None:
-                self.control.seen.take(1)
             tokens = 0
         elif i in self.preempted:
             self.preempted.remove(i)

@@ -216,7 +216,7 @@ class ContinuousBatchingServer(WorkloadServer):
         sent = self._requests.arrival
         for i in gone:
             if sent[i] <= now:
-                self.clients.wasted[i] = scheduler.cancel(i)
+                self.clients.wasted[i] = scheduler.cancel(i, self.clients.end[i])
         gone[:] = [i for i in gone if sent[i] > now]
 
     def _settle(self, scheduler: Scheduler, now: float) -> Process:
