@@ -55,6 +55,18 @@ def test_experiments_have_the_exact_mean_and_share_their_requests_across_loads()
     assert again["mean"].tolist() == heavy[:2].tolist()
 
 
+@pytest.mark.parametrize("prompts", [{"max": 2048}, {"sigma": 1.5}])
+def test_the_requests_of_experiments_have_the_lengths_of_their_laws(prompts):
+    config = CONFIG.replace(prompt_dist_params={"mu": 4, "sigma": 1} | prompts)
+    table = coverage.experiments(config, lambda _, its: {"its": its}, [0.5], 1, 200)
+    random, shape = np.random.default_rng([42, 0]), (200, 400)
+    gaps = random.standard_exponential(shape) / (0.5 * config.max_stable_rate)
+    laws = config.prompts, config.outputs
+    tokens = [law.tokens(random.random(shape)).astype(float) for law in laws]
+    expected = coverage.waits(gaps, config.step_time.alone(*tokens))
+    np.testing.assert_array_equal(table["its"][0], expected)
+
+
 def test_experiments_are_of_one_request_at_a_time():
     for changes in ({"batch_size": 2}, {"scheduling_policy": "SJF"}):
         with pytest.raises(ConfigError):

@@ -58,17 +58,25 @@ def replicate_until(
     whole("most", most, _FEWEST_REPLICATIONS)
     values: list[float] = []
     believed = 0  # replications before an interval is believed, once one will do
+    mean = squares = 0.0  # as they come, Welford (1962)
+    bound = target / (1.0 + target)
     while True:
         values.append(number(f"run({len(values)})", run(len(values))))
-        if len(values) < max(_FEWEST_REPLICATIONS, believed):
+        n, off = len(values), values[-1] - mean
+        mean += off / n
+        squares += off * (values[-1] - mean)
+        if n < max(_FEWEST_REPLICATIONS, believed):
+            continue
+        # no interval is narrower than 1.95 standard errors: look only at those near it
+        if n < most and 1.95**2 * squares > n * (n - 1) * (bound * mean) ** 2:
             continue
         found = skewed_mean(values)
         half = max(found.upper - found.value, found.value - found.lower)
-        reached = half <= target / (1.0 + target) * abs(found.value)
-        if (reached and believed) or len(values) >= most:
+        reached = half <= bound * abs(found.value)
+        if (reached and believed) or n >= most:
             return Replications(tuple(values), found, reached)
         if reached:
-            believed = min(math.ceil(1.5 * len(values)), most)
+            believed = min(math.ceil(1.5 * n), most)
 
 
 def averaged_series(series_by_replication: Sequence[Values]) -> FloatArray:

@@ -102,12 +102,13 @@ _CHAT = {"mu": 4, "sigma": 1.0, "max": 2048}  # tokens
 _LONG = SimulationConfig(
     prompt_dist_params=_CHAT, num_requests=12_000, warmup_requests=2_000
 )
+_SHORT = _LONG.replace(num_requests=6_000, warmup_requests=1_000)
 _RTX4090, _A100, _H100 = "llama-3.1-8b-rtx4090", "opt-13b-a100", "llama-2-70b-dgx-h100"
 
 
 def _run(load: float, **changes: Any) -> SimulationConfig:
     """A configuration at a load, long enough to be near its steady state."""
-    config = _LONG.replace(**changes)
+    config = (_SHORT if load <= 0.6 else _LONG).replace(**changes)  # it forgets sooner
     return config.replace(arrival_rate=load * config.max_stable_rate)
 
 
