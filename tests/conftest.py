@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -37,6 +38,20 @@ def fresh_panels(monkeypatch: pytest.MonkeyPatch) -> None:
     """Panels that start where they are told, not where another test left them."""
     if loaded := sys.modules.get("llminfer.panels.panel"):
         monkeypatch.setattr(loaded.Panel, "memory", {})
+
+
+@pytest.fixture(scope="module")
+def unpainted() -> Iterator[None]:
+    """Panels whose axes nobody paints, only the curves: for what is said beside them.
+
+    To paint is two thirds of what a panel takes; pictures have tests of their own.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    with pytest.MonkeyPatch.context() as patch:
+        blank = lambda canvas: canvas.get_renderer().clear()  # noqa: E731
+        patch.setattr(FigureCanvasAgg, "draw", blank)
+        yield
 
 
 @pytest.fixture(scope="session")

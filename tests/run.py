@@ -23,7 +23,7 @@ from xml.etree import ElementTree
 
 ROOT = Path(__file__).parents[1]
 AT_ONCE = 2  # programs: more do not pay on two cores
-UNIT_PARTS = 4  # each loads for five seconds; fewer, and the last would run alone
+UNIT_PARTS = 6  # each loads for five seconds; fewer, and the last would run alone
 LIMIT = 900.0  # seconds a part may take: one that hangs is a failure, and shows where
 GRACE = 15.0  # seconds from an interrupt until what still runs is killed
 BROWSER = "browser tests"

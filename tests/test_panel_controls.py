@@ -16,6 +16,8 @@ from llminfer.panels.panel import Panel
 from llminfer.panels.picture import LatencyPicture
 from llminfer.panels.workload import SHAPES
 
+pytestmark = pytest.mark.usefixtures("unpainted")
+
 ENGINE = SimulationConfig.from_preset(
     "llama-3.1-8b-rtx4090",
     arrival_rate=3.0,

@@ -29,6 +29,8 @@ from llminfer.panels.workload import WorkloadPanel
 from llminfer.study.early_warning import load_ramp
 from llminfer.theory.known import latency_curve
 
+pytestmark = pytest.mark.usefixtures("unpainted")
+
 RTX = SimulationConfig.from_preset(
     "llama-3.1-8b-rtx4090", arrival_rate=2.0, batch_size=16, random_seed=42
 )

@@ -6,6 +6,8 @@ import pytest
 from llminfer import SimulationConfig
 from llminfer.panels.policy import PolicyPanel
 
+pytestmark = pytest.mark.usefixtures("unpainted")
+
 SIGMA = "scheduling_policy_params.prediction_sigma"
 AGING = "scheduling_policy_params.aging_rate"
 

@@ -7,6 +7,8 @@ from llminfer import SimulationConfig, Workload, simulate
 from llminfer.panels.traffic import TrafficPanel
 from llminfer.study.traffic import mean_rate, twin
 
+pytestmark = pytest.mark.usefixtures("unpainted")
+
 BASE = SimulationConfig.from_preset(
     "llama-3.1-8b-rtx4090",
     server="continuous",

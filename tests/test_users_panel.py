@@ -6,6 +6,8 @@ from panel_table import table_in
 from llminfer.panels.gallery import users_panel
 from llminfer.panels.panel import Panel
 
+pytestmark = pytest.mark.usefixtures("unpainted")
+
 
 @pytest.fixture
 def panel() -> Panel:

@@ -7,6 +7,8 @@ from llminfer import SimulationConfig, theory
 from llminfer.panels.panel import Panel
 from llminfer.panels.picture import BatchSizePicture, LatencyPicture
 
+pytestmark = pytest.mark.usefixtures("unpainted")
+
 BASE = SimulationConfig(
     arrival_rate=4.0,
     batch_timeout=0.0,

@@ -7,6 +7,8 @@ from llminfer import SimulationConfig, simulate
 from llminfer.metrics import MetricsCollector
 from llminfer.panels.workload import SHAPES, WorkloadPanel, WorkloadPicture
 
+pytestmark = pytest.mark.usefixtures("unpainted")
+
 REFERENCE = SimulationConfig(
     prompt_dist_params={"mu": 4, "sigma": 1.5, "max": 8192},
     batch_size=128,

@@ -374,9 +374,8 @@ def auc(right: Samples, wrong: Samples) -> FloatArray:
 
 def _area(right: FloatArray, wrong: FloatArray) -> float:
     """The chance to be higher when right (Mann, Whitney 1947)."""
-    n = len(right)
-    ranks = rankdata(np.concatenate([right, wrong]))[:n]
-    return float(ranks.sum() - n * (n + 1) / 2) / (n * len(wrong))
+    ranks = rankdata(np.concatenate([right, wrong]))[: len(right)]
+    return float((ranks - 1 - np.arange(len(ranks))).sum()) / (len(ranks) * len(wrong))
 
 
 def auc_by_signal(runs: pd.DataFrame, horizon: float) -> pd.DataFrame:
