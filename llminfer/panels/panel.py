@@ -43,16 +43,14 @@ class PicturePanel(w.VBox):  # type: ignore[misc]
     def draw(self) -> None:
         """Show the picture as it is now."""
         with self.image.hold_sync():  # the page would draw it anew for its text
-            self.image.value = self.picture.png()
-            self.image.tooltip = self.picture.alt
+            self.image.value, self.image.tooltip = self.picture.png(), self.picture.alt
 
     def _repr_mimebundle_(self, **options: Any) -> tuple[dict[str, Any], Any]:
         """The widgets, and for a page without a kernel a picture with its text."""
         alt, png = self.picture.alt, b64encode(self.image.value).decode()
-        shown = super()._repr_mimebundle_(**options)
-        return shown | {"image/png": png, "text/plain": alt}, {
-            "image/png": {"alt": alt}
-        }
+        bundle = super()._repr_mimebundle_(**options)
+        shown = {**bundle, "image/png": png, "text/plain": alt}
+        return shown, {"image/png": {"alt": alt}}
 
 
 class Panel(PicturePanel):
