@@ -70,12 +70,19 @@ window.workbook = {
     return waits && !errors.length ? ["a cell did not run"] : errors;
   },
 
-  // The picture, the words and the errors, once all that was asked is answered.
+  // What is to be seen once all that was asked is answered.
   async look(panel) {
     await workbook.within(60_000, workbook.settle());
-    const words = [...panel.querySelectorAll(".widget-html")].map((e) => e.innerText);
-    return [await workbook.pixels(panel), words, workbook.errors.splice(0)];
+    const said = (what) => [...panel.querySelectorAll(what)].map((e) => e.innerText);
+    const words = said(".widget-html"), readouts = said(".widget-slider .widget-readout");
+    const picture = await workbook.pixels(panel);
+    return [picture, words, readouts, workbook.errors.splice(0)];
   },
+
+  // Of each slider its label, and whether it is in sight.
+  sliders: (panel) => [...panel.querySelectorAll(".widget-slider")].map((e) =>
+    [e.querySelector(".widget-label").innerText,
+      e.checkVisibility({ visibilityProperty: true }) && e.offsetWidth * e.offsetHeight > 0]),
 
   // Widgets are drawn a little after the cell has run.
   async drawn(panel, patience) {
@@ -101,15 +108,25 @@ window.workbook = {
     const seen = [];
     for (const e of panel.querySelectorAll(".jp-OutputArea img, .jp-OutputArea canvas")) {
       if (e.tagName === "IMG") await e.decode().catch(() => {});
-      const [width, height] = [e.naturalWidth ?? e.width, e.naturalHeight ?? e.height];
-      if (!width || !height) continue;
-      const canvas = new OffscreenCanvas(width, height).getContext("2d");
-      canvas.drawImage(e, 0, 0);
-      const bytes = canvas.getImageData(0, 0, width, height).data;
-      const digest = new Uint8Array(await crypto.subtle.digest("SHA-256", bytes));
-      seen.push(Array.from(digest.slice(0, 8)).join("."));
+      if (e.naturalWidth ?? e.width) seen.push(await workbook.digest(e));
     }
     return seen.join(" ");
+  },
+
+  // What an address held when it was looked at, it still holds.
+  digests: new WeakMap(),
+  async digest(e) {
+    const [address, known] = workbook.digests.get(e) ?? [];
+    if (e.src && e.src === address) return known;
+    const [width, height] = [e.naturalWidth ?? e.width, e.naturalHeight ?? e.height];
+    const canvas = new OffscreenCanvas(width, height)
+      .getContext("2d", { willReadFrequently: true });
+    canvas.drawImage(e, 0, 0);
+    const bytes = canvas.getImageData(0, 0, width, height).data;
+    const all = new Uint8Array(await crypto.subtle.digest("SHA-256", bytes));
+    const digest = Array.from(all.slice(0, 8)).join(".");
+    workbook.digests.set(e, [e.src, digest]);
+    return digest;
   },
 
   // The page reports the text of a control that a squeezed box hides: only the boxes'

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,10 +14,10 @@ from nbformat import NotebookNode
 from playwright.sync_api import Locator, Page
 
 WIDTHS, HEIGHT = (1280, 900), 1400  # CSS pixels
-PRESSES = 3
+PRESSES = 3  # of one in a hurry
 RUN_LIMIT, PATIENCE = 600_000, 10_000  # milliseconds, wall-clock
 _SCRIPT = Path(__file__).with_name("browser.js").read_text()
-_KEYS = ("Right", "Left"), ("Left", "Right")  # first one way, and then the other
+_KEYS = ("ArrowRight", "ArrowLeft"), ("ArrowLeft", "ArrowRight")  # by width
 # Others may bind where it stands: each is moved by itself in test_panel_controls.
 _LIMIT = re.compile("KV blocks|queue limit|token budget|replicas|≤")
 _RAISED = re.compile(r"\b[A-Z]\w*(?:Error|Exception): .*")
@@ -35,6 +35,7 @@ class Look(NamedTuple):
 
     picture: str  # a digest of its pixels
     words: list[str]
+    readouts: list[str]  # of its sliders
     errors: list[str]  # that were raised since the last look
 
 
@@ -141,21 +142,19 @@ def _walk(page: Page, stem: str, shots: Path | None) -> Iterator[Fault]:
 def _try_panel(panel: Locator, turn: int) -> Iterator[str]:
     """What is wrong; the first slider is moved, and every second of the others."""
     panel.evaluate("(panel, limit) => workbook.drawn(panel, limit)", PATIENCE)
-    start = _look(panel)
+    start = now = _look(panel)
     if not start.picture:
         yield "there is no picture"
     yield from start.errors
     yield from panel.evaluate("panel => workbook.unnamed(panel)")
-    sliders = panel.locator(".widget-slider").all()
+    sliders = panel.evaluate("panel => workbook.sliders(panel)")
     yield from () if sliders else ("there is no slider",)
-    for number, slider in enumerate(sliders):
-        name = f"slider {slider.locator('.widget-label').inner_text()!r}"
-        if not slider.is_visible():
+    for number, (label, in_sight) in enumerate(sliders):
+        name = f"slider {label!r}"
+        if not in_sight:
             yield f"{name} is out of sight"
         elif number == 0 or number % 2 == turn:
-            may_stay = bool(_LIMIT.search(name))
-            for text in _try_slider(panel, slider, _KEYS[turn], may_stay):
-                yield f"{name}: {text}"
+            now = yield from _try_slider(panel, number, name, turn, now)
     yield from panel.evaluate("panel => workbook.clipped(panel)")
     if (reset := panel.get_by_role("button", name="Reset")).count():
         reset.click()
@@ -165,37 +164,35 @@ def _try_panel(panel: Locator, turn: int) -> Iterator[str]:
         yield f"it says {said[0]!r}"
 
 
-def _try_slider(
-    panel: Locator, slider: Locator, keys: tuple[str, str], may_stay: bool
-) -> Iterator[str]:
-    """What is wrong once it has been moved, be it by a few steps or to an end."""
-    before = _look(panel)
-    if not _press(slider, keys):
-        yield "its readout does not move"
-    looks = [before, _look(panel)]
-    for end in ("Home", "End"):
-        if looks[-1].picture == before.picture and not may_stay:
-            slider.locator(".noUi-handle").press(end)
-            looks.append(_look(panel))
-    if looks[-1].picture == before.picture and not may_stay:
-        yield "the picture stays, at both ends too"
-    if before.words and looks[-1].words == before.words and not may_stay:
-        yield "the numbers stay"
-    yield from {error for look in looks for error in look.errors}
-
-
 def _look(panel: Locator) -> Look:
     return Look(*panel.evaluate("panel => workbook.look(panel)"))
 
 
-def _press(slider: Locator, keys: tuple[str, str]) -> bool:
-    """Press the first arrow a few times, or at the end of the range the other."""
-    # Not aria-valuenow: it is rounded to one decimal.
-    readout = slider.locator(".widget-readout")
-    before = readout.inner_text()
-    for key in keys:
-        for _ in range(1):
-            slider.locator(".noUi-handle").press(f"Arrow{key}")
-        if readout.inner_text() != before:
-            return True
-    return False
+def _try_slider(
+    panel: Locator, number: int, name: str, turn: int, before: Look
+) -> Generator[str, None, Look]:
+    """What is wrong; the last look.
+
+    It is moved by a step, or the other way from an end, and to both ends if the picture
+    stays. The first is moved by one in a hurry, who does not wait for the answer.
+    """
+    handle = panel.locator(".widget-slider .noUi-handle").nth(number)
+    looks, may_stay = [before], _LIMIT.search(name)
+    for key in _KEYS[turn]:
+        if looks[-1].readouts[number] == before.readouts[number]:
+            for _ in range(1 if number else PRESSES):
+                handle.press(key)
+            looks.append(_look(panel))
+    if looks[-1].readouts[number] == before.readouts[number]:
+        yield f"{name}: its readout does not move"
+    for end in ("Home", "End"):
+        if looks[-1].picture == before.picture and not may_stay:
+            handle.press(end)
+            looks.append(_look(panel))
+    after = looks[-1]
+    if after.picture == before.picture and not may_stay:
+        yield f"{name}: the picture stays, at both ends too"
+    if before.words and after.words == before.words and not may_stay:
+        yield f"{name}: the numbers stay"
+    yield from {f"{name}: {error}" for look in looks[1:] for error in look.errors}
+    return after

@@ -13,6 +13,7 @@ from nbformat.v4 import new_code_cell, new_notebook
 from playwright.sync_api import BrowserContext, Page, expect
 
 from llminfer.__main__ import find_chromium
+from llminfer.panels.gallery import start_panel
 
 FOLDER = Path(__file__).parents[1] / "notebooks"
 NOTEBOOKS = sorted(FOLDER.glob("[0-9]*.ipynb"))
@@ -168,6 +169,14 @@ def test_the_stand_alone_page_answers_its_sliders(
             expect(picture).not_to_have_attribute("src", before)
         assert "Error" not in page.inner_text("body")
     page.close()
+
+
+def test_a_move_sends_the_picture_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The page decodes and paints it anew for each message, whatever that says."""
+    panel, sent = start_panel(), []
+    monkeypatch.setattr(panel.image, "send_state", lambda key=None: sent.append(key))
+    panel.controls["arrival_rate"].value *= 1.2
+    assert sent == [{"value", "tooltip"}]
 
 
 def test_only_what_a_panel_needs_is_run_for_it() -> None:

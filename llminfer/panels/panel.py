@@ -42,8 +42,8 @@ class PicturePanel(w.VBox):  # type: ignore[misc]
 
     def draw(self) -> None:
         """Show the picture as it is now."""
-        self.image.value = self.picture.png()
-        self.image.tooltip = self.picture.alt
+        with self.image.hold_sync():  # the page would draw it anew for its text
+            self.image.value, self.image.tooltip = self.picture.png(), self.picture.alt
 
     def _repr_mimebundle_(self, **options: Any) -> tuple[dict[str, Any], Any]:
         """The widgets, and for a page without a kernel a picture with its text."""
