@@ -186,7 +186,7 @@ class ClosedTwin(StepTwin):
         if sequence in self.preempted and sequence.made:
             its.wasted = sequence.tokens - 1
         if sequence in self.waiting + self.preempted:
-            self.control.seen.leave(its.ended)
+            self.control.seen.left.append(its.ended)
         if sequence in self.waiting and isinstance(self.policy, ClassPolicy):
             self.policy.sort_requests([s.request for s in self.waiting], self.now)
             self.policy._queue.discard(sequence.request)

@@ -18,7 +18,7 @@ from llminfer import (
     Workload,
     simulate,
 )
-from llminfer.servers.batch_control import LatencyController, Observed
+from llminfer.servers.batch_control import LatencyController, Observed, RateController
 from llminfer.timeseries import batch_limit
 
 OUTPUT = 40  # tokens, all alike, so that lambda*(B) is a line of arithmetic
@@ -461,3 +461,15 @@ def test_who_gives_up_after_he_was_sent_back_waits_no_more():
     record = simulate(run, workload)
     assert record.preemptions.tolist() == [0, 1, 0]
     assert batch_limit(record)(50.0) == 2
+
+
+@pytest.mark.parametrize(("least", "most"), [(1, 6), (2, 3), (4, 4)])
+def test_the_rate_controller_may_choose_any_limit_from_the_least_to_the_most(
+    least, most
+):
+    # A limit of B carries B requests/s; so many have come in the last 10 seconds.
+    for rate in range(1, 9):
+        law = RateController(min_size=least, max_size=most, interval=10.0, headroom=1.0)
+        arrivals = np.arange(10 * rate) / rate + 0.05
+        seen = Observed(arrivals.tolist(), float)
+        assert law.wanted(10.0, seen, 1.0) == min(max(rate, least), most)

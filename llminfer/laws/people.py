@@ -13,6 +13,7 @@ from llminfer.base.frozen import plain
 from llminfer.laws.lengths import LENGTH_LAWS, LengthLaw
 
 Quantile = Callable[[FloatArray], FloatArray]
+_LOGS = ("mu", "sigma")  # parameters that are logarithms
 
 # By name: the parameters, each at least 0 but mu, and the quantile at u in [0, 1).
 _LAWS: Mapping[str, tuple[set[str], Callable[..., FloatArray]]] = {
@@ -47,8 +48,7 @@ def seconds_law(field: str, given: Any) -> Quantile:
     if params.keys() != takes:
         raise fail(field, dict(given), f"{name} with {', '.join(sorted(takes))}")
     for key, value in params.items():
-        least = -1e3 if key == "mu" else 0.0
-        most = 30.0 if key in ("mu", "sigma") else 1e15
+        least, most = -1e3 if key == "mu" else 0.0, 30.0 if key in _LOGS else 1e15
         number(f"{field}.{key}", value, least=least, most=most)
     return partial(quantile, **params)
 

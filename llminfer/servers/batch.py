@@ -192,7 +192,7 @@ class Batch:
         self.must_be_free = held = 0
         waits = math.isnan(self.start[i])
         if self.control is not None and (waits or i in self.preempted):
-            self.control.seen.leave(time)
+            self.control.seen.left.append(time)
         if waits:
             self.queue.discard(i)
             self.admitted += 1

@@ -25,6 +25,9 @@ class Observed:
             the moment in question are not looked at.
         stable_rate: lambda*(B), requests a second, of a batch limit B.
         began: When the run began, seconds.
+
+    Attributes:
+        left: When those who gave up while they waited did, seconds.
     """
 
     def __init__(
@@ -36,17 +39,13 @@ class Observed:
         self.stable_rate = stable_rate
         self.began = began
         self._entered = entered
-        self._left = array("d")
+        self.left = array("d")
         self._taken = 0
         self._ends, self._latencies = array("d"), array("d")
 
     def take(self, requests: int) -> None:
         """So many leave the queue; a negative number comes back."""
         self._taken += requests
-
-    def leave(self, time: float) -> None:
-        """One of those who wait gives up at ``time``, seconds; earlier ones first."""
-        self._left.append(time)
 
     def finish(self, end: float, latencies: Iterable[float]) -> None:
         """Requests with these latencies, seconds, are complete at ``end``.
@@ -69,14 +68,13 @@ class Observed:
             last = max(last, self._ends[-1])
         if last > now - window or now - self.began < window:
             return now
-        left = bisect_right(self._left, now)
-        soon = *self._entered[entered : entered + 1], *self._left[left : left + 1]
-        return min(soon, default=math.inf)
+        times = (entered, self._entered), (bisect_right(self.left, now), self.left)
+        return min((its[i] for i, its in times if i < len(its)), default=math.inf)
 
     def waiting(self, now: float) -> int:
         """How many wait."""
         entered = bisect_right(self._entered, now)
-        return entered - bisect_right(self._left, now) - self._taken
+        return entered - bisect_right(self.left, now) - self._taken
 
     def arrivals(self, since: float, now: float) -> int:
         """How many entered the queue in (since, now]."""

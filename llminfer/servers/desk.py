@@ -184,7 +184,7 @@ class StaticDesk(Senders):
         if i in self._waiting:
             self._waiting.remove(i)
             self.queue.discard(i)
-            self.seen.leave(time)
+            self.seen.left.append(time)
             self._go_on(i, time)
             return True
         gone: bool = self._left[i] == time
