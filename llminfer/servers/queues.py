@@ -230,7 +230,8 @@ class _RankedQueue(_LeavingQueue):
         return self.heap[0][1]
 
     def take(self, most: int, now: float) -> Sequence[int]:
-        heap, waiting, batch = self.heap, self.waiting, list[int]()
+        batch: list[int] = []
+        heap, waiting = self.heap, self.waiting
         if waiting:
             self.peek(now)  # then all of them are in the heap
         while waiting and len(batch) < most:
