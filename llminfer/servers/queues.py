@@ -4,7 +4,6 @@ import heapq
 from array import array
 from collections import OrderedDict
 from collections.abc import Sequence
-from itertools import islice
 from typing import Any, Protocol
 
 import numpy as np
@@ -200,10 +199,8 @@ class _LeavingQueue:
         return next(iter(self.waiting))
 
     def take(self, most: int, now: float) -> Sequence[int]:
-        batch = list(islice(self.waiting, most))
-        for i in batch:
-            del self.waiting[i]
-        return batch
+        leave = self.waiting.popitem
+        return [leave(last=False)[0] for _ in range(min(most, len(self.waiting)))]
 
     def discard(self, i: int) -> None:
         del self.waiting[i]
