@@ -291,7 +291,7 @@ class Batch:
             return 0
         if cache is not None:
             cache.hold(i, known + tokens)
-            if not self.preempted:
+            if known and not self.preempted:
                 self.requests.cached[i] = known
         if pool is not None:
             pool.free -= pool.blocks_for(known + tokens) - found

@@ -301,9 +301,8 @@ class Clients(Senders):
             if self.outcome[i] != _UNANSWERED:
                 heappop(deadlines)
                 continue
-            if not times.first[i] <= time:
-                return time
-            if time >= (last := times.arrival[i] + self._late[i]):
+            last = times.arrival[i] + self._late[i] if times.first[i] <= time else time
+            if time >= last:
                 return time
             heapreplace(deadlines, (last, i))  # it has its first token
         return math.inf
@@ -366,7 +365,8 @@ class Clients(Senders):
             return
         self.entered.append(time)
         if self._impatient:
-            heappush(self._deadlines, (time + min(self._soon[i], self._late[i]), i))
+            soon, late = self._soon[i], self._late[i]
+            heappush(self._deadlines, (time + (soon if soon < late else late), i))
 
     def user_of(self, i: int) -> int:
         """The number of the user who sends request ``i``; -1 by the clock."""

@@ -183,7 +183,7 @@ class CachingPool(BlockPool):
         for end, ahead in self._names.get(request, ()):
             upto = end if end < most else most
             while found < upto and (span := first.get(found + ahead)):
-                blocks = min(span.blocks, upto - found)
+                blocks = span.blocks if span.blocks < upto - found else upto - found
                 seen.append((span, blocks))
                 found += blocks
                 if span.holders:

@@ -111,10 +111,9 @@ class _ArrivalQueue:
         """Nobody leaves this queue before being taken."""
 
     def take(self, most: int, now: float) -> Sequence[int]:
-        head = self.head
-        end = head + most
-        self.head = end = end if end < self.tail else self.tail
-        return range(head, end)
+        head, end = self.head, self.head + most
+        self.head = end if end < self.tail else self.tail
+        return range(head, self.head)
 
     def oldest(self) -> int:
         return self.head
@@ -165,8 +164,7 @@ class _KeyedQueue:
         return self.order[self.heap[0]]
 
     def take(self, most: int, now: float) -> Sequence[int]:
-        heap, order = self.heap, self.order
-        pop = heapq.heappop
+        heap, order, pop = self.heap, self.order, heapq.heappop
         batch = [order[pop(heap)] for _ in range(min(most, len(heap)))]
         for i in batch:
             self.gone[i] = 1
