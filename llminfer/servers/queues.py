@@ -4,6 +4,7 @@ import heapq
 from array import array
 from collections import OrderedDict
 from collections.abc import Sequence
+from itertools import islice
 from typing import Any, Protocol
 
 import numpy as np
@@ -197,8 +198,12 @@ class _LeavingQueue:
         return next(iter(self.waiting))
 
     def take(self, most: int, now: float) -> Sequence[int]:
-        leave = self.waiting.popitem
-        return [leave(last=False)[0] for _ in range(min(most, len(self.waiting)))]
+        if most == 1 and self.waiting:
+            return [self.waiting.popitem(last=False)[0]]
+        batch = list(islice(self.waiting, most))
+        for i in batch:
+            del self.waiting[i]
+        return batch
 
     def discard(self, i: int) -> None:
         del self.waiting[i]
