@@ -256,9 +256,8 @@ def read_settings(path: str | Path | Mapping[str, Any]) -> dict[str, Any]:
     if settings["replicas"] == 1:
         said.pop("enable_expert_parallel", None)  # with more they would keep step
     fine = FORMATS["modelled"]
-    if odd := [
-        name for name in fine if said.get(name, fine[name][0]) not in fine[name]
-    ]:
+    odd = [name for name, ok in fine.items() if said.get(name, ok[0]) not in ok]
+    if odd:
         what = ", ".join(f"{name}={said[name]!r:.40}" for name in odd)
         what += ": changes the run and is not modelled"
         warnings.warn(f"{file.name}: {what}", stacklevel=2)

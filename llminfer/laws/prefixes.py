@@ -81,7 +81,7 @@ class SharedPrefixes:
         below = np.cumsum(np.arange(1.0, self.count + 1.0) ** -self.zipf)
         drawn = np.searchsorted(below / below[-1], u, side="right")
         paths = [((k, self.tokens),) for k in range(self.count)]
-        return tuple(paths[k] for k in drawn)
+        return tuple(paths[k] for k in drawn.tolist())
 
 
 @dataclass(frozen=True)

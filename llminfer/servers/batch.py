@@ -125,8 +125,7 @@ class Batch:
         """
         rest = self.still_to_prefill()
         tokens = min(rest, self.budget - self.decoding)
-        pool = self.pool
-        if pool is not None:
+        if (pool := self.pool) is not None:
             held = pool.blocks_for(self.computed)
             more = pool.blocks_for(self.computed + tokens) - held
             if more > pool.free:
@@ -234,9 +233,8 @@ class Batch:
         total = self._readmit(now, budget) if self.preempted else 0
         if self.preempted:
             return total
-        queue, running = self.queue, self.running
-        limit, control = self.limit, self.control
-        can_overtake = queue.can_overtake
+        queue, running, limit = self.queue, self.running, self.limit
+        control, can_overtake = self.control, queue.can_overtake
         while waiting and total < budget and len(running) < limit:
             i = queue.peek(now) if can_overtake else self.admitted
             tokens = self._enter(i, self.prompt[i], budget - total, total)
@@ -258,8 +256,7 @@ class Batch:
         while preempted and total < budget and len(self.running) < self.limit:
             i = preempted[-1]
             whole = self.prompt[i] + self.made[i]
-            tokens = self._enter(i, whole, budget - total, total)
-            if not tokens:
+            if not (tokens := self._enter(i, whole, budget - total, total)):
                 break
             total += tokens
             self.log.preemptions[self.row[preempted.pop()]] = now
@@ -292,7 +289,7 @@ class Batch:
             return 0
         if cache is not None:
             cache.hold(i, known + tokens)
-            if not self.preempted:
+            if known and not self.preempted:
                 self.requests.cached[i] = known
         if pool is not None:
             pool.free -= pool.blocks_for(known + tokens) - found
@@ -358,8 +355,7 @@ class Batch:
             if made == 1:
                 self.first[i] = end
             tokens = self.prompt[i] + made - 1
-            left = self.output[i] - made
-            if left:
+            if left := self.output[i] - made:
                 self.running[i] = entry = (decoded + left) << shift | i
                 heappush(self.heap, entry)
                 self.decoding += 1
@@ -376,8 +372,7 @@ class Batch:
         if self.answer is not None and not self.answer(i, end):
             self.late.add(i)
         self.running[i] = -1  # no entry of the heap is its own any more
-        tokens = self.prompt[i] + self.output[i] - 1
-        self.leaving[i] = tokens
+        self.leaving[i] = self.prompt[i] + self.output[i] - 1
 
     def let_go(self) -> int:
         """Those whose last token is out give up place and blocks; how many of these."""

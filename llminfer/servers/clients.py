@@ -121,8 +121,8 @@ def _drawn(config: SimulationConfig, u: FloatArray, kinds: IntArray) -> list[Any
 
 def _rows(columns: list[Any], low: int, high: int) -> Iterator[Ask]:
     """Rows of columns; a few at a time are numbers of Python's own."""
-    for begin in range(low, high, _AT_ONCE):
-        some = slice(begin, min(begin + _AT_ONCE, high))
+    for begin in range(low, high, 4 * _AT_ONCE):
+        some = slice(begin, min(begin + 4 * _AT_ONCE, high))
         yield from zip(*(column[some].tolist() for column in columns), strict=True)
 
 
@@ -293,13 +293,7 @@ class Clients(Senders):
 
     # Time
 
-    @property
-    def next_sent(self) -> float:
-        """No request is sent before this, seconds."""
-        return self._coming[0][0] if self._coming else math.inf
-
-    @property
-    def next_left(self) -> float:
+    def _next_left(self) -> float:
         """When the next one gives up who is not answered before, seconds."""
         deadlines, times = self._deadlines, self.times
         while deadlines:
@@ -307,25 +301,29 @@ class Clients(Senders):
             if self.outcome[i] != _UNANSWERED:
                 heappop(deadlines)
                 continue
-            last = times.arrival[i] + self._late[i]
-            if time >= last or not times.first[i] <= time:
+            last = times.arrival[i] + self._late[i] if times.first[i] <= time else time
+            if time >= last:
                 return time
             heapreplace(deadlines, (last, i))  # it has its first token
         return math.inf
 
-    def advance(self, now: float) -> float:
-        """Let happen what happens up to ``now``; when somebody gives up next, s."""
+    def advance(self, now: float) -> tuple[float, float]:
+        """Let happen what happens up to ``now``, seconds.
+
+        Returns:
+            No request is sent before this; and when somebody gives up next, seconds.
+        """
         coming, deadlines = self._coming, self._deadlines
         while True:
             time, kind, who = coming[0] if coming else _NEVER
             if deadlines and (time > now or deadlines[0][0] <= time):
-                left = self.next_left
+                left = self._next_left()
                 if left <= now and (left, _ARRIVAL) <= (time, kind):
                     self._over(i := heappop(deadlines)[1], left, GIVEN_UP)
                     self.desk.drop(i)
                     continue
             if time > now:
-                return left if deadlines else math.inf
+                return time, left if deadlines else math.inf
             heappop(coming)
             if kind == _ARRIVAL:
                 self._arrive(who, time)
@@ -367,7 +365,8 @@ class Clients(Senders):
             return
         self.entered.append(time)
         if self._impatient:
-            heappush(self._deadlines, (time + min(self._soon[i], self._late[i]), i))
+            soon, late = self._soon[i], self._late[i]
+            heappush(self._deadlines, (time + (soon if soon < late else late), i))
 
     def user_of(self, i: int) -> int:
         """The number of the user who sends request ``i``; -1 by the clock."""

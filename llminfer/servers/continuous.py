@@ -110,8 +110,8 @@ class ContinuousBatchingServer(WorkloadServer):
         arrived, now, stretches = 0, env.now, self._stretches
         while True:
             if clients is not None:
-                scheduler.latest = clients.advance(now)
-                time[-1] = math.inf if several else clients.next_sent
+                soon, scheduler.latest = clients.advance(now)
+                time[-1] = math.inf if several else soon
             while (arrival := time[arrived]) <= now:
                 if can_overtake:
                     join(number[arrived])
@@ -233,8 +233,7 @@ class ContinuousBatchingServer(WorkloadServer):
             now: Seconds; nothing happens before the beginning.
         """
         assert self.clients is not None
-        self.clients.advance(now)
-        soon = min(self.clients.next_sent, self.clients.next_left)
+        soon = min(self.clients.advance(now))
         if self.config.replicas == 1 or soon == self._armed:
             return
         self._armed = soon

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from itertools import accumulate
 
 from llminfer.config import SimulationConfig
-from llminfer.servers.prefixes import Paths
+from llminfer.servers.prefixes import Paths, Pieces
 
 
 class BlockPool:
@@ -94,7 +94,18 @@ class Span:
     freed: list[Span]
 
 
-_NOBODY: set[int] = set()  # holds blocks without names that are free
+class Held(list[Span]):
+    """The named blocks that a request holds.
+
+    Args:
+        pieces: Where their names come from.
+        named: How many there are.
+    """
+
+    __slots__ = ("named", "pieces")
+
+    def __init__(self, pieces: Pieces, named: int) -> None:
+        self.pieces, self.named = pieces, named
 
 
 class CachingPool(BlockPool):
@@ -102,11 +113,10 @@ class CachingPool(BlockPool):
 
     The free blocks stand in a queue; who takes blocks takes those at its head. A
     request gives its last block back first, and one that is not full goes to the head:
-    nobody will look for it. The blocks on its path have names, and
-    anybody finds them; if several have computed the same, the first copy that is still
-    there. The others it finds itself if it was preempted and returns. Who has a block
-    also has those before it on the path, so that what is left of a path in the queue
-    is always its beginning.
+    nobody will look for it. The blocks on its path have names, and anybody finds them;
+    if several have computed the same, the first copy that is still there. The others it
+    finds itself if it was preempted and returns. Who has a block also has those before
+    it on the path, so that what is left of a path in the queue is always its beginning.
 
     Args:
         blocks: How many there are.
@@ -121,46 +131,45 @@ class CachingPool(BlockPool):
         super().__init__(blocks, block_size)
         self.shares = paths is not None
         self._names = (paths or Paths(block_size)).names
-        self._queue = deque[list[Span]]()  # what came free together
+        # What came free together, or a number of blocks that nobody will look for
+        self._queue = deque[list[Span] | int]()
         self._queued = 0  # all that stand there
-        self._loose = 0  # that are to stand at its end, and nobody will look for
+        self._owed = 0  # of these, those that were taken
         self._empty = blocks  # before its head: not full, or nobody's yet
-        self._owed = 0  # that were taken, and still stand there
         self._first: dict[int, Span] = {}  # that begin with a name and are found
         self._copies: dict[int, list[Span]] = {}  # of a named block, by age
-        self._held: dict[int, list[Span]] = {}  # named ones, by request
-        self._named: dict[int, int] = {}  # how many blocks these are
-        self._left: dict[int, Span] = {}  # others that are full
+        self._held: dict[int, Held] = {}  # by request
+        self._left: dict[int, Span] = {}  # others
         self._seen: tuple[list[tuple[Span, int]], int, int] = [], 0, 0
 
     def give_back(self, request: int, tokens: int, returns: bool = False) -> None:
         blocks = rest = tokens // self.block_size
         self._count_taken()
-        more = self.blocks_for(tokens) - blocks
-        self._empty += more
+        self._empty += (more := tokens % self.block_size > 0)
         self.free += more
-        if not (self.shares or returns):
-            self._loose += rest
-            self.free += rest
-            return
-        self._catch_up()
-        self.publish(request, tokens)
-        rest -= self._named.pop(request, 0)
         freed: list[Span] = []
-        for span in self._held.pop(request, ()):
-            span.holders.discard(request)
-            if span.holders:
-                blocks -= span.blocks
-            else:
-                span.freed = freed
-                freed.append(span)
-        if rest:
-            freed.append(Span(-1, rest, _NOBODY, freed))
-        if not returns:
+        queue = self._queue
+        self.publish(request, tokens)
+        if (mine := self._held.pop(request, None)) is not None:
+            rest -= mine.named
+            for span in mine:
+                (holders := span.holders).discard(request)
+                if holders:
+                    blocks -= span.blocks
+                else:
+                    span.freed = freed
+                    freed.append(span)
+        if returns:
+            freed.append(span := Span(-1, rest, set(), freed))
+            self._left[request] = span
+        else:
             self._names.pop(request, None)
-        elif rest:
-            self._left[request] = freed[-1]
-        self._queue.append(freed)
+            if not freed and queue and isinstance(last := queue[-1], int):
+                queue[-1] = last + rest
+            else:
+                queue.append(rest)
+        if freed:
+            queue.append(freed)
         self._queued += blocks
         self.free += blocks
 
@@ -171,21 +180,24 @@ class CachingPool(BlockPool):
             request: Its number.
             tokens: Those to be computed; the last one is, whatever it finds.
         """
-        self._catch_up()
+        self._count_taken()
+        if self._owed:
+            self._catch_up()
         first, most = self._first, (tokens - 1) // self.block_size
         seen: list[tuple[Span, int]] = []
-        found = held = 0
+        found = held = own = 0
         for end, ahead in self._names.get(request, ()):
             upto = end if end < most else most
             while found < upto and (span := first.get(found + ahead)):
-                blocks = min(span.blocks, upto - found)
+                blocks = span.blocks if span.blocks < upto - found else upto - found
                 seen.append((span, blocks))
                 found += blocks
                 if span.holders:
                     held += blocks
             if found < end:
                 break
-        own = left.blocks if (left := self._left.get(request)) else 0
+        if left := self._left.get(request):
+            own = left.blocks
         self._seen = seen, found, own
         return found + own, held
 
@@ -196,10 +208,10 @@ class CachingPool(BlockPool):
             request: Its number.
             tokens: Those in its cache after this step, which others find.
         """
-        seen, self._named[request], taken = self._seen
+        seen, named, taken = self._seen
         if left := self._left.pop(request, None):
             left.blocks -= taken
-        self._held[request] = mine = []
+        self._held[request] = mine = Held(self._names.get(request, []), named)
         for span, blocks in seen:
             if blocks < span.blocks:
                 self._split(span, blocks)
@@ -214,85 +226,90 @@ class CachingPool(BlockPool):
 
     def publish(self, request: int, tokens: int) -> None:
         """Let others find the full blocks of the first so many tokens of a request."""
-        begin, full = self._named.get(request, 0), tokens // self.block_size
-        for end, ahead in self._names.get(request, ()):
-            if begin < (upto := end if end < full else full):
-                self._compute(request, begin + ahead, upto + ahead)
-                self._named[request] = begin = upto
-
-    def _compute(self, request: int, name: int, end: int) -> None:
-        """A request has computed the blocks with these names, after its others."""
-        mine, first = self._held[request], self._first
-        if name not in first and mine and self._goes_on(last := mine[-1], name):
-            last.blocks += end - name
+        if (mine := self._held.get(request)) is None:
             return
-        while name < end and (there := first.get(name)):  # by others
+        full, first, begin = tokens // self.block_size, self._first, mine.named
+        for end, ahead in mine.pieces:
+            if begin >= (upto := end if end < full else full):
+                continue
+            name, stop, begin = begin + ahead, upto + ahead, upto
+            if name in first:
+                name = self._copy(request, mine, name, stop)
+            if mine and self._goes_on(last := mine[-1], name):
+                last.blocks += stop - name
+            elif name < stop:
+                first[name] = span = Span(name, stop - name, {request}, mine)
+                mine.append(span)
+        mine.named = begin
+
+    def _goes_on(self, span: Span, name: int) -> bool:
+        """Can a span with one holder reach on to a block, and be found as one?"""
+        if name != (start := span.start) + span.blocks or len(span.holders) > 1:
+            return False
+        return self._first.get(start) is span and name - 1 not in self._copies
+
+    def _copy(self, request: int, mine: Held, name: int, end: int) -> int:
+        """Compute blocks that others have computed; the name of the next one."""
+        while name < end and (there := self._first.get(name)):
             if there.blocks > 1:
                 self._split(there, 1)
             mine.append(Span(name, 1, {request}, mine))
             self._copies.setdefault(name, []).append(mine[-1])
             name += 1
-        if name < end:
-            mine.append(Span(name, end - name, {request}, mine))
-            first[name] = mine[-1]
-
-    def _goes_on(self, span: Span, name: int) -> bool:
-        """Can a span with one holder reach on to a block, and be found as one?"""
-        if name != span.start + span.blocks or len(span.holders) > 1:
-            return False
-        return self._first.get(span.start) is span and not self._copies.get(name - 1)
+        return name
 
     def _split(self, span: Span, blocks: int) -> None:
         """Make a span of its own of what is behind the first so many blocks."""
         name = span.start + blocks
         rest = Span(name, span.blocks - blocks, set(span.holders), span.freed)
         span.blocks, self._first[name] = blocks, rest
-        lists = [self._held[request] for request in span.holders]
+        lists: list[list[Span]] = [self._held[its] for its in span.holders]
         for each in lists or [span.freed]:
             each.insert(each.index(span) + 1, rest)
 
     def _count_taken(self) -> None:
-        """Of the blocks taken since, those that were empty are empty no more."""
-        there = self._queued + self._loose + self._empty - self._owed
-        taken = max(there - self.free, 0)
-        self._empty -= (empty := min(self._empty, taken))
-        self._owed += taken - empty
+        """Of the blocks taken since, the empty ones came first."""
+        taken = self._queued - self._owed + self._empty - self.free
+        if taken > 0:
+            empty = taken if taken < self._empty else self._empty
+            self._empty -= empty
+            self._owed += taken - empty
 
     def _catch_up(self) -> None:
-        """Put into the queue what is loose, and take off what was taken."""
-        self._count_taken()
-        if self._loose:
-            self._queue.append([Span(-1, self._loose, _NOBODY, [])])
-            self._queued += self._loose
-            self._loose = 0
-        queue, short, self._owed = self._queue, self._owed, 0
+        """Take off the queue what was taken."""
+        queue, first, short = self._queue, self._first, self._owed
         self._queued -= short
+        self._owed = 0
         while short > 0:
-            freed = queue[0]
+            if isinstance(freed := queue.popleft(), int):
+                if (short := short - freed) < 0:
+                    queue.appendleft(-short)
+                continue
             while freed and short:
-                if (blocks := (span := freed[-1]).blocks) > short:
-                    blocks = short
-                else:
-                    freed.pop()
-                span.blocks -= blocks
+                span = freed[-1]
+                blocks = short if short < span.blocks else span.blocks
                 short -= blocks
-                if span.start >= 0:
+                span.blocks -= blocks
+                if not span.blocks:
+                    freed.pop()
+                    if first.get(span.start) is span:
+                        del first[span.start]
+                if self._copies and span.start >= 0:
                     self._lose(span, blocks)
-            if not freed:
-                queue.popleft()
+            if freed:
+                queue.appendleft(freed)
 
     def _lose(self, span: Span, blocks: int) -> None:
         """The last blocks of a span were taken: the next copies are found now."""
-        start, first = span.start, self._first
-        if first.get(start) is not span:
-            self._copies[start].remove(span)
-            return
-        if not span.blocks:
-            del first[start]
-        end = start + span.blocks
-        for name in range(end, end + blocks) if self._copies else ():
-            if copies := self._copies.get(name):
-                first[name] = copies.pop(0)
+        end = span.start + span.blocks
+        for name in range(end, end + blocks):
+            if others := self._copies.get(name):
+                if span in others:
+                    others.remove(span)
+                else:
+                    self._first[name] = others.pop(0)
+                if not others:
+                    del self._copies[name]
 
 
 class EndlessCache(BlockPool):

@@ -112,10 +112,9 @@ class _ArrivalQueue:
         """Nobody leaves this queue before being taken."""
 
     def take(self, most: int, now: float) -> Sequence[int]:
-        head = self.head
-        end = head + most
-        self.head = end = end if end < self.tail else self.tail
-        return range(head, end)
+        head, end = self.head, self.head + most
+        self.head = end if end < self.tail else self.tail
+        return range(head, self.head)
 
     def oldest(self) -> int:
         return self.head
@@ -166,8 +165,7 @@ class _KeyedQueue:
         return self.order[self.heap[0]]
 
     def take(self, most: int, now: float) -> Sequence[int]:
-        heap, order = self.heap, self.order
-        pop = heapq.heappop
+        heap, order, pop = self.heap, self.order, heapq.heappop
         batch = [order[pop(heap)] for _ in range(min(most, len(heap)))]
         for i in batch:
             self.gone[i] = 1
@@ -200,6 +198,8 @@ class _LeavingQueue:
         return next(iter(self.waiting))
 
     def take(self, most: int, now: float) -> Sequence[int]:
+        if most == 1 and self.waiting:
+            return [self.waiting.popitem(last=False)[0]]
         batch = list(islice(self.waiting, most))
         for i in batch:
             del self.waiting[i]
@@ -230,7 +230,8 @@ class _RankedQueue(_LeavingQueue):
         return self.heap[0][1]
 
     def take(self, most: int, now: float) -> Sequence[int]:
-        heap, waiting, batch = self.heap, self.waiting, list[int]()
+        batch: list[int] = []
+        heap, waiting = self.heap, self.waiting
         if waiting:
             self.peek(now)  # then all of them are in the heap
         while waiting and len(batch) < most:

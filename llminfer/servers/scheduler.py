@@ -234,8 +234,9 @@ class Scheduler(Batch):
         open_ended, latest = self.open, self.latest
         if self.control is not None:
             latest = min(latest, self.control.tick)
-        if (time := min(arrival, latest) if open_ended else latest) < self.due:
-            self.shorten(time)
+        soon = arrival if open_ended and arrival < latest else latest
+        if soon < self.due:
+            self.shorten(soon)
         self.open = open_ended  # who is sent meanwhile may end it still earlier
         return self.due
 
