@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 from matplotlib import pyplot as plt
 from matplotlib.colors import to_hex
+from matplotlib.figure import Figure
 
 from llminfer.report import figures, tables
 
@@ -143,3 +144,11 @@ def test_without_a_folder_for_figures_it_is_said_how_to_name_one(tmp_path, monke
     monkeypatch.setenv("LLMINFER_FIGURES", str(tmp_path / "mine"))
     assert tables.figures_dir() == tmp_path / "mine"
     assert (tmp_path / "mine").is_dir()
+
+
+def test_numbers_behind_a_figure_are_saved_with_nine_digits(tmp_path, monkeypatch):
+    monkeypatch.setenv("LLMINFER_FIGURES", str(tmp_path))
+    fig = Figure()
+    figures.save(fig, "00_digits", pd.DataFrame({"x": [1.0 / 3.0, 1e6 / 7.0]}))
+    text = (tmp_path / "00_digits.csv").read_text()
+    assert text.split() == ["x", "0.333333333", "142857.143"]
