@@ -100,3 +100,7 @@ def test_no_circle():
 def test_nobody_takes_a_private_name():
     private = [(name, w, n) for name, d in DOORS.items() for w, n in d if n[0] == "_"]
     assert private == []
+
+
+def test_what_is_offered_is_listed() -> None:
+    assert dir(llminfer) == sorted(llminfer.__all__)
