@@ -25,7 +25,7 @@ SCRIPT = Path(__file__).parent.parent / "tools" / "record_vllm.py"
 LIMITS = {"max_num_seqs": 8, "max_num_batched_tokens": 64}
 CACHE = (
     'vllm:cache_config_info{block_size="16",enable_prefix_caching="False",'
-    'num_gpu_blocks="573",num_gpu_blocks_override="None"} 1.0\n'
+    'num_gpu_blocks="574",num_gpu_blocks_override="None"} 1.0\n'
 )
 
 
@@ -339,7 +339,7 @@ def vllm(monkeypatch):
     """A package of that name, as small as can be."""
     config = SimpleNamespace(
         cache_config=SimpleNamespace(
-            num_gpu_blocks=99, block_size=16, enable_prefix_caching=True
+            num_gpu_blocks=100, block_size=16, enable_prefix_caching=True
         ),
         scheduler_config=SimpleNamespace(
             **LIMITS, enable_chunked_prefill=True, async_scheduling=True, policy="fcfs"

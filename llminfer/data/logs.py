@@ -206,7 +206,8 @@ def read_settings(path: str | Path | Mapping[str, Any]) -> dict[str, Any]:
 
     What is not said is vLLM's own default: prefix caching and chunked
     prefill are on, and asynchronous scheduling is since version 0.14. Engines in data
-    parallel are replicas, whose router sends to the least loaded.
+    parallel are replicas, whose router sends to the least loaded. Of the KV blocks that
+    vLLM counts (``num_gpu_blocks``) it keeps one for itself: ``kv_blocks`` is one less.
 
     Args:
         path: A ``meta.json``, or its folder. A setting may stand in ``engine_kwargs``,
