@@ -7,7 +7,7 @@ import dataclasses
 import pytest
 from step_twin import StepTwin
 
-from llminfer import SimulationConfig
+from llminfer import ConfigError, SimulationConfig
 from llminfer.data import fetch, read_log, read_steps
 from llminfer.request import Request
 from llminfer.study.engine_clock import COLUMNS, composed
@@ -70,3 +70,11 @@ def test_the_twin_composes_them_too():
         if before is not None:
             twin.end(before)
         made.end, before = step.done, made
+
+
+@pytest.mark.parametrize("settings", [{}, {"server": "continuous", "replicas": 2}])
+def test_it_takes_the_settings_of_one_engine(settings):
+    folder = fetch(f"vllm-h200-{SHORT_OF_MEMORY}")
+    log = dataclasses.replace(read_log(folder), settings=settings)
+    with pytest.raises(ConfigError, match="must be those of one engine"):
+        composed(log, read_steps(folder))

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from llminfer.base.errors import fail
 from llminfer.config import SimulationConfig
 from llminfer.data import ServedLog
 from llminfer.servers.event_log import RequestTimes
@@ -32,6 +33,9 @@ def composed(log: ServedLog, steps: pd.DataFrame) -> pd.DataFrame:
 
     Returns:
         The ``COLUMNS`` of ``read_steps``, a row a step.
+
+    Raises:
+        ConfigError: The log has no settings, or those of several engines.
     """
     server = _server(log)
     queued, rows = np.sort(log.queued_time), []
@@ -50,6 +54,8 @@ def composed(log: ServedLog, steps: pd.DataFrame) -> pd.DataFrame:
 
 def _server(log: ServedLog) -> Scheduler:
     """A server with the engine's settings, whose times are not used."""
+    if log.settings.get("replicas") != 1:
+        raise fail("settings", dict(log.settings), "those of one engine")
     limits: dict[str, Any] = {"num_requests": len(log), "warmup_requests": 0}
     config = SimulationConfig(**{**log.settings, **limits})
     work = log.workload
