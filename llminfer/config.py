@@ -426,6 +426,8 @@ class SimulationConfig(Settings):
                 raise fail(dotted, changes[dotted], "a field or a parameter of one")
             self.check_names({owner: None})
             old = whole_fields.get(owner, getattr(self, owner))
+            if not isinstance(old, Mapping):
+                raise fail(owner, old, "a dict of parameters")
             whole_fields[owner] = {**old, name: changes[dotted]}
         server = changes.get("server")
         if isinstance(server, str) and server == "static" != self.server:

@@ -6,6 +6,7 @@ import math
 from dataclasses import MISSING, fields
 
 import numpy as np
+import pandas as pd
 import pytest
 from test_lengths import CASES
 
@@ -351,6 +352,8 @@ def test_a_wrong_parameter_of_a_policy_is_named(policy, params):
 
 BASE = SimulationConfig(arrival_rate=2, num_requests=600)
 ENDLESS = {"mu": 10, "sigma": 2}
+PAIR = np.array([1, 2])
+PARTLY = {"prompt_dist_params": 3, "prompt_dist_params.sigma": 1.0}
 
 
 @pytest.mark.parametrize(
@@ -377,6 +380,10 @@ ENDLESS = {"mu": 10, "sigma": 2}
         (lambda: sweep(BASE, {"prompt_dist_params.s": [1]}), "prompt_dist_params.s=1"),
         (lambda: sweep(BASE, {"server": {"mine": 4}}), "server['mine']=4: must be"),
         (lambda: sweep(BASE, {"batch_size": [4]}, n_jobs=0), "n_jobs=0"),
+        (lambda: sweep(BASE, {"batch_size": [4, 5]}, n_jobs=[1, 2]), "n_jobs=[1, 2]"),
+        (lambda: sweep(BASE, {"batch_size": [4, 5]}, n_jobs=PAIR), "n_jobs=array"),
+        (lambda: sweep(BASE, {"batch_size": [4, 5]}, n_jobs=pd.NA), "n_jobs=<NA>"),
+        (lambda: BASE.replace(**PARTLY), "prompt_dist_params=3: must be a dict"),
         (lambda: sweep(BASE, {"batch_size": [4]}, replications=0), "replications=0"),
         (lambda: save_results([], "results.xlsx"), "path='results.xlsx'"),
     ],
