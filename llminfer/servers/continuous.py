@@ -56,6 +56,7 @@ class ContinuousBatchingServer(WorkloadServer):
         self._routes = routes(config, work)
         self._replicas = [self._replica(i) for i in range(config.replicas)]
         self._stretches = [Due(env) for _ in self._replicas]  # each one's in progress
+        self._room = config.queue_limit
         self._asleep: dict[int, simpy.Event] = {}
         self._gone: list[list[int]] = [[] for _ in self._replicas]  # but not yet let go
         self._armed = -math.inf  # when the clients are to be asked, seconds
@@ -110,12 +111,14 @@ class ContinuousBatchingServer(WorkloadServer):
         arrived, now, stretches = 0, env.now, self._stretches
         while True:
             if clients is not None:
-                soon, scheduler.latest = clients.advance(now)
-                time[-1] = math.inf if several else soon
-            while (arrival := time[arrived]) <= now:
-                if can_overtake:
-                    join(number[arrived])
-                arrived += 1
+                arrival, scheduler.latest = clients.advance(now)
+            if clients is not None and not several:  # they have joined already
+                arrived = len(number)
+            else:
+                while (arrival := time[arrived]) <= now:
+                    if can_overtake:
+                        join(number[arrived])
+                    arrived += 1
             if gone:
                 self._let_go(scheduler, gone, now)
             due = begin(now, arrived, arrival)
@@ -169,18 +172,19 @@ class ContinuousBatchingServer(WorkloadServer):
 
     def receive(self, i: int, time: float) -> bool:
         """Take request ``i`` at ``time``, seconds; False if too many wait there."""
-        requests, place = self._requests, 0
-        if requests.prompt[i] + requests.output[i] > self._most_tokens:
+        requests, place, several = self._requests, 0, self.config.replicas > 1
+        most, room = self._most_tokens, self._room
+        if most < math.inf and requests.prompt[i] + requests.output[i] > most:
             _refuse_what_never_fits(self.config, self.workload, slice(i, i + 1))
-        if several := len(self._replicas) > 1:
+        if several:
             place = self._place(i, time)
-        room = self.config.queue_limit
         if room is not None and self._waiting(place) >= room:
             return False
         if several:
             self._send(i, time, place)
         else:  # which has asked for this, and is about to schedule a step
-            self._replicas[0].send(i, time, 0)
+            (replica := self._replicas[0]).number.append(i)
+            replica.scheduler.queue.add(i)
         return True
 
     def _place(self, i: int, time: float) -> int:
