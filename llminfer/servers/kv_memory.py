@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from itertools import accumulate
 
 from llminfer.config import SimulationConfig
-from llminfer.servers.prefixes import Paths, Pieces
+from llminfer.servers.prefixes import Paths
 
 
 class BlockPool:
@@ -94,20 +94,6 @@ class Span:
     freed: list[Span]
 
 
-class Held(list[Span]):
-    """The named blocks that a request holds.
-
-    Args:
-        pieces: Where their names come from.
-        named: How many there are.
-    """
-
-    __slots__ = ("named", "pieces")
-
-    def __init__(self, pieces: Pieces, named: int) -> None:
-        self.pieces, self.named = pieces, named
-
-
 class CachingPool(BlockPool):
     """Blocks whose contents can be found again until somebody takes them.
 
@@ -133,26 +119,25 @@ class CachingPool(BlockPool):
         self._names = (paths or Paths(block_size)).names
         # What came free together, or a number of blocks that nobody will look for
         self._queue = deque[list[Span] | int]()
-        self._queued = 0  # all that stand there
-        self._owed = 0  # of these, those that were taken
+        self._kept = 0  # all that stand there, but those that were taken
+        self._owed = 0  # which stand there still
         self._empty = blocks  # before its head: not full, or nobody's yet
         self._first: dict[int, Span] = {}  # that begin with a name and are found
         self._copies: dict[int, list[Span]] = {}  # of a named block, by age
-        self._held: dict[int, Held] = {}  # by request
+        self._held: dict[int, list[Span]] = {}  # named, by request
+        self._named: dict[int, int] = {}  # how many blocks these are
         self._left: dict[int, Span] = {}  # others
         self._seen: tuple[list[tuple[Span, int]], int, int] = [], 0, 0
 
     def give_back(self, request: int, tokens: int, returns: bool = False) -> None:
         blocks = rest = tokens // self.block_size
         self._count_taken()
-        self._empty += (more := tokens % self.block_size > 0)
-        self.free += more
         freed: list[Span] = []
         queue = self._queue
-        self.publish(request, tokens)
-        if (mine := self._held.pop(request, None)) is not None:
-            rest -= mine.named
-            for span in mine:
+        if request in self._held:
+            self.publish(request, tokens)
+            rest -= self._named.pop(request)
+            for span in self._held.pop(request):
                 (holders := span.holders).discard(request)
                 if holders:
                     blocks -= span.blocks
@@ -166,11 +151,14 @@ class CachingPool(BlockPool):
             self._names.pop(request, None)
             if not freed and queue and isinstance(last := queue[-1], int):
                 queue[-1] = last + rest
-            else:
+            elif rest:
                 queue.append(rest)
         if freed:
             queue.append(freed)
-        self._queued += blocks
+        self._kept += blocks
+        if tokens % self.block_size:
+            self._empty += 1
+            blocks += 1
         self.free += blocks
 
     def look(self, request: int, tokens: int) -> tuple[int, int]:
@@ -211,7 +199,7 @@ class CachingPool(BlockPool):
         seen, named, taken = self._seen
         if left := self._left.pop(request, None):
             left.blocks -= taken
-        self._held[request] = mine = Held(self._names.get(request, []), named)
+        self._held[request], self._named[request] = (mine := []), named
         for span, blocks in seen:
             if blocks < span.blocks:
                 self._split(span, blocks)
@@ -220,7 +208,7 @@ class CachingPool(BlockPool):
                 taken += blocks
             span.holders.add(request)
             mine.append(span)
-        self._queued -= taken
+        self._kept -= taken
         self.free -= taken
         self.publish(request, tokens)
 
@@ -228,27 +216,35 @@ class CachingPool(BlockPool):
         """Let others find the full blocks of the first so many tokens of a request."""
         if (mine := self._held.get(request)) is None:
             return
-        full, first, begin = tokens // self.block_size, self._first, mine.named
-        for end, ahead in mine.pieces:
+        full, first, begin = (
+            tokens // self.block_size,
+            self._first,
+            self._named[request],
+        )
+        for end, ahead in self._names.get(request, ()):
             if begin >= (upto := end if end < full else full):
                 continue
             name, stop, begin = begin + ahead, upto + ahead, upto
             if name in first:
                 name = self._copy(request, mine, name, stop)
-            if mine and self._goes_on(last := mine[-1], name):
+            if (
+                mine
+                and (last := mine[-1]).start + last.blocks == name
+                and self._goes_on(last, name)
+            ):
                 last.blocks += stop - name
             elif name < stop:
                 first[name] = span = Span(name, stop - name, {request}, mine)
                 mine.append(span)
-        mine.named = begin
+        self._named[request] = begin
 
     def _goes_on(self, span: Span, name: int) -> bool:
-        """Can a span with one holder reach on to a block, and be found as one?"""
-        if name != (start := span.start) + span.blocks or len(span.holders) > 1:
+        """Can a span with one holder reach on to the next block, and be found as one?"""
+        if len(span.holders) > 1 or self._first.get(span.start) is not span:
             return False
-        return self._first.get(start) is span and name - 1 not in self._copies
+        return name - 1 not in self._copies
 
-    def _copy(self, request: int, mine: Held, name: int, end: int) -> int:
+    def _copy(self, request: int, mine: list[Span], name: int, end: int) -> int:
         """Compute blocks that others have computed; the name of the next one."""
         while name < end and (there := self._first.get(name)):
             if there.blocks > 1:
@@ -269,35 +265,38 @@ class CachingPool(BlockPool):
 
     def _count_taken(self) -> None:
         """Of the blocks taken since, the empty ones came first."""
-        taken = self._queued - self._owed + self._empty - self.free
-        if taken > 0:
-            empty = taken if taken < self._empty else self._empty
-            self._empty -= empty
+        taken = self._kept + (empty := self._empty) - self.free
+        if taken > empty:
             self._owed += taken - empty
+            self._kept -= taken - empty
+            self._empty = 0
+        elif taken > 0:
+            self._empty = empty - taken
 
     def _catch_up(self) -> None:
         """Take off the queue what was taken."""
-        queue, first, short = self._queue, self._first, self._owed
-        self._queued -= short
+        queue, first, copies, short = self._queue, self._first, self._copies, self._owed
         self._owed = 0
         while short > 0:
-            if isinstance(freed := queue.popleft(), int):
+            if isinstance(freed := queue[0], int):
                 if (short := short - freed) < 0:
-                    queue.appendleft(-short)
-                continue
-            while freed and short:
-                span = freed[-1]
-                blocks = short if short < span.blocks else span.blocks
-                short -= blocks
-                span.blocks -= blocks
-                if not span.blocks:
-                    freed.pop()
-                    if first.get(span.start) is span:
-                        del first[span.start]
-                if self._copies and span.start >= 0:
-                    self._lose(span, blocks)
-            if freed:
-                queue.appendleft(freed)
+                    queue[0] = -short
+                    return
+            else:
+                while freed and short:
+                    span = freed[-1]
+                    blocks = short if short < span.blocks else span.blocks
+                    short -= blocks
+                    span.blocks -= blocks
+                    if not span.blocks:
+                        freed.pop()
+                        if first.get(span.start) is span:
+                            del first[span.start]
+                    if copies and span.start >= 0:
+                        self._lose(span, blocks)
+                if freed:
+                    return
+            queue.popleft()
 
     def _lose(self, span: Span, blocks: int) -> None:
         """The last blocks of a span were taken: the next copies are found now."""
