@@ -134,10 +134,10 @@ class CachingPool(BlockPool):
         self._count_taken()
         freed: list[Span] = []
         queue = self._queue
-        if request in self._held:
-            self.publish(request, tokens)
-            rest -= self._named.pop(request)
-            for span in self._held.pop(request):
+        if (mine := self._held.get(request)) is not None:
+            rest -= self._reach(request, mine, self._named.pop(request), blocks)
+            del self._held[request]
+            for span in mine:
                 (holders := span.holders).discard(request)
                 if holders:
                     blocks -= span.blocks
@@ -184,7 +184,7 @@ class CachingPool(BlockPool):
                     held += blocks
             if found < end:
                 break
-        if left := self._left.get(request):
+        if self._left and (left := self._left.get(request)):
             own = left.blocks
         self._seen = seen, found, own
         return found + own, held
@@ -197,9 +197,9 @@ class CachingPool(BlockPool):
             tokens: Those in its cache after this step, which others find.
         """
         seen, named, taken = self._seen
-        if left := self._left.pop(request, None):
+        if self._left and (left := self._left.pop(request, None)):
             left.blocks -= taken
-        self._held[request], self._named[request] = (mine := []), named
+        self._held[request] = mine = []
         for span, blocks in seen:
             if blocks < span.blocks:
                 self._split(span, blocks)
@@ -210,39 +210,36 @@ class CachingPool(BlockPool):
             mine.append(span)
         self._kept -= taken
         self.free -= taken
-        self.publish(request, tokens)
+        full = tokens // self.block_size
+        self._named[request] = self._reach(request, mine, named, full)
 
     def publish(self, request: int, tokens: int) -> None:
         """Let others find the full blocks of the first so many tokens of a request."""
-        if (mine := self._held.get(request)) is None:
-            return
-        full, first, begin = (
-            tokens // self.block_size,
-            self._first,
-            self._named[request],
-        )
+        if (mine := self._held.get(request)) is not None:
+            named, full = self._named[request], tokens // self.block_size
+            self._named[request] = self._reach(request, mine, named, full)
+
+    def _reach(self, request: int, mine: list[Span], begin: int, full: int) -> int:
+        """A request that holds its first named blocks computes more: how many now."""
+        first = self._first
         for end, ahead in self._names.get(request, ()):
             if begin >= (upto := end if end < full else full):
                 continue
             name, stop, begin = begin + ahead, upto + ahead, upto
             if name in first:
                 name = self._copy(request, mine, name, stop)
-            if (
-                mine
-                and (last := mine[-1]).start + last.blocks == name
-                and self._goes_on(last, name)
-            ):
+            if mine and self._goes_on(last := mine[-1], name):
                 last.blocks += stop - name
             elif name < stop:
                 first[name] = span = Span(name, stop - name, {request}, mine)
                 mine.append(span)
-        self._named[request] = begin
+        return begin
 
     def _goes_on(self, span: Span, name: int) -> bool:
-        """Can a span with one holder reach on to the next block, and be found as one?"""
-        if len(span.holders) > 1 or self._first.get(span.start) is not span:
+        """Can a span with one holder reach on to a block, and be found as one?"""
+        if name != (start := span.start) + span.blocks or len(span.holders) > 1:
             return False
-        return name - 1 not in self._copies
+        return self._first.get(start) is span and name - 1 not in self._copies
 
     def _copy(self, request: int, mine: list[Span], name: int, end: int) -> int:
         """Compute blocks that others have computed; the name of the next one."""
