@@ -242,7 +242,9 @@ class Senders:
             self._late.append(user.late)
         if self.draws:
             prompt, output, kind = self._asked
-            prompt[i], output[i], kind[i] = user.prompt, user.output, user.request_class
+            prompt[i], output[i] = user.prompt, user.output
+            if user.request_class:
+                kind[i] = user.request_class
         return user
 
 
@@ -289,7 +291,7 @@ class Clients(Senders):
         self._answers: list[float] = []  # a heap of when these open the gate
         self._unanswered = self._arrived = 0
         self._held = deque[int]()
-        self._deadlines: list[tuple[float, int]] = []
+        self._deadlines: list[tuple[float, int, bool]] = []  # is it for the last token?
         self._coming = [(user.think, i) for i, user in enumerate(self._users)]
         if not self._users:
             self._coming = [(self.wanted[0], 0)]
@@ -299,16 +301,15 @@ class Clients(Senders):
 
     def _next_left(self) -> float:
         """When the next one gives up who is not answered before, seconds."""
-        deadlines, times = self._deadlines, self.times
+        deadlines, outcome, times = self._deadlines, self.outcome, self.times
         while deadlines:
-            time, i = deadlines[0]
-            if self.outcome[i] != _UNANSWERED:
+            time, i, last = deadlines[0]
+            if outcome[i] != _UNANSWERED:
                 heappop(deadlines)
-                continue
-            last = times.arrival[i] + self._late[i] if times.first[i] <= time else time
-            if time >= last:
+            elif last or not times.first[i] <= time:
                 return time
-            heapreplace(deadlines, (last, i))  # it has its first token
+            else:  # it has its first token
+                heapreplace(deadlines, (times.arrival[i] + self._late[i], i, True))
         return math.inf
 
     def advance(self, now: float) -> tuple[float, float]:
@@ -323,7 +324,9 @@ class Clients(Senders):
             if opens := bool(answers) and answers[0] <= time:
                 time = answers[0]
             if deadlines and (time > now or deadlines[0][0] <= time):
-                left = self._next_left()
+                left, i, last = deadlines[0]
+                if not last or self.outcome[i] != _UNANSWERED:
+                    left = self._next_left()
                 if left <= now and (left < time or left == time and not opens):
                     self.answer(i := heappop(deadlines)[1], left, GIVEN_UP)
                     self.desk.drop(i)
@@ -372,7 +375,8 @@ class Clients(Senders):
         self.entered.append(time)
         if self._impatient:
             soon, late = self._soon[i], self._late[i]
-            heappush(self._deadlines, (time + (soon if soon < late else late), i))
+            last = late <= soon
+            heappush(self._deadlines, (time + (late if last else soon), i, last))
 
     def user_of(self, i: int) -> int:
         """The number of the user who sends request ``i``; -1 by the clock."""
