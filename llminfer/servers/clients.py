@@ -67,6 +67,7 @@ class User:
         think: Seconds from his last answer to this request.
         prompt: Its tokens, with all that was said before in the conversation.
         output: Tokens of its answer.
+        said: Both together.
         soon: Seconds to the first token that he waits at most.
         late: Seconds to the last.
         start: The path of (id, tokens) that the conversation begins with.
@@ -93,15 +94,15 @@ class User:
             u = self.rng.random((_AT_ONCE, 7))
             self.asks = _rows(_drawn(self._config, u, kinds), 0, _AT_ONCE)
             ask = next(self.asks)
-        self.think, question, self.output, turns, start, self.soon, self.late = ask
+        self.think, question, output, turns, start, self.soon, self.late = ask
         if not self._left:
-            self.start, self._left, self._said = start, turns, 0
+            self.start, self._left, self.said = start, turns, 0
             self.conversation += self._users
         elif start:  # which was said already
             question -= start[0][1]
         self._left -= 1
-        self.prompt = self._said + question
-        self._said = self.prompt + self.output
+        self.prompt, self.output = (prompt := self.said + question), output
+        self.said = prompt + output
 
 
 def _drawn(config: SimulationConfig, u: FloatArray, kinds: IntArray) -> list[Any]:
@@ -355,7 +356,7 @@ class Clients(Senders):
         if self._users:
             user = self._ask(i, who, time)
             if self._paths is not None:
-                said = user.prompt + user.output if self._talks else 0
+                said = user.said if self._talks else 0
                 self._paths.say(i, user.start, user.conversation, said)
             if after == self._n:  # nobody else will ask
                 self._coming.clear()

@@ -178,13 +178,16 @@ class ContinuousBatchingServer(WorkloadServer):
             _refuse_what_never_fits(self.config, self.workload, slice(i, i + 1))
         if several:
             place = self._place(i, time)
-        if room is not None and self._waiting(place) >= room:
-            return False
+        batch = (replica := self._replicas[place]).scheduler
+        if room is not None:
+            waiting = len(replica.number) - batch.admitted + len(batch.preempted)
+            if waiting >= room and waiting - self._given_up(place) >= room:
+                return False
         if several:
             self._send(i, time, place)
         else:  # which has asked for this, and is about to schedule a step
-            (replica := self._replicas[0]).number.append(i)
-            replica.scheduler.queue.add(i)
+            replica.number.append(i)
+            batch.queue.add(i)
         return True
 
     def _place(self, i: int, time: float) -> int:
@@ -201,13 +204,10 @@ class ContinuousBatchingServer(WorkloadServer):
             self._routes[i] = its % len(self._replicas)
         return int(self._routes[i])
 
-    def _waiting(self, place: int) -> int:
-        """Requests that wait at a server, less those that were given up."""
-        replica, batch = self._replicas[place], self._replicas[place].scheduler
-        waiting = len(replica.number) - batch.admitted + len(batch.preempted)
-        for i in self._gone[place]:
-            waiting -= math.isnan(self._requests.start[i]) or i in batch.preempted
-        return waiting
+    def _given_up(self, place: int) -> int:
+        """Of the requests that wait at a server, those that were given up."""
+        start, away = self._requests.start, self._replicas[place].scheduler.preempted
+        return sum(math.isnan(start[i]) or i in away for i in self._gone[place])
 
     def drop(self, i: int) -> None:
         """Request ``i`` has been given up; it leaves when the next step is composed."""
