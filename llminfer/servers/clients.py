@@ -28,7 +28,6 @@ from collections import deque
 from collections.abc import Iterator
 from dataclasses import replace
 from heapq import heapify, heappop, heappush, heapreplace
-from itertools import chain
 from typing import Any, Protocol, TypeVar, final
 
 import numpy as np
@@ -123,9 +122,9 @@ def _drawn(config: SimulationConfig, u: FloatArray, kinds: IntArray) -> list[Any
 
 def _rows(columns: list[Any], low: int, high: int) -> Iterator[Ask]:
     """Rows of columns; a few at a time are numbers of Python's own."""
-    begins = range(low, high, 4 * _AT_ONCE)
-    some = (slice(begin, min(begin + 4 * _AT_ONCE, high)) for begin in begins)
-    return chain.from_iterable(zip(*(c[s].tolist() for c in columns)) for s in some)
+    for begin in range(low, high, 4 * _AT_ONCE):
+        some = slice(begin, min(begin + 4 * _AT_ONCE, high))
+        yield from zip(*(column[some].tolist() for column in columns), strict=True)
 
 
 def _thinking(config: SimulationConfig, u: FloatArray, kinds: IntArray) -> FloatArray:
@@ -243,9 +242,7 @@ class Senders:
             self._late.append(user.late)
         if self.draws:
             prompt, output, kind = self._asked
-            prompt[i], output[i] = user.prompt, user.output
-            if user.request_class:
-                kind[i] = user.request_class
+            prompt[i], output[i], kind[i] = user.prompt, user.output, user.request_class
         return user
 
 
@@ -288,14 +285,12 @@ class Clients(Senders):
         self.end = array("d", [math.nan]) * n
         self.outcome, self.wasted = array("b", [_UNANSWERED] * n), array("q", [0] * n)
         self._most = config.max_concurrency or math.inf
-        self._gated = self._most < math.inf
-        self._answers: list[float] = []  # a heap of when these open the gate
         self._unanswered = self._arrived = 0
-        self._held = deque[int]()
+        # At the gate: who waits there, and a heap of when answers open it
+        self._held, self._answers = deque[int](), list[float]()
         self._deadlines: list[tuple[float, int, bool]] = []  # is it for the last token?
-        self._coming = [(user.think, i) for i, user in enumerate(self._users)]
-        if not self._users:
-            self._coming = [(self.wanted[0], 0)]
+        coming = [(user.think, i) for i, user in enumerate(self._users)]
+        self._coming = coming or [(self.wanted[0], 0)]
         heapify(self._coming)
 
     # Time
@@ -328,7 +323,7 @@ class Clients(Senders):
                 left, i, last = deadlines[0]
                 if not last or self.outcome[i] != _UNANSWERED:
                     left = self._next_left()
-                if left <= now and (left < time or left == time and not opens):
+                if left <= now and (left < time or (left == time and not opens)):
                     self.answer(i := heappop(deadlines)[1], left, GIVEN_UP)
                     self.desk.drop(i)
                     continue
@@ -376,8 +371,8 @@ class Clients(Senders):
         self.entered.append(time)
         if self._impatient:
             soon, late = self._soon[i], self._late[i]
-            last = late <= soon
-            heappush(self._deadlines, (time + (late if last else soon), i, last))
+            least = soon if soon < late else late
+            heappush(self._deadlines, (time + least, i, late <= soon))
 
     def user_of(self, i: int) -> int:
         """The number of the user who sends request ``i``; -1 by the clock."""
@@ -396,7 +391,7 @@ class Clients(Senders):
                 if first > since + self._soon[i] or end > since + self._late[i]:
                     return False
         self.outcome[i], self.end[i] = outcome, end
-        if self._gated:
+        if self._most < math.inf:
             heappush(self._answers, end)
         if self._users and self._arrived < self._n:
             user = self._users[number := self._user_of[i]]

@@ -56,7 +56,6 @@ class ContinuousBatchingServer(WorkloadServer):
         self._routes = routes(config, work)
         self._replicas = [self._replica(i) for i in range(config.replicas)]
         self._stretches = [Due(env) for _ in self._replicas]  # each one's in progress
-        self._room = config.queue_limit
         self._asleep: dict[int, simpy.Event] = {}
         self._gone: list[list[int]] = [[] for _ in self._replicas]  # but not yet let go
         self._armed = -math.inf  # when the clients are to be asked, seconds
@@ -158,7 +157,9 @@ class ContinuousBatchingServer(WorkloadServer):
 
     def _send(self, i: int, time: float, place: int) -> None:
         replica, requests = self._replicas[place], self._requests
-        replica.send(i, time, requests.prompt[i] + requests.output[i])
+        replica.number.append(i)
+        replica.time[-1:] = array("d", [time, math.inf])
+        replica.tokens += requests.prompt[i] + requests.output[i]
         scheduler = replica.scheduler
         if place in self._asleep:
             self._asleep.pop(place).succeed()
@@ -173,7 +174,7 @@ class ContinuousBatchingServer(WorkloadServer):
     def receive(self, i: int, time: float) -> bool:
         """Take request ``i`` at ``time``, seconds; False if too many wait there."""
         requests, place, several = self._requests, 0, self.config.replicas > 1
-        most, room = self._most_tokens, self._room
+        most, room = self._most_tokens, self.config.queue_limit
         if most < math.inf and requests.prompt[i] + requests.output[i] > most:
             _refuse_what_never_fits(self.config, self.workload, slice(i, i + 1))
         if several:

@@ -155,11 +155,9 @@ class CachingPool(BlockPool):
                 queue.append(rest)
         if freed:
             queue.append(freed)
+        self._empty += (more := tokens % self.block_size > 0)
         self._kept += blocks
-        if tokens % self.block_size:
-            self._empty += 1
-            blocks += 1
-        self.free += blocks
+        self.free += blocks + more
 
     def look(self, request: int, tokens: int) -> tuple[int, int]:
         """Full blocks that a request finds, and how many of these somebody holds.
@@ -256,19 +254,17 @@ class CachingPool(BlockPool):
         name = span.start + blocks
         rest = Span(name, span.blocks - blocks, set(span.holders), span.freed)
         span.blocks, self._first[name] = blocks, rest
-        lists: list[list[Span]] = [self._held[its] for its in span.holders]
-        for each in lists or [span.freed]:
+        for each in [self._held[its] for its in span.holders] or [span.freed]:
             each.insert(each.index(span) + 1, rest)
 
     def _count_taken(self) -> None:
         """Of the blocks taken since, the empty ones came first."""
-        taken = self._kept + (empty := self._empty) - self.free
-        if taken > empty:
+        taken = self._kept + self._empty - self.free
+        if taken > 0:
+            empty = taken if taken < self._empty else self._empty
+            self._empty -= empty
             self._owed += taken - empty
             self._kept -= taken - empty
-            self._empty = 0
-        elif taken > 0:
-            self._empty = empty - taken
 
     def _catch_up(self) -> None:
         """Take off the queue what was taken."""
