@@ -67,8 +67,7 @@ class User:
         prompt: Its tokens, with all that was said before in the conversation.
         output: Tokens of its answer.
         said: Both together.
-        soon: Seconds to the first token that he waits at most.
-        late: Seconds to the last.
+        limits: Seconds to the first token and to the last that he waits at most.
         start: The path of (id, tokens) that the conversation begins with.
         conversation: Its number, unlike any other's.
     """
@@ -93,15 +92,15 @@ class User:
             u = self.rng.random((_AT_ONCE, 7))
             self.asks = _rows(_drawn(self._config, u, kinds), 0, _AT_ONCE)
             ask = next(self.asks)
-        self.think, question, output, turns, start, self.soon, self.late = ask
+        self.think, question, output, turns, start, soon, late = ask
         if not self._left:
             self.start, self._left, self.said = start, turns, 0
             self.conversation += self._users
         elif start:  # which was said already
             question -= start[0][1]
         self._left -= 1
-        self.prompt, self.output = (prompt := self.said + question), output
-        self.said = prompt + output
+        self.prompt = prompt = self.said + question
+        self.said, self.output, self.limits = prompt + output, output, (soon, late)
 
 
 def _drawn(config: SimulationConfig, u: FloatArray, kinds: IntArray) -> list[Any]:
@@ -238,8 +237,8 @@ class Senders:
         self.wanted[i] = time
         self._user_of.append(number)
         if self._impatient:
-            self._soon.append(user.soon)
-            self._late.append(user.late)
+            self._soon.append(user.limits[0])
+            self._late.append(user.limits[1])
         if self.draws:
             prompt, output, kind = self._asked
             prompt[i], output[i], kind[i] = user.prompt, user.output, user.request_class
