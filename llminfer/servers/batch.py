@@ -334,7 +334,7 @@ class Batch:
             self._leave(i, end)
             if pool is not None:
                 pool.cycle[(self.decoded - tokens) % pool.block_size] -= 1
-            if self.gone:
+            if self.gone and self.running.get(heap[0] & mask) != heap[0]:
                 self._forget_the_gone()
 
     def _forget_the_gone(self) -> None:

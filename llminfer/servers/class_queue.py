@@ -142,9 +142,8 @@ class ClassQueue(Generic[T]):
         self._queues[self._class_of(request)].remove(request)
         self._waiting -= 1
         queues = self._queues
-        heap = [(place, queues[n][0], n) for place, _, n in self._heap if queues[n]]
-        heapq.heapify(heap)
-        self._heap = heap
+        self._heap = [(p, queues[n][0], n) for p, _, n in self._heap if queues[n]]
+        heapq.heapify(self._heap)
 
     def oldest(self) -> T:
         """The earliest to arrive of those that wait."""

@@ -44,8 +44,7 @@ from llminfer.servers.prefixes import Paths
 from llminfer.workload import Workload
 
 _UNANSWERED = -1
-_ANSWER, _ARRIVAL = 0, 1
-_NEVER = (math.inf, _ARRIVAL, -1)
+_NEVER = (math.inf, -1)
 _AT_ONCE = 16  # requests of a user that are drawn together
 _MANY = 2**17  # and of all users, at the beginning
 Path = tuple[tuple[int, int], ...]
@@ -67,6 +66,7 @@ class User:
         think: Seconds from his last answer to this request.
         prompt: Its tokens, with all that was said before in the conversation.
         output: Tokens of its answer.
+        said: Both together.
         limits: Seconds to the first token and to the last that he waits at most.
         start: The path of (id, tokens) that the conversation begins with.
         conversation: Its number, unlike any other's.
@@ -92,15 +92,15 @@ class User:
             u = self.rng.random((_AT_ONCE, 7))
             self.asks = _rows(_drawn(self._config, u, kinds), 0, _AT_ONCE)
             ask = next(self.asks)
-        self.think, question, self.output, turns, start, *self.limits = ask
+        self.think, question, output, turns, start, soon, late = ask
         if not self._left:
-            self.start, self._left, self._said = start, turns, 0
+            self.start, self._left, self.said = start, turns, 0
             self.conversation += self._users
         elif start:  # which was said already
             question -= start[0][1]
         self._left -= 1
-        self.prompt = self._said + question
-        self._said = self.prompt + self.output
+        self.prompt = prompt = self.said + question
+        self.said, self.output, self.limits = prompt + output, output, (soon, late)
 
 
 def _drawn(config: SimulationConfig, u: FloatArray, kinds: IntArray) -> list[Any]:
@@ -279,32 +279,32 @@ class Clients(Senders):
         shares = config.turns is not None or config.prefixes is not None
         if self.draws and shares and config.prefix_caching:
             self.times.paths = Paths(config.block_size)
+        self._paths = self.times.paths if self.draws else None
         n, self._talks = self._n, config.turns is not None
         self.end = array("d", [math.nan]) * n
         self.outcome, self.wasted = array("b", [_UNANSWERED] * n), array("q", [0] * n)
         self._most = config.max_concurrency or math.inf
         self._unanswered = self._arrived = 0
-        self._held = deque[int]()
-        self._deadlines: list[tuple[float, int]] = []
-        self._coming = [(u.think, _ARRIVAL, i) for i, u in enumerate(self._users)]
-        if not self._users:
-            self._coming = [(self.wanted[0], _ARRIVAL, 0)]
+        # At the gate: who waits there, and a heap of when answers open it
+        self._held, self._answers = deque[int](), list[float]()
+        self._deadlines: list[tuple[float, int, bool]] = []  # is it for the last token?
+        coming = [(user.think, i) for i, user in enumerate(self._users)]
+        self._coming = coming or [(self.wanted[0], 0)]
         heapify(self._coming)
 
     # Time
 
     def _next_left(self) -> float:
         """When the next one gives up who is not answered before, seconds."""
-        deadlines, times = self._deadlines, self.times
+        deadlines, outcome, times = self._deadlines, self.outcome, self.times
         while deadlines:
-            time, i = deadlines[0]
-            if self.outcome[i] != _UNANSWERED:
+            time, i, last = deadlines[0]
+            if outcome[i] != _UNANSWERED:
                 heappop(deadlines)
-                continue
-            last = times.arrival[i] + self._late[i] if times.first[i] <= time else time
-            if time >= last:
+            elif last or not times.first[i] <= time:
                 return time
-            heapreplace(deadlines, (last, i))  # it has its first token
+            else:  # it has its first token
+                heapreplace(deadlines, (times.arrival[i] + self._late[i], i, True))
         return math.inf
 
     def advance(self, now: float) -> tuple[float, float]:
@@ -313,21 +313,26 @@ class Clients(Senders):
         Returns:
             No request is sent before this; and when somebody gives up next, seconds.
         """
-        coming, deadlines = self._coming, self._deadlines
+        coming, deadlines, answers = self._coming, self._deadlines, self._answers
         while True:
-            time, kind, who = coming[0] if coming else _NEVER
+            time, who = coming[0] if coming else _NEVER
+            if opens := bool(answers) and answers[0] <= time:
+                time = answers[0]
             if deadlines and (time > now or deadlines[0][0] <= time):
-                left = self._next_left()
-                if left <= now and (left, _ARRIVAL) <= (time, kind):
-                    self._over(i := heappop(deadlines)[1], left, GIVEN_UP)
+                left, i, last = deadlines[0]
+                if not last or self.outcome[i] != _UNANSWERED:
+                    left = self._next_left()
+                if left <= now and (left < time or (left == time and not opens)):
+                    self.answer(i := heappop(deadlines)[1], left, GIVEN_UP)
                     self.desk.drop(i)
                     continue
             if time > now:
                 return time, left if deadlines else math.inf
-            heappop(coming)
-            if kind == _ARRIVAL:
+            if not opens:
+                heappop(coming)
                 self._arrive(who, time)
                 continue
+            heappop(answers)
             self._unanswered -= 1
             if self._held:
                 self._send(self._held.popleft(), time)
@@ -343,15 +348,14 @@ class Clients(Senders):
         i = self._arrived
         self._arrived = after = i + 1
         if self._users:
-            user, paths = self._ask(i, who, time), self.times.paths
-            if self.draws and paths is not None:
-                said = user.prompt + user.output if self._talks else 0
-                paths.say(i, user.start, user.conversation, said)
+            user = self._ask(i, who, time)
+            if self._paths is not None:
+                said = user.said if self._talks else 0
+                self._paths.say(i, user.start, user.conversation, said)
             if after == self._n:  # nobody else will ask
-                self._coming[:] = [its for its in self._coming if its[1] == _ANSWER]
-                heapify(self._coming)
+                self._coming.clear()
         elif after < self._n:
-            heappush(self._coming, (self.wanted[after], _ARRIVAL, after))
+            heappush(self._coming, (self.wanted[after], after))
         if self._unanswered < self._most:
             self._send(i, time)
         else:
@@ -361,37 +365,38 @@ class Clients(Senders):
         self.times.arrival[i] = time
         self._unanswered += 1
         if not self.desk.receive(i, time):
-            self._over(i, time, REFUSED)
+            self.answer(i, time, REFUSED)
             return
         self.entered.append(time)
         if self._impatient:
             soon, late = self._soon[i], self._late[i]
-            heappush(self._deadlines, (time + (soon if soon < late else late), i))
+            least = soon if soon < late else late
+            heappush(self._deadlines, (time + least, i, late <= soon))
 
     def user_of(self, i: int) -> int:
         """The number of the user who sends request ``i``; -1 by the clock."""
         return self._user_of[i] if self._users else -1
 
-    def answer(self, i: int, end: float) -> bool:
-        """A request has its last token at ``end``, seconds; False if it is given up."""
-        if self.outcome[i] != _UNANSWERED:
-            return False
-        if self._impatient:
-            since, first = self.times.arrival[i], self.times.first[i]
-            if first > since + self._soon[i] or end > since + self._late[i]:
-                return False
-        self._over(i, end, COMPLETED)
-        return True
+    def answer(self, i: int, end: float, outcome: int = COMPLETED) -> bool:
+        """A request ends at ``end``, seconds; False if it was given up before.
 
-    def _over(self, i: int, time: float, outcome: int) -> None:
-        """A request ends at ``time``; its user goes on, and the gate opens."""
-        self.outcome[i], self.end[i] = outcome, time
+        Its user goes on, and the gate opens.
+        """
+        if outcome == COMPLETED:
+            if self.outcome[i] != _UNANSWERED:
+                return False
+            if self._impatient:
+                since, first = self.times.arrival[i], self.times.first[i]
+                if first > since + self._soon[i] or end > since + self._late[i]:
+                    return False
+        self.outcome[i], self.end[i] = outcome, end
         if self._most < math.inf:
-            heappush(self._coming, (time, _ANSWER, i))
+            heappush(self._answers, end)
         if self._users and self._arrived < self._n:
             user = self._users[number := self._user_of[i]]
             user.go_on()
-            heappush(self._coming, (time + user.think, _ARRIVAL, number))
+            heappush(self._coming, (end + user.think, number))
+        return True
 
     def columns(self) -> dict[str, Any]:
         """What the record of a run has of the clients."""

@@ -110,12 +110,14 @@ class ContinuousBatchingServer(WorkloadServer):
         arrived, now, stretches = 0, env.now, self._stretches
         while True:
             if clients is not None:
-                soon, scheduler.latest = clients.advance(now)
-                time[-1] = math.inf if several else soon
-            while (arrival := time[arrived]) <= now:
-                if can_overtake:
-                    join(number[arrived])
-                arrived += 1
+                arrival, scheduler.latest = clients.advance(now)
+            if clients is not None and not several:  # they have joined already
+                arrived = len(number)
+            else:
+                while (arrival := time[arrived]) <= now:
+                    if can_overtake:
+                        join(number[arrived])
+                    arrived += 1
             if gone:
                 self._let_go(scheduler, gone, now)
             due = begin(now, arrived, arrival)
@@ -155,7 +157,9 @@ class ContinuousBatchingServer(WorkloadServer):
 
     def _send(self, i: int, time: float, place: int) -> None:
         replica, requests = self._replicas[place], self._requests
-        replica.send(i, time, requests.prompt[i] + requests.output[i])
+        replica.number.append(i)
+        replica.time[-1:] = array("d", [time, math.inf])
+        replica.tokens += requests.prompt[i] + requests.output[i]
         scheduler = replica.scheduler
         if place in self._asleep:
             self._asleep.pop(place).succeed()
@@ -169,18 +173,22 @@ class ContinuousBatchingServer(WorkloadServer):
 
     def receive(self, i: int, time: float) -> bool:
         """Take request ``i`` at ``time``, seconds; False if too many wait there."""
-        requests, place = self._requests, 0
-        if requests.prompt[i] + requests.output[i] > self._most_tokens:
+        requests, place, several = self._requests, 0, self.config.replicas > 1
+        most, room = self._most_tokens, self.config.queue_limit
+        if most < math.inf and requests.prompt[i] + requests.output[i] > most:
             _refuse_what_never_fits(self.config, self.workload, slice(i, i + 1))
-        if several := len(self._replicas) > 1:
+        if several:
             place = self._place(i, time)
-        room = self.config.queue_limit
-        if room is not None and self._waiting(place) >= room:
-            return False
+        batch = (replica := self._replicas[place]).scheduler
+        if room is not None:
+            waiting = len(replica.number) - batch.admitted + len(batch.preempted)
+            if waiting >= room and waiting - self._given_up(place) >= room:
+                return False
         if several:
             self._send(i, time, place)
         else:  # which has asked for this, and is about to schedule a step
-            self._replicas[0].send(i, time, 0)
+            replica.number.append(i)
+            batch.queue.add(i)
         return True
 
     def _place(self, i: int, time: float) -> int:
@@ -197,13 +205,10 @@ class ContinuousBatchingServer(WorkloadServer):
             self._routes[i] = its % len(self._replicas)
         return int(self._routes[i])
 
-    def _waiting(self, place: int) -> int:
-        """Requests that wait at a server, less those that were given up."""
-        replica, batch = self._replicas[place], self._replicas[place].scheduler
-        waiting = len(replica.number) - batch.admitted + len(batch.preempted)
-        for i in self._gone[place]:
-            waiting -= math.isnan(self._requests.start[i]) or i in batch.preempted
-        return waiting
+    def _given_up(self, place: int) -> int:
+        """Of the requests that wait at a server, those that were given up."""
+        start, away = self._requests.start, self._replicas[place].scheduler.preempted
+        return sum(math.isnan(start[i]) or i in away for i in self._gone[place])
 
     def drop(self, i: int) -> None:
         """Request ``i`` has been given up; it leaves when the next step is composed."""

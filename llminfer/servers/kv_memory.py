@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from itertools import accumulate
 
 from llminfer.config import SimulationConfig
-from llminfer.servers.prefixes import Paths, Pieces
+from llminfer.servers.prefixes import Paths
 
 
 class BlockPool:
@@ -94,20 +94,6 @@ class Span:
     freed: list[Span]
 
 
-class Held(list[Span]):
-    """The named blocks that a request holds.
-
-    Args:
-        pieces: Where their names come from.
-        named: How many there are.
-    """
-
-    __slots__ = ("named", "pieces")
-
-    def __init__(self, pieces: Pieces, named: int) -> None:
-        self.pieces, self.named = pieces, named
-
-
 class CachingPool(BlockPool):
     """Blocks whose contents can be found again until somebody takes them.
 
@@ -133,25 +119,24 @@ class CachingPool(BlockPool):
         self._names = (paths or Paths(block_size)).names
         # What came free together, or a number of blocks that nobody will look for
         self._queue = deque[list[Span] | int]()
-        self._queued = 0  # all that stand there
-        self._owed = 0  # of these, those that were taken
+        self._kept = 0  # all that stand there, but those that were taken
+        self._owed = 0  # which stand there still
         self._empty = blocks  # before its head: not full, or nobody's yet
         self._first: dict[int, Span] = {}  # that begin with a name and are found
         self._copies: dict[int, list[Span]] = {}  # of a named block, by age
-        self._held: dict[int, Held] = {}  # by request
+        self._held: dict[int, list[Span]] = {}  # named, by request
+        self._named: dict[int, int] = {}  # how many blocks these are
         self._left: dict[int, Span] = {}  # others
         self._seen: tuple[list[tuple[Span, int]], int, int] = [], 0, 0
 
     def give_back(self, request: int, tokens: int, returns: bool = False) -> None:
         blocks = rest = tokens // self.block_size
         self._count_taken()
-        self._empty += (more := tokens % self.block_size > 0)
-        self.free += more
         freed: list[Span] = []
         queue = self._queue
-        self.publish(request, tokens)
-        if (mine := self._held.pop(request, None)) is not None:
-            rest -= mine.named
+        if (mine := self._held.get(request)) is not None:
+            rest -= self._reach(request, mine, self._named.pop(request), blocks)
+            del self._held[request]
             for span in mine:
                 (holders := span.holders).discard(request)
                 if holders:
@@ -166,12 +151,13 @@ class CachingPool(BlockPool):
             self._names.pop(request, None)
             if not freed and queue and isinstance(last := queue[-1], int):
                 queue[-1] = last + rest
-            else:
+            elif rest:
                 queue.append(rest)
         if freed:
             queue.append(freed)
-        self._queued += blocks
-        self.free += blocks
+        self._empty += (more := tokens % self.block_size > 0)
+        self._kept += blocks
+        self.free += blocks + more
 
     def look(self, request: int, tokens: int) -> tuple[int, int]:
         """Full blocks that a request finds, and how many of these somebody holds.
@@ -196,7 +182,7 @@ class CachingPool(BlockPool):
                     held += blocks
             if found < end:
                 break
-        if left := self._left.get(request):
+        if self._left and (left := self._left.get(request)):
             own = left.blocks
         self._seen = seen, found, own
         return found + own, held
@@ -209,9 +195,9 @@ class CachingPool(BlockPool):
             tokens: Those in its cache after this step, which others find.
         """
         seen, named, taken = self._seen
-        if left := self._left.pop(request, None):
+        if self._left and (left := self._left.pop(request, None)):
             left.blocks -= taken
-        self._held[request] = mine = Held(self._names.get(request, []), named)
+        self._held[request] = mine = []
         for span, blocks in seen:
             if blocks < span.blocks:
                 self._split(span, blocks)
@@ -220,16 +206,21 @@ class CachingPool(BlockPool):
                 taken += blocks
             span.holders.add(request)
             mine.append(span)
-        self._queued -= taken
+        self._kept -= taken
         self.free -= taken
-        self.publish(request, tokens)
+        full = tokens // self.block_size
+        self._named[request] = self._reach(request, mine, named, full)
 
     def publish(self, request: int, tokens: int) -> None:
         """Let others find the full blocks of the first so many tokens of a request."""
-        if (mine := self._held.get(request)) is None:
-            return
-        full, first, begin = tokens // self.block_size, self._first, mine.named
-        for end, ahead in mine.pieces:
+        if (mine := self._held.get(request)) is not None:
+            named, full = self._named[request], tokens // self.block_size
+            self._named[request] = self._reach(request, mine, named, full)
+
+    def _reach(self, request: int, mine: list[Span], begin: int, full: int) -> int:
+        """A request that holds its first named blocks computes more: how many now."""
+        first = self._first
+        for end, ahead in self._names.get(request, ()):
             if begin >= (upto := end if end < full else full):
                 continue
             name, stop, begin = begin + ahead, upto + ahead, upto
@@ -240,7 +231,7 @@ class CachingPool(BlockPool):
             elif name < stop:
                 first[name] = span = Span(name, stop - name, {request}, mine)
                 mine.append(span)
-        mine.named = begin
+        return begin
 
     def _goes_on(self, span: Span, name: int) -> bool:
         """Can a span with one holder reach on to a block, and be found as one?"""
@@ -248,7 +239,7 @@ class CachingPool(BlockPool):
             return False
         return self._first.get(start) is span and name - 1 not in self._copies
 
-    def _copy(self, request: int, mine: Held, name: int, end: int) -> int:
+    def _copy(self, request: int, mine: list[Span], name: int, end: int) -> int:
         """Compute blocks that others have computed; the name of the next one."""
         while name < end and (there := self._first.get(name)):
             if there.blocks > 1:
@@ -263,41 +254,42 @@ class CachingPool(BlockPool):
         name = span.start + blocks
         rest = Span(name, span.blocks - blocks, set(span.holders), span.freed)
         span.blocks, self._first[name] = blocks, rest
-        lists: list[list[Span]] = [self._held[its] for its in span.holders]
-        for each in lists or [span.freed]:
+        for each in [self._held[its] for its in span.holders] or [span.freed]:
             each.insert(each.index(span) + 1, rest)
 
     def _count_taken(self) -> None:
         """Of the blocks taken since, the empty ones came first."""
-        taken = self._queued - self._owed + self._empty - self.free
+        taken = self._kept + self._empty - self.free
         if taken > 0:
             empty = taken if taken < self._empty else self._empty
             self._empty -= empty
             self._owed += taken - empty
+            self._kept -= taken - empty
 
     def _catch_up(self) -> None:
         """Take off the queue what was taken."""
-        queue, first, short = self._queue, self._first, self._owed
-        self._queued -= short
+        queue, first, copies, short = self._queue, self._first, self._copies, self._owed
         self._owed = 0
         while short > 0:
-            if isinstance(freed := queue.popleft(), int):
+            if isinstance(freed := queue[0], int):
                 if (short := short - freed) < 0:
-                    queue.appendleft(-short)
-                continue
-            while freed and short:
-                span = freed[-1]
-                blocks = short if short < span.blocks else span.blocks
-                short -= blocks
-                span.blocks -= blocks
-                if not span.blocks:
-                    freed.pop()
-                    if first.get(span.start) is span:
-                        del first[span.start]
-                if self._copies and span.start >= 0:
-                    self._lose(span, blocks)
-            if freed:
-                queue.appendleft(freed)
+                    queue[0] = -short
+                    return
+            else:
+                while freed and short:
+                    span = freed[-1]
+                    blocks = short if short < span.blocks else span.blocks
+                    short -= blocks
+                    span.blocks -= blocks
+                    if not span.blocks:
+                        freed.pop()
+                        if first.get(span.start) is span:
+                            del first[span.start]
+                    if copies and span.start >= 0:
+                        self._lose(span, blocks)
+                if freed:
+                    return
+            queue.popleft()
 
     def _lose(self, span: Span, blocks: int) -> None:
         """The last blocks of a span were taken: the next copies are found now."""

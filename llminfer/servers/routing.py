@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from array import array
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -35,13 +34,6 @@ class Replica:
     time: array[float]
     tokens: int = 0
     closed: bool = True
-
-    def send(self, i: int, time: float, tokens: int) -> None:
-        """Request ``i``, of so many tokens, is sent to it at ``time``, seconds."""
-        self.number.append(i)
-        self.time[-1] = time
-        self.time.append(math.inf)
-        self.tokens += tokens
 
     def unfinished_requests(self) -> int:
         """Requests sent to it that are not complete."""
