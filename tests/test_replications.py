@@ -88,6 +88,24 @@ def test_cancel_or_a_move_stops_it(button, monkeypatch, how):
     assert button.progress.layout.visibility == "hidden"
 
 
+def test_the_bar_counts_the_runs_that_are_done(button, monkeypatch):
+    seen = []
+
+    def watched(config):
+        bar = button.progress
+        seen.append((bar.value, bar.max, bar.layout.visibility))
+        return simulate(config)
+
+    monkeypatch.setattr(module, "simulate", watched)
+    button.offer(BASE)
+    for _ in range(2):  # from nothing again
+        button.start.click()
+        finish(button)
+        assert seen == [(done, 3, "visible") for done in range(3)]
+        assert button.progress.value == 3
+        seen.clear()
+
+
 def test_an_error_in_a_run_is_said(button, monkeypatch):
     def broken(config):
         raise RuntimeError("no <room>")
