@@ -566,7 +566,12 @@ def test_the_front_is_what_nothing_beats():
     rates = {"rate": [1.0] * 4, "rate_lower": [0.5] * 4, "rate_upper": [2.0] * 4}
     speed = {"user_speed": [10.0, 20, 30, 25], "throughput_per_gpu": [9.0, 5, 3, 2]}
     table = pd.DataFrame({"setting": list("abcd"), **rates, **speed})
-    front = figures.draw_capacity(table).axes[1].get_lines()[-1]
+    left, right = figures.draw_capacity(table).axes
+    assert left.get_xlim() == (0.0, pytest.approx(1.1 * 2.0))  # all is seen
+    assert right.get_xlim() == (0.0, pytest.approx(1.1 * table["user_speed"].max()))
+    most = table["throughput_per_gpu"].max()
+    assert right.get_ylim() == (0.0, pytest.approx(1.1 * most))
+    front = right.get_lines()[-1]
     assert front.get_xdata().tolist() == [30.0, 20.0, 10.0]
 
 
