@@ -596,3 +596,9 @@ def test_the_results_of_a_run_may_be_64_mib_on_one_line(tmp_path, mib, reads):
         return
     with pytest.raises(TraceError, match="row 1: longer than 65536 bytes"):
         list(text_lines(path))
+
+
+def test_a_header_that_lacks_columns_is_shown_to_its_eightieth_character(tmp_path):
+    names = ",".join(f"column{i}" for i in range(40))
+    message = one_line(read_steps, steps(tmp_path, header=names))
+    assert f"row 1: columns {names[:80]}: must include" in message
