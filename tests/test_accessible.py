@@ -49,6 +49,24 @@ def test_no_two_curves_of_an_axes_differ_by_colour_alone(figure):
         assert len(set(looks)) == len(looks), [li.get_label() for li in named]
 
 
+def test_no_dash_is_drawn_as_an_unbroken_line():
+    assert len(set(figures.DASHES)) == len(figures.DASHES)
+    lengths = [n for its in figures.DASHES if isinstance(its, tuple) for n in its[1]]
+    assert min(lengths) >= 1
+
+
+def test_each_axis_says_what_it_is_of(figure):
+    """Or the one below it in its column, or beside it in its row, says it for both."""
+    places = {ax: ax.get_subplotspec() for ax in figure.axes}
+    for ax, its in places.items():
+        column = [a for a, b in places.items() if b.colspan.start == its.colspan.start]
+        row = [a for a, b in places.items() if b.rowspan.start == its.rowspan.start]
+        assert ax.get_xlabel() or any(a.get_xlabel() for a in column if a is not ax)
+        shares = ax.get_shared_y_axes().get_siblings(ax)
+        scales = [a for a in row if a in shares or a.get_ylim() == ax.get_ylim()]
+        assert any(a.get_ylabel() for a in scales)
+
+
 def test_no_text_is_smaller_than_nine_points_on_the_screen(figure):
     texts = [
         text

@@ -70,6 +70,22 @@ def test_a_rate_can_be_called_for_one_time_or_many():
     assert constant_rate(3.0)(17.0) == 3.0
 
 
+@pytest.mark.parametrize(
+    "rate",
+    [
+        constant_rate(2.5),
+        step_rate(2.5, 3.0, 4.5),
+        ramp_rate(2.5, 4.75, 8.0),
+        sinusoidal_rate(2.5, 1.25, 7.0),
+    ],
+)
+def test_whole_seconds_are_times_as_well(rate):
+    times = np.arange(10)
+    np.testing.assert_array_equal(rate(times), rate(times.astype(np.float64)))
+    assert [rate(int(t)) for t in times] == [rate(float(t)) for t in times]
+    assert {type(rate(int(t))) for t in times} == {float}
+
+
 @given(SOME_RATE, st.floats(0.01, 1e5))
 def test_the_peak_is_the_greatest_rate_of_the_run(rate, horizon):
     assert rate(np.linspace(0.0, horizon, 777)).max() <= rate.peak(horizon) * (1 + 1e-9)

@@ -27,7 +27,7 @@ from llminfer import (
     sweep,
     theory,
 )
-from llminfer.capacity import largest_rates
+from llminfer.capacity import Trials, largest_rates
 from llminfer.data import ServedLog
 from llminfer.report import figures
 from llminfer.servers.overload import described
@@ -566,7 +566,12 @@ def test_the_front_is_what_nothing_beats():
     rates = {"rate": [1.0] * 4, "rate_lower": [0.5] * 4, "rate_upper": [2.0] * 4}
     speed = {"user_speed": [10.0, 20, 30, 25], "throughput_per_gpu": [9.0, 5, 3, 2]}
     table = pd.DataFrame({"setting": list("abcd"), **rates, **speed})
-    front = figures.draw_capacity(table).axes[1].get_lines()[-1]
+    left, right = figures.draw_capacity(table).axes
+    assert left.get_xlim() == (0.0, pytest.approx(1.1 * 2.0))  # all is seen
+    assert right.get_xlim() == (0.0, pytest.approx(1.1 * table["user_speed"].max()))
+    most = table["throughput_per_gpu"].max()
+    assert right.get_ylim() == (0.0, pytest.approx(1.1 * most))
+    front = right.get_lines()[-1]
     assert front.get_xdata().tolist() == [30.0, 20.0, 10.0]
 
 
@@ -622,6 +627,34 @@ def test_a_calibration_answers_for_its_own_log(engine, monkeypatch):
         ConfigError, match=r"log=.*: must be with its engine's settings"
     ):
         capacity(log, slo)
+
+
+def test_what_a_fitted_engine_leaves_in_doubt(engine, monkeypatch):
+    """Each line where it is so, and only there."""
+    _, log, settings = engine
+    fitted = calibrate.fit(log, settings)
+    most = int(fitted.record.batch_size.max())
+    off = {"ttft": -0.05, "tpot": 0.1, "latency": 0.02}
+
+    def doubts(batch, blocks=900):
+        errors = pd.DataFrame({"mean": off, "p99": 9.0})
+        monkeypatch.setattr(type(fitted), "errors", lambda self: errors)
+        config = fitted.config(kv_blocks=blocks, arrival_rate=1.0)
+        trials = Trials(config, SLO(ttft=1.0), None, 3, 1, 0, fitted=fitted)
+        few = config.replace(num_requests=10**7)  # runs that are long enough
+        return trials._doubts({"largest_batch": batch}, few)
+
+    assert doubts(most) == []
+    assert doubts(most + 1) == [
+        f"beyond the log: batches of {most + 1}, there of {most}"
+    ]
+    assert doubts(most, None) == ["KV memory is not given, and taken as without limit"]
+    off["tpot"] = 0.15
+    assert doubts(most) == []
+    off["ttft"] = -0.204
+    assert doubts(most) == [
+        "the fit is poor: the mean ttft of the requests held back is 20% off"
+    ]
 
 
 @pytest.mark.parametrize(

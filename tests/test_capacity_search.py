@@ -319,6 +319,19 @@ def test_what_a_fleet_costs(served):
     assert (*bill, free.kwh_per_million_tokens) == (None,) * 4
 
 
+@pytest.mark.parametrize("tells", [(), (1,), (2,), (3,), (2, 3), (1, 2, 3)])
+def test_a_fleet_is_sure_if_its_own_runs_and_those_of_one_less_tell(
+    served, monkeypatch, tells
+):
+    one = 0.4 * CONFIG.max_stable_rate
+    served(lambda rate, config, _: {"avg_latency": rate / (one * config.replicas)})
+    sure = lambda trials, rate: trials.config.replicas in tells  # noqa: E731
+    monkeypatch.setattr(Trials, "sure", sure)
+    slo = SLO(latency={"mean": 1.0})
+    assert fewest_replicas(CONFIG, slo, 2.5 * one, **ONE).sure is ({2, 3} <= {*tells})
+    assert fewest_replicas(CONFIG, slo, 0.5 * one, **ONE).sure is (1 in tells)
+
+
 @pytest.mark.parametrize("gpus", [0, -1, 1.5, True])
 def test_a_replica_has_at_least_one_gpu(gpus):
     with pytest.raises(ConfigError, match=f"gpus_per_replica={gpus}: must be a whole"):

@@ -107,6 +107,14 @@ def test_a_load_ramp_lasts_as_long_as_it_is_told():
     assert error < 5.0
 
 
+@pytest.mark.parametrize(("requests", "end"), [(9, 1.0), (25, 1.0), (100, 50.0)])
+def test_looks_at_a_few_requests_end_when_the_first_is_expected(requests, end):
+    config = SimulationConfig(
+        arrival_rate=0.01, num_requests=requests, warmup_requests=0
+    )
+    assert sample_times(config)[-1] == pytest.approx(end / 0.01, abs=STEP)
+
+
 def test_looks_begin_after_the_warm_up_and_end_before_the_last_arrival():
     config = RAMP.replace(warmup_requests=500)
     times = sample_times(config)

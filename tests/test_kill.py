@@ -169,6 +169,22 @@ def test_workers_that_die_with_nothing_finished_end_a_sweep_in_words(monkeypatch
     assert rounds == [20, 18, 18, 17, 17, 17]
 
 
+def test_workers_that_die_at_once_are_started_three_times(monkeypatch):
+    rounds = []
+
+    def dying(n, backend, calls, shared):
+        rounds.append(len(calls))
+        raise TerminatedWorkerError
+
+    monkeypatch.setattr(llminfer.base.workers, "_started", dying)
+    with (
+        pytest.warns(UserWarning, match="a worker died"),
+        pytest.raises(RuntimeError, match=r"\? 4 of 4 runs are left"),
+    ):
+        sweep(CONFIG, {"batch_size": [2, 4]}, 2, 2)
+    assert rounds == [4, 4, 4]
+
+
 @pytest.mark.parametrize("backend", ["threading", "multiprocessing", "sequential"])
 def test_another_backend_gives_the_same(backend, truth):
     with joblib.parallel_config(backend=backend, n_jobs=2):

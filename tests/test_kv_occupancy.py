@@ -74,3 +74,23 @@ def test_idle_time_counts_as_empty():
     assert shares[(times > 8.5) & (times < 105.0)].tolist() == []
     assert np.interp([50.0, 150.0], times, shares).tolist() == [0.0, 0.0]
     assert np.interp([6.0, 107.0, 208.0], times, shares).tolist() == [0.25] * 3
+
+
+def test_it_is_empty_between_steps_only_where_the_server_rests():
+    """Two requests one after another without a rest, a third after one."""
+    config = SimulationConfig(
+        server="continuous",
+        batch_size=1,
+        kv_blocks=4,
+        block_size=16,
+        alpha=0.125,
+        beta=0.0,
+        gamma=1.0,
+    )
+    record = serve(config, Workload.from_arrays([0.0, 0.0, 50.0], [4] * 3, [4] * 3))
+    times, shares = kv_occupancy(record)
+    rests = record.batch_start[1:] > record.batch_end[:-1]
+    assert 0 < rests.sum() < len(rests)
+    empty = [7.0, 50.0, 53.5, 53.5]  # from, to; and the end
+    assert times[shares == 0.0].tolist() == empty
+    assert shares[shares > 0.0].tolist() == [0.25] * (len(times) - len(empty))

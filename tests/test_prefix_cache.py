@@ -314,3 +314,18 @@ def test_an_engine_is_predicted_with_its_hits():
     alone = Workload.from_arrays(**columns)
     slow = ServedLog.from_record(simulate(config, alone))
     assert errors(log, slow, every)["mean"].min() > 0.5
+
+
+@pytest.mark.parametrize(("output", "found"), [(4, 4), (5, 8)])
+def test_the_last_token_of_an_answer_is_not_in_the_cache(output, found):
+    """Nor is it taken for granted in what a workload's requests are said to compute."""
+    config = SimulationConfig(
+        server="continuous", prefix_caching=True, block_size=4, warmup_requests=0
+    )
+    work = Workload.from_arrays(
+        [0.0, 1000.0], [4, 12], [output, 1], segments=[[(1, 8)], [(1, 8), (2, 4)]]
+    )
+    record = simulate(config.replace(num_requests=2), work)
+    assert record.steps.cached_tokens.tolist() == [0, found]
+    computed = described(work, config).prompt_dist_params["values"]
+    assert list(computed) == [4, 12 - found]

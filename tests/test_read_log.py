@@ -589,6 +589,20 @@ def test_what_could_be_read_in_two_ways_is_not_guessed(tmp_path, name):
         quietly(written(tmp_path, text))
 
 
+@pytest.mark.parametrize("wait", [1.0, 890.0, 890.5])
+def test_a_first_token_may_take_890_seconds_and_no_longer(tmp_path, wait):
+    rows = [{"sent": i, "isl": 9, "osl": 3, "ttft": wait + i} for i in range(2)]
+    path = written(tmp_path, [its | {"e2e": its["ttft"] + 2.0} for its in rows])
+    if wait > 890.0:
+        with pytest.raises(
+            TraceError, match="all wait for a first token, at least 890"
+        ):
+            quietly(path)
+        return
+    log, _ = quietly(path)
+    assert log.ttft.tolist() == [wait, wait + 1.0]
+
+
 @pytest.mark.parametrize(
     ("name", "times", "seconds"),
     [

@@ -88,6 +88,24 @@ def test_cancel_or_a_move_stops_it(button, monkeypatch, how):
     assert button.progress.layout.visibility == "hidden"
 
 
+def test_the_bar_counts_the_runs_that_are_done(button, monkeypatch):
+    seen = []
+
+    def watched(config):
+        bar = button.progress
+        seen.append((bar.value, bar.max, bar.layout.visibility))
+        return simulate(config)
+
+    monkeypatch.setattr(module, "simulate", watched)
+    button.offer(BASE)
+    for _ in range(2):  # from nothing again
+        button.start.click()
+        finish(button)
+        assert seen == [(done, 3, "visible") for done in range(3)]
+        assert button.progress.value == 3
+        seen.clear()
+
+
 def test_an_error_in_a_run_is_said(button, monkeypatch):
     def broken(config):
         raise RuntimeError("no <room>")
@@ -130,6 +148,37 @@ def test_quantiles_are_of_all_runs_together(button):
         (row,) = summarize(runs, "batch_size", f"p99_{time}").to_dict("records")
         half = scale * (row["ci_upper"] - row["mean"])
         assert float(said[2]) == pytest.approx(half, rel=0.05)
+
+
+def test_each_number_is_the_metric_of_its_name_in_its_unit(button):
+    button.offer(LONG.replace(num_requests=20_000))
+    button.start.click()
+    finish(button)
+    config = LONG.replace(num_requests=20_000)
+    runs = sweep(config, {"batch_size": [LONG.batch_size]}, replications=3, n_jobs=1)
+    rows = {"mean": "avg", "median": "median", "p99": "p99"}
+    names = {
+        (row, of): f"{metric}_{row.lower()}"
+        for row in ("latency", "TTFT", "TPOT")
+        for of, metric in rows.items()
+        if of != "median" or row == "latency"
+    }
+    names |= {("throughput", "mean"): "throughput_req_per_sec"}
+    names |= {("busy", "mean"): "utilization"}
+    found = table_in(button.result)
+    seen = {(row, of) for row, cells in found.items() for of, it in cells.items() if it}
+    assert seen == names.keys()
+    for row, of in seen:
+        value = found[row][of].split()[0]
+        scale = {"TPOT": 1e3, "busy": 100.0}.get(row, 1.0)  # milliseconds, per cent
+        mean = summarize(runs, "batch_size", names[row, of])["mean"].item()
+        assert float(value) == pytest.approx(scale * mean, rel=0.02), (row, of)
+
+
+def test_the_button_says_what_it_does(button):
+    assert Replications().start.tooltip == "3 independent runs, for 95% intervals"
+    button.offer(BASE)
+    assert button.start.description == "Measure (3 runs)"
 
 
 def test_one_token_each_has_no_time_per_output_token(button):

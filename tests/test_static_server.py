@@ -356,6 +356,25 @@ def test_a_server_by_hand_honours_all_other_fields(name):
     assert not differing(run, serve_columns(config, workload))
 
 
+@pytest.mark.parametrize("at", [0.0, 3.0])
+def test_all_who_come_at_one_moment_are_in_the_queue_before_a_batch_leaves(at):
+    """However many processes send them, one after another."""
+    env, server = by_hand(CLOCKWORK.replace(batch_size=6, batch_timeout=0.0))
+
+    def client(number):
+        yield env.timeout(at)
+        for more in range(3):
+            server.enqueue_request(Request(number + more, at, 1, 1))
+            yield env.timeout(0.0)
+            yield env.timeout(0.0)
+
+    for number in (0, 3):
+        env.process(client(number))
+    env.run()
+    assert len(server.completed) == 6
+    assert {r.processing_start_time for r in server.completed} == {at}
+
+
 def test_the_static_server_refuses_the_settings_of_another():
     config = SimulationConfig(server="continuous", kv_blocks=9)
     with pytest.raises(ConfigError, match="server='continuous': must be 'static'"):

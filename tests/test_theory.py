@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from made_up import Listed
 
 from llminfer import ConfigError, SimulationConfig, theory
-from llminfer.laws.lengths import Empirical, Uniform
+from llminfer.laws.lengths import LENGTH_LAWS, Empirical, Uniform
 from llminfer.policies import FCFSPolicy, KeyedPolicy, SJFPolicy
 from llminfer.theory.service_time import BatchTime, batch_transforms, invert
 from llminfer.theory.single_server import MG1, by_key
@@ -378,6 +378,34 @@ def test_power_laws_of_outputs_have_an_answer():
     )
     waits = theory.priority(config)
     assert waits.mean_work == pytest.approx(theory.conserved_work(config), rel=1e-9)
+
+
+class OtherTable(Uniform):
+    """Its table leaves out the longest prompts, its moments do not."""
+
+    def pmf(self):
+        return super().pmf()[:60]
+
+
+@pytest.mark.parametrize("policy", ["SJF", "FCFS"])
+def test_a_law_whose_table_is_not_its_moments_has_no_waits_by_length(
+    policy, monkeypatch
+):
+    law = {"min": 1, "max": 100}
+    config = SINGLE.replace(
+        arrival_rate=0.01,
+        prompt_length_dist="uniform",
+        prompt_dist_params=law,
+        scheduling_policy=policy,
+    )
+    exact = theory.priority(config).mean
+    monkeypatch.setitem(LENGTH_LAWS, "uniform", OtherTable)
+    other = config.replace(num_requests=config.num_requests + 1)
+    if policy == "FCFS":  # does not look at the table
+        assert theory.priority(other).mean == pytest.approx(exact, rel=1e-12)
+        return
+    with pytest.raises(ConfigError, match=r"^prompt_length_dist='uniform': .*E\[S W\]"):
+        theory.priority(other)
 
 
 class LastComeFirst(FCFSPolicy):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import heapq
 import itertools
+import math
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from scipy.stats import binom, poisson
 
 from llminfer import ConfigError, SimulationConfig, theory
 from llminfer.laws.lengths import Empirical
-from llminfer.theory.random_walk import Circle, scaled_counts
+from llminfer.theory.random_walk import Circle, circle_for, scaled_counts
 from llminfer.theory.single_server import MG1
 
 CAPPED = {"mu": 4, "sigma": 1.5, "max": 8192}
@@ -189,6 +190,20 @@ def test_counts_are_read_off_a_circle_with_points_enough():
 
 
 # Bounds and identities
+
+
+@pytest.mark.parametrize("points", [2**17, 2**20, 2**21])
+def test_a_queue_is_solved_with_a_million_points_at_most(points):
+    height = 64.0 / points * 1.3  # about the logarithm of the best radius
+    rate = math.exp(-height)
+    count = lambda z: np.exp(rate * (z - 1.0))  # noqa: E731
+    if points > 2**20:
+        with pytest.raises(ConfigError, match=r"^arrival_rate=7.0: .* too near 1"):
+            circle_for(count, 1, 7.0)
+    else:
+        found = circle_for(count, 1, 7.0)
+        assert found.points == points
+        assert math.log(found.radius) == pytest.approx(height, rel=0.2)
 
 
 def test_inoues_identity_holds():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import numpy as np
@@ -25,6 +26,13 @@ LAUNCHED = st.builds(
     st.integers(0, 60),
 )
 TOKENS = st.integers(1, 40)
+
+
+def test_what_is_not_told_is_as_in_a_configuration():
+    usual = {its.name: its.default for its in dataclasses.fields(SimulationConfig)}
+    for its in dataclasses.fields(StepTime):
+        if its.default is not dataclasses.MISSING:
+            assert its.default == usual[its.name], its.name
 
 
 def test_sequences_contexts_and_pairs_cost_nothing_unless_told():

@@ -21,6 +21,7 @@ from llminfer import (
     read_vllm_log,
     simulate,
 )
+from llminfer.base.trace_csv import text_lines
 from llminfer.data import ServedLog, read_bench, read_steps
 
 ROW = {
@@ -584,3 +585,20 @@ def test_a_simulated_run_leaves_a_log_too():
     for share in (0.0, 1.5, math.nan):
         with pytest.raises(ConfigError, match=r"^share="):
             log.first_completed(share)
+
+
+@pytest.mark.parametrize(("mib", "reads"), [(40, True), (65, False)])
+def test_the_results_of_a_run_may_be_64_mib_on_one_line(tmp_path, mib, reads):
+    path = tmp_path / "run.json"
+    path.write_bytes(b'{"a": "' + b"x" * (mib * 2**20) + b'"}')
+    if reads:
+        assert [len(line) for line in text_lines(path)] == [path.stat().st_size]
+        return
+    with pytest.raises(TraceError, match="row 1: longer than 65536 bytes"):
+        list(text_lines(path))
+
+
+def test_a_header_that_lacks_columns_is_shown_to_its_eightieth_character(tmp_path):
+    names = ",".join(f"column{i}" for i in range(40))
+    message = one_line(read_steps, steps(tmp_path, header=names))
+    assert f"row 1: columns {names[:80]}: must include" in message
