@@ -21,7 +21,7 @@ Of 4,000 inputs (seed 7) so many were faults before what they found was mended:
 Of 60,000 after that (seed 11) three kinds were faults and are mended: a line end in a
 header, a list for a number of users, an array for a server. Of 100,000 after that (seed
 20261127) one hung: of a law in two parts the first was the longer, and its mean wrong.
-Of 10^6 after that (seed 20261128) 60 were faults of three kinds, and are mended: an
+Of 900,000 after that (seed 20261128) 60 were faults of three kinds, and are mended: an
 array of no dimension for a list, an array or NA for n_jobs, a number for parameters.
 Known, and left out: controllers that act at each of 10^8 ticks or steps.
 """
