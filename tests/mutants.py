@@ -188,7 +188,7 @@ class Asked:
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_protocol(self, item: pytest.Item) -> Iterator[None]:
-        limit = 5.0 + 10.0 * self.seconds[item.nodeid]
+        limit = 25.0 + 10.0 * self.seconds[item.nodeid]  # what a file shares, too
         signal.setitimer(signal.ITIMER_PROF, limit)  # its signal ends the process
         return (yield)
 
