@@ -764,3 +764,9 @@ def test_decoding_that_takes_no_time_has_no_end_of_speed():
         free, SLO(ttft=1.0), over={"beta": [0.05]}, tolerance=0.2, **ONE
     ).to_dict("records")
     assert row["user_speed"] == np.inf
+
+
+def test_limits_are_given_by_name_beyond_the_first_four():
+    assert SLO(1.0, 2.0, 3.0).bounds == SLO(ttft=1.0, tpot=2.0, latency=3.0).bounds
+    with pytest.raises(TypeError, match="positional"):
+        SLO(1.0, 2.0, 3.0, None, 0.5)

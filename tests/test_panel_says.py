@@ -360,3 +360,12 @@ def test_theory_is_of_the_configuration_in_the_line():
     loads, mean = panel.picture.lines["theory"].get_data()
     exact = latency_curve(copied(panel), tuple(loads))
     np.testing.assert_allclose(mean, np.clip(exact, 0.01, 1000.0))
+
+
+@pytest.mark.parametrize(("load", "filled"), [(0.75, "50.0%"), (3.0, "100.0%")])
+def test_a_gauge_is_filled_up_to_its_load(load, filled):
+    """It ends at a load of 1.5, with a mark at 1; who is beyond fills all of it."""
+    at = REPORT.replace(arrival_rate=load * REPORT.max_stable_rate)
+    bar = gauge(at)
+    assert re.search(rf"90deg,#\w+ {filled},#ccc 0", bar)
+    assert "(#333,#333) 66.7% 0/2px" in bar
