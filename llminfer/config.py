@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any, Self
 
 from llminfer.base.errors import build, choice, fail, inside
-from llminfer.base.frozen import Classes, Params
+from llminfer.base.frozen import Classes, Params, frozen_params
 from llminfer.base.settings import Settings
 from llminfer.laws.arrivals import ArrivalRate, arrival_law
 from llminfer.laws.engines import LAW, PRESETS
@@ -425,9 +425,7 @@ class SimulationConfig(Settings):
             if not owner.endswith("_params"):
                 raise fail(dotted, changes[dotted], "a field or a parameter of one")
             self.check_names({owner: None})
-            old = whole_fields.get(owner, getattr(self, owner))
-            if not isinstance(old, Mapping):
-                raise fail(owner, old, "a dict of parameters")
+            old = frozen_params(owner, whole_fields.get(owner, getattr(self, owner)))
             whole_fields[owner] = {**old, name: changes[dotted]}
         server = changes.get("server")
         if isinstance(server, str) and server == "static" != self.server:

@@ -40,6 +40,17 @@ def fresh_panels(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(loaded.Panel, "memory", {})
 
 
+@pytest.fixture(autouse=True)
+def own_policies() -> Iterator[None]:
+    """What a test registers is gone after it: others list all that there are."""
+    loaded = sys.modules.get("llminfer.policies")
+    known = dict(loaded.POLICIES) if loaded else {}
+    yield
+    if known:
+        loaded.POLICIES.clear()
+        loaded.POLICIES.update(known)
+
+
 @pytest.fixture(scope="module")
 def unpainted() -> Iterator[None]:
     """Panels whose axes nobody paints, only the curves: for what is said beside them.

@@ -150,39 +150,32 @@ def test_runs_that_finish_before_the_first_one_are_stored_at_once(tmp_path):
     assert not alive
 
 
-def test_workers_that_die_with_nothing_finished_end_a_sweep_in_words(monkeypatch):
-    rounds = []
+@pytest.mark.parametrize(
+    ("finished", "replications", "left", "rounds"),
+    [
+        # two results before the first death, one before the third, and no more
+        ({1: 2, 3: 1}, 10, "17 of 20", [20, 18, 18, 17, 17, 17]),
+        ({}, 2, "4 of 4", [4, 4, 4]),
+    ],
+)
+def test_workers_that_die_three_times_with_nothing_finished_end_a_sweep_in_words(
+    finished, replications, left, rounds, monkeypatch
+):
+    tried = []
 
     def dying(n, backend, calls, shared):
-        """Two results before the first death, one before the third, and no more."""
-        rounds.append(len(calls))
-        for i, *_ in calls[: {1: 2, 3: 1}.get(len(rounds), 0)]:
+        tried.append(len(calls))
+        for i, *_ in calls[: finished.get(len(tried), 0)]:
             yield i, {"measured": 1.0}
         raise TerminatedWorkerError
 
     monkeypatch.setattr(llminfer.base.workers, "_started", dying)
     with (
         pytest.warns(UserWarning, match="a worker died: what it did is done again"),
-        pytest.raises(RuntimeError, match=r"\? 17 of 20 runs are left, the others are"),
+        pytest.raises(RuntimeError, match=rf"\? {left} runs are left, the others are"),
     ):
-        sweep(CONFIG, {"batch_size": [2, 4]}, 10, 2)
-    assert rounds == [20, 18, 18, 17, 17, 17]
-
-
-def test_workers_that_die_at_once_are_started_three_times(monkeypatch):
-    rounds = []
-
-    def dying(n, backend, calls, shared):
-        rounds.append(len(calls))
-        raise TerminatedWorkerError
-
-    monkeypatch.setattr(llminfer.base.workers, "_started", dying)
-    with (
-        pytest.warns(UserWarning, match="a worker died"),
-        pytest.raises(RuntimeError, match=r"\? 4 of 4 runs are left"),
-    ):
-        sweep(CONFIG, {"batch_size": [2, 4]}, 2, 2)
-    assert rounds == [4, 4, 4]
+        sweep(CONFIG, {"batch_size": [2, 4]}, replications, 2)
+    assert tried == rounds
 
 
 @pytest.mark.parametrize("backend", ["threading", "multiprocessing", "sequential"])

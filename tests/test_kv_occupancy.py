@@ -54,20 +54,23 @@ def test_it_is_right_to_a_block_a_sequence(run):
     assert np.trapezoid(shares, times) == pytest.approx(ours * lasted, abs=1e-9)
 
 
+# A request of 4 tokens and 4 more holds one block of the four for 3.5 s.
+FOUR_BLOCKS = SimulationConfig(
+    server="continuous",
+    kv_blocks=4,
+    block_size=16,
+    alpha=0.125,
+    beta=0.0,
+    gamma=1.0,
+    warmup_requests=0,
+)
+
+
 def test_idle_time_counts_as_empty():
     """Each of 3 requests holds 1 of 4 blocks for 3.5 s; 100 s lie between two."""
-    config = SimulationConfig(
-        server="continuous",
-        kv_blocks=4,
-        block_size=16,
-        alpha=0.125,
-        beta=0.0,
-        gamma=1.0,
-        warmup_requests=0,
-    )
     work = Workload.from_arrays([5.0, 105.0, 205.0], [4] * 3, [4] * 3)
-    record = serve(config, work)
-    found = metrics_of(config, record)
+    record = serve(FOUR_BLOCKS, work)
+    found = metrics_of(FOUR_BLOCKS, record)
     assert found["avg_kv_occupancy"] == pytest.approx(3 * 3.5 / 4 / 203.5)
     assert found["max_kv_occupancy"] == 0.25
     times, shares = kv_occupancy(record)
@@ -78,16 +81,8 @@ def test_idle_time_counts_as_empty():
 
 def test_it_is_empty_between_steps_only_where_the_server_rests():
     """Two requests one after another without a rest, a third after one."""
-    config = SimulationConfig(
-        server="continuous",
-        batch_size=1,
-        kv_blocks=4,
-        block_size=16,
-        alpha=0.125,
-        beta=0.0,
-        gamma=1.0,
-    )
-    record = serve(config, Workload.from_arrays([0.0, 0.0, 50.0], [4] * 3, [4] * 3))
+    work = Workload.from_arrays([0.0, 0.0, 50.0], [4] * 3, [4] * 3)
+    record = serve(FOUR_BLOCKS.replace(batch_size=1), work)
     times, shares = kv_occupancy(record)
     rests = record.batch_start[1:] > record.batch_end[:-1]
     assert 0 < rests.sum() < len(rests)

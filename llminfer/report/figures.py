@@ -26,7 +26,6 @@ STYLE: Any = mpl.rc_params_from_file(
     Path(__file__).with_name("print.mplstyle"), use_default_template=False
 )
 COLORS = tuple(STYLE["axes.prop_cycle"].by_key()["color"])
-_CYCLES: Any = {"color": COLORS, "marker": MARKERS, "linestyle": DASHES}
 
 
 def new(
@@ -120,7 +119,7 @@ def draw_summary(
     named = {"color": color, "marker": color, "linestyle": linestyle or color}
     named = {key: column for key, column in named.items() if column is not None}
     looks = {
-        key: dict(zip(table[column].unique(), _CYCLES[key], strict=False))
+        key: {value: look(i)[key] for i, value in enumerate(table[column].unique())}
         for key, column in named.items()
     }
     plot = so.Plot(table, x, "mean", ymin="ci_lower", ymax="ci_upper")
