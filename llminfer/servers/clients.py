@@ -45,6 +45,7 @@ from llminfer.workload import Workload
 
 _UNANSWERED = -1
 _NEVER = (math.inf, -1)
+_FEW = 64  # deadlines that are kept whoever was answered
 _AT_ONCE = 16  # requests of a user that are drawn together
 _MANY = 2**17  # and of all users, at the beginning
 Path = tuple[tuple[int, int], ...]
@@ -283,11 +284,13 @@ class Clients(Senders):
         n, self._talks = self._n, config.turns is not None
         self.end = array("d", [math.nan]) * n
         self.outcome, self.wasted = array("b", [_UNANSWERED] * n), array("q", [0] * n)
+        self._gated = config.max_concurrency is not None
         self._most = config.max_concurrency or math.inf
         self._unanswered = self._arrived = 0
         # At the gate: who waits there, and a heap of when answers open it
         self._held, self._answers = deque[int](), list[float]()
         self._deadlines: list[tuple[float, int, bool]] = []  # is it for the last token?
+        self._many = _FEW  # of these
         coming = [(user.think, i) for i, user in enumerate(self._users)]
         self._coming = coming or [(self.wanted[0], 0)]
         heapify(self._coming)
@@ -314,10 +317,12 @@ class Clients(Senders):
             No request is sent before this; and when somebody gives up next, seconds.
         """
         coming, deadlines, answers = self._coming, self._deadlines, self._answers
+        held = self._held
         while True:
             time, who = coming[0] if coming else _NEVER
-            if opens := bool(answers) and answers[0] <= time:
-                time = answers[0]
+            opens = False
+            if held and answers and answers[0] <= time:
+                opens, time = True, answers[0]
             if deadlines and (time > now or deadlines[0][0] <= time):
                 left, i, last = deadlines[0]
                 if not last or self.outcome[i] != _UNANSWERED:
@@ -328,14 +333,16 @@ class Clients(Senders):
                     continue
             if time > now:
                 return time, left if deadlines else math.inf
-            if not opens:
-                heappop(coming)
-                self._arrive(who, time)
+            if opens:
+                heappop(answers)
+                self._unanswered -= 1
+                self._send(held.popleft(), time)
                 continue
-            heappop(answers)
-            self._unanswered -= 1
-            if self._held:
-                self._send(self._held.popleft(), time)
+            while answers and answers[0] <= time:
+                heappop(answers)
+                self._unanswered -= 1
+            heappop(coming)
+            self._arrive(who, time)
 
     def shut(self) -> bool:
         """Will nobody send any more?"""
@@ -372,6 +379,15 @@ class Clients(Senders):
             soon, late = self._soon[i], self._late[i]
             least = soon if soon < late else late
             heappush(self._deadlines, (time + least, i, late <= soon))
+            if len(self._deadlines) > self._many:
+                self._forget_the_answered()
+
+    def _forget_the_answered(self) -> None:
+        """Keep deadlines of the others only; to take them off one by one is slower."""
+        deadlines, outcome = self._deadlines, self.outcome
+        deadlines[:] = [its for its in deadlines if outcome[its[1]] == _UNANSWERED]
+        heapify(deadlines)
+        self._many = 2 * len(deadlines) + _FEW
 
     def user_of(self, i: int) -> int:
         """The number of the user who sends request ``i``; -1 by the clock."""
@@ -385,12 +401,12 @@ class Clients(Senders):
         if outcome == COMPLETED:
             if self.outcome[i] != _UNANSWERED:
                 return False
-            if self._impatient:
+            if self._deadlines and self._deadlines[0][0] < end:  # it may be his
                 since, first = self.times.arrival[i], self.times.first[i]
                 if first > since + self._soon[i] or end > since + self._late[i]:
                     return False
         self.outcome[i], self.end[i] = outcome, end
-        if self._most < math.inf:
+        if self._gated:
             heappush(self._answers, end)
         if self._users and self._arrived < self._n:
             user = self._users[number := self._user_of[i]]

@@ -57,6 +57,7 @@ class ContinuousBatchingServer(WorkloadServer):
         self._replicas = [self._replica(i) for i in range(config.replicas)]
         self._stretches = [Due(env) for _ in self._replicas]  # each one's in progress
         self._asleep: dict[int, simpy.Event] = {}
+        self._several = config.replicas > 1
         self._gone: list[list[int]] = [[] for _ in self._replicas]  # but not yet let go
         self._armed = -math.inf  # when the clients are to be asked, seconds
         if clients is not None:
@@ -106,7 +107,7 @@ class ContinuousBatchingServer(WorkloadServer):
         begin, finish, queue = scheduler.begin, scheduler.finish, scheduler.queue
         can_overtake, join = queue.can_overtake, queue.add  # else the scheduler counts
         env, schedule, clients = self.env, self.env.schedule, self.clients
-        several, gone = self.config.replicas > 1, self._gone[place]
+        several, gone = self._several, self._gone[place]
         arrived, now, stretches = 0, env.now, self._stretches
         while True:
             if clients is not None:
@@ -173,8 +174,8 @@ class ContinuousBatchingServer(WorkloadServer):
 
     def receive(self, i: int, time: float) -> bool:
         """Take request ``i`` at ``time``, seconds; False if too many wait there."""
-        requests, place, several = self._requests, 0, self.config.replicas > 1
-        most, room = self._most_tokens, self.config.queue_limit
+        requests, most, place = self._requests, self._most_tokens, 0
+        several, room = self._several, self.config.queue_limit
         if most < math.inf and requests.prompt[i] + requests.output[i] > most:
             _refuse_what_never_fits(self.config, self.workload, slice(i, i + 1))
         if several:
@@ -239,7 +240,7 @@ class ContinuousBatchingServer(WorkloadServer):
         """
         assert self.clients is not None
         soon = min(self.clients.advance(now))
-        if self.config.replicas == 1 or soon == self._armed:
+        if not self._several or soon == self._armed:
             return
         self._armed = soon
         if soon < math.inf:

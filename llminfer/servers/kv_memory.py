@@ -119,9 +119,8 @@ class CachingPool(BlockPool):
         self._names = (paths or Paths(block_size)).names
         # What came free together, or a number of blocks that nobody will look for
         self._queue = deque[list[Span] | int]()
-        self._kept = 0  # all that stand there, but those that were taken
-        self._owed = 0  # which stand there still
-        self._empty = blocks  # before its head: not full, or nobody's yet
+        self._standing = 0  # all of these; some were taken since it was looked at
+        self._kept = 0  # those that nobody took; more are free: not full, or new
         self._first: dict[int, Span] = {}  # that begin with a name and are found
         self._copies: dict[int, list[Span]] = {}  # of a named block, by age
         self._held: dict[int, list[Span]] = {}  # named, by request
@@ -131,7 +130,6 @@ class CachingPool(BlockPool):
 
     def give_back(self, request: int, tokens: int, returns: bool = False) -> None:
         blocks = rest = tokens // self.block_size
-        self._count_taken()
         freed: list[Span] = []
         queue = self._queue
         if (mine := self._held.get(request)) is not None:
@@ -155,9 +153,10 @@ class CachingPool(BlockPool):
                 queue.append(rest)
         if freed:
             queue.append(freed)
-        self._empty += (more := tokens % self.block_size > 0)
-        self._kept += blocks
-        self.free += blocks + more
+        free, kept = self.free, self._kept  # those not full are taken first
+        self._kept = (kept if kept < free else free) + blocks
+        self._standing += blocks
+        self.free = free + blocks + (tokens % self.block_size > 0)
 
     def look(self, request: int, tokens: int) -> tuple[int, int]:
         """Full blocks that a request finds, and how many of these somebody holds.
@@ -166,8 +165,9 @@ class CachingPool(BlockPool):
             request: Its number.
             tokens: Those to be computed; the last one is, whatever it finds.
         """
-        self._count_taken()
-        if self._owed:
+        if self.free < self._kept:
+            self._kept = self.free
+        if self._kept < self._standing:
             self._catch_up()
         first, most = self._first, (tokens - 1) // self.block_size
         seen: list[tuple[Span, int]] = []
@@ -207,6 +207,7 @@ class CachingPool(BlockPool):
             span.holders.add(request)
             mine.append(span)
         self._kept -= taken
+        self._standing -= taken
         self.free -= taken
         full = tokens // self.block_size
         self._named[request] = self._reach(request, mine, named, full)
@@ -226,18 +227,18 @@ class CachingPool(BlockPool):
             name, stop, begin = begin + ahead, upto + ahead, upto
             if name in first:
                 name = self._copy(request, mine, name, stop)
-            if mine and self._goes_on(last := mine[-1], name):
+            if (
+                mine
+                and name == (start := (last := mine[-1]).start) + last.blocks
+                and len(last.holders) == 1  # it can reach on, and is found as one
+                and first.get(start) is last
+                and name - 1 not in self._copies
+            ):
                 last.blocks += stop - name
             elif name < stop:
                 first[name] = span = Span(name, stop - name, {request}, mine)
                 mine.append(span)
         return begin
-
-    def _goes_on(self, span: Span, name: int) -> bool:
-        """Can a span with one holder reach on to a block, and be found as one?"""
-        if name != (start := span.start) + span.blocks or len(span.holders) > 1:
-            return False
-        return self._first.get(start) is span and name - 1 not in self._copies
 
     def _copy(self, request: int, mine: list[Span], name: int, end: int) -> int:
         """Compute blocks that others have computed; the name of the next one."""
@@ -257,19 +258,10 @@ class CachingPool(BlockPool):
         for each in [self._held[its] for its in span.holders] or [span.freed]:
             each.insert(each.index(span) + 1, rest)
 
-    def _count_taken(self) -> None:
-        """Of the blocks taken since, the empty ones came first."""
-        taken = self._kept + self._empty - self.free
-        if taken > 0:
-            empty = taken if taken < self._empty else self._empty
-            self._empty -= empty
-            self._owed += taken - empty
-            self._kept -= taken - empty
-
     def _catch_up(self) -> None:
         """Take off the queue what was taken."""
-        queue, first, copies, short = self._queue, self._first, self._copies, self._owed
-        self._owed = 0
+        queue, first, copies = self._queue, self._first, self._copies
+        short, self._standing = self._standing - self._kept, self._kept
         while short > 0:
             if isinstance(freed := queue[0], int):
                 if (short := short - freed) < 0:
