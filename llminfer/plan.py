@@ -1,9 +1,12 @@
 """A plan: what the engine that left a log carries within limits, on one page."""
 
+import html
 import io
 import math
-from collections.abc import Mapping
+import textwrap
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -17,8 +20,9 @@ from llminfer.config import SimulationConfig
 from llminfer.data.logs import ServedLog
 from llminfer.experiment import metrics_of
 from llminfer.report.latex import shown_with_bounds
-from llminfer.report.page import Page, Part
 from llminfer.stats.intervals import Estimate
+
+Part = str | pd.DataFrame
 
 _LEAST = 100  # requests
 _RUNS = 10  # replications
@@ -26,10 +30,16 @@ _RESTS = (
     "Changes are paired: the same requests and the same draws of the coefficients with "
     "and without. Another model, other hardware or other requests are not in this."
 )
+_PAGE = (
+    '<!doctype html><html lang="en"><meta charset="utf-8"><title>Plan</title><style>'
+    "body{font:16px/1.5 system-ui,sans-serif;max-width:50em;margin:2em auto;"
+    "padding:0 1em}td,th{padding:.2em 1em .2em 0;white-space:nowrap}"
+    "svg{max-width:100%;height:auto}</style>"
+)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Report(Page):
+class Report:
     """What an engine carries within limits: print it, show it, or save its page.
 
     Attributes:
@@ -42,6 +52,8 @@ class Report(Page):
             paired difference.
     """
 
+    sentence: str
+    sections: Mapping[str, Sequence[Part]]
     fitted: Calibration
     capacity: Capacity
     what_ifs: pd.DataFrame
@@ -53,6 +65,33 @@ class Report(Page):
         fig, text = figures.draw_capacity(self.what_ifs), io.StringIO()
         fig.savefig(text, format="svg")
         return text.getvalue()[text.getvalue().index("<svg") :]
+
+    def __repr__(self) -> str:
+        lines = [textwrap.fill(self.sentence, 88)]
+        for title, parts in self.sections.items():
+            lines.append(title.upper())
+            for its in parts:
+                if isinstance(its, str):
+                    lines.append(textwrap.fill(its, 88))
+                else:
+                    lines.append(its.to_string(index=False))
+        return "\n\n".join(lines)
+
+    def _repr_html_(self) -> str:
+        lines = [f"<h2>{html.escape(self.sentence)}</h2>", self.picture()]
+        for title, parts in self.sections.items():
+            lines.append(f"<h3>{title}</h3>")
+            for its in parts:
+                if isinstance(its, str):
+                    lines.append(f"<p>{html.escape(its)}</p>")
+                else:
+                    lines.append(its.to_html(index=False, border=0, justify="left"))
+        return "\n".join(lines)
+
+    def to_html(self, path: str | Path) -> None:
+        """Write the page, which needs no other file."""
+        page = f"{_PAGE}<body>{self._repr_html_()}</body></html>"
+        Path(path).write_text(page, encoding="utf-8")
 
 
 def plan(what: ServedLog | Calibration, slo: SLO, n_jobs: int | None = None) -> Report:
