@@ -30,9 +30,8 @@ from llminfer.laws.prefixes import rounds
 from llminfer.record import COMPLETED, RunRecord
 from llminfer.servers.overload import described
 from llminfer.servers.token_gaps import token_gaps
-from llminfer.stats.crossing import crossing_logs, left_out_means
 from llminfer.stats.intervals import FEWEST_MEMORIES, Estimate, jackknife, t_quantile
-from llminfer.stats.pooling import by_replication, kept
+from llminfer.stats.pooling import by_replication, crossing_logs, kept, left_out_means
 from llminfer.theory.known import long_enough, measured_memories
 from llminfer.workload import Workload
 
