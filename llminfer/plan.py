@@ -19,13 +19,14 @@ from llminfer.capacity import WORST, Capacity, Trials, fitted_to, loads
 from llminfer.config import SimulationConfig
 from llminfer.data.logs import ServedLog
 from llminfer.experiment import metrics_of
-from llminfer.report.latex import shown_with_bounds
-from llminfer.stats.intervals import Estimate
+from llminfer.report.tables import as_text
 
 Part = str | pd.DataFrame
 
 _LEAST = 100  # requests
 _RUNS = 10  # replications
+_NAMES = {"setting": "", "rate": "requests/s", "difference": "change"}
+_NAMES |= {"binds": "breaks first"}
 _RESTS = (
     "Changes are paired: the same requests and the same draws of the coefficients with "
     "and without. Another model, other hardware or other requests are not in this."
@@ -175,21 +176,10 @@ def _changes(config: SimulationConfig, binds: str) -> dict[str, dict[str, Any]]:
     return {name: its for name, its in changes.items() if its}
 
 
-def _words(row: Mapping[Any, Any], quantity: str, spec: str = "") -> str:
-    """An estimate of a row, with its bounds if it has them."""
-    bounds = [row.get(quantity + end, math.nan) for end in ("", "_lower", "_upper")]
-    value, low, high = shown_with_bounds(Estimate(*bounds), spec)
-    return value if math.isnan(bounds[1]) else f"{value} ({low} to {high})"
-
-
 def _shown(what_ifs: pd.DataFrame) -> pd.DataFrame:
     """The what-ifs as a reader wants them."""
-    rows = what_ifs.to_dict("records")
-    table = pd.DataFrame({"": what_ifs["setting"]})
-    table["requests/s"] = [_words(its, "rate") for its in rows]
-    table["change"] = [_words(its, "difference", "+.0%") for its in rows]
-    table["breaks first"] = what_ifs["binds"]
-    return table
+    text = as_text(what_ifs, {"difference": "+.0%"})
+    return text.reindex(columns=list(_NAMES), fill_value="–").rename(columns=_NAMES)
 
 
 def _held(fitted: Calibration, base: SimulationConfig) -> str:
