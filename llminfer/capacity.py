@@ -14,7 +14,6 @@ from itertools import product
 from typing import Any, Self
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 
 from llminfer import calibrate
@@ -35,7 +34,6 @@ from llminfer.stats.pooling import by_replication, crossing_logs, kept, left_out
 from llminfer.theory.known import long_enough, measured_memories
 from llminfer.workload import Workload
 
-Configs = Sequence[SimulationConfig]
 What = SimulationConfig | calibrate.Calibration | ServedLog
 
 _METRICS = [f"{first}_{time}" for time in TIMES for first in ("p99", "avg")]
@@ -294,7 +292,7 @@ class Trials:
     n_jobs: int | None
     first_seed: int
     tolerance: float = 0.02
-    draws: Configs = ()
+    draws: Sequence[SimulationConfig] = ()
     near: float | None = None
     fitted: calibrate.Calibration | None = None
     rows: dict[float, Row] = field(default_factory=dict, init=False)
@@ -335,13 +333,12 @@ class Trials:
         number("tolerance", self.tolerance, least=_FINEST, most=1.0)
         if self.near is not None:
             number("near", self.near, above=0.0)
-        if trace is None:
-            whole("replications", self.replications, 1)
-        elif not (isinstance(trace, Workload) and np.ptp(trace.arrival_time) > 0.0):
-            must = "a Workload of several requests that come at different times"
-            raise fail("workload", trace, must)
-        most = 0 if trace is None else int(trace.request_class.max())
-        most = max(most, len(self.config.request_classes) - 1)
+        most = max(len(self.config.request_classes) - 1, 0)
+        if trace is not None:
+            if not (isinstance(trace, Workload) and np.ptp(trace.arrival_time) > 0.0):
+                must = "a Workload of several requests that come at different times"
+                raise fail("workload", trace, must)
+            most = max(most, int(trace.request_class.max()))
         for name in slo.classes:
             whole("classes", _class_number(self.config, name), 0, most)
 
@@ -626,7 +623,7 @@ def _times(record: RunRecord, part: IntArray, slo: SLO) -> Row:
     return found | {"within": 1.0 - _mean(late)}
 
 
-def _mean(values: npt.NDArray[Any]) -> float:
+def _mean(values: Any) -> float:
     """The mean, NaN of no values."""
     return float(values.mean()) if len(values) else math.nan
 
