@@ -402,9 +402,8 @@ class Trials:
         logs, few = self.logs(low), min(self.replications, _REPLAYS)
         others = [replace(self, config=c, replications=few) for c in self.draws]
         draws = np.array([its.log_rate(low) for its in others])
-        spread, most = _spread(logs, draws), math.inf
-        if self._exact and not others:
-            most = self._most
+        spread = _spread(logs, draws)
+        most = self._most if self._exact and not others else math.inf
         metrics, broken = _metrics(self.rows[low]), self.excess(self.rows[high], high)
         part = "replications" if self.workload is None else "blocks of the trace"
         basis = f"{len(logs)} {part}"

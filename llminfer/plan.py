@@ -126,8 +126,7 @@ def plan(what: ServedLog | Calibration, slo: SLO, n_jobs: int | None = None) -> 
         must = f"must be at most {WORST:.0%}, or the simulator is not this engine"
         raise TraceError(f"log: {said}: {must}")
     base, *draws = loads(fitted)
-    how = slo, None, _RUNS, n_jobs, 42
-    trials = Trials(base, *how, draws=draws, fitted=fitted)
+    trials = Trials(base, slo, None, _RUNS, n_jobs, 42, draws=draws, fitted=fitted)
     its = trials.found()
     rows = [{"setting": "as it is", **its.row()}]
     for setting, changes in _changes(base, its.binds).items():
