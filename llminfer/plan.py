@@ -31,12 +31,6 @@ _RESTS = (
     "Changes are paired: the same requests and the same draws of the coefficients with "
     "and without. Another model, other hardware or other requests are not in this."
 )
-_PAGE = (
-    '<!doctype html><html lang="en"><meta charset="utf-8"><title>Plan</title><style>'
-    "body{font:16px/1.5 system-ui,sans-serif;max-width:50em;margin:2em auto;"
-    "padding:0 1em}td,th{padding:.2em 1em .2em 0;white-space:nowrap}"
-    "svg{max-width:100%;height:auto}</style>"
-)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -91,8 +85,8 @@ class Report:
 
     def to_html(self, path: str | Path) -> None:
         """Write the page, which needs no other file."""
-        page = f"{_PAGE}<body>{self._repr_html_()}</body></html>"
-        Path(path).write_text(page, encoding="utf-8")
+        page = Path(__file__).with_name("plan.html").read_text("utf-8")
+        Path(path).write_text(page.replace("$body", self._repr_html_()), "utf-8")
 
 
 def plan(what: ServedLog | Calibration, slo: SLO, n_jobs: int | None = None) -> Report:
