@@ -507,6 +507,7 @@ def fit_steps(
     >>> print(f"{found.coefficients['alpha'].value:.4f}")
     0.0001
     """
+    choice("step_law", step_law, STEP_LAWS)
     stretches = _Stretches(steps, whole("stretch", stretch, least=1), graph_tokens)
     settings = {"step_law": step_law, "graph_tokens": graph_tokens}
     return _fit_laws([stretches], [settings])[0]
