@@ -16,10 +16,9 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 
-from llminfer.base.arrays import FloatArray
+from llminfer.base.arrays import FloatArray, Mask
 from llminfer.base.columns import mean_rate
 from llminfer.base.errors import ConfigError, TraceError, choice, whole
 from llminfer.config import SimulationConfig
@@ -71,8 +70,6 @@ _STATISTICS = {  # a table's columns, and the metrics that they are
     for name in ("ttft", "tpot", "itl", "latency")
     for key in ("mean", "p50", "p95", "p99")
 } | {"achieved_rate": "throughput_req_per_sec"}
-
-Mask = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True, eq=False)
