@@ -7,11 +7,10 @@ only say how good they are. Other logs, loads and settings are then predicted, w
 intervals from the coefficients' own uncertainty.
 """
 
-import dataclasses
 import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -406,7 +405,7 @@ def computed(log: ServedLog) -> Workload:
     if log.cached_tokens is None:
         return log.workload
     own = np.maximum(log.workload.prompt_length - log.cached_tokens, 1)
-    return dataclasses.replace(log.workload, prompt_length=own, segments=None)
+    return replace(log.workload, prompt_length=own, segments=None)
 
 
 def users(log: ServedLog) -> int:
