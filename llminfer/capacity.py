@@ -4,8 +4,6 @@ And what follows from it: the table of capacities by setting, and the fewest rep
 that carry a rate, with their cost.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -103,7 +101,7 @@ class Capacity:
             f"room left there: {slack}\n95% interval: {self.basis}"
         )
 
-    def against(self, base: Capacity) -> Estimate:
+    def against(self, base: Self) -> Estimate:
         """How much more than ``base`` this is, relative, with a 95% interval.
 
         Both shared their seeds and draws, so the interval is that of their paired
