@@ -7,19 +7,17 @@ only say how good they are. Other logs, loads and settings are then predicted, w
 intervals from the coefficients' own uncertainty.
 """
 
-import dataclasses
 import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 
-from llminfer.base.arrays import FloatArray
+from llminfer.base.arrays import FloatArray, Mask
 from llminfer.base.columns import mean_rate
 from llminfer.base.errors import ConfigError, TraceError, choice, whole
 from llminfer.config import SimulationConfig
@@ -71,8 +69,6 @@ _STATISTICS = {  # a table's columns, and the metrics that they are
     for name in ("ttft", "tpot", "itl", "latency")
     for key in ("mean", "p50", "p95", "p99")
 } | {"achieved_rate": "throughput_req_per_sec"}
-
-Mask = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True, eq=False)
@@ -409,7 +405,7 @@ def computed(log: ServedLog) -> Workload:
     if log.cached_tokens is None:
         return log.workload
     own = np.maximum(log.workload.prompt_length - log.cached_tokens, 1)
-    return dataclasses.replace(log.workload, prompt_length=own, segments=None)
+    return replace(log.workload, prompt_length=own, segments=None)
 
 
 def users(log: ServedLog) -> int:

@@ -4,8 +4,6 @@ And what follows from it: the table of capacities by setting, and the fewest rep
 that carry a rate, with their cost.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -14,7 +12,6 @@ from itertools import product
 from typing import Any, Self
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 
 from llminfer import calibrate
@@ -30,13 +27,11 @@ from llminfer.laws.prefixes import rounds
 from llminfer.record import COMPLETED, RunRecord
 from llminfer.servers.overload import described
 from llminfer.servers.token_gaps import token_gaps
-from llminfer.stats.crossing import crossing_logs, left_out_means
 from llminfer.stats.intervals import FEWEST_MEMORIES, Estimate, jackknife, t_quantile
-from llminfer.stats.pooling import by_replication, kept
+from llminfer.stats.pooling import by_replication, crossing_logs, kept, left_out_means
 from llminfer.theory.known import long_enough, measured_memories
 from llminfer.workload import Workload
 
-Configs = Sequence[SimulationConfig]
 What = SimulationConfig | calibrate.Calibration | ServedLog
 
 _METRICS = [f"{first}_{time}" for time in TIMES for first in ("p99", "avg")]
@@ -106,7 +101,7 @@ class Capacity:
             f"room left there: {slack}\n95% interval: {self.basis}"
         )
 
-    def against(self, base: Capacity) -> Estimate:
+    def against(self, base: Self) -> Estimate:
         """How much more than ``base`` this is, relative, with a 95% interval.
 
         Both shared their seeds and draws, so the interval is that of their paired
@@ -295,7 +290,7 @@ class Trials:
     n_jobs: int | None
     first_seed: int
     tolerance: float = 0.02
-    draws: Configs = ()
+    draws: Sequence[SimulationConfig] = ()
     near: float | None = None
     fitted: calibrate.Calibration | None = None
     rows: dict[float, Row] = field(default_factory=dict, init=False)
@@ -336,13 +331,12 @@ class Trials:
         number("tolerance", self.tolerance, least=_FINEST, most=1.0)
         if self.near is not None:
             number("near", self.near, above=0.0)
-        if trace is None:
-            whole("replications", self.replications, 1)
-        elif not (isinstance(trace, Workload) and np.ptp(trace.arrival_time) > 0.0):
-            must = "a Workload of several requests that come at different times"
-            raise fail("workload", trace, must)
-        most = 0 if trace is None else int(trace.request_class.max())
-        most = max(most, len(self.config.request_classes) - 1)
+        most = max(len(self.config.request_classes) - 1, 0)
+        if trace is not None:
+            if not (isinstance(trace, Workload) and np.ptp(trace.arrival_time) > 0.0):
+                must = "a Workload of several requests that come at different times"
+                raise fail("workload", trace, must)
+            most = max(most, int(trace.request_class.max()))
         for name in slo.classes:
             whole("classes", _class_number(self.config, name), 0, most)
 
@@ -406,9 +400,8 @@ class Trials:
         logs, few = self.logs(low), min(self.replications, _REPLAYS)
         others = [replace(self, config=c, replications=few) for c in self.draws]
         draws = np.array([its.log_rate(low) for its in others])
-        spread, most = _spread(logs, draws), math.inf
-        if self._exact and not others:
-            most = self._most
+        spread = _spread(logs, draws)
+        most = self._most if self._exact and not others else math.inf
         metrics, broken = _metrics(self.rows[low]), self.excess(self.rows[high], high)
         part = "replications" if self.workload is None else "blocks of the trace"
         basis = f"{len(logs)} {part}"
@@ -627,7 +620,7 @@ def _times(record: RunRecord, part: IntArray, slo: SLO) -> Row:
     return found | {"within": 1.0 - _mean(late)}
 
 
-def _mean(values: npt.NDArray[Any]) -> float:
+def _mean(values: Any) -> float:
     """The mean, NaN of no values."""
     return float(values.mean()) if len(values) else math.nan
 

@@ -1,9 +1,12 @@
 """A plan: what the engine that left a log carries within limits, on one page."""
 
+import html
 import io
 import math
-from collections.abc import Mapping
+import textwrap
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -16,12 +19,14 @@ from llminfer.capacity import WORST, Capacity, Trials, fitted_to, loads
 from llminfer.config import SimulationConfig
 from llminfer.data.logs import ServedLog
 from llminfer.experiment import metrics_of
-from llminfer.report.latex import shown_with_bounds
-from llminfer.report.page import Page, Part
-from llminfer.stats.intervals import Estimate
+from llminfer.report.tables import as_text
+
+Part = str | pd.DataFrame
 
 _LEAST = 100  # requests
 _RUNS = 10  # replications
+_NAMES = {"setting": "", "rate": "requests/s", "difference": "change"}
+_NAMES |= {"binds": "breaks first"}
 _RESTS = (
     "Changes are paired: the same requests and the same draws of the coefficients with "
     "and without. Another model, other hardware or other requests are not in this."
@@ -29,7 +34,7 @@ _RESTS = (
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Report(Page):
+class Report:
     """What an engine carries within limits: print it, show it, or save its page.
 
     Attributes:
@@ -42,6 +47,8 @@ class Report(Page):
             paired difference.
     """
 
+    sentence: str
+    sections: Mapping[str, Sequence[Part]]
     fitted: Calibration
     capacity: Capacity
     what_ifs: pd.DataFrame
@@ -53,6 +60,33 @@ class Report(Page):
         fig, text = figures.draw_capacity(self.what_ifs), io.StringIO()
         fig.savefig(text, format="svg")
         return text.getvalue()[text.getvalue().index("<svg") :]
+
+    def __repr__(self) -> str:
+        lines = [textwrap.fill(self.sentence, 88)]
+        for title, parts in self.sections.items():
+            lines.append(title.upper())
+            for its in parts:
+                if isinstance(its, str):
+                    lines.append(textwrap.fill(its, 88))
+                else:
+                    lines.append(its.to_string(index=False))
+        return "\n\n".join(lines)
+
+    def _repr_html_(self) -> str:
+        lines = [f"<h2>{html.escape(self.sentence)}</h2>", self.picture()]
+        for title, parts in self.sections.items():
+            lines.append(f"<h3>{title}</h3>")
+            for its in parts:
+                if isinstance(its, str):
+                    lines.append(f"<p>{html.escape(its)}</p>")
+                else:
+                    lines.append(its.to_html(index=False, border=0, justify="left"))
+        return "\n".join(lines)
+
+    def to_html(self, path: str | Path) -> None:
+        """Write the page, which needs no other file."""
+        page = Path(__file__).with_name("plan.html").read_text("utf-8")
+        Path(path).write_text(page.replace("$body", self._repr_html_()), "utf-8")
 
 
 def plan(what: ServedLog | Calibration, slo: SLO, n_jobs: int | None = None) -> Report:
@@ -86,8 +120,7 @@ def plan(what: ServedLog | Calibration, slo: SLO, n_jobs: int | None = None) -> 
         must = f"must be at most {WORST:.0%}, or the simulator is not this engine"
         raise TraceError(f"log: {said}: {must}")
     base, *draws = loads(fitted)
-    how = slo, None, _RUNS, n_jobs, 42
-    trials = Trials(base, *how, draws=draws, fitted=fitted)
+    trials = Trials(base, slo, None, _RUNS, n_jobs, 42, draws=draws, fitted=fitted)
     its = trials.found()
     rows = [{"setting": "as it is", **its.row()}]
     for setting, changes in _changes(base, its.binds).items():
@@ -136,21 +169,10 @@ def _changes(config: SimulationConfig, binds: str) -> dict[str, dict[str, Any]]:
     return {name: its for name, its in changes.items() if its}
 
 
-def _words(row: Mapping[Any, Any], quantity: str, spec: str = "") -> str:
-    """An estimate of a row, with its bounds if it has them."""
-    bounds = [row.get(quantity + end, math.nan) for end in ("", "_lower", "_upper")]
-    value, low, high = shown_with_bounds(Estimate(*bounds), spec)
-    return value if math.isnan(bounds[1]) else f"{value} ({low} to {high})"
-
-
 def _shown(what_ifs: pd.DataFrame) -> pd.DataFrame:
     """The what-ifs as a reader wants them."""
-    rows = what_ifs.to_dict("records")
-    table = pd.DataFrame({"": what_ifs["setting"]})
-    table["requests/s"] = [_words(its, "rate") for its in rows]
-    table["change"] = [_words(its, "difference", "+.0%") for its in rows]
-    table["breaks first"] = what_ifs["binds"]
-    return table
+    text = as_text(what_ifs, {"difference": "+.0%"})
+    return text.reindex(columns=list(_NAMES), fill_value="–").rename(columns=_NAMES)
 
 
 def _held(fitted: Calibration, base: SimulationConfig) -> str:

@@ -9,6 +9,7 @@ from llminfer.base.errors import fail
 
 FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
+Mask = npt.NDArray[np.bool_]
 
 MOST_TOKENS = 2**40  # far above any context; keeps sums of tokens exact in a float
 # Bytes of memory that a run and its metrics take at most, where requests come by the

@@ -3,16 +3,16 @@
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
+from numpy.typing import ArrayLike
 from pandas.api.types import infer_dtype
 
-from llminfer.base.arrays import MOST_TOKENS, FloatArray, IntArray
+from llminfer.base.arrays import MOST_TOKENS, FloatArray, IntArray, Mask
 from llminfer.base.errors import LARGEST, TraceError, fail
 
 _NUMBERS = {"integer", "floating", "mixed-integer-float", "empty"}
 
 
-def arrival_column(name: str, given: npt.ArrayLike) -> FloatArray:
+def arrival_column(name: str, given: ArrayLike) -> FloatArray:
     """Times of requests, at least one, in order.
 
     Raises:
@@ -29,9 +29,7 @@ def arrival_column(name: str, given: npt.ArrayLike) -> FloatArray:
     return column
 
 
-def whole_column(
-    name: str, given: npt.ArrayLike, n: int, least: int, of: str
-) -> IntArray:
+def whole_column(name: str, given: ArrayLike, n: int, least: int, of: str) -> IntArray:
     """So many whole numbers.
 
     Args:
@@ -70,7 +68,7 @@ def mean_rate(arrival_time: FloatArray) -> float:
     return (len(arrival_time) - 1) / lasted
 
 
-def _column(name: str, given: npt.ArrayLike) -> FloatArray:
+def _column(name: str, given: ArrayLike) -> FloatArray:
     """Numbers as floats, NaN where one is masked or None."""
     try:
         cells: Any = np.ma.asarray(given)
@@ -84,8 +82,6 @@ def _column(name: str, given: npt.ArrayLike) -> FloatArray:
     return np.asarray(column)
 
 
-def _refuse(
-    name: str, column: FloatArray, bad: npt.NDArray[np.bool_], must: str
-) -> None:
+def _refuse(name: str, column: FloatArray, bad: Mask, must: str) -> None:
     for row in np.flatnonzero(bad)[:1]:
         raise TraceError(f"{name}[{row}]={column[row]:g}: must be {must}")

@@ -1,9 +1,7 @@
 """Parameters of a configuration: by name, plain, and fixed once they are there."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Self
 
 from llminfer.base.errors import fail
 
@@ -20,7 +18,7 @@ class Params(dict[str, Any]):
     def __hash__(self) -> int:  # type: ignore[override]
         return hash(tuple(sorted(self.items())))
 
-    def __reduce__(self) -> tuple[type[Params], tuple[dict[str, Any]]]:
+    def __reduce__(self) -> tuple[type[Self], tuple[dict[str, Any]]]:
         return type(self), (dict(self),)
 
 

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import fields
 from numbers import Number
@@ -13,16 +14,8 @@ from llminfer.base.errors import ConfigError, fail, nearest, shown
 from llminfer.base.frozen import Params, thawed
 
 _WRITTEN = (str, Number, tuple, Params, type(None))
-_CALLED = {  # elsewhere
-    **dict.fromkeys(("lambda_", "lam", "rate", "request_rate", "qps"), "arrival_rate"),
-    **dict.fromkeys(("B", "max_batch_size", "max_num_seqs"), "batch_size"),
-    "max_num_batched_tokens": "max_batched_tokens",
-    **dict.fromkeys(("e2e", "e2el", "e2e_latency"), "latency"),
-    **dict.fromkeys(("dp", "data_parallel_size"), "replicas"),
-    "users": "clients",
-    "policy": "scheduling_policy",
-    "seed": "random_seed",
-}
+_NAMES = Path(__file__).with_name("columns.toml").read_text("utf-8")
+_CALLED: Mapping[str, str] = tomllib.loads(_NAMES)["settings"]  # elsewhere
 
 
 class Named:
@@ -45,7 +38,8 @@ class Named:
         names = [f.name for f in fields(cls)]  # type: ignore[arg-type]
         for name, value in given.items():
             if name not in names:
-                meant = _CALLED.get(name, name)
+                owns = (own for own, its in _CALLED.items() if name in its.split())
+                meant = next(owns, name)
                 hint = nearest(meant, names) or f": help({cls.__name__}) lists them"
                 raise ConfigError(f"{name}={shown(value)}: no such field{hint}")
 

@@ -1,7 +1,5 @@
 """What users are promised: limits on times, of all requests or of each of them."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -89,7 +87,7 @@ class SLO(Named):
     latency: Bound = None
     goodput: float | None = None
     itl: Bound = field(default=None, kw_only=True)
-    classes: Mapping[str | int, SLO] = field(default_factory=dict, kw_only=True)
+    classes: Mapping[str | int, "SLO"] = field(default_factory=dict, kw_only=True)
 
     def __post_init__(self) -> None:
         if not isinstance(self.classes, Mapping):

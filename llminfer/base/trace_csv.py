@@ -15,12 +15,11 @@ import numpy as np
 import pandas as pd
 
 from llminfer.base.arrays import MOST_TOKENS
-from llminfer.base.errors import TraceError, choice, shown
+from llminfer.base.errors import LARGEST, TraceError, choice, shown
 
 _LONGEST_LINE = 64 * 1024  # bytes; a line of a trace has well under a hundred
 _LONGEST_OBJECT = 64 * 2**20  # bytes; the results of a whole run may be on one
 _SPARSE = 60.0  # s between requests; milliseconds look like that
-_LATEST = 1e15  # s; the clock of day is at 1.8e9
 _OF_DAY = 1e9  # s; a clock that shows more is the time of day, and at most 4e9
 _WHOLE = re.compile(r"\s*-?[0-9]{1,18}(\.(?!000\s*$)0*)?\s*")  # 1.000 may be 1000
 _DATE = re.compile(r"\s*(19[7-9]|20\d)\d-\d\d?-\d")  # others are no clock's
@@ -217,7 +216,7 @@ def seconds(
     scale = plain_name(str(cells.name))[1] or UNITS[unit or "seconds"]
     times = numbers(cells) * scale
     least = pd.Series(least, cells.index)
-    bad = ~times.between(least, _LATEST)
+    bad = ~times.between(least, LARGEST)
     name = next(name for name, each in UNITS.items() if each == scale)
     for bound in least[bad][:1]:
         refuse(cells, bad, f"{name}, a finite number of at least {bound / scale:.16g}")

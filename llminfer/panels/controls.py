@@ -1,9 +1,8 @@
 """Controls: what sets one field of a configuration by hand, and how."""
 
-import dataclasses as dc
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import ipywidgets as w
@@ -149,8 +148,8 @@ def rounded(config: SimulationConfig) -> SimulationConfig:
     >>> rounded(SimulationConfig(arrival_rate=4.123456)).arrival_rate
     4.123
     """
-    fields = {f.name: _four_digits(getattr(config, f.name)) for f in dc.fields(config)}
-    return config.replace(**fields)
+    its = {f.name: _four_digits(getattr(config, f.name)) for f in fields(config)}
+    return config.replace(**its)
 
 
 def _four_digits(value: Any) -> Any:

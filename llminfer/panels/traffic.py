@@ -26,6 +26,9 @@ class TrafficPicture(Picture):
 
     Args:
         traces: By name; the first requests of each are replayed.
+
+    Attributes:
+        trace: The name of the one that is shown.
     """
 
     requests = 1200
@@ -35,14 +38,14 @@ class TrafficPicture(Picture):
         super().__init__()
         self.traces = {n: _first(its, self.requests) for n, its in traces.items()}
         self.twins = {name: twin(its) for name, its in self.traces.items()}
-        self.chosen = next(iter(traces))
+        self.trace = next(iter(traces))
 
     def pace(self, config: SimulationConfig) -> float:
         """How often the trace's own rate a configuration has."""
-        return float(config.arrival_rate / self.twins[self.chosen]["arrival_rate"])
+        return float(config.arrival_rate / self.twins[self.trace]["arrival_rate"])
 
     def short(self, config: SimulationConfig) -> SimulationConfig:
-        its = len(self.traces[self.chosen])
+        its = len(self.traces[self.trace])
         return config.replace(num_requests=its, warmup_requests=0)
 
     def compose(self, figure: Figure) -> None:
@@ -61,7 +64,7 @@ class TrafficPicture(Picture):
             ax.legend(loc="lower left", bbox_to_anchor=(0.0, 1.0), ncols=2)
 
     def compute(self, config: SimulationConfig) -> None:
-        trace = self.traces[self.chosen]
+        trace = self.traces[self.trace]
         begins = np.arange(0, len(trace), _GROUP)
         replay, synthetic = trace.scaled(self.pace(config)), Workload.generate(config)
         both = (("", replay, "trace"), (" twin", synthetic, "its twin"))
@@ -78,12 +81,9 @@ class TrafficPicture(Picture):
 class TraceControl(PictureControl):
     """The trace to replay, which gives a configuration its twin's requests."""
 
-    def read(self, config: SimulationConfig) -> Any:
-        return self.picture.chosen  # a configuration names no trace
-
     def write(self, config: SimulationConfig, value: Any) -> SimulationConfig:
-        self.picture.chosen = value
-        return config.replace(**self.picture.twins[value], batch_timeout=0.0)
+        its = super().write(config, value)
+        return its.replace(**self.picture.twins[value], batch_timeout=0.0)
 
 
 class PaceControl(PictureControl):

@@ -38,13 +38,8 @@ class WorkloadPicture(picture.BatchSizePicture):
         self.move("requests", _LENGTHS, chance.cumsum()[at])
         self.move("tokens", _LENGTHS, tokens.cumsum()[at] / tokens.sum())
         mean, sd = config.prompts.expectation(), config.prompts.variance() ** 0.5
-        self.say(
-            "now",
-            {
-                "mean prompt": f"{mean:,.0f} tokens",
-                "standard deviation": f"{sd:,.0f} tokens",
-            },
-        )
+        said = {"mean prompt": mean, "standard deviation": sd}
+        self.say("now", {name: f"{its:,.0f} tokens" for name, its in said.items()})
 
 
 class Shape(NamedTuple):

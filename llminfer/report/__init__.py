@@ -10,4 +10,3 @@ from llminfer.report.tables import save_answer as save_answer
 from llminfer.report.tables import save_numbers as save_numbers
 from llminfer.report.tables import save_table as save_table
 from llminfer.report.tables import save_verdicts as save_verdicts
-from llminfer.report.verdict import Verdict as Verdict

@@ -12,6 +12,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.rcsetup import cycler
 
 from llminfer.report.tables import figures_dir, safe_name
 
@@ -26,6 +27,7 @@ STYLE: Any = mpl.rc_params_from_file(
     Path(__file__).with_name("print.mplstyle"), use_default_template=False
 )
 COLORS = tuple(STYLE["axes.prop_cycle"].by_key()["color"])
+_LOOKS = list(cycler(color=COLORS, linestyle=DASHES, marker=MARKERS))
 
 
 def new(
@@ -55,11 +57,7 @@ def look(i: int) -> dict[str, Any]:
     >>> look(1)
     {'color': '#D55E00', 'linestyle': '--', 'marker': 's'}
     """
-    return {
-        "color": COLORS[i % len(COLORS)],
-        "linestyle": DASHES[i % len(DASHES)],
-        "marker": MARKERS[i % len(MARKERS)],
-    }
+    return dict(_LOOKS[i % len(_LOOKS)])
 
 
 def curve(

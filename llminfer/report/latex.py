@@ -2,7 +2,9 @@
 
 import math
 import re
+import tomllib
 from numbers import Integral, Real
+from pathlib import Path
 from typing import Any
 from unicodedata import name
 
@@ -11,31 +13,8 @@ from llminfer.stats.intervals import Estimate
 
 _MINUS = "\N{MINUS SIGN}"
 _RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
-
-
-def _last_word(character: str) -> str:
-    """``five`` of DIGIT FIVE, ``lambda`` of GREEK SMALL LETTER LAMDA."""
-    return name(character).split()[-1].lower().replace("lamda", "lambda")
-
-
-_COMMANDS = r"\times \cdot \pm \le \ge \approx \infty \to \mu \Delta \Sigma < > -"
-_SIGNS = zip("×·±≤≥≈∞→\N{MICRO SIGN}ΔΣ<>−", _COMMANDS.split(), strict=True)
-_IN_LATEX: dict[str, str | int | None] = {
-    **{c: f"\\ensuremath{{\\{_last_word(c)}}}" for c in "αβγδεθκλμπρστφ"},
-    **{c: f"\\ensuremath{{{sign}}}" for c, sign in _SIGNS},
-    **{c: f"\\textsuperscript{{{i}}}" for i, c in enumerate("⁰¹²³⁴⁵⁶⁷⁸⁹")},
-    **{c: "\\" + c for c in "{}$&#%_"},
-    **{c: f"{{{c}}}" for c in "[]*"},  # a \\ before them would take them for its own
-    "⁻": "\\textsuperscript{\\ensuremath{-}}",
-    "\\": "\\textbackslash{}",
-    "~": "\\textasciitilde{}",
-    "^": "\\textasciicircum{}",
-    "|": "\\textbar{}",
-    "°": "\\textdegree{}",
-    **dict(zip("–—‘’“”", ("--", "---", "`", "'", "``", "''"), strict=True)),
-    "…": "\\ldots{}",
-    "\n": " ",
-}
+_SIGNS = Path(__file__).with_name("latex.toml").read_text("utf-8")
+_IN_LATEX: dict[str, str | int | None] = tomllib.loads(_SIGNS)
 # And back: the first sign of those that are printed alike, and spaces stay.
 _IN_TEXT = {str(its): c for c, its in reversed(_IN_LATEX.items()) if its != " "}
 
@@ -134,4 +113,4 @@ def macro_name(given: str) -> str:
         raise fail("name", given, "letters, digits and underscores, a letter first")
     head, *rest = given.split("_")
     camel = head + "".join(part[:1].upper() + part[1:] for part in rest)
-    return re.sub(r"\d", lambda digit: _last_word(digit[0]).title(), camel)
+    return re.sub(r"\d", lambda digit: name(digit[0]).split()[-1].title(), camel)

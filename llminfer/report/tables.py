@@ -90,7 +90,7 @@ def save_table(
     named = any(level is not None for level in frame.index.names)
     table = frame.reset_index() if named else frame
     require_columns(table, [*(formats or {}), *(names or {})])
-    text = _as_text(table, formats or {})
+    text = as_text(table, formats or {})
     kinds = [table[column] for column in text]
     text = text.rename(columns=dict(names or {}))
     alignment = "".join(map(_alignment, kinds, (text[column] for column in text)))
@@ -106,8 +106,13 @@ def save_table(
     return text
 
 
-def _as_text(table: pd.DataFrame, formats: Mapping[str, str]) -> pd.DataFrame:
-    """Cells as a reader wants them, an estimate and its bounds in one."""
+def as_text(table: pd.DataFrame, formats: Mapping[str, str]) -> pd.DataFrame:
+    """Cells as a reader wants them, an estimate and its bounds in one.
+
+    >>> rows = pd.DataFrame({"rate": [2.0], "rate_lower": [1.5], "rate_upper": [2.5]})
+    >>> as_text(rows, {})["rate"].tolist()
+    ['2.0 (1.5 to 2.5)']
+    """
     columns: dict[Any, list[str]] = {}
     bounds: set[str] = set()
     for column in table.columns:

@@ -60,16 +60,9 @@ def paired_differences(
     if baseline is not None:
         first = _position("baseline", baseline, labels)
         pairs = [(first, other) for other in range(len(labels)) if other != first]
-    rows = [
-        {
-            "baseline": labels[base],
-            "alternative": labels[other],
-            "n": len(results),
-            **_compared(results[:, base], results[:, other]),
-        }
-        for base, other in pairs
-    ]
-    table = pd.DataFrame(rows)
+    found = pd.DataFrame(_compared(results[:, i], results[:, j]) for i, j in pairs)
+    named = [(labels[i], labels[j], len(results)) for i, j in pairs]
+    table = pd.DataFrame(named, columns=["baseline", "alternative", "n"]).join(found)
     table["p_holm"] = holm(table["p"].to_numpy(dtype=np.float64))
     table["significant"] = table["p_holm"] <= 0.05
     return table

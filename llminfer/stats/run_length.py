@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -13,8 +13,7 @@ from llminfer.stats.intervals import Estimate, Values, skewed_mean
 _FEWEST_REPLICATIONS = 20  # a half-width from fewer is too noisy to stop on
 
 
-@dataclass(frozen=True)
-class Replications:
+class Replications(NamedTuple):
     """What ``replicate_until`` ran: the values, their mean, whether it got there."""
 
     values: tuple[float, ...]

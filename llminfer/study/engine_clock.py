@@ -37,7 +37,13 @@ def composed(log: ServedLog, steps: pd.DataFrame) -> pd.DataFrame:
     Raises:
         ConfigError: The log has no settings, or those of several engines.
     """
-    server = _server(log)
+    if log.settings.get("replicas") != 1:
+        raise fail("settings", dict(log.settings), "those of one engine")
+    limits: dict[str, Any] = {"num_requests": len(log), "warmup_requests": 0}
+    config = SimulationConfig(**{**log.settings, **limits})
+    waiting = waiting_queue(config.policy(), log.workload, every=True, live=False)
+    # A server with the engine's settings, whose own times are not used.
+    server = Scheduler(config, RequestTimes.of(log.workload, config), waiting)
     queued, rows = np.sort(log.queued_time), []
     for begin, done in steps[["begin", "done"]].itertuples(index=False):
         arrived = int(np.searchsorted(queued, begin, side="right"))
@@ -50,14 +56,3 @@ def composed(log: ServedLog, steps: pd.DataFrame) -> pd.DataFrame:
         server.end = done
         server.finish()
     return pd.DataFrame(rows, columns=COLUMNS, index=steps.index)
-
-
-def _server(log: ServedLog) -> Scheduler:
-    """A server with the engine's settings, whose times are not used."""
-    if log.settings.get("replicas") != 1:
-        raise fail("settings", dict(log.settings), "those of one engine")
-    limits: dict[str, Any] = {"num_requests": len(log), "warmup_requests": 0}
-    config = SimulationConfig(**{**log.settings, **limits})
-    work = log.workload
-    queue = waiting_queue(config.policy(), work, every=True, live=False)
-    return Scheduler(config, RequestTimes.of(work, config), queue)

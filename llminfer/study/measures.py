@@ -208,16 +208,14 @@ def latency_parts(config: SimulationConfig, record: RunRecord) -> Row:
         "shared": latency - wait - prompts,
     }
     means = {name: float(part.mean()) for name, part in parts.items()}
-    memories = {"memories": measured_memories(config)}
-    return memories | _tail("latency", latency) | means
+    return {"memories": measured_memories(config)} | _tail("latency", latency) | means
 
 
 def _busy_time(record: RunRecord, t: FloatArray) -> FloatArray:
     """Seconds that the server has been busy by each time ``t``, same shape."""
     ends = np.stack([record.batch_start, record.batch_end], axis=1)
     lasting = np.stack([np.zeros(len(ends)), ends[:, 1] - ends[:, 0]], axis=1)
-    busy = np.interp(t, ends.ravel(), lasting.ravel().cumsum())
-    return np.asarray(busy)
+    return np.asarray(np.interp(t, ends.ravel(), lasting.ravel().cumsum()))
 
 
 def observed_memories(runs: pd.DataFrame, by: Sequence[str], of: str) -> pd.Series:

@@ -6,7 +6,6 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from llminfer import RunRecord, SimulationConfig, Workload
 from llminfer.base.arrays import FloatArray, IntArray
@@ -14,9 +13,7 @@ from llminfer.base.columns import mean_rate
 from llminfer.base.errors import fail, number, whole
 from llminfer.experiment import Row, simulate
 from llminfer.laws.lengths import LengthLaw, LogNormal
-from llminfer.stats.intervals import Estimate, jackknife, without_one
-
-Numbers = FloatArray | IntArray
+from llminfer.stats.intervals import Estimate, Values, jackknife, without_one
 
 _TRIALS = 100  # samples that ``distance_by_chance`` draws
 _BLOCKS = 10  # consecutive parts of a path, for its interval
@@ -68,7 +65,7 @@ def counts(arrival_time: FloatArray, window: float) -> IntArray:
     return np.bincount((since / window).astype(np.int64))[:windows]
 
 
-def dispersion(counted: Numbers) -> float:
+def dispersion(counted: FloatArray | IntArray) -> float:
     """Variance over mean of counts: 1 where arrivals are Poisson, more in bursts.
 
     >>> dispersion(np.array([1.0, 3.0, 2.0, 6.0]))
@@ -77,7 +74,7 @@ def dispersion(counted: Numbers) -> float:
     return float(counted.var(ddof=1) / counted.mean())
 
 
-def variation(gaps: Numbers) -> float:
+def variation(gaps: FloatArray | IntArray) -> float:
     """Coefficient of variation: 1 where the gaps are exponential.
 
     >>> round(variation(np.array([1.0, 3.0, 2.0, 6.0])), 2)
@@ -144,7 +141,7 @@ def replayed(config: SimulationConfig, trace: Workload) -> list[Row]:
     return rows
 
 
-def typical(values: npt.ArrayLike) -> dict[str, float]:
+def typical(values: Values) -> dict[str, float]:
     """Geometric mean and its Student t interval: for rates and for ratios.
 
     Args:
@@ -161,7 +158,7 @@ def typical(values: npt.ArrayLike) -> dict[str, float]:
     return {name: math.exp(its) for name, its in logs.row().items()}
 
 
-def by_blocks(statistic: Callable[[Any], float], values: npt.NDArray[Any]) -> Estimate:
+def by_blocks(statistic: Callable[[Any], float], values: Any) -> Estimate:
     """A number from one path, with a 95% interval from leaving out each of ten blocks.
 
     Neighbours in a trace are alike, and so are their latencies; blocks of consecutive

@@ -139,9 +139,7 @@ class BulkQueue(WaitLaw):
         return 1.0 - float(self.left[: self.batch_size].sum()) / self.batch_size
 
     def _exceeds(self, t: FloatArray) -> FloatArray:
-        if self.least == 1:
-            return invert(self._greedy_wait, t)
-        return self._full_wait(t)
+        return invert(self._greedy_wait, t) if self.least == 1 else self._full_wait(t)
 
     def _greedy_wait(self, s: ComplexArray) -> ComplexArray:
         """The transform of P(W > t), from that of the queue's length.

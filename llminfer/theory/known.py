@@ -165,7 +165,11 @@ def continuous(config: SimulationConfig) -> ContinuousChain:
     if config.batch_size > 64:
         raise fail("batch_size", config.batch_size, "at most 64 for the chain")
     parts = (config.step_time, listed(config, "prompt"), outputs, config.batch_size)
-    unlimited(config)
+    require(config, kv_blocks=None, replicas=1, chunked_prefill=True)
+    largest = config.batch_size * (len(token_pmf(config.prompts)) - 1)
+    if config.max_batched_tokens < largest:
+        must = f"at least {largest} for the chain, which knows no such limit"
+        raise fail("max_batched_tokens", config.max_batched_tokens, must)
     check_load(config.arrival_rate, config.max_stable_rate)
     return _chained(config.arrival_rate, *parts)
 
@@ -400,12 +404,3 @@ def listed(config: SimulationConfig, which: str) -> LengthLaw:
         with inside(f"{owner}{which}_dist_params"):
             token_pmf(law.of_class(kind))
     return law
-
-
-def unlimited(config: SimulationConfig) -> None:
-    """No step of a continuous server is cut short."""
-    require(config, kv_blocks=None, replicas=1, chunked_prefill=True)
-    largest = config.batch_size * (len(token_pmf(config.prompts)) - 1)
-    if config.max_batched_tokens < largest:
-        must = f"at least {largest} for the chain, which knows no such limit"
-        raise fail("max_batched_tokens", config.max_batched_tokens, must)

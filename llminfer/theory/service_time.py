@@ -102,11 +102,10 @@ def time_alone(step_time: StepTime, prompts: LengthLaw, outputs: LengthLaw) -> S
     2.75
     """
     its = outputs if isinstance(outputs, ByClass) else prompts
-    if not isinstance(its, ByClass):
-        return BatchTime(step_time, prompts, outputs)
-    laws = [(prompts.of_class(k), outputs.of_class(k)) for k in its.there]
+    shares = its.there if isinstance(its, ByClass) else {0: 1.0}
+    laws = [(prompts.of_class(k), outputs.of_class(k)) for k in shares]
     times = [BatchTime(step_time, *law) for law in laws]
-    return AnyClassTime(tuple(zip(its.there.values(), times, strict=True)))
+    return AnyClassTime(tuple(zip(shares.values(), times, strict=True)))
 
 
 @lru_cache(maxsize=64)
@@ -167,9 +166,8 @@ def _mixed(
     steps = np.flatnonzero((longest > 1e-16).any(axis=0))
     longest = longest[:, steps]
     own = law.delta * steps + law.kappa * steps * (steps - 1.0) / 2.0
-    slopes = np.asarray(law.alpha + law.kappa * steps)
-    each = _stretched(pmf, slopes, s)
-    each = each * np.exp(-np.outer(own, s))
+    each = _stretched(pmf, np.asarray(law.alpha + law.kappa * steps), s)
+    each *= np.exp(-np.outer(own, s))
     common = np.exp(-np.outer(law.beta + law.gamma * steps, s))
     found, last = np.empty((len(sizes), len(s)), dtype=np.complex128), 0
     for row, size in enumerate(sizes):
