@@ -131,9 +131,8 @@ def _simulated(config: SimulationConfig, workload: Workload | None = None) -> Ru
 
 def metrics_of(config: SimulationConfig, record: RunRecord) -> Metrics:
     """The metrics of a run without its warm-up."""
-    return MetricsCollector.compute_metrics(
-        record, config.warmup_requests, config.step_time
-    )
+    skip, law = config.warmup_requests, config.step_time
+    return MetricsCollector.compute_metrics(record, skip, law)
 
 
 def poolable_metrics(config: SimulationConfig, record: RunRecord) -> Row:
@@ -242,11 +241,12 @@ Axis = Sequence[Any] | Mapping[str, Any]
 def sweep(
     base: SimulationConfig,
     over: Mapping[str, Axis],
-    replications: int = 30,
+    replications: int | None = None,
     n_jobs: int | None = None,
     random_seed_start: int = 42,
     *,
     measure: Measure = poolable_metrics,
+    workload: Workload | None = None,
 ) -> pd.DataFrame:
     """Every combination of the swept values, each replicated: a row a run.
 
@@ -257,12 +257,15 @@ def sweep(
             alternatives, each a configuration or a dict of changes to ``base``:
             ``{"server": {"report": {}, "rtx4090": PRESETS[...].coefficients}}``.
         replications: Runs a combination, under seeds ``random_seed_start`` and on;
-            all combinations face the same seeds.
+            all combinations face the same seeds. 30 unless given; 1 with a workload.
         n_jobs: Processes; 1 is this one, None takes one a core, or those of the backend
             that ``joblib.parallel_config`` names, such as ``"dask"``, a cluster. The
             numbers do not depend on it.
         random_seed_start: First seed.
         measure: Makes a run's numbers from its record; by default the metrics.
+        workload: What all serve instead of their own requests: another seed is another
+            run of it only where more than requests is drawn, such as predictions.
+            ``base.replace(**workload.law())`` draws requests like these instead.
 
     Returns:
         A tidy table: the swept fields, ``replication``, ``seed``, then the numbers. A
@@ -282,15 +285,19 @@ def sweep(
     """
     kind("base", base, SimulationConfig, "a SimulationConfig")
     check_axes(over, ("replication", "seed"))
+    usual = 30 if workload is None else 1
+    runs = usual if replications is None else replications
     rows: list[dict[str, Any]] = []
     configs: list[SimulationConfig] = []
     for labels, config in _combinations(base, over):
-        for i, run in enumerate(replicated(config, replications, random_seed_start)):
+        for i, run in enumerate(replicated(config, runs, random_seed_start)):
             rows.append({**labels, "replication": i, "seed": run.random_seed})
             configs.append(run)
-    results = run_many(configs, n_jobs, " x ".join(over) or "runs", measure)
+    results = run_many(configs, n_jobs, " x ".join(over) or "runs", measure, workload)
     check_axes(over, results[0])
     table = pd.DataFrame([row | m for row, m in zip(rows, results, strict=True)])
+    unknown = [] if workload is None else "memories"  # those of its own are others
+    table = table.drop(columns=unknown, errors="ignore")
     table.attrs["made_by"] = made_by(configuration=base, over=repr(over))
     return table
 

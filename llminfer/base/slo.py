@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -12,6 +13,8 @@ from llminfer.base.settings import Named
 
 Bound = float | Mapping[str, float] | None
 
+# s; who gives more has most likely given milliseconds
+LONGEST = {"ttft": 60.0, "tpot": 4.0, "itl": 4.0, "latency": 900.0}
 TIMES = ("ttft", "tpot", "latency")  # of each request; itl is of each token
 _STATISTICS = ("mean", "p50", "p75", "p90", "p95", "p99", "p999")
 
@@ -77,6 +80,9 @@ class SLO(Named):
     Raises:
         ConfigError: No limit, one that is not above 0, or no share.
 
+    Warns:
+        UserWarning: A limit so long that it looks like milliseconds.
+
     >>> for limit in SLO(ttft={"p50": 0.3, "p99": 1.0}, tpot=0.05).limits:
     ...     print(limit)
     p50 TTFT ≤ 0.3 s
@@ -103,7 +109,12 @@ class SLO(Named):
             raise ConfigError(f"slo: no limit given: {must}")
         for time, statistic, bound, _ in self.bounds:
             choice(time, statistic, _STATISTICS)
-            number(time, bound, above=0.0)
+            if number(time, bound, above=0.0) > LONGEST[time]:
+                must = f"in seconds, such as {bound / 1e3:g} for {bound:g} ms"
+                said = (
+                    f"{time}={bound:g}: a limit is {must}; ignore this if it is so long"
+                )
+                warnings.warn(said, stacklevel=3)
         if self.goodput is not None:
             number("goodput", self.goodput, above=0.0, most=1.0)
             if self.itl or any(its.statistic != "p99" for its in self.bounds):

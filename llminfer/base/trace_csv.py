@@ -19,7 +19,7 @@ from llminfer.base.errors import TraceError, choice, shown
 
 _LONGEST_LINE = 64 * 1024  # bytes; a line of a trace has well under a hundred
 _LONGEST_OBJECT = 64 * 2**20  # bytes; the results of a whole run may be on one
-_SPARSE = 60.0  # s between requests; milliseconds look like that
+_SPARSE = {True: 2.0, False: 10.0}  # s between requests, whole or not; ms look like it
 _LATEST = 1e15  # s; the clock of day is at 1.8e9
 _OF_DAY = 1e9  # s; a clock that shows more is the time of day, and at most 4e9
 _WHOLE = re.compile(r"\s*-?[0-9]{1,18}(\.(?!000\s*$)0*)?\s*")  # 1.000 may be 1000
@@ -32,6 +32,7 @@ _OPENERS: dict[str, Callable[..., Any]] = {".gz": gzip.open, ".xz": lzma.open}
 _TABLE = tomllib.loads(Path(__file__).with_name("columns.toml").read_text("utf-8"))
 COLUMNS: Mapping[str, str] = _TABLE["columns"]  # what they hold, and their names
 UNITS: Mapping[str, float] = _TABLE["units"]
+_UNIT = re.compile(rf"_({'|'.join(its for its in UNITS if its != 's')}|s$)(?=_|$)")
 Names = Mapping[str, str] | None
 TRACE = ("arrival_time", "prompt_length", "output_length")
 SAID = ("error", "status", "cancelled", "success")  # how a request ended, in words
@@ -68,6 +69,8 @@ def requests(found: Mapping[str, pd.Series], unit: str | None = None) -> pd.Data
     moment, prompt, output = (found[role][table.index] for role in TRACE)
     if (moment.name, prompt.name, output.name) == TRACE and _dates(moment) is None:
         table["arrival_time"] = seconds(moment, unit=unit)
+        if _digits(moment):  # our own have a point
+            _doubt(moment, unit)
         if (first := table["arrival_time"].min()) > _OF_DAY:
             what = f"the first arrives at {first:.10g} s"
             say(table, f"{what}: subtract it if it is a date")
@@ -130,16 +133,16 @@ def recognised(
 
 
 def plain_name(name: str) -> tuple[str, float | None]:
-    """A column's name in plain words, and the unit that it ends in, if any.
+    """A column's name in plain words, and the unit that it has, if any.
 
-    >>> plain_name("startTimeUnixNano"), plain_name("n_in")
-    (('start_time_unix', 1e-09), ('n_in', None))
+    >>> plain_name("startTimeUnixNano"), plain_name("ttft_ms_p99"), plain_name("n_in")
+    (('start_time_unix', 1e-09), ('ttft_p99', 0.001), ('n_in', None))
     """
     name = re.sub("[\u00b5\u03bc]", "u", name.replace("/", "_per_"))  # micro
     words = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name).lower()
     words = re.sub(r"[^a-z0-9]+", "_", words).strip("_")
-    stem, _, last = words.rpartition("_")
-    return (stem, UNITS[last]) if stem and last in UNITS else (words, None)
+    unit = _UNIT.search(words)
+    return (words.replace(unit[0], "", 1), UNITS[unit[1]]) if unit else (words, None)
 
 
 def csv_table(path: Path, needed: Sequence[str] = ()) -> pd.DataFrame:
@@ -235,13 +238,30 @@ def arrivals(cells: pd.Series, unit: str | None = None) -> tuple[pd.Series, floa
     first = float(times.min())
     if dates is not None:
         return (dates - dates.min()) / pd.Timedelta(1, "s"), first
-    since, named = times - first, plain_name(str(cells.name))[1]
-    of_day = 1.0 <= numbers(cells).min() / _OF_DAY < 4.0  # if they are seconds
-    if not (named or unit or of_day) and since.mean() > _SPARSE * len(since):
-        say(cells, f"{cells.name} is read as seconds: give unit='ms' if it is not")
-    if unit and of_day and not named and UNITS[unit] < 1.0:
+    _doubt(cells, unit)
+    of_day = day_unit(cells) == "s" and not plain_name(str(cells.name))[1]
+    if unit and of_day and UNITS[unit] < 1.0:
         say(cells, f"{cells.name} is read as {unit}, and looks like seconds since 1970")
-    return since, first
+    return times - first, first
+
+
+def _doubt(cells: pd.Series, unit: str | None) -> None:
+    """Warn of clock times in a unit that no name tells, and that look like another."""
+    gap = float(np.ptp(numbers(cells))) / max(len(cells) - 1, 1)
+    if not unit and unsaid(cells) and gap > _SPARSE[_digits(cells)]:
+        meant = next((its for its in ("ms", "us") if gap * UNITS[its] < 10.0), "ns")
+        what = f"{cells.name} is read as seconds: give unit='{meant}' if it is not"
+        say(cells, f"{what}; no name says it, and a request comes every {gap:.3g} s")
+
+
+def _digits(cells: pd.Series) -> bool:
+    """Whether all are whole numbers without a point."""
+    return bool(cells.astype(str).str.strip().str.isdigit().all())
+
+
+def unsaid(cells: pd.Series) -> bool:
+    """Whether neither their name nor a clock of day tells the unit of times."""
+    return not (plain_name(str(cells.name))[1] or day_unit(cells))
 
 
 def moments(
@@ -251,7 +271,7 @@ def moments(
 
     Args:
         cells: A column of a table, its index named as that of ``csv_table`` is.
-        unit: Of numbers, where the column's name does not end in one. Without it
+        unit: Of numbers, where the column's name has none. Without it
             those of a clock of day are told by their size.
         least: The least, in seconds, of all cells or of each.
 
@@ -268,9 +288,14 @@ def moments(
         other = ~cells.astype(str).str.fullmatch(_COMPACT)
         bad = pd.Series(not other.any(), cells.index)
         refuse(cells, bad, "as 2023-11-16, or of a unit that is given")
-    size = numbers(cells).median() / _OF_DAY
-    days = (each for each in ("ms", "us", "ns") if 1.0 <= size * UNITS[each] < 4.0)
-    return seconds(cells, least, unit or next(days, None))
+    return seconds(cells, least, unit or day_unit(cells))
+
+
+def day_unit(cells: pd.Series) -> str | None:
+    """The unit in which numbers are the time of day, since 1970; None if in none."""
+    early, late = numbers(cells).quantile([0.1, 0.9]) / _OF_DAY  # a few may be wrong
+    units = ((its, UNITS[its]) for its in ("s", "ms", "us", "ns"))
+    return next((its for its, x in units if early * x >= 1.0 and late * x < 4.0), None)
 
 
 def refuse(cells: pd.Series, bad: pd.Series, must: str) -> None:

@@ -15,6 +15,7 @@ import pandas as pd
 
 from llminfer.base.arrays import FloatArray, IntArray
 from llminfer.base.errors import TraceError, number
+from llminfer.base.slo import LONGEST
 from llminfer.base.trace_csv import csv_table, refuse, seconds, tokens
 from llminfer.data.rows import FORMATS, document
 from llminfer.record import RunRecord
@@ -22,7 +23,6 @@ from llminfer.workload import Workload
 
 _ORDER = ("arrival_time", "queued_time", "first_token_time", "last_token_time")
 _CLOCK_ERROR = 1e-6  # s; the clock of day has so many digits in a float
-SLOWEST = 4.0  # s a token; who is slower than that gave milliseconds
 _CLOCK = ("begin", "scheduled", "done")
 _PARTS = ("prefill_tokens", "prefill_seqs", "prefill_kv", "decode_seqs", "decode_kv")
 _STEP = (*_PARTS, "running", "waiting", "preempted")
@@ -88,7 +88,7 @@ class ServedLog:
                 how = "add the arrival to a duration; NaN is for who was cut off"
                 raise TraceError(f"{name}[{row}]={times[row]:.6g}: {must}: {how}")
             before, there = times, self.completed
-        if (pace := pd.Series(self.tpot).median()) > SLOWEST:
+        if (pace := pd.Series(self.tpot).median()) > LONGEST["tpot"]:
             what = f"half of the requests take over {pace:.3g} s a token"
             how = "must be seconds, not ms, or read with unit='ms'"
             raise TraceError(f"last_token_time: {what}: {how}")

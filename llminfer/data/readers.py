@@ -6,6 +6,7 @@ requests were sent and answered, a workload if only what was asked and when, a t
 if only means and percentiles of whole runs.
 """
 
+import warnings
 from collections.abc import Mapping
 from contextlib import suppress
 from heapq import heappop, heappush
@@ -17,8 +18,9 @@ import pandas as pd
 
 from llminfer.base import trace_csv as cell
 from llminfer.base.errors import TraceError
+from llminfer.base.slo import LONGEST
 from llminfer.base.trace_csv import TRACE, Names, place, recognised, refuse, say
-from llminfer.data.logs import SLOWEST, ServedLog, inside, read_settings
+from llminfer.data.logs import ServedLog, inside, read_settings
 from llminfer.data.rows import FORMATS, read_runs
 from llminfer.workload import Workload
 
@@ -93,6 +95,7 @@ def read_log(
     settings = _settings(settings, file)
     if settings and (users := _users(about)):
         settings["clients"] = users
+    found = found if unit else _told(found)
     return _served(found, unit, settings=settings, source=form["name"])
 
 
@@ -252,6 +255,33 @@ def _served(found: Columns, unit: str | None, **more: Any) -> ServedLog:
     return ServedLog(work, *times, refused=count - len(rows), origin=origin, **more)
 
 
+def _told(found: dict[str, pd.Series]) -> dict[str, pd.Series]:
+    """The columns of a log, with a unit behind names without one where it must be one.
+
+    It is the first in which half of the requests take at most 1 s a token, and 2 ms if
+    it is not seconds. Up to 4 s they are taken for seconds, aloud.
+    """
+    times = {role: found[role] for role in FORMATS["times"] if role in found}
+    bare = {role: its for role, its in times.items() if cell.unsaid(its)}
+    for unit in ("s", "ms", "us", "ns") if bare else ():
+        told = found | {r: its.rename(f"{its.name} {unit}") for r, its in bare.items()}
+        with suppress(TraceError), warnings.catch_warnings(action="ignore"):
+            pace = pd.Series(_served(told, None).tpot).median()
+            if unit == "s" and not pace > 1.0:
+                return found
+            if unit == "s" or 2e-3 <= pace <= 1.0:
+                names = ", ".join(str(its.name) for its in bare.values())
+                raw = (
+                    f"{pace / cell.UNITS[unit]:.3g} s a token: unit='...' says another"
+                )
+                break
+    else:
+        return found
+    why = f"no name says it, and half of the requests would take over {raw}"
+    say(found["arrival_time"], f"{names}: read as {unit}: {why}")
+    return told
+
+
 def _kept(found: Columns) -> tuple[Columns, pd.Series]:
     """The columns without who was refused, and which of the others were answered.
 
@@ -399,7 +429,7 @@ def _aggregates(cells: pd.DataFrame, unit: str | None) -> pd.DataFrame | None:
         kind, of = (_among(words, FORMATS[key]) for key in ("statistics", "measures"))
         if kind and of:
             times = cell.seconds(given := cells[name].dropna(), unit=unit)
-            slow = (times > SLOWEST) & (of in ("tpot", "itl"))
+            slow = (times > LONGEST[of]) & (not unit and cell.unsaid(given))
             refuse(given, slow, "seconds, not ms, or read with unit='ms'")
             statistics.setdefault(f"{kind}_{of}", times)
     if not statistics or recognised(cells).keys() >= {*TRACE}:
