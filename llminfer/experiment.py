@@ -241,7 +241,7 @@ Axis = Sequence[Any] | Mapping[str, Any]
 def sweep(
     base: SimulationConfig,
     over: Mapping[str, Axis],
-    replications: int | None = None,
+    replications: int = 30,
     n_jobs: int | None = None,
     random_seed_start: int = 42,
     *,
@@ -257,15 +257,15 @@ def sweep(
             alternatives, each a configuration or a dict of changes to ``base``:
             ``{"server": {"report": {}, "rtx4090": PRESETS[...].coefficients}}``.
         replications: Runs a combination, under seeds ``random_seed_start`` and on;
-            all combinations face the same seeds. 30 unless given; 1 with a workload.
+            all combinations face the same seeds.
         n_jobs: Processes; 1 is this one, None takes one a core, or those of the backend
             that ``joblib.parallel_config`` names, such as ``"dask"``, a cluster. The
             numbers do not depend on it.
         random_seed_start: First seed.
         measure: Makes a run's numbers from its record; by default the metrics.
-        workload: What all serve instead of their own requests: another seed is another
-            run of it only where more than requests is drawn, such as predictions.
-            ``base.replace(**workload.law())`` draws requests like these instead.
+        workload: What all serve instead of their own requests, once: under another
+            seed it would be the same run. ``base.replace(**workload.law())`` draws
+            requests like these, and replicates.
 
     Returns:
         A tidy table: the swept fields, ``replication``, ``seed``, then the numbers. A
@@ -285,8 +285,7 @@ def sweep(
     """
     kind("base", base, SimulationConfig, "a SimulationConfig")
     check_axes(over, ("replication", "seed"))
-    usual = 30 if workload is None else 1
-    runs = usual if replications is None else replications
+    runs = replications if workload is None else 1
     rows: list[dict[str, Any]] = []
     configs: list[SimulationConfig] = []
     for labels, config in _combinations(base, over):
@@ -296,8 +295,8 @@ def sweep(
     results = run_many(configs, n_jobs, " x ".join(over) or "runs", measure, workload)
     check_axes(over, results[0])
     table = pd.DataFrame([row | m for row, m in zip(rows, results, strict=True)])
-    unknown = [] if workload is None else "memories"  # those of its own are others
-    table = table.drop(columns=unknown, errors="ignore")
+    # the configuration knows the memory of its own requests alone
+    table = table.drop(columns=[] if workload is None else "memories", errors="ignore")
     table.attrs["made_by"] = made_by(configuration=base, over=repr(over))
     return table
 

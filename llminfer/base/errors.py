@@ -12,6 +12,8 @@ import numpy as np
 T = TypeVar("T")
 
 LARGEST = 1e15  # of any number; products of several are finite
+# s; whoever gives more has most likely given milliseconds
+LONGEST = {"ttft": 60.0, "tpot": 4.0, "itl": 4.0, "latency": 900.0}
 _WHOLE = int, np.integer
 _REALS = *_WHOLE, float, np.floating
 _NONE = bool, np.timedelta64  # are of these types, and no numbers

@@ -8,13 +8,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from llminfer.base.errors import ConfigError, choice, fail, number
+from llminfer.base.errors import LONGEST, ConfigError, choice, fail, number
 from llminfer.base.settings import Named
 
 Bound = float | Mapping[str, float] | None
 
-# s; who gives more has most likely given milliseconds
-LONGEST = {"ttft": 60.0, "tpot": 4.0, "itl": 4.0, "latency": 900.0}
 TIMES = ("ttft", "tpot", "latency")  # of each request; itl is of each token
 _STATISTICS = ("mean", "p50", "p75", "p90", "p95", "p99", "p999")
 
@@ -110,11 +108,8 @@ class SLO(Named):
         for time, statistic, bound, _ in self.bounds:
             choice(time, statistic, _STATISTICS)
             if number(time, bound, above=0.0) > LONGEST[time]:
-                must = f"in seconds, such as {bound / 1e3:g} for {bound:g} ms"
-                said = (
-                    f"{time}={bound:g}: a limit is {must}; ignore this if it is so long"
-                )
-                warnings.warn(said, stacklevel=3)
+                must = f"must be seconds: {bound / 1e3:g} if {bound:g} ms are meant"
+                warnings.warn(f"{time}={bound:g}: {must}", stacklevel=3)
         if self.goodput is not None:
             number("goodput", self.goodput, above=0.0, most=1.0)
             if self.itl or any(its.statistic != "p99" for its in self.bounds):

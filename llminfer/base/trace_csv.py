@@ -19,7 +19,7 @@ from llminfer.base.errors import TraceError, choice, shown
 
 _LONGEST_LINE = 64 * 1024  # bytes; a line of a trace has well under a hundred
 _LONGEST_OBJECT = 64 * 2**20  # bytes; the results of a whole run may be on one
-_SPARSE = {True: 2.0, False: 10.0}  # s between requests, whole or not; ms look like it
+_SPARSE = {True: 2.0, False: 60.0}  # s between requests, whole or not; ms look like it
 _LATEST = 1e15  # s; the clock of day is at 1.8e9
 _OF_DAY = 1e9  # s; a clock that shows more is the time of day, and at most 4e9
 _WHOLE = re.compile(r"\s*-?[0-9]{1,18}(\.(?!000\s*$)0*)?\s*")  # 1.000 may be 1000
@@ -67,20 +67,16 @@ def requests(found: Mapping[str, pd.Series], unit: str | None = None) -> pd.Data
         say(table, f"{silent.sum()} {what}: they failed, and are left out")
         table = table[~silent]
     moment, prompt, output = (found[role][table.index] for role in TRACE)
+    table["arrival_time"], _ = arrivals(moment, unit)
     if (moment.name, prompt.name, output.name) == TRACE and _dates(moment) is None:
         table["arrival_time"] = seconds(moment, unit=unit)
-        if _digits(moment):  # our own have a point
-            _doubt(moment, unit)
         if (first := table["arrival_time"].min()) > _OF_DAY:
-            what = f"the first arrives at {first:.10g} s"
-            say(table, f"{what}: subtract it if it is a date")
-    else:
-        table["arrival_time"], _ = arrivals(moment, unit)
+            say(table, f"first arrives at {first:.10g} s: subtract it if it is a date")
     table["prompt_length"], table["output_length"] = tokens(prompt), tokens(output)
     late = table["arrival_time"] < table["arrival_time"].cummax()
     if late.any():
-        row = late.idxmax()
-        say(table, f"not in order of arrival, from row {row} on: put in order")
+        what = f"not in order of arrival, from row {late.idxmax()} on: put in order"
+        say(table, what)
     return table.sort_values("arrival_time", kind="stable")
 
 
@@ -238,25 +234,16 @@ def arrivals(cells: pd.Series, unit: str | None = None) -> tuple[pd.Series, floa
     first = float(times.min())
     if dates is not None:
         return (dates - dates.min()) / pd.Timedelta(1, "s"), first
-    _doubt(cells, unit)
+    whole = bool(cells.astype(str).str.strip().str.isdigit().all())
+    gap = float(np.ptp(times)) / max(len(cells) - 1, 1)
+    if not unit and unsaid(cells) and gap > _SPARSE[whole]:
+        meant = next((its for its in ("ms", "us") if gap * UNITS[its] < 10.0), "ns")
+        what = f"{cells.name} is read as seconds: give unit='{meant}' if it is not"
+        say(cells, f"{what}; no name says it, and a request comes every {gap:.3g} s")
     of_day = day_unit(cells) == "s" and not plain_name(str(cells.name))[1]
     if unit and of_day and UNITS[unit] < 1.0:
         say(cells, f"{cells.name} is read as {unit}, and looks like seconds since 1970")
     return times - first, first
-
-
-def _doubt(cells: pd.Series, unit: str | None) -> None:
-    """Warn of clock times in a unit that no name tells, and that look like another."""
-    gap = float(np.ptp(numbers(cells))) / max(len(cells) - 1, 1)
-    if not unit and unsaid(cells) and gap > _SPARSE[_digits(cells)]:
-        meant = next((its for its in ("ms", "us") if gap * UNITS[its] < 10.0), "ns")
-        what = f"{cells.name} is read as seconds: give unit='{meant}' if it is not"
-        say(cells, f"{what}; no name says it, and a request comes every {gap:.3g} s")
-
-
-def _digits(cells: pd.Series) -> bool:
-    """Whether all are whole numbers without a point."""
-    return bool(cells.astype(str).str.strip().str.isdigit().all())
 
 
 def unsaid(cells: pd.Series) -> bool:

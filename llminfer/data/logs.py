@@ -14,8 +14,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from llminfer.base.arrays import FloatArray, IntArray
-from llminfer.base.errors import TraceError, number
-from llminfer.base.slo import LONGEST
+from llminfer.base.errors import LONGEST, TraceError, number
 from llminfer.base.trace_csv import csv_table, refuse, seconds, tokens
 from llminfer.data.rows import FORMATS, document
 from llminfer.record import RunRecord
@@ -89,9 +88,8 @@ class ServedLog:
                 raise TraceError(f"{name}[{row}]={times[row]:.6g}: {must}: {how}")
             before, there = times, self.completed
         if (pace := pd.Series(self.tpot).median()) > LONGEST["tpot"]:
-            what = f"half of the requests take over {pace:.3g} s a token"
-            how = "must be seconds, not ms, or read with unit='ms'"
-            raise TraceError(f"last_token_time: {what}: {how}")
+            must = f"{pace:.3g} s a token: must be seconds, not ms, or give unit='ms'"
+            raise TraceError(f"last_token_time: half of the requests take over {must}")
 
     @classmethod
     def from_record(cls, record: RunRecord) -> Self:

@@ -17,8 +17,7 @@ import numpy as np
 import pandas as pd
 
 from llminfer.base import trace_csv as cell
-from llminfer.base.errors import TraceError
-from llminfer.base.slo import LONGEST
+from llminfer.base.errors import LONGEST, TraceError
 from llminfer.base.trace_csv import TRACE, Names, place, recognised, refuse, say
 from llminfer.data.logs import ServedLog, inside, read_settings
 from llminfer.data.rows import FORMATS, read_runs
@@ -189,8 +188,7 @@ def _needed(
         if str(load.get("request_rate")) != "inf" or closed > (answers <= found.keys()):
             has = ", ".join(str(column.name) for column in found.values())
             what = f"no arrivals: {len(cells)} requests have {has}; {load}"
-            how = "columns={'arrival_time': '...'}, or save details with vLLM of 2026"
-            how += ", or run with --request-rate inf"
+            how = "columns={'arrival_time': '...'}, vLLM of 2026, or --request-rate inf"
             raise TraceError(f"{place(cells)}: {what}: {how}")
         found["arrival_time"] = pd.Series(0.0, cells.index, name="request_rate")
         if closed:
@@ -261,24 +259,20 @@ def _told(found: dict[str, pd.Series]) -> dict[str, pd.Series]:
     It is the first in which half of the requests take at most 1 s a token, and 2 ms if
     it is not seconds. Up to 4 s they are taken for seconds, aloud.
     """
-    times = {role: found[role] for role in FORMATS["times"] if role in found}
-    bare = {role: its for role, its in times.items() if cell.unsaid(its)}
+    bare = {r: c for r, c in found.items() if r in FORMATS["times"] and cell.unsaid(c)}
     for unit in ("s", "ms", "us", "ns") if bare else ():
-        told = found | {r: its.rename(f"{its.name} {unit}") for r, its in bare.items()}
+        told = found | {r: c.rename(f"{c.name} {unit}") for r, c in bare.items()}
         with suppress(TraceError), warnings.catch_warnings(action="ignore"):
             pace = pd.Series(_served(told, None).tpot).median()
             if unit == "s" and not pace > 1.0:
                 return found
             if unit == "s" or 2e-3 <= pace <= 1.0:
-                names = ", ".join(str(its.name) for its in bare.values())
-                raw = (
-                    f"{pace / cell.UNITS[unit]:.3g} s a token: unit='...' says another"
-                )
                 break
     else:
         return found
-    why = f"no name says it, and half of the requests would take over {raw}"
-    say(found["arrival_time"], f"{names}: read as {unit}: {why}")
+    names = ", ".join(str(its.name) for its in bare.values())
+    why = f"a token would take {pace / cell.UNITS[unit]:.3g} s; unit='...' says another"
+    say(found["arrival_time"], f"{names}: no name says it, read as {unit}: {why}")
     return told
 
 
@@ -381,9 +375,8 @@ def _times(
         rows["first"] = rows["first"].fillna(rows["last"] - decode)
         rows["last"] = rows["last"].fillna(rows["first"] + decode)
     if (wait := (rows["first"] - rows["sent"]).min()) > _LONGEST_FIRST:
-        what = f"all wait for a first token, at least {wait:.6g} s"
-        how = "must be in seconds, and in one time zone, or read with unit='ms'"
-        raise TraceError(f"{place(rows)}: {what}: {how}")
+        must = f"{wait:.6g} s: must be seconds, and in one time zone, or give unit='ms'"
+        raise TraceError(f"{place(rows)}: all wait for a first token, at least {must}")
     return rows, origin
 
 
@@ -441,8 +434,7 @@ def _aggregates(cells: pd.DataFrame, unit: str | None) -> pd.DataFrame | None:
     for role, (of, by) in FORMATS["ratios"].items():
         table[role] = table[role].fillna(table[of] / table[by])
     table = table.drop(columns=["total_prompt", "total_output", "duration"])
-    table = table.assign(**statistics).dropna(axis=1, how="all")
-    return table.reset_index(drop=True)
+    return table.assign(**statistics).dropna(axis=1, how="all").reset_index(drop=True)
 
 
 def _among(words: str, known: Mapping[str, str]) -> str | None:
