@@ -280,9 +280,9 @@ def moments(
 
 def day_unit(cells: pd.Series) -> str | None:
     """The unit in which numbers are the time of day, since 1970; None if in none."""
-    early, late = numbers(cells).quantile([0.1, 0.9]) / _OF_DAY  # a few may be wrong
-    units = ((its, UNITS[its]) for its in ("s", "ms", "us", "ns"))
-    return next((its for its, x in units if early * x >= 1.0 and late * x < 4.0), None)
+    early, late = numbers(cells).quantile([0.1, 0.9])  # a few may be wrong
+    within = [its for its in ("s", "ms", "us", "ns") if late < 1.05 * early]  # a year
+    return next((its for its in within if 1 <= early * UNITS[its] / _OF_DAY < 4), None)
 
 
 def refuse(cells: pd.Series, bad: pd.Series, must: str) -> None:

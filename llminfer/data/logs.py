@@ -87,8 +87,9 @@ class ServedLog:
                 how = "add the arrival to a duration; NaN is for who was cut off"
                 raise TraceError(f"{name}[{row}]={times[row]:.6g}: {must}: {how}")
             before, there = times, self.completed
-        if (pace := pd.Series(self.tpot).median()) > LONGEST["tpot"]:
-            must = f"{pace:.3g} s a token: must be seconds, not ms, or give unit='ms'"
+        # seconds that were taken for ms are shorter than any real engine's
+        if (pace := pd.Series(self.tpot).median()) > LONGEST["tpot"] or 0 < pace < 2e-5:
+            must = f"{pace:.3g} s a token: must be seconds, not ms: unit='...' says it"
             raise TraceError(f"last_token_time: half of the requests take over {must}")
 
     @classmethod
