@@ -24,6 +24,7 @@ _LATEST = 1e15  # s; the clock of day is at 1.8e9
 _OF_DAY = 1e9  # s; a clock that shows more is the time of day, and at most 4e9
 _WHOLE = re.compile(r"\s*-?[0-9]{1,18}(\.(?!000\s*$)0*)?\s*")  # 1.000 may be 1000
 _DATE = re.compile(r"\s*(19[7-9]|20\d)\d-\d\d?-\d")  # others are no clock's
+_DOTTED = re.compile(r"^\s*(\d\d)\.(\d\d)\.(\d{4})\b"), r"\3-\2-\1"  # of a spreadsheet
 _COMPACT = re.compile(r"(19|20)\d\d(0[1-9]|1[0-2])([0-2]\d|3[01])(\d{6})?(\.0*)?")
 _ZONE = re.compile(r":[\d:.,]*\s*(?:z|[+-]\d\d:?(?:\d\d)?)\s*$", re.IGNORECASE)
 _COMMA = re.compile(r"^\s*(-?\d+),(\d+)\s*$")
@@ -247,8 +248,9 @@ def arrivals(cells: pd.Series, unit: str | None = None) -> tuple[pd.Series, floa
 
 
 def unsaid(cells: pd.Series) -> bool:
-    """Whether neither their name nor a clock of day tells the unit of times."""
-    return not (plain_name(str(cells.name))[1] or day_unit(cells))
+    """Whether numbers are times whose unit neither name nor clock of day tells."""
+    told = plain_name(str(cells.name))[1] or day_unit(cells)
+    return not told and bool(numbers(cells.explode()).notna().any())
 
 
 def moments(
@@ -270,11 +272,9 @@ def moments(
         early = times < pd.Series(least, cells.index)
         refuse(cells, early, "no earlier than what came before it")
         return times
-    first, named = str(next(iter(cells), "")), plain_name(str(cells.name))[1]
-    if _COMPACT.fullmatch(first) and not (unit or named):
-        other = ~cells.astype(str).str.fullmatch(_COMPACT)
-        bad = pd.Series(not other.any(), cells.index)
-        refuse(cells, bad, "as 2023-11-16, or of a unit that is given")
+    if not (unit or plain_name(str(cells.name))[1]):
+        bad = cells.astype(str).str.fullmatch(_COMPACT)
+        refuse(cells, bad & bool(bad.all()), "as 2023-11-16, or of a unit given")
     return seconds(cells, least, unit or day_unit(cells))
 
 
@@ -319,7 +319,7 @@ def say(cells: pd.Series | pd.DataFrame, what: str) -> None:
 
 def _dates(cells: pd.Series) -> pd.Series | None:
     """Dates and times, or None where cells hold numbers."""
-    text = cells.astype(str)
+    text = cells.astype(str).str.replace(",", ".").str.replace(*_DOTTED, regex=True)
     text = text.where(text.str.match(_DATE))
     if text.isna().all():
         return None
@@ -341,8 +341,7 @@ def text_lines(path: Path, longest: int = _LONGEST_LINE) -> Iterator[str]:
                     line += file.readline(_LONGEST_OBJECT)
                 if len(line) in (longest, longest + _LONGEST_OBJECT) or b"\0" in line:
                     what = "binary" if b"\0" in line else f"longer than {longest} bytes"
-                    must = "must be text, in lines"
-                    raise TraceError(f"{path.name}, row {number}: {what}: {must}")
+                    raise TraceError(f"{path.name}, row {number}: {what}: must be text")
                 yield line.decode("utf-8-sig" if number == 1 else "utf-8")
     except UnicodeDecodeError:
         raise TraceError(f"{path.name}, row {number}: must be UTF-8 text") from None

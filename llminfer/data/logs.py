@@ -82,8 +82,7 @@ class ServedLog:
             bad &= there | ~np.isnan(times + before)
             if bad.any():
                 row = int(np.argmax(bad))
-                what = f"no earlier than {earlier}, {before[row]:.6g}"
-                must = f"must be seconds on the clock of arrivals, {what}"
+                must = f"must be seconds, no earlier than {earlier}, {before[row]:.6g}"
                 how = "add the arrival to a duration; NaN is for who was cut off"
                 raise TraceError(f"{name}[{row}]={times[row]:.6g}: {must}: {how}")
             before, there = times, self.completed

@@ -205,11 +205,10 @@ def _needed(
 
 def _is_served(found: Columns) -> bool:
     """Whether both first and last tokens have a time; says if only one has."""
-    pace = {"itls", "tpot"} & found.keys()
-    first = {"first_token_time", "ttft"} & found.keys()
-    last = {"last_token_time", "latency"} & found.keys()
-    served = bool((first and last) or (pace and (first or last)))
-    for role in [] if served else sorted(first | last | pace):
+    roles = "itls tpot", "first_token_time ttft", "last_token_time latency"
+    there = [{*either.split()} & found.keys() for either in roles]
+    served = sum(map(bool, there)) >= 2
+    for role in [] if served else sorted(set[str]().union(*there)):
         what = "is not enough to tell when first and last tokens came"
         say(found[role], f"{found[role].name} {what}: a workload is read, no log")
     return served
@@ -316,8 +315,7 @@ def _answered(found: Columns) -> tuple[pd.Series, pd.Series]:
         nothing = _NOTHING[: 2 if role in ("ttft", "latency") else None]
         failed |= found[role].map(str).isin(nothing)
     if failed.all():
-        what = "no requests answered: must have at least one"
-        raise TraceError(f"{place(failed)}: {what}")
+        raise TraceError(f"{place(failed)}: no requests answered: must have one")
     known = cell.numbers(found["prompt_length"]) >= 1.0
     worked = (has["ended"] | _begun(found)) & ~has["refused"]
     return ~failed, ~failed | (worked & known)
