@@ -772,8 +772,8 @@ def test_a_log_is_read_in_its_own_unit_whether_its_names_say_it_or_not(
     told = by_name or unit == "s" or (epoch and shape == "clocks")
     assert bool(said) != told
     for words in said:
-        assert f"no name says it, read as {unit}: a token would take" in words
-        assert "; unit='...' says another" in words
+        assert f"no unit, read as {unit}: " in words
+        assert " s a token if in s; unit= says another" in words
         assert ("sent" in words) == (epoch == 0.0)
 
 
@@ -813,19 +813,27 @@ def test_no_real_log_or_trace_is_in_doubt(data):
 UNSURE = {  # content, what is said
     "1 to 4 s a token": (
         "sent,isl,osl,ttft,e2e\n0,9,3,2.5,7.5\n",
-        "sent, ttft, e2e: no name says it, read as s: a token would take 2.5 s",
+        "sent, ttft, e2e: no unit, read as s: 2.5 s a token",
     ),
     "gaps alone": (
         [{"sent": 0.5, "isl": 9, "osl": 3, "ttft": 50, "itls": [12, 14]}],
-        "sent, ttft, itls: no name says it, read as ms: a token would take 13 s",
+        "sent, ttft, itls: no unit, read as ms: 13 s a token",
     ),
     "pace alone": (
         "sent,isl,osl,ttft,tpot\n0,9,3,50,12\n",
-        "sent, ttft, tpot: no name says it, read as ms: a token would take 12 s",
+        "sent, ttft, tpot: no unit, read as ms: 12 s a token",
+    ),
+    "answers of one token": (
+        "sent,isl,osl,ttft,e2e\n0,9,1,50,50\n1,9,1,60,60\n",
+        "sent, ttft, e2e: no unit, read as s: 55 s a token",
+    ),
+    "answers all at once": (
+        "sent,isl,osl,ttft,e2e\n0,9,50,850,850\n0,9,60,840,840\n",
+        "sent, ttft, e2e: no unit, read as s: 15.5 s a token",
     ),
     "dates beside durations": (
         "sent,isl,osl,ttft,e2e\n2026-01-01 10:00:00,9,30,50,2500\n",
-        "ttft, e2e: no name says it, read as ms: a token would take 84.5 s",
+        "file: ttft, e2e: no unit, read as ms: 84.5 s a token",
     ),
 }
 
@@ -838,7 +846,7 @@ def test_what_a_token_takes_tells_the_unit_or_that_it_is_in_doubt(tmp_path, name
     assert words in said
     scale = 1.0 if "read as s" in said else 1e-3
     other, nothing = quietly(path, unit="s" if scale == 1.0 else "ms")
-    assert not [its for its in nothing if "no name" in its]
+    assert not [its for its in nothing if "no unit" in its]
     np.testing.assert_array_equal(log.ttft, other.ttft)
 
 

@@ -14,9 +14,8 @@ T = TypeVar("T")
 
 LARGEST = 1e15  # of any number; products of several are finite
 # s, by name; whoever gives more has most likely given milliseconds
-LONGEST = {"ttft": 60.0, "ttft_limit": 60.0, "tpot": 4.0, "tpot_limit": 4.0, "itl": 4.0}
-LONGEST |= {"batch_timeout": 60.0, "latency": 900.0, "target": 900.0}
-LONGEST |= dict.fromkeys(("think_time", "patience", "request_timeout"), 900.0)
+LONGEST = {"ttft": 60, "tpot": 4, "itl": 4, "batch_timeout": 60, "target": 900}
+LONGEST |= dict.fromkeys(("latency", "think_time", "patience", "request_timeout"), 900)
 _WHOLE = int, np.integer
 _REALS = *_WHOLE, float, np.floating
 _NONE = bool, np.timedelta64  # are of these types, and no numbers
@@ -90,7 +89,7 @@ def number(
             result = float(value)
     odd = abs(result) > LARGEST or above == 0.0 < result < 1.0 / LARGEST
     if least <= result <= most and result > above and not odd:
-        if result > LONGEST.get(name, math.inf):
+        if result > LONGEST.get(name.removesuffix("_limit"), math.inf):
             must = f"must be seconds: {result / 1e3:g} if {result:g} ms are meant"
             warnings.warn(f"{name}={result:g}: {must}", stacklevel=3)  # once a field
         return result

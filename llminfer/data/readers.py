@@ -256,23 +256,25 @@ def _told(found: dict[str, pd.Series]) -> dict[str, pd.Series]:
     """The columns of a log, with a unit behind names without one where it must be one.
 
     It is the first in which half of the requests take at most 1 s a token, and 2 ms if
-    it is not seconds. Up to 4 s they are taken for seconds, aloud.
+    it is not seconds. Up to 4 s they are taken for seconds, aloud; and so are answers
+    that came all at once, of which nobody knows how much of their time they waited.
     """
     bare = {r: c for r, c in found.items() if r in FORMATS["times"] and cell.unsaid(c)}
     for unit in ("s", "ms", "us", "ns") if bare else ():
-        told = found | {r: c.rename(f"{c.name} {unit}") for r, c in bare.items()}
+        told = found | {r: its.rename(f"{its.name} {unit}") for r, its in bare.items()}
+        pace = np.inf
         with suppress(TraceError), warnings.catch_warnings(action="ignore"):
-            pace = pd.Series(_served(told, None).tpot).median()
-            if unit == "s" and not pace > 1.0:
-                return found
-            if unit == "s" or 2e-3 <= pace <= 1.0:
-                break
-    else:
-        return found
-    names = ", ".join(str(its.name) for its in bare.values())
-    why = f"a token would take {pace / cell.UNITS[unit]:.3g} s; unit='...' says another"
-    say(found["arrival_time"], f"{names}: no name says it, read as {unit}: {why}")
-    return told
+            log = _served(told, None)
+            whole = log.latency / log.workload.output_length  # if all came at once
+            pace = np.nanmedian(np.where(log.tpot > 0.0, log.tpot, whole))
+        if unit == "s" and not pace > 1.0:
+            break
+        if pace < np.inf if unit == "s" else 2e-3 <= pace <= 1.0:
+            names = ", ".join(str(its.name) for its in bare.values())
+            raw = f"{pace / cell.UNITS[unit]:.3g} s a token if in s; unit= says another"
+            say(found["arrival_time"], f"{names}: no unit, read as {unit}: {raw}")
+            return told
+    return found
 
 
 def _kept(found: Columns) -> tuple[Columns, pd.Series]:
