@@ -869,6 +869,49 @@ def test_a_table_of_runs_has_limits_of_what_seconds_can_be(tmp_path, column, val
     assert read_log(path, unit="s")[name].tolist() == [value]
 
 
+SHEET = "Request ID;Start time;Prompt tokens;Output tokens;TTFT (s);Latency (s)\r\n"
+SHEET += "1;20.11.2026 14:03:00,250;2882;141;0,098;1,367\r\n"
+SHEET += "2;20.11.2026 14:03:01;9;11;0,050;0,550\r\n"
+GATEWAY = {
+    "created": 1795183380,
+    "timestamp": "2026-11-20T14:03:00.250Z",
+    "status": 200,
+    "usage": {"prompt_tokens": 2882, "completion_tokens": 141},
+    "timing": {"time_to_first_token": 98.0, "duration": 1367.0},
+}
+LATER = GATEWAY | {"timestamp": "2026-11-20T14:03:01Z"}
+LATER |= {"usage": {"prompt_tokens": 9, "completion_tokens": 11}}
+LATER |= {"timing": {"time_to_first_token": 50.0, "duration": 550.0}}
+ODD = {
+    "spreadsheet": (SHEET, []),
+    "gateway": (
+        [GATEWAY, LATER],
+        [
+            "file: timing.time_to_first_token, timing.duration: no unit, read as ms: "
+            "29.5 s a token if in s; unit= says another"
+        ],
+    ),
+    "proxy": (
+        "startTime,completionStartTime,endTime,prompt_tok,completion_tok\n"
+        "2026-11-20T14:03:00.250,2026-11-20T14:03:00.348,2026-11-20T14:03:01.617,2882,"
+        "141\n2026-11-20T14:03:01,2026-11-20T14:03:01.050,2026-11-20T14:03:01.550,9,11\n",
+        [],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_logs_as_people_export_them_hold_the_same(tmp_path, name):
+    """Twin: a sheet with decimal commas, a gateway in ms, a proxy's three clocks."""
+    content, words = ODD[name]
+    log, said = quietly(written(tmp_path, content))
+    assert said == words
+    np.testing.assert_allclose(log.workload.arrival_time, [0.0, 0.75])
+    assert log.workload.prompt_length.tolist() == [2882, 9]
+    np.testing.assert_allclose(log.ttft, [0.098, 0.05], atol=1e-6)
+    np.testing.assert_allclose(log.latency, [1.367, 0.55], atol=1e-6)
+
+
 @pytest.mark.parametrize("name", ["ttft_ms_p50", "TTFT (ms) p50", "p50_ttft_ms"])
 def test_a_unit_is_told_wherever_in_a_name_it_stands(tmp_path, name):
     table = read_log(written(tmp_path, f"concurrency,{name}\n1,35\n"))

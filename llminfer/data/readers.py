@@ -55,7 +55,8 @@ def read_log(
         settings: Of the engine, for what goes on from the log: fields of a
             configuration, or vLLM's own flags. Else those of the log's ``meta.json``.
         columns: Names of columns by what they hold, where names do not say it.
-        unit: Of times, where names do not say it: s, ms, us or ns.
+        unit: Of times, where names do not say it: s, ms, us or ns. Else the first of
+            these in which a token takes as long as on a real engine, with a warning.
         run: Which one, from 1, of a file of several.
 
     >>> from tempfile import mkdtemp
