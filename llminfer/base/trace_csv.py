@@ -19,7 +19,7 @@ from llminfer.base.errors import TraceError, choice, shown
 
 _LONGEST_LINE = 64 * 1024  # bytes; a line of a trace has well under a hundred
 _LONGEST_OBJECT = 64 * 2**20  # bytes; the results of a whole run may be on one
-_SPARSE = {True: 2.0, False: 60.0}  # s between requests, whole or not; ms look like it
+_SPARSE = 60.0  # s between requests; milliseconds look like that
 _LATEST = 1e15  # s; the clock of day is at 1.8e9
 _OF_DAY = 1e9  # s; a clock that shows more is the time of day, and at most 4e9
 _WHOLE = re.compile(r"\s*-?[0-9]{1,18}(\.(?!000\s*$)0*)?\s*")  # 1.000 may be 1000
@@ -237,7 +237,7 @@ def arrivals(cells: pd.Series, unit: str | None = None) -> tuple[pd.Series, floa
         return (dates - dates.min()) / pd.Timedelta(1, "s"), first
     whole = bool(cells.astype(str).str.strip().str.isdigit().all())
     gap = float(np.ptp(times)) / max(len(cells) - 1, 1)
-    if not unit and unsaid(cells) and gap > _SPARSE[whole]:
+    if not unit and unsaid(cells) and gap > (2.0 if whole else _SPARSE):
         meant = next((its for its in ("ms", "us") if gap * UNITS[its] < 10.0), "ns")
         what = f"{cells.name} is read as seconds: give unit='{meant}' if it is not"
         say(cells, f"{what}; no name says it, and a request comes every {gap:.3g} s")

@@ -78,8 +78,7 @@ def read_log(
     runs = read_runs(file)
     if not 1 <= (number := run or int(len(runs) == 1)) <= len(runs):
         sizes = ", ".join(f"{len(cells)} requests" for _, cells in runs)
-        must = f"must be one of {len(runs)}: {sizes}"
-        raise TraceError(f"{file.name}, run={run}: {must}")
+        raise TraceError(f"{file.name}, run={run}: must be one of {len(runs)}: {sizes}")
     about, cells = runs[number - 1]
     form = _format({*about, *cells}, file)
     unit = unit or form.get("unit")
