@@ -131,9 +131,8 @@ def _simulated(config: SimulationConfig, workload: Workload | None = None) -> Ru
 
 def metrics_of(config: SimulationConfig, record: RunRecord) -> Metrics:
     """The metrics of a run without its warm-up."""
-    return MetricsCollector.compute_metrics(
-        record, config.warmup_requests, config.step_time
-    )
+    skip, law = config.warmup_requests, config.step_time
+    return MetricsCollector.compute_metrics(record, skip, law)
 
 
 def poolable_metrics(config: SimulationConfig, record: RunRecord) -> Row:
@@ -247,6 +246,7 @@ def sweep(
     random_seed_start: int = 42,
     *,
     measure: Measure = poolable_metrics,
+    workload: Workload | None = None,
 ) -> pd.DataFrame:
     """Every combination of the swept values, each replicated: a row a run.
 
@@ -263,6 +263,9 @@ def sweep(
             numbers do not depend on it.
         random_seed_start: First seed.
         measure: Makes a run's numbers from its record; by default the metrics.
+        workload: What all serve instead of their own requests, once: under another
+            seed it would be the same run. ``base.replace(**workload.law())`` draws
+            requests like these, and replicates.
 
     Returns:
         A tidy table: the swept fields, ``replication``, ``seed``, then the numbers. A
@@ -282,15 +285,18 @@ def sweep(
     """
     kind("base", base, SimulationConfig, "a SimulationConfig")
     check_axes(over, ("replication", "seed"))
+    runs = replications if workload is None else 1
     rows: list[dict[str, Any]] = []
     configs: list[SimulationConfig] = []
     for labels, config in _combinations(base, over):
-        for i, run in enumerate(replicated(config, replications, random_seed_start)):
+        for i, run in enumerate(replicated(config, runs, random_seed_start)):
             rows.append({**labels, "replication": i, "seed": run.random_seed})
             configs.append(run)
-    results = run_many(configs, n_jobs, " x ".join(over) or "runs", measure)
+    results = run_many(configs, n_jobs, " x ".join(over) or "runs", measure, workload)
     check_axes(over, results[0])
     table = pd.DataFrame([row | m for row, m in zip(rows, results, strict=True)])
+    # the configuration knows the memory of its own requests alone
+    table = table.drop(columns=[] if workload is None else "memories", errors="ignore")
     table.attrs["made_by"] = made_by(configuration=base, over=repr(over))
     return table
 

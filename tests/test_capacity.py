@@ -85,7 +85,7 @@ WIDE = REPORT.replace(  # of notebook 06
 @pytest.mark.parametrize("config", [REPORT, WIDE], ids=["report", "wide"])
 def test_it_stays_at_or_below_what_the_server_carries(config):
     """TPOT does not feel the queue: nothing else holds the rate down."""
-    slo = SLO(tpot=1000.0)
+    slo = SLO(tpot=4.0)
     for seed in (0, 1000):
         few = {"replications": 5, "n_jobs": 1, "random_seed_start": seed}
         found = capacity(config, slo, **few)
@@ -104,7 +104,7 @@ def test_where_theory_has_no_bound_longer_runs_decide():
         output_length_dist="constant",
         output_dist_params={"value": 50},
     )
-    found = capacity(config, SLO(tpot=1000.0), replications=5, n_jobs=1)
+    found = capacity(config, SLO(tpot=4.0), replications=5, n_jobs=1)
     assert found.rate > 1.03 * config.max_stable_rate
     longer = config.replace(arrival_rate=found.rate, num_requests=60_000)
     grown = []
@@ -121,7 +121,7 @@ def test_under_a_controller_the_queue_must_not_grow():
         "batch_control_params": {"target": 0.1, "interval": 1.0},
     }
     config = REPORT.replace(**slow, num_requests=2000, warmup_requests=200)
-    found = capacity(config, SLO(tpot=1000.0), **ONE)
+    found = capacity(config, SLO(tpot=4.0), **ONE)
     assert found.rate < 0.9 * config.max_stable_rate
     breaks = found.evaluated.set_index("rate").loc[found.bracket[1]]
     holds = config.largest_batch
@@ -217,7 +217,7 @@ def test_a_trace_is_carried_no_faster_than_its_lengths_allow():
     for config in (static, lively):
         trace = Workload.generate(config.replace(num_requests=2500, random_seed=3))
         most = described(trace, config).max_stable_rate
-        slo = SLO(tpot=10.0)
+        slo = SLO(tpot=4.0)
         rate = capacity(config, slo, trace, tolerance=0.005, n_jobs=1).rate
         assert 0.94 * most < rate < (1.0 if config is static else 1.01) * most
 
@@ -260,6 +260,28 @@ def test_limits_that_nobody_keeps_are_refused(slo, said):
 def test_a_bad_limit_is_named(wrong, said):
     with pytest.raises(ConfigError, match=said):
         SLO(**wrong)
+
+
+@pytest.mark.parametrize(
+    ("limits", "said"),
+    [
+        ({"ttft": 500}, "ttft=500: must be seconds: 0.5 if 500 ms are meant"),
+        ({"tpot": 20.0, "ttft": 0.5}, "tpot=20: must be seconds: 0.02 if 20 ms"),
+        ({"itl": {"p50": 0.05, "p99": 80}}, "itl=80: must be seconds: 0.08 if"),
+        ({"latency": {"mean": 5000}}, "latency=5000: must be seconds: 5 if"),
+    ],
+)
+def test_a_limit_in_milliseconds_is_suspected_where_it_is_given(limits, said):
+    with pytest.warns(UserWarning, match=f"^{said}") as caught:
+        slo = SLO(**limits)
+    assert len(caught) == 1
+    assert slo == SLO(**limits)  # and taken as it was given
+
+
+def test_a_limit_that_may_be_meant_needs_no_word(recwarn):
+    SLO(ttft=60.0, tpot=4.0, latency=900.0, itl=4.0)
+    SLO(ttft={"p50": 30.0, "p99": 60.0}, latency=600)
+    assert not recwarn.list
 
 
 def test_too_few_requests_are_refused():
@@ -326,7 +348,9 @@ def test_an_answer_near_saturation_says_how_many_memories_it_rests_on(requests, 
 
 
 def test_an_answer_at_lambda_star_is_no_error():
-    found = capacity(SINGLE, SLO(ttft=1e6), replications=2, tolerance=1e-4, n_jobs=1)
+    with pytest.warns(UserWarning, match="must be seconds: 1000 if 1e\\+06 ms are"):
+        slo = SLO(ttft=1e6)
+    found = capacity(SINGLE, slo, replications=2, tolerance=1e-4, n_jobs=1)
     assert found.memories < 1e-3
     assert "a run lasts 0 memories of the queue, " in found.basis
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from dataclasses import MISSING, fields
 
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 from test_lengths import CASES
 
 from llminfer import (
+    PRESETS,
     SLO,
     ConfigError,
     Estimate,
@@ -124,6 +126,35 @@ def test_a_wrong_law_of_people_is_named_with_what_would_do(name, value):
     assert ": must be " in message or " takes " in message
 
 
+@pytest.mark.parametrize(
+    ("field", "given", "meant"),
+    [
+        ("think_time", 2000, "2 if 2000 ms"),
+        ("patience", 5000.0, "5 if 5000 ms"),
+        ("request_timeout", 30_000, "30 if 30000 ms"),
+        ("batch_timeout", 250, "0.25 if 250 ms"),
+    ],
+)
+def test_milliseconds_are_suspected_once_and_not_by_each_run(field, given, meant):
+    few = {"num_requests": 20, "warmup_requests": 0, "arrival_rate": 0.01}
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("default")
+        config = SimulationConfig(**few, clients=2, **{field: given})
+        sweep(config, {"batch_size": [1, 2, 4]}, replications=2, n_jobs=1)
+    words = [str(its.message) for its in said]
+    assert words.count(f"{field}={given:g}: must be seconds: {meant} are meant") == 1
+    assert getattr(config, field) == given
+
+
+def test_times_that_may_be_meant_need_no_word(recwarn):
+    law = {"dist": "lognormal", "mu": 8.0, "sigma": 1.0}
+    SimulationConfig(clients=2, think_time=900, patience=law, request_timeout=600)
+    SimulationConfig(batch_timeout=60.0)
+    for preset in PRESETS:
+        SimulationConfig.from_preset(preset)
+    assert not recwarn.list
+
+
 def test_no_turns_at_all_are_refused():
     for none in (0, False, []):
         refused(lambda its=none: SimulationConfig(clients=5, turns=its), "turns.value=")
@@ -138,6 +169,11 @@ def test_wrong_gaps_are_named_with_what_would_do(gaps):
 def test_every_field_is_tried():
     ours = {name for name, _ in WRONG} | {*LAWS, "arrival_gaps"}
     assert ours == {f.name for f in fields(SimulationConfig)}
+
+
+def test_a_table_is_shown_on_one_line():
+    table = pd.DataFrame({"a": [1, 2]})
+    refused(lambda: simulate(SimulationConfig(), table), "workload=   a 0  1 1  2: ")
 
 
 def test_a_value_is_shown_in_eighty_characters():

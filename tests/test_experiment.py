@@ -28,10 +28,11 @@ from llminfer import (
     Workload,
     save_results,
     simulate,
+    stats,
     sweep,
 )
 from llminfer.base.cache import RunStore, digest_of_source
-from llminfer.experiment import metrics_of, run_key
+from llminfer.experiment import metrics_of, run_key, run_many
 from llminfer.servers.overload import described, warn_of_growth
 
 BASE = SimulationConfig(
@@ -497,9 +498,31 @@ def test_a_sweep_measures_what_it_is_told_and_remembers_it_apart():
     assert run_key(BASE.replace(random_seed=1), longest) is None
 
 
+def test_a_sweep_serves_a_workload_as_all_that_run_one_do():
+    base = BASE.replace(warmup_requests=0)
+    work = Workload.generate(base.replace(random_seed=9))
+    table = sweep(base, {"batch_size": [2, 8]}, n_jobs=1, workload=work)
+    assert table[["batch_size", "replication"]].values.tolist() == [[2, 0], [8, 0]]
+    configs = [base.replace(batch_size=size, random_seed=42) for size in (2, 8)]
+    alone = run_many(configs, n_jobs=1, workload=work)
+    for name in ("avg_latency", "p99_ttft", "total_requests"):
+        assert table[name].tolist() == [row[name] for row in alone]
+    assert table["avg_latency"].tolist() == [
+        SimulationRunner(config, work).run()["avg_latency"] for config in configs
+    ]
+    assert "memories" not in table  # of its own requests; those of these nobody knows
+    summary = stats.summarize(table, "batch_size", "p99_latency")
+    pooled = pytest.approx(table["p99_latency"].tolist(), rel=1e-6)
+    assert summary["mean"].tolist() == pooled
+    assert summary["ci_lower"].isna().all()  # one run has no interval
+    assert sweep(base, {"batch_size": [2]}, 1, n_jobs=1)["memories"].notna().all()
+
+
 def test_a_workload_of_the_wrong_kind_is_named():
     config = SimulationConfig(num_requests=20, warmup_requests=0, arrival_rate=1.0)
     with pytest.raises(ConfigError, match=r"workload='trace.csv': must be a Workload"):
         simulate(config, "trace.csv")
+    with pytest.raises(ConfigError, match=r"workload='trace.csv': must be a Workload"):
+        sweep(config, {"batch_size": [4]}, workload="trace.csv")
     with pytest.raises(ConfigError, match="over"):
         sweep(config, ["batch_size"])

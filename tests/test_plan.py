@@ -220,7 +220,7 @@ def test_requests_that_were_given_up_count_in_what_an_engine_carries(monkeypatch
     settings = {"batch_size": 16, "step_law": "sum"}
     found = capacity(
         calibrate.fit(replace(log, **cut), settings),
-        SLO(tpot=1000.0),
+        SLO(tpot=4.0),
         replications=3,
         n_jobs=1,
     )

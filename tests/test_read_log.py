@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llminfer import ConfigError, TraceError, Workload, read_settings
@@ -407,9 +407,9 @@ ERRORS = {  # content, how to read it, what is said
         {},
         "row 2, e2e='1.5': must be seconds, a finite number of at least 2.49",
     ),
-    "milliseconds that no name tells": (
+    "milliseconds that are called seconds": (
         "sent,isl,osl,ttft,e2e\n0,9,30,50,2500\n",
-        {},
+        {"unit": "s"},
         "half of the requests take over 84.5 s a token: must be seconds, not ms",
     ),
 }
@@ -723,6 +723,199 @@ def test_units_and_order_do_not_matter(times, name, unit, by_name, shuffled):
     want = np.array(sorted(set(times))) - min(times)
     np.testing.assert_allclose(work.arrival_time, want, rtol=1e-9, atol=1e-9)
     assert work.prompt_length.tolist() == list(range(5, 5 + len(rows)))
+
+
+# Units that no name says
+
+SHAPES = {"durations": ["sent", "ttft", "e2e"]}
+SHAPES["clocks"] = ["sent", "first_token_at", "finished_at"]
+
+
+@st.composite
+def served(draw):
+    """Arrivals, first and last tokens in seconds, and lengths, as of a real engine."""
+    n = draw(st.integers(5, 20))
+    rng = np.random.default_rng(draw(st.integers(0, 2**32)))
+    gap, pace, wait = (
+        draw(st.floats(*its)) for its in ((0.01, 10), (3e-3, 0.4), (0.01, 30))
+    )
+    sent = rng.exponential(gap, n).cumsum()
+    made = rng.integers(2, 300, n)
+    first = sent + wait * rng.uniform(0.5, 2.0, n)
+    return sent, first, first + pace * (made - 1) * rng.uniform(0.8, 1.2, n), made
+
+
+@settings(max_examples=25)
+@given(
+    served(),
+    st.tuples(st.sampled_from([*SHAPES]), st.sampled_from([*UNITS]), st.booleans()),
+    st.sampled_from([0.0, 1.77e9]),
+)
+def test_a_log_is_read_in_its_own_unit_whether_its_names_say_it_or_not(
+    tmp_path_factory, times, form, epoch
+):
+    """Whatever is not in seconds and does not say so in its name is said aloud."""
+    (sent, first, last, made), (shape, unit, by_name) = times, form
+    clocks = np.array([sent, first, last]) + epoch
+    if shape == "durations":
+        clocks[1:] -= clocks[0]
+    cells = (clocks * UNITS[unit]).round(6 if unit == "s" else 0)
+    names = [name + f"_{unit}" * by_name for name in SHAPES[shape]]
+    table = pd.DataFrame(dict(zip(names, cells, strict=True)))
+    table = table if unit == "s" else table.astype("int64")
+    path = tmp_path_factory.mktemp("log") / "log.csv"
+    table.assign(n_in=9, n_out=made).to_csv(path, index=False)
+    log, said = quietly(path)
+    np.testing.assert_allclose(log.workload.arrival_time, sent - sent[0], atol=2e-3)
+    np.testing.assert_allclose(log.ttft, first - sent, atol=3e-3)
+    np.testing.assert_allclose(log.latency, last - sent, atol=3e-3)
+    told = by_name or unit == "s" or (epoch and shape == "clocks")
+    assert bool(said) != told
+    for words in said:
+        assert f"no unit, read as {unit}: " in words
+        assert " s a token if in s; unit= says another" in words
+        assert ("sent" in words) == (epoch == 0.0)
+
+
+@settings(max_examples=25)
+@given(
+    st.integers(0, 2**32),
+    st.floats(0.02, 5.0),
+    st.sampled_from(["ms", "us", "ns"]),
+    st.sampled_from(["arrived_at", "arrival_time"]),
+)
+def test_arrivals_alone_are_in_doubt_and_the_unit_that_is_named_is_theirs(
+    seed, gap, unit, name
+):
+    """Nothing but their gaps tells: they are read as seconds, aloud."""
+    sent = np.random.default_rng(seed).exponential(gap, 20).cumsum() * UNITS[unit]
+    names = [name, "prompt_length", "output_length"]
+    table = pd.DataFrame(dict(zip(names, (sent.astype("int64"), 9, 3), strict=True)))
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        wrong = Workload.from_frame(table)
+    assert np.ptp(wrong.arrival_time) == pytest.approx(np.ptp(sent), abs=1.0)
+    words = str(said[0].message)
+    assert f"{name} is read as seconds: give unit='{unit}' if it is not" in words
+    right = np.ptp(Workload.from_frame(table, unit=unit).arrival_time)
+    assert right == pytest.approx(np.ptp(sent) / UNITS[unit], abs=2e-3)
+
+
+def test_no_real_log_or_trace_is_in_doubt(data):
+    logs = [*data.glob("vllm-*/*"), *data.glob("azure-2023/*code.csv")]
+    logs += (data / "samples").glob("*[!a].json*")
+    assert len(logs) >= 15
+    for path in logs:
+        _, said = quietly(path)
+        assert not [words for words in said if "read as" in words], path
+
+
+UNSURE = {  # content, what is said
+    "1 to 4 s a token": (
+        "sent,isl,osl,ttft,e2e\n0,9,3,2.5,7.5\n",
+        "sent, ttft, e2e: no unit, read as s: 2.5 s a token",
+    ),
+    "gaps alone": (
+        [{"sent": 0.5, "isl": 9, "osl": 3, "ttft": 50, "itls": [12, 14]}],
+        "sent, ttft, itls: no unit, read as ms: 13 s a token",
+    ),
+    "pace alone": (
+        "sent,isl,osl,ttft,tpot\n0,9,3,50,12\n",
+        "sent, ttft, tpot: no unit, read as ms: 12 s a token",
+    ),
+    "answers of one token": (
+        "sent,isl,osl,ttft,e2e\n0,9,1,50,50\n1,9,1,60,60\n",
+        "sent, ttft, e2e: no unit, read as s: 55 s a token",
+    ),
+    "answers all at once": (
+        "sent,isl,osl,ttft,e2e\n0,9,50,850,850\n0,9,60,840,840\n",
+        "sent, ttft, e2e: no unit, read as s: 15.5 s a token",
+    ),
+    "dates beside durations": (
+        "sent,isl,osl,ttft,e2e\n2026-01-01 10:00:00,9,30,50,2500\n",
+        "file: ttft, e2e: no unit, read as ms: 84.5 s a token",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", UNSURE)
+def test_what_a_token_takes_tells_the_unit_or_that_it_is_in_doubt(tmp_path, name):
+    content, words = UNSURE[name]
+    path = written(tmp_path, content)
+    log, (said,) = quietly(path)
+    assert words in said
+    scale = 1.0 if "read as s" in said else 1e-3
+    other, nothing = quietly(path, unit="s" if scale == 1.0 else "ms")
+    assert not [its for its in nothing if "no unit" in its]
+    np.testing.assert_array_equal(log.ttft, other.ttft)
+
+
+def test_seconds_taken_for_milliseconds_are_refused_too(tmp_path):
+    path = written(tmp_path, "sent,isl,osl,ttft,e2e\n0,9,101,0.5,1.5\n")
+    assert read_log(path).tpot.tolist() == [0.01]
+    with pytest.raises(TraceError, match="take over 1e-05 s a token: must be seconds"):
+        read_log(path, unit="ms")
+
+
+@pytest.mark.parametrize(
+    ("column", "value"), [("p50_ttft", 350), ("p99_e2e", 2500), ("mean_tpot", 12)]
+)
+def test_a_table_of_runs_has_limits_of_what_seconds_can_be(tmp_path, column, value):
+    path = written(tmp_path, f"concurrency,{column}\n1,{value}\n")
+    with pytest.raises(TraceError, match=f"{column}='{value}': must be seconds, not"):
+        read_log(path)
+    name = column.replace("e2e", "latency")
+    assert read_log(path, unit="ms")[name].tolist() == [pytest.approx(value / 1e3)]
+    assert read_log(path, unit="s")[name].tolist() == [value]
+
+
+SHEET = "Request ID;Start time;Prompt tokens;Output tokens;TTFT (s);Latency (s)\r\n"
+SHEET += "1;20.11.2026 14:03:00,250;2882;141;0,098;1,367\r\n"
+SHEET += "2;20.11.2026 14:03:01;9;11;0,050;0,550\r\n"
+GATEWAY = {
+    "created": 1795183380,
+    "timestamp": "2026-11-20T14:03:00.250Z",
+    "status": 200,
+    "usage": {"prompt_tokens": 2882, "completion_tokens": 141},
+    "timing": {"time_to_first_token": 98.0, "duration": 1367.0},
+}
+LATER = GATEWAY | {"timestamp": "2026-11-20T14:03:01Z"}
+LATER |= {"usage": {"prompt_tokens": 9, "completion_tokens": 11}}
+LATER |= {"timing": {"time_to_first_token": 50.0, "duration": 550.0}}
+ODD = {
+    "spreadsheet": (SHEET, []),
+    "gateway": (
+        [GATEWAY, LATER],
+        [
+            "file: timing.time_to_first_token, timing.duration: no unit, read as ms: "
+            "29.5 s a token if in s; unit= says another"
+        ],
+    ),
+    "proxy": (
+        "startTime,completionStartTime,endTime,prompt_tok,completion_tok\n"
+        "2026-11-20T14:03:00.250,2026-11-20T14:03:00.348,2026-11-20T14:03:01.617,2882,"
+        "141\n2026-11-20T14:03:01,2026-11-20T14:03:01.050,2026-11-20T14:03:01.550,9,11\n",
+        [],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_logs_as_people_export_them_hold_the_same(tmp_path, name):
+    """Twin: a sheet with decimal commas, a gateway in ms, a proxy's three clocks."""
+    content, words = ODD[name]
+    log, said = quietly(written(tmp_path, content))
+    assert said == words
+    np.testing.assert_allclose(log.workload.arrival_time, [0.0, 0.75])
+    assert log.workload.prompt_length.tolist() == [2882, 9]
+    np.testing.assert_allclose(log.ttft, [0.098, 0.05], atol=1e-6)
+    np.testing.assert_allclose(log.latency, [1.367, 0.55], atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["ttft_ms_p50", "TTFT (ms) p50", "p50_ttft_ms"])
+def test_a_unit_is_told_wherever_in_a_name_it_stands(tmp_path, name):
+    table = read_log(written(tmp_path, f"concurrency,{name}\n1,35\n"))
+    assert table["p50_ttft"].tolist() == [0.035]
 
 
 def test_a_frame_is_put_in_order_aloud():

@@ -3,9 +3,13 @@
 import json
 import re
 
+import cloudpickle
 import pandas as pd
 import pytest
+from bench_memory import RUNS
 
+from llminfer.base.cache import SOURCE
+from llminfer.experiment import poolable_metrics, run_many
 from notebooks.fill_readme import ROOT, filled, listed, page, paragraphs
 
 README = (ROOT / "README.md").read_text("utf-8")
@@ -19,6 +23,39 @@ def test_the_readme_says_what_the_notebooks_found():
     answers = README.partition("<!--findings-->\n")[2].partition("<!--/")[0]
     assert answers.count("\n- [") == 10
     assert len(re.findall(r"[-+−]?\d[\d.]*%", answers)) >= 20
+
+
+def test_the_readme_says_what_a_run_costs_as_measured():
+    """Beside the CSV of the figure: a figure anew is a table anew."""
+    runs = pd.read_csv(FIGURES / "bench_memory.csv").set_index(["server", "requests"])
+    rows = re.findall(r"^\| ([^|]+) \| ([^|]+) \| ([^|]+) \|$", README, re.MULTILINE)
+    said = {what: dict(zip(RUNS, its, strict=True)) for what, *its in rows}
+    for server in RUNS:
+        its = runs.loc[server]
+        bounds = said["seconds a million requests, one core"][server].split(" to ")
+        seconds = its.loc[10**6, "us_a_request"], its.loc[10**5, "us_a_request"]
+        assert float(bounds[0]) - 0.5 <= min(seconds)
+        assert max(seconds) <= float(bounds[-1]) + 0.5
+        empty, million = (its.loc[n, "gigabytes"] * 1e3 for n in (1000, 10**6))
+        grown = round(million - empty, -2)
+        words = f"{round(empty, -1):.0f} MB, and {grown:.0f} a million requests"
+        assert said["memory a worker"][server] == words
+    assert "from a thousand requests to ten million" in README
+    assert set(runs.index.unique("requests")) == {10**n for n in range(3, 8)}
+
+
+@pytest.mark.parametrize("server", ["static", "continuous"])
+def test_the_readme_says_what_a_run_sends_and_brings_back(server):
+    """Bytes, packed as a worker gets and gives them."""
+    its = RUNS[server].replace(num_requests=20_000, warmup_requests=0)
+    row = run_many([its], 1, measure=poolable_metrics)[0]
+    job = SOURCE, its.scheduling_policy, poolable_metrics, its
+    (said,) = re.findall(r"^\| bytes a run: .*$", README, re.MULTILINE)
+    _, _, *cells, _ = said.split("|")
+    sent, back = re.findall(r"[\d,]+", cells[list(RUNS).index(server)])
+    for shown, packed in ((sent, job), (back, row)):
+        size = len(cloudpickle.dumps(packed))
+        assert float(shown.replace(",", "")) == pytest.approx(size, rel=0.25)
 
 
 def test_the_page_of_findings_is_that_of_the_figures():

@@ -3,6 +3,7 @@
 import contextlib
 import difflib
 import math
+import warnings
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import MISSING, fields
 from typing import Any, TypeVar
@@ -12,6 +13,9 @@ import numpy as np
 T = TypeVar("T")
 
 LARGEST = 1e15  # of any number; products of several are finite
+# s, by name; whoever gives more has most likely given milliseconds
+LONGEST = {"ttft": 60, "tpot": 4, "itl": 4, "batch_timeout": 60, "target": 900}
+LONGEST |= dict.fromkeys(("latency", "think_time", "patience", "request_timeout"), 900)
 _WHOLE = int, np.integer
 _REALS = *_WHOLE, float, np.floating
 _NONE = bool, np.timedelta64  # are of these types, and no numbers
@@ -43,7 +47,7 @@ def shown(value: object) -> str:
     ('[1, 2]', 'a value of type int')
     """
     try:
-        text = repr(value)
+        text = repr(value).replace("\n", " ")
     except Exception:  # too many digits, nested too deep, or a fault of its own
         return f"a value of type {type(value).__name__}"
     return text if len(text) <= 80 else text[:77] + "..."
@@ -75,6 +79,9 @@ def number(
 
     Raises:
         ConfigError: It is not.
+
+    Warns:
+        UserWarning: A time so long that it looks like milliseconds.
     """
     result = math.nan
     if isinstance(value, _REALS) and not isinstance(value, _NONE):
@@ -82,6 +89,9 @@ def number(
             result = float(value)
     odd = abs(result) > LARGEST or above == 0.0 < result < 1.0 / LARGEST
     if least <= result <= most and result > above and not odd:
+        if result > LONGEST.get(name.removesuffix("_limit"), math.inf):
+            must = f"must be seconds: {result / 1e3:g} if {result:g} ms are meant"
+            warnings.warn(f"{name}={result:g}: {must}", stacklevel=3)  # once a field
         return result
     ends = {" above ": above, " of at least ": least, " and at most ": most}
     said = [f"{words}{end:g}" for words, end in ends.items() if math.isfinite(end)]

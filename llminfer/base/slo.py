@@ -75,6 +75,9 @@ class SLO(Named):
     Raises:
         ConfigError: No limit, one that is not above 0, or no share.
 
+    Warns:
+        UserWarning: A limit so long that it looks like milliseconds.
+
     >>> for limit in SLO(ttft={"p50": 0.3, "p99": 1.0}, tpot=0.05).limits:
     ...     print(limit)
     p50 TTFT ≤ 0.3 s

@@ -23,6 +23,7 @@ _SPARSE = 60.0  # s between requests; milliseconds look like that
 _OF_DAY = 1e9  # s; a clock that shows more is the time of day, and at most 4e9
 _WHOLE = re.compile(r"\s*-?[0-9]{1,18}(\.(?!000\s*$)0*)?\s*")  # 1.000 may be 1000
 _DATE = re.compile(r"\s*(19[7-9]|20\d)\d-\d\d?-\d")  # others are no clock's
+_DOTTED = re.compile(r"^\s*(\d\d)\.(\d\d)\.(\d{4})\b"), r"\3-\2-\1"  # of a spreadsheet
 _COMPACT = re.compile(r"(19|20)\d\d(0[1-9]|1[0-2])([0-2]\d|3[01])(\d{6})?(\.0*)?")
 _ZONE = re.compile(r":[\d:.,]*\s*(?:z|[+-]\d\d:?(?:\d\d)?)\s*$", re.IGNORECASE)
 _COMMA = re.compile(r"^\s*(-?\d+),(\d+)\s*$")
@@ -31,6 +32,7 @@ _OPENERS: dict[str, Callable[..., Any]] = {".gz": gzip.open, ".xz": lzma.open}
 _TABLE = tomllib.loads(Path(__file__).with_name("columns.toml").read_text("utf-8"))
 COLUMNS: Mapping[str, str] = _TABLE["columns"]  # what they hold, and their names
 UNITS: Mapping[str, float] = _TABLE["units"]
+_UNIT = re.compile(rf"_({'|'.join(its for its in UNITS if its != 's')}|s$)(?=_|$)")
 Names = Mapping[str, str] | None
 TRACE = ("arrival_time", "prompt_length", "output_length")
 SAID = ("error", "status", "cancelled", "success")  # how a request ended, in words
@@ -65,18 +67,16 @@ def requests(found: Mapping[str, pd.Series], unit: str | None = None) -> pd.Data
         say(table, f"{silent.sum()} {what}: they failed, and are left out")
         table = table[~silent]
     moment, prompt, output = (found[role][table.index] for role in TRACE)
+    table["arrival_time"], _ = arrivals(moment, unit)
     if (moment.name, prompt.name, output.name) == TRACE and _dates(moment) is None:
         table["arrival_time"] = seconds(moment, unit=unit)
         if (first := table["arrival_time"].min()) > _OF_DAY:
-            what = f"the first arrives at {first:.10g} s"
-            say(table, f"{what}: subtract it if it is a date")
-    else:
-        table["arrival_time"], _ = arrivals(moment, unit)
+            say(table, f"first arrives at {first:.10g} s: subtract it if it is a date")
     table["prompt_length"], table["output_length"] = tokens(prompt), tokens(output)
     late = table["arrival_time"] < table["arrival_time"].cummax()
     if late.any():
-        row = late.idxmax()
-        say(table, f"not in order of arrival, from row {row} on: put in order")
+        what = f"not in order of arrival, from row {late.idxmax()} on: put in order"
+        say(table, what)
     return table.sort_values("arrival_time", kind="stable")
 
 
@@ -129,16 +129,16 @@ def recognised(
 
 
 def plain_name(name: str) -> tuple[str, float | None]:
-    """A column's name in plain words, and the unit that it ends in, if any.
+    """A column's name in plain words, and the unit that it has, if any.
 
-    >>> plain_name("startTimeUnixNano"), plain_name("n_in")
-    (('start_time_unix', 1e-09), ('n_in', None))
+    >>> plain_name("startTimeUnixNano"), plain_name("ttft_ms_p99"), plain_name("n_in")
+    (('start_time_unix', 1e-09), ('ttft_p99', 0.001), ('n_in', None))
     """
     name = re.sub("[\u00b5\u03bc]", "u", name.replace("/", "_per_"))  # micro
     words = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name).lower()
     words = re.sub(r"[^a-z0-9]+", "_", words).strip("_")
-    stem, _, last = words.rpartition("_")
-    return (stem, UNITS[last]) if stem and last in UNITS else (words, None)
+    unit = _UNIT.search(words)
+    return (words.replace(unit[0], "", 1), UNITS[unit[1]]) if unit else (words, None)
 
 
 def csv_table(path: Path, needed: Sequence[str] = ()) -> pd.DataFrame:
@@ -234,13 +234,22 @@ def arrivals(cells: pd.Series, unit: str | None = None) -> tuple[pd.Series, floa
     first = float(times.min())
     if dates is not None:
         return (dates - dates.min()) / pd.Timedelta(1, "s"), first
-    since, named = times - first, plain_name(str(cells.name))[1]
-    of_day = 1.0 <= numbers(cells).min() / _OF_DAY < 4.0  # if they are seconds
-    if not (named or unit or of_day) and since.mean() > _SPARSE * len(since):
-        say(cells, f"{cells.name} is read as seconds: give unit='ms' if it is not")
-    if unit and of_day and not named and UNITS[unit] < 1.0:
+    whole = bool(cells.astype(str).str.strip().str.isdigit().all())
+    gap = float(np.ptp(times)) / max(len(cells) - 1, 1)
+    if not unit and unsaid(cells) and gap > (2.0 if whole else _SPARSE):
+        meant = next((its for its in ("ms", "us") if gap * UNITS[its] < 10.0), "ns")
+        what = f"{cells.name} is read as seconds: give unit='{meant}' if it is not"
+        say(cells, f"{what}; no name says it, and a request comes every {gap:.3g} s")
+    of_day = day_unit(cells) == "s" and not plain_name(str(cells.name))[1]
+    if unit and of_day and UNITS[unit] < 1.0:
         say(cells, f"{cells.name} is read as {unit}, and looks like seconds since 1970")
-    return since, first
+    return times - first, first
+
+
+def unsaid(cells: pd.Series) -> bool:
+    """Whether numbers are times whose unit neither name nor clock of day tells."""
+    told = plain_name(str(cells.name))[1] or day_unit(cells)
+    return not told and bool(numbers(cells.explode()).notna().any())
 
 
 def moments(
@@ -250,7 +259,7 @@ def moments(
 
     Args:
         cells: A column of a table, its index named as that of ``csv_table`` is.
-        unit: Of numbers, where the column's name does not end in one. Without it
+        unit: Of numbers, where the column's name has none. Without it
             those of a clock of day are told by their size.
         least: The least, in seconds, of all cells or of each.
 
@@ -262,14 +271,17 @@ def moments(
         early = times < pd.Series(least, cells.index)
         refuse(cells, early, "no earlier than what came before it")
         return times
-    first, named = str(next(iter(cells), "")), plain_name(str(cells.name))[1]
-    if _COMPACT.fullmatch(first) and not (unit or named):
-        other = ~cells.astype(str).str.fullmatch(_COMPACT)
-        bad = pd.Series(not other.any(), cells.index)
-        refuse(cells, bad, "as 2023-11-16, or of a unit that is given")
-    size = numbers(cells).median() / _OF_DAY
-    days = (each for each in ("ms", "us", "ns") if 1.0 <= size * UNITS[each] < 4.0)
-    return seconds(cells, least, unit or next(days, None))
+    if not (unit or plain_name(str(cells.name))[1]):
+        bad = cells.astype(str).str.fullmatch(_COMPACT)
+        refuse(cells, bad & bool(bad.all()), "as 2023-11-16, or of a unit given")
+    return seconds(cells, least, unit or day_unit(cells))
+
+
+def day_unit(cells: pd.Series) -> str | None:
+    """The unit in which numbers are the time of day, since 1970; None if in none."""
+    early, late = numbers(cells).quantile([0.1, 0.9])  # a few may be wrong
+    within = [its for its in ("s", "ms", "us", "ns") if late < 1.05 * early]  # a year
+    return next((its for its in within if 1 <= early * UNITS[its] / _OF_DAY < 4), None)
 
 
 def refuse(cells: pd.Series, bad: pd.Series, must: str) -> None:
@@ -306,7 +318,7 @@ def say(cells: pd.Series | pd.DataFrame, what: str) -> None:
 
 def _dates(cells: pd.Series) -> pd.Series | None:
     """Dates and times, or None where cells hold numbers."""
-    text = cells.astype(str)
+    text = cells.astype(str).str.replace(",", ".").str.replace(*_DOTTED, regex=True)
     text = text.where(text.str.match(_DATE))
     if text.isna().all():
         return None
@@ -328,8 +340,7 @@ def text_lines(path: Path, longest: int = _LONGEST_LINE) -> Iterator[str]:
                     line += file.readline(_LONGEST_OBJECT)
                 if len(line) in (longest, longest + _LONGEST_OBJECT) or b"\0" in line:
                     what = "binary" if b"\0" in line else f"longer than {longest} bytes"
-                    must = "must be text, in lines"
-                    raise TraceError(f"{path.name}, row {number}: {what}: {must}")
+                    raise TraceError(f"{path.name}, row {number}: {what}: must be text")
                 yield line.decode("utf-8-sig" if number == 1 else "utf-8")
     except UnicodeDecodeError:
         raise TraceError(f"{path.name}, row {number}: must be UTF-8 text") from None

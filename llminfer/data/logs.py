@@ -14,7 +14,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from llminfer.base.arrays import FloatArray, IntArray
-from llminfer.base.errors import TraceError, number
+from llminfer.base.errors import LONGEST, TraceError, number
 from llminfer.base.trace_csv import csv_table, refuse, seconds, tokens
 from llminfer.data.rows import FORMATS, document
 from llminfer.record import RunRecord
@@ -22,7 +22,6 @@ from llminfer.workload import Workload
 
 _ORDER = ("arrival_time", "queued_time", "first_token_time", "last_token_time")
 _CLOCK_ERROR = 1e-6  # s; the clock of day has so many digits in a float
-SLOWEST = 4.0  # s a token; who is slower than that gave milliseconds
 _CLOCK = ("begin", "scheduled", "done")
 _PARTS = ("prefill_tokens", "prefill_seqs", "prefill_kv", "decode_seqs", "decode_kv")
 _STEP = (*_PARTS, "running", "waiting", "preempted")
@@ -83,15 +82,14 @@ class ServedLog:
             bad &= there | ~np.isnan(times + before)
             if bad.any():
                 row = int(np.argmax(bad))
-                what = f"no earlier than {earlier}, {before[row]:.6g}"
-                must = f"must be seconds on the clock of arrivals, {what}"
+                must = f"must be seconds, no earlier than {earlier}, {before[row]:.6g}"
                 how = "add the arrival to a duration; NaN is for who was cut off"
                 raise TraceError(f"{name}[{row}]={times[row]:.6g}: {must}: {how}")
             before, there = times, self.completed
-        if (pace := pd.Series(self.tpot).median()) > SLOWEST:
-            what = f"half of the requests take over {pace:.3g} s a token"
-            how = "must be seconds, not ms, or read with unit='ms'"
-            raise TraceError(f"last_token_time: {what}: {how}")
+        # seconds that were taken for ms are shorter than any real engine's
+        if (pace := pd.Series(self.tpot).median()) > LONGEST["tpot"] or 0 < pace < 2e-5:
+            must = f"{pace:.3g} s a token: must be seconds, not ms: unit='...' says it"
+            raise TraceError(f"last_token_time: half of the requests take over {must}")
 
     @classmethod
     def from_record(cls, record: RunRecord) -> Self:

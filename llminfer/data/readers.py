@@ -6,6 +6,7 @@ requests were sent and answered, a workload if only what was asked and when, a t
 if only means and percentiles of whole runs.
 """
 
+import warnings
 from collections.abc import Mapping
 from contextlib import suppress
 from heapq import heappop, heappush
@@ -16,9 +17,9 @@ import numpy as np
 import pandas as pd
 
 from llminfer.base import trace_csv as cell
-from llminfer.base.errors import TraceError
+from llminfer.base.errors import LONGEST, TraceError
 from llminfer.base.trace_csv import TRACE, Names, place, recognised, refuse, say
-from llminfer.data.logs import SLOWEST, ServedLog, inside, read_settings
+from llminfer.data.logs import ServedLog, inside, read_settings
 from llminfer.data.rows import FORMATS, read_runs
 from llminfer.workload import Workload
 
@@ -54,7 +55,8 @@ def read_log(
         settings: Of the engine, for what goes on from the log: fields of a
             configuration, or vLLM's own flags. Else those of the log's ``meta.json``.
         columns: Names of columns by what they hold, where names do not say it.
-        unit: Of times, where names do not say it: s, ms, us or ns.
+        unit: Of times, where names do not say it: s, ms, us or ns. Else the first of
+            these in which a token takes as long as on a real engine, with a warning.
         run: Which one, from 1, of a file of several.
 
     >>> from tempfile import mkdtemp
@@ -76,8 +78,7 @@ def read_log(
     runs = read_runs(file)
     if not 1 <= (number := run or int(len(runs) == 1)) <= len(runs):
         sizes = ", ".join(f"{len(cells)} requests" for _, cells in runs)
-        must = f"must be one of {len(runs)}: {sizes}"
-        raise TraceError(f"{file.name}, run={run}: {must}")
+        raise TraceError(f"{file.name}, run={run}: must be one of {len(runs)}: {sizes}")
     about, cells = runs[number - 1]
     form = _format({*about, *cells}, file)
     unit = unit or form.get("unit")
@@ -93,6 +94,7 @@ def read_log(
     settings = _settings(settings, file)
     if settings and (users := _users(about)):
         settings["clients"] = users
+    found = found if unit else _told(found)
     return _served(found, unit, settings=settings, source=form["name"])
 
 
@@ -186,8 +188,7 @@ def _needed(
         if str(load.get("request_rate")) != "inf" or closed > (answers <= found.keys()):
             has = ", ".join(str(column.name) for column in found.values())
             what = f"no arrivals: {len(cells)} requests have {has}; {load}"
-            how = "columns={'arrival_time': '...'}, or save details with vLLM of 2026"
-            how += ", or run with --request-rate inf"
+            how = "columns={'arrival_time': '...'}, vLLM of 2026, or --request-rate inf"
             raise TraceError(f"{place(cells)}: {what}: {how}")
         found["arrival_time"] = pd.Series(0.0, cells.index, name="request_rate")
         if closed:
@@ -204,11 +205,10 @@ def _needed(
 
 def _is_served(found: Columns) -> bool:
     """Whether both first and last tokens have a time; says if only one has."""
-    pace = {"itls", "tpot"} & found.keys()
-    first = {"first_token_time", "ttft"} & found.keys()
-    last = {"last_token_time", "latency"} & found.keys()
-    served = bool((first and last) or (pace and (first or last)))
-    for role in [] if served else sorted(first | last | pace):
+    roles = "itls tpot", "first_token_time ttft", "last_token_time latency"
+    there = [{*either.split()} & found.keys() for either in roles]
+    served = sum(map(bool, there)) >= 2
+    for role in [] if served else sorted(set[str]().union(*there)):
         what = "is not enough to tell when first and last tokens came"
         say(found[role], f"{found[role].name} {what}: a workload is read, no log")
     return served
@@ -252,6 +252,31 @@ def _served(found: Columns, unit: str | None, **more: Any) -> ServedLog:
     return ServedLog(work, *times, refused=count - len(rows), origin=origin, **more)
 
 
+def _told(found: dict[str, pd.Series]) -> dict[str, pd.Series]:
+    """The columns of a log, with a unit behind names without one where it must be one.
+
+    It is the first in which half of the requests take at most 1 s a token, and 2 ms if
+    it is not seconds. Up to 4 s they are taken for seconds, aloud; and so are answers
+    that came all at once, of which nobody knows how much of their time they waited.
+    """
+    bare = {r: c for r, c in found.items() if r in FORMATS["times"] and cell.unsaid(c)}
+    for unit in ("s", "ms", "us", "ns") if bare else ():
+        told = found | {r: its.rename(f"{its.name} {unit}") for r, its in bare.items()}
+        pace = np.inf
+        with suppress(TraceError), warnings.catch_warnings(action="ignore"):
+            log = _served(told, None)
+            whole = log.latency / log.workload.output_length  # if all came at once
+            pace = np.nanmedian(np.where(log.tpot > 0.0, log.tpot, whole))
+        if unit == "s" and not pace > 1.0:
+            break
+        if pace < np.inf if unit == "s" else 2e-3 <= pace <= 1.0:
+            names = ", ".join(str(its.name) for its in bare.values())
+            raw = f"{pace / cell.UNITS[unit]:.3g} s a token if in s; unit= says another"
+            say(found["arrival_time"], f"{names}: no unit, read as {unit}: {raw}")
+            return told
+    return found
+
+
 def _kept(found: Columns) -> tuple[Columns, pd.Series]:
     """The columns without who was refused, and which of the others were answered.
 
@@ -292,8 +317,7 @@ def _answered(found: Columns) -> tuple[pd.Series, pd.Series]:
         nothing = _NOTHING[: 2 if role in ("ttft", "latency") else None]
         failed |= found[role].map(str).isin(nothing)
     if failed.all():
-        what = "no requests answered: must have at least one"
-        raise TraceError(f"{place(failed)}: {what}")
+        raise TraceError(f"{place(failed)}: no requests answered: must have one")
     known = cell.numbers(found["prompt_length"]) >= 1.0
     worked = (has["ended"] | _begun(found)) & ~has["refused"]
     return ~failed, ~failed | (worked & known)
@@ -351,9 +375,8 @@ def _times(
         rows["first"] = rows["first"].fillna(rows["last"] - decode)
         rows["last"] = rows["last"].fillna(rows["first"] + decode)
     if (wait := (rows["first"] - rows["sent"]).min()) > _LONGEST_FIRST:
-        what = f"all wait for a first token, at least {wait:.6g} s"
-        how = "must be in seconds, and in one time zone, or read with unit='ms'"
-        raise TraceError(f"{place(rows)}: {what}: {how}")
+        must = f"{wait:.6g} s: must be seconds, and in one time zone, or give unit='ms'"
+        raise TraceError(f"{place(rows)}: all wait for a first token, at least {must}")
     return rows, origin
 
 
@@ -399,7 +422,7 @@ def _aggregates(cells: pd.DataFrame, unit: str | None) -> pd.DataFrame | None:
         kind, of = (_among(words, FORMATS[key]) for key in ("statistics", "measures"))
         if kind and of:
             times = cell.seconds(given := cells[name].dropna(), unit=unit)
-            slow = (times > SLOWEST) & (of in ("tpot", "itl"))
+            slow = (times > LONGEST[of]) & (not unit and cell.unsaid(given))
             refuse(given, slow, "seconds, not ms, or read with unit='ms'")
             statistics.setdefault(f"{kind}_{of}", times)
     if not statistics or recognised(cells).keys() >= {*TRACE}:
@@ -411,8 +434,7 @@ def _aggregates(cells: pd.DataFrame, unit: str | None) -> pd.DataFrame | None:
     for role, (of, by) in FORMATS["ratios"].items():
         table[role] = table[role].fillna(table[of] / table[by])
     table = table.drop(columns=["total_prompt", "total_output", "duration"])
-    table = table.assign(**statistics).dropna(axis=1, how="all")
-    return table.reset_index(drop=True)
+    return table.assign(**statistics).dropna(axis=1, how="all").reset_index(drop=True)
 
 
 def _among(words: str, known: Mapping[str, str]) -> str | None:

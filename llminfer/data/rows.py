@@ -125,6 +125,5 @@ def _within(part: Any) -> dict[str, Any]:
 def _parsed(text: str, where: str) -> Any:
     try:
         return json.loads(text)
-    except (ValueError, RecursionError) as error:
-        what = str(error).splitlines()[0]
-        raise TraceError(f"{where}: not JSON: {what:.80}") from None
+    except (ValueError, RecursionError) as its:
+        raise TraceError(f"{where}: not JSON: {str(its).splitlines()[0]:.80}") from None

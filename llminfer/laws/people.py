@@ -41,7 +41,7 @@ def seconds_law(field: str, given: Any) -> Quantile:
     [0.0, 1.386]
     """
     if not isinstance(given, Mapping):
-        given = {"dist": "constant", "value": number(field, given, least=0.0)}
+        given = {"dist": "constant", "value": given}
     name = choice(f"{field}.dist", given.get("dist"), _LAWS)
     takes, quantile = _LAWS[name]
     params = {k: v for k, v in given.items() if k != "dist"}
@@ -70,5 +70,7 @@ def people_law(field: str, given: Any) -> Any:
     Raises:
         ConfigError: It is none.
     """
+    if field != "turns" and not isinstance(given, Mapping):
+        number(field, given, least=0.0)
     turns_law(given) if field == "turns" else seconds_law(field, given)
     return plain(given)
