@@ -15,8 +15,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections import Counter, deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 from xml.etree import ElementTree
@@ -26,7 +26,7 @@ AT_ONCE = 2  # programs: more do not pay on two cores
 UNIT_PARTS = 6  # each loads for five seconds; fewer, and the last would run alone
 LIMIT = 900.0  # seconds a part may take: one that hangs is a failure, and shows where
 GRACE = 15.0  # seconds from an interrupt until what still runs is killed
-BROWSER = "browser tests"
+BROWSER, NOTEBOOKS = "browser tests", "notebook cells"
 COLLECT = "collected"  # the name of the part that only counts
 _QUICK = ["-p", "tests.quick_start", "-p", "no:anyio"]
 _PYTEST = ["-m", "pytest", *_QUICK, "-p", "no:cacheprovider"]
@@ -42,6 +42,7 @@ class Part(NamedTuple):
     name: str
     arguments: list[str]
     kind: str = ""
+    waits: str = ""  # the kind of those that must have ended before it begins
 
 
 class Ended(NamedTuple):
@@ -80,6 +81,7 @@ def parts(root: Path) -> list[Part]:
     return [
         *(_tests("browser", BROWSER, [*_NO_NBVAL, path]) for path in browser),
         *(_notebook(path) for path in notebooks),
+        *_latex(files),
         *(
             _tests(f"unit tests {i} of {len(units)}", "unit tests", [*_NO_NBVAL, *its])
             for i, its in enumerate(units, 1)
@@ -99,10 +101,11 @@ def _dealt(files: Sequence[Path]) -> list[list[Path]]:
     return [its for its in (*(rest[i::among] for i in range(among)), load) if its]
 
 
-def at_last(root: Path) -> list[Part]:
-    """What waits for the notebooks: what they wrote for the report must compile."""
-    files = (root / "tests").glob("test_latex.py")
-    return [_tests("LaTeX", "LaTeX tests", [*_NO_NBVAL, path]) for path in files]
+def _latex(files: Sequence[Path]) -> list[Part]:
+    """What the notebooks wrote for the report must compile: it waits for them."""
+    its = [path for path in files if path.name == "test_latex.py"]
+    parts = (_tests("LaTeX", "LaTeX tests", [*_NO_NBVAL, path]) for path in its)
+    return [part._replace(waits=NOTEBOOKS) for part in parts]
 
 
 def _tests(name: str, kind: str, arguments: Sequence[str | Path]) -> Part:
@@ -111,7 +114,7 @@ def _tests(name: str, kind: str, arguments: Sequence[str | Path]) -> Part:
 
 def _notebook(path: Path) -> Part:
     options = [*_NBVAL, "--nbval-cell-timeout=600", path]
-    return _tests(f"notebook {path.stem}", "notebook cells", options)
+    return _tests(f"notebook {path.stem}", NOTEBOOKS, options)
 
 
 def run(todo: Sequence[Part], root: Path, scratch: Path) -> Iterator[Ended]:
@@ -119,12 +122,14 @@ def run(todo: Sequence[Part], root: Path, scratch: Path) -> Iterator[Ended]:
 
     Whichever way this is left, nothing of it runs on.
     """
-    waiting = deque(todo)
+    waiting = list(todo)
     running: dict[subprocess.Popen[bytes], tuple[Part, float]] = {}
     try:
         while waiting or running:
-            while waiting and _computing(running.values()) < AT_ONCE:
-                part = waiting.popleft()
+            busy = [part for part, _ in running.values()]
+            while part := _next(waiting, busy):
+                waiting.remove(part)
+                busy.append(part)
                 running[_start(part, root, scratch)] = part, time.perf_counter()
             time.sleep(0.05)
             since = time.perf_counter() - LIMIT
@@ -139,8 +144,14 @@ def run(todo: Sequence[Part], root: Path, scratch: Path) -> Iterator[Ended]:
         _end(list(running))
 
 
-def _computing(running: Iterable[tuple[Part, float]]) -> int:
-    return sum(part.kind != BROWSER for part, _ in running)
+def _next(waiting: Sequence[Part], running: Sequence[Part]) -> Part | None:
+    """The first that may begin beside those that run, if any."""
+    if sum(part.kind != BROWSER for part in running) >= AT_ONCE:
+        return None
+    left = {part.kind for part in (*waiting, *running)}
+    return next(
+        (its for its in waiting if not its.waits or its.waits not in left), None
+    )
 
 
 def _file(part: Part, scratch: Path, suffix: str) -> Path:
@@ -151,9 +162,11 @@ def _start(part: Part, root: Path, scratch: Path) -> subprocess.Popen[bytes]:
     command = [sys.executable, *part.arguments]
     # One thread each: to share two cores, those of linear algebra wait and burn time.
     environment = os.environ | {"PYTHONIOENCODING": "utf-8", "OMP_NUM_THREADS": "1"}
+    # What one has compiled is there for the next: else each compiles for five seconds.
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)
     if part.kind:
         command.append(f"--junitxml={_file(part, scratch, 'xml')}")
-    if part.kind == "notebook cells":  # one process each, and no bars in its outputs
+    if part.kind == NOTEBOOKS:  # one process each, and no bars in its outputs
         environment |= {"LOKY_MAX_CPU_COUNT": "1", "TQDM_DISABLE": "1"}
     with _file(part, scratch, "log").open("wb") as log:
         return subprocess.Popen(
@@ -203,15 +216,14 @@ def check(root: Path, scratch: Path) -> int:
     """Run everything below ``root`` and say what came of it; 0 if all is well."""
     began, ran = time.perf_counter(), Counter[str]()
     failed, there = [], -1
-    for todo in (parts(root), at_last(root)):
-        with contextlib.closing(run(todo, root, scratch)) as ends:
-            for its in ends:
-                print(*say(its), sep="\n", flush=True)
-                ran[its.part.kind] += its.tests()[0]
-                if its.status:
-                    failed.append(its.part.name)
-                if its.part.name == COLLECT and (found := _FOUND.search(its.output)):
-                    there = int(found[1])
+    with contextlib.closing(run(parts(root), root, scratch)) as ends:
+        for its in ends:
+            print(*say(its), sep="\n", flush=True)
+            ran[its.part.kind] += its.tests()[0]
+            if its.status:
+                failed.append(its.part.name)
+            if its.part.name == COLLECT and (found := _FOUND.search(its.output)):
+                there = int(found[1])
     counts = ", ".join(f"{n:,} {kind}" for kind, n in ran.items() if kind)
     minutes, seconds = divmod(round(time.perf_counter() - began), 60)
     print(f"{counts}: {ran.total():,} of {there:,}, in {minutes} min {seconds} s")
