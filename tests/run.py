@@ -1,6 +1,7 @@
 """Every check, two programs at a time: ``python tests/run.py``, or ``make test``.
 
-The browser, which waits more than it computes, runs beside these. Each test file and
+What waits more than it computes, the browser and then the tests that start programs,
+runs beside these. Each test file and
 each notebook is in one part. At the end, what the parts ran is held beside what
 ``pytest --collect-only`` finds over everything: a difference is a failure.
 """
@@ -18,15 +19,15 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from xml.etree import ElementTree
 
 ROOT = Path(__file__).parents[1]
 AT_ONCE = 2  # programs: more do not pay on two cores
-UNIT_PARTS = 6  # each loads for five seconds; fewer, and the last would run alone
+UNIT_PARTS = 5  # each loads for some seconds; fewer, and the last would run alone
 LIMIT = 900.0  # seconds a part may take: one that hangs is a failure, and shows where
 GRACE = 15.0  # seconds from an interrupt until what still runs is killed
-BROWSER, NOTEBOOKS = "browser tests", "notebook cells"
+BROWSER, NOTEBOOKS, UNITS = "browser tests", "notebook cells", "unit tests"
 COLLECT = "collected"  # the name of the part that only counts
 _QUICK = ["-p", "tests.quick_start", "-p", "no:anyio"]
 _PYTEST = ["-m", "pytest", *_QUICK, "-p", "no:cacheprovider"]
@@ -43,6 +44,7 @@ class Part(NamedTuple):
     arguments: list[str]
     kind: str = ""
     waits: str = ""  # the kind of those that must have ended before it begins
+    beside: bool = False  # the two that compute
 
 
 class Ended(NamedTuple):
@@ -76,16 +78,13 @@ def parts(root: Path) -> list[Part]:
     alone = {"test_browser.py", "test_latex.py"}
     files = sorted((root / "tests").glob("test_*.py"))
     units = _dealt([path for path in files if path.name not in alone])
-    browser = [path for path in files if path.name == "test_browser.py"]
     notebooks = sorted((root / "notebooks").glob("*.ipynb"), reverse=True)
     return [
-        *(_tests("browser", BROWSER, [*_NO_NBVAL, path]) for path in browser),
+        *_alone(files, "browser", BROWSER, beside=True),
         *(_notebook(path) for path in notebooks),
-        *_latex(files),
-        *(
-            _tests(f"unit tests {i} of {len(units)}", "unit tests", [*_NO_NBVAL, *its])
-            for i, its in enumerate(units, 1)
-        ),
+        # What the notebooks wrote for the report must compile.
+        *_alone(files, "LaTeX", "LaTeX tests", waits=NOTEBOOKS),
+        *units,
         Part("types", ["-m", "mypy"]),
         Part(COLLECT, [*_PYTEST, "--collect-only", *_NBVAL, "tests", "notebooks"]),
         Part("style", ["-m", "ruff", "check", "."]),
@@ -93,19 +92,25 @@ def parts(root: Path) -> list[Part]:
     ]
 
 
-def _dealt(files: Sequence[Path]) -> list[list[Path]]:
-    """Unit tests in parts; those that load what notebooks need, for long, in one."""
-    load = [path for path in files if _TOOLS.search(path.read_text("utf-8"))]
-    rest = [path for path in files if path not in load]
+def _dealt(files: Sequence[Path]) -> list[Part]:
+    """Unit tests in parts; those that start notebooks or Lab, and wait, in one."""
+    wait = [path for path in files if _TOOLS.search(path.read_text("utf-8"))]
+    rest = [path for path in files if path not in wait]
     among = UNIT_PARTS - 1
-    return [its for its in (*(rest[i::among] for i in range(among)), load) if its]
+    parts = [
+        _tests(f"unit tests {i} of {UNIT_PARTS}", UNITS, [*_NO_NBVAL, *its])
+        for i, its in enumerate([*(rest[i::among] for i in range(among)), wait], 1)
+        if its
+    ]
+    if wait:
+        parts[-1] = parts[-1]._replace(waits=BROWSER, beside=True)
+    return parts
 
 
-def _latex(files: Sequence[Path]) -> list[Part]:
-    """What the notebooks wrote for the report must compile: it waits for them."""
-    its = [path for path in files if path.name == "test_latex.py"]
-    parts = (_tests("LaTeX", "LaTeX tests", [*_NO_NBVAL, path]) for path in its)
-    return [part._replace(waits=NOTEBOOKS) for part in parts]
+def _alone(files: Sequence[Path], name: str, kind: str, **how: Any) -> list[Part]:
+    """The part of the test file of that name, if it is there."""
+    its = [path for path in files if path.name == f"test_{name.lower()}.py"]
+    return [_tests(name, kind, [*_NO_NBVAL, path])._replace(**how) for path in its]
 
 
 def _tests(name: str, kind: str, arguments: Sequence[str | Path]) -> Part:
@@ -118,7 +123,7 @@ def _notebook(path: Path) -> Part:
 
 
 def run(todo: Sequence[Part], root: Path, scratch: Path) -> Iterator[Ended]:
-    """Run parts, ``AT_ONCE`` at a time beside the browser, and tell of each as it ends.
+    """Run parts, ``AT_ONCE`` at a time beside what waits, and tell of each as it ends.
 
     Whichever way this is left, nothing of it runs on.
     """
@@ -146,12 +151,12 @@ def run(todo: Sequence[Part], root: Path, scratch: Path) -> Iterator[Ended]:
 
 def _next(waiting: Sequence[Part], running: Sequence[Part]) -> Part | None:
     """The first that may begin beside those that run, if any."""
-    if sum(part.kind != BROWSER for part in running) >= AT_ONCE:
-        return None
-    left = {part.kind for part in (*waiting, *running)}
-    return next(
-        (its for its in waiting if not its.waits or its.waits not in left), None
-    )
+    full = sum(not part.beside for part in running) >= AT_ONCE
+    left = {part.kind for part in (*waiting, *running) if part.kind}
+    for its in waiting:
+        if (its.beside or not full) and its.waits not in left:
+            return its
+    return None
 
 
 def _file(part: Part, scratch: Path, suffix: str) -> Path:

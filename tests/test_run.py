@@ -17,7 +17,7 @@ import nbformat
 import pytest
 import run
 from nbformat.v4 import new_code_cell, new_notebook
-from run import BROWSER, COLLECT, ROOT, Part, check, parts
+from run import COLLECT, ROOT, Part, check, parts
 
 LINTERS = ["types", "style", "format"]
 
@@ -34,6 +34,8 @@ def test_each_file_is_in_one_part() -> None:
     files = [*(ROOT / "tests").rglob("test_*.py"), *(ROOT / "tests").rglob("*_test.py")]
     assert Counter(named) == Counter([*files, *(ROOT / "notebooks").rglob("*.ipynb")])
     assert all(part.kind or part.name in [*LINTERS, COLLECT] for part in todo)
+    waiting = [(part.name, part.waits) for part in todo if part.beside]
+    assert waiting == [("browser", ""), ("unit tests 5 of 5", "browser tests")]
 
 
 def one_line(name: str, code: str) -> Part:
@@ -140,7 +142,7 @@ def test_what_never_ends_is_a_failure_and_the_others_go_on(
     assert said.endswith("FAILED: a; b\n")
 
 
-def test_never_more_than_two_beside_the_browser(
+def test_never_more_than_two_beside_what_waits(
     tmp_path: Path, checked: Checked
 ) -> None:
     # Each says how many there were while it ran, itself among them; none is done before
@@ -157,8 +159,8 @@ for _ in range(20):
 mine.unlink(); print("beside", seen)
 """
     todo = [
-        Part(name, ["-c", code, str(tmp_path), name], kind)
-        for name, kind in [("browser", BROWSER), *((f"p{i}", "") for i in range(5))]
+        Part(name, ["-c", code, str(tmp_path), name], beside=name == "browser")
+        for name in ["browser", *(f"p{i}" for i in range(5))]
     ]
     status, said = checked([*todo, found(0)])
     assert status == 0
