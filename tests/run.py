@@ -1,6 +1,7 @@
 """Every check, two programs at a time: ``python tests/run.py``, or ``make test``.
 
-The browser, which waits more than it computes, runs beside these. Each test file and
+What waits more than it computes, the browser and then the tests that start programs,
+runs beside these. Each test file and
 each notebook is in one part. At the end, what the parts ran is held beside what
 ``pytest --collect-only`` finds over everything: a difference is a failure.
 """
@@ -15,18 +16,18 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections import Counter, deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from xml.etree import ElementTree
 
 ROOT = Path(__file__).parents[1]
 AT_ONCE = 2  # programs: more do not pay on two cores
-UNIT_PARTS = 6  # each loads for five seconds; fewer, and the last would run alone
+UNIT_PARTS = 5  # each loads for some seconds; fewer, and the last would run alone
 LIMIT = 900.0  # seconds a part may take: one that hangs is a failure, and shows where
 GRACE = 15.0  # seconds from an interrupt until what still runs is killed
-BROWSER = "browser tests"
+BROWSER, NOTEBOOKS, UNITS = "browser tests", "notebook cells", "unit tests"
 COLLECT = "collected"  # the name of the part that only counts
 _QUICK = ["-p", "tests.quick_start", "-p", "no:anyio"]
 _PYTEST = ["-m", "pytest", *_QUICK, "-p", "no:cacheprovider"]
@@ -42,6 +43,8 @@ class Part(NamedTuple):
     name: str
     arguments: list[str]
     kind: str = ""
+    waits: str = ""  # the kind of those that must have ended before it begins
+    beside: bool = False  # the two that compute
 
 
 class Ended(NamedTuple):
@@ -75,15 +78,13 @@ def parts(root: Path) -> list[Part]:
     alone = {"test_browser.py", "test_latex.py"}
     files = sorted((root / "tests").glob("test_*.py"))
     units = _dealt([path for path in files if path.name not in alone])
-    browser = [path for path in files if path.name == "test_browser.py"]
     notebooks = sorted((root / "notebooks").glob("*.ipynb"), reverse=True)
     return [
-        *(_tests("browser", BROWSER, [*_NO_NBVAL, path]) for path in browser),
+        *_alone(files, "browser", BROWSER, beside=True),
         *(_notebook(path) for path in notebooks),
-        *(
-            _tests(f"unit tests {i} of {len(units)}", "unit tests", [*_NO_NBVAL, *its])
-            for i, its in enumerate(units, 1)
-        ),
+        # What the notebooks wrote for the report must compile.
+        *_alone(files, "LaTeX", "LaTeX tests", waits=NOTEBOOKS),
+        *units,
         Part("types", ["-m", "mypy"]),
         Part(COLLECT, [*_PYTEST, "--collect-only", *_NBVAL, "tests", "notebooks"]),
         Part("style", ["-m", "ruff", "check", "."]),
@@ -91,18 +92,25 @@ def parts(root: Path) -> list[Part]:
     ]
 
 
-def _dealt(files: Sequence[Path]) -> list[list[Path]]:
-    """Unit tests in parts; those that load what notebooks need, for long, in one."""
-    load = [path for path in files if _TOOLS.search(path.read_text("utf-8"))]
-    rest = [path for path in files if path not in load]
+def _dealt(files: Sequence[Path]) -> list[Part]:
+    """Unit tests in parts; those that start notebooks or Lab, and wait, in one."""
+    wait = [path for path in files if _TOOLS.search(path.read_text("utf-8"))]
+    rest = [path for path in files if path not in wait]
     among = UNIT_PARTS - 1
-    return [its for its in (*(rest[i::among] for i in range(among)), load) if its]
+    parts = [
+        _tests(f"unit tests {i} of {UNIT_PARTS}", UNITS, [*_NO_NBVAL, *its])
+        for i, its in enumerate([*(rest[i::among] for i in range(among)), wait], 1)
+        if its
+    ]
+    if wait:
+        parts[-1] = parts[-1]._replace(waits=BROWSER, beside=True)
+    return parts
 
 
-def at_last(root: Path) -> list[Part]:
-    """What waits for the notebooks: what they wrote for the report must compile."""
-    files = (root / "tests").glob("test_latex.py")
-    return [_tests("LaTeX", "LaTeX tests", [*_NO_NBVAL, path]) for path in files]
+def _alone(files: Sequence[Path], name: str, kind: str, **how: Any) -> list[Part]:
+    """The part of the test file of that name, if it is there."""
+    its = [path for path in files if path.name == f"test_{name.lower()}.py"]
+    return [_tests(name, kind, [*_NO_NBVAL, path])._replace(**how) for path in its]
 
 
 def _tests(name: str, kind: str, arguments: Sequence[str | Path]) -> Part:
@@ -111,20 +119,22 @@ def _tests(name: str, kind: str, arguments: Sequence[str | Path]) -> Part:
 
 def _notebook(path: Path) -> Part:
     options = [*_NBVAL, "--nbval-cell-timeout=600", path]
-    return _tests(f"notebook {path.stem}", "notebook cells", options)
+    return _tests(f"notebook {path.stem}", NOTEBOOKS, options)
 
 
 def run(todo: Sequence[Part], root: Path, scratch: Path) -> Iterator[Ended]:
-    """Run parts, ``AT_ONCE`` at a time beside the browser, and tell of each as it ends.
+    """Run parts, ``AT_ONCE`` at a time beside what waits, and tell of each as it ends.
 
     Whichever way this is left, nothing of it runs on.
     """
-    waiting = deque(todo)
+    waiting = list(todo)
     running: dict[subprocess.Popen[bytes], tuple[Part, float]] = {}
     try:
         while waiting or running:
-            while waiting and _computing(running.values()) < AT_ONCE:
-                part = waiting.popleft()
+            busy = [part for part, _ in running.values()]
+            while part := _next(waiting, busy):
+                waiting.remove(part)
+                busy.append(part)
                 running[_start(part, root, scratch)] = part, time.perf_counter()
             time.sleep(0.05)
             since = time.perf_counter() - LIMIT
@@ -139,8 +149,14 @@ def run(todo: Sequence[Part], root: Path, scratch: Path) -> Iterator[Ended]:
         _end(list(running))
 
 
-def _computing(running: Iterable[tuple[Part, float]]) -> int:
-    return sum(part.kind != BROWSER for part, _ in running)
+def _next(waiting: Sequence[Part], running: Sequence[Part]) -> Part | None:
+    """The first that may begin beside those that run, if any."""
+    full = sum(not part.beside for part in running) >= AT_ONCE
+    left = {part.kind for part in (*waiting, *running) if part.kind}
+    for its in waiting:
+        if (its.beside or not full) and its.waits not in left:
+            return its
+    return None
 
 
 def _file(part: Part, scratch: Path, suffix: str) -> Path:
@@ -151,9 +167,11 @@ def _start(part: Part, root: Path, scratch: Path) -> subprocess.Popen[bytes]:
     command = [sys.executable, *part.arguments]
     # One thread each: to share two cores, those of linear algebra wait and burn time.
     environment = os.environ | {"PYTHONIOENCODING": "utf-8", "OMP_NUM_THREADS": "1"}
+    # What one has compiled is there for the next: else each compiles for five seconds.
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)
     if part.kind:
         command.append(f"--junitxml={_file(part, scratch, 'xml')}")
-    if part.kind == "notebook cells":  # one process each, and no bars in its outputs
+    if part.kind == NOTEBOOKS:  # one process each, and no bars in its outputs
         environment |= {"LOKY_MAX_CPU_COUNT": "1", "TQDM_DISABLE": "1"}
     with _file(part, scratch, "log").open("wb") as log:
         return subprocess.Popen(
@@ -203,15 +221,14 @@ def check(root: Path, scratch: Path) -> int:
     """Run everything below ``root`` and say what came of it; 0 if all is well."""
     began, ran = time.perf_counter(), Counter[str]()
     failed, there = [], -1
-    for todo in (parts(root), at_last(root)):
-        with contextlib.closing(run(todo, root, scratch)) as ends:
-            for its in ends:
-                print(*say(its), sep="\n", flush=True)
-                ran[its.part.kind] += its.tests()[0]
-                if its.status:
-                    failed.append(its.part.name)
-                if its.part.name == COLLECT and (found := _FOUND.search(its.output)):
-                    there = int(found[1])
+    with contextlib.closing(run(parts(root), root, scratch)) as ends:
+        for its in ends:
+            print(*say(its), sep="\n", flush=True)
+            ran[its.part.kind] += its.tests()[0]
+            if its.status:
+                failed.append(its.part.name)
+            if its.part.name == COLLECT and (found := _FOUND.search(its.output)):
+                there = int(found[1])
     counts = ", ".join(f"{n:,} {kind}" for kind, n in ran.items() if kind)
     minutes, seconds = divmod(round(time.perf_counter() - began), 60)
     print(f"{counts}: {ran.total():,} of {there:,}, in {minutes} min {seconds} s")

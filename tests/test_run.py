@@ -17,13 +17,13 @@ import nbformat
 import pytest
 import run
 from nbformat.v4 import new_code_cell, new_notebook
-from run import BROWSER, COLLECT, ROOT, Part, at_last, check, parts
+from run import COLLECT, ROOT, Part, check, parts
 
 LINTERS = ["types", "style", "format"]
 
 
 def test_each_file_is_in_one_part() -> None:
-    todo = [*parts(ROOT), *at_last(ROOT)]
+    todo = parts(ROOT)
     assert len({part.name for part in todo}) == len(todo)
     named = [
         Path(argument)
@@ -34,6 +34,8 @@ def test_each_file_is_in_one_part() -> None:
     files = [*(ROOT / "tests").rglob("test_*.py"), *(ROOT / "tests").rglob("*_test.py")]
     assert Counter(named) == Counter([*files, *(ROOT / "notebooks").rglob("*.ipynb")])
     assert all(part.kind or part.name in [*LINTERS, COLLECT] for part in todo)
+    waiting = [(part.name, part.waits) for part in todo if part.beside]
+    assert waiting == [("browser", ""), ("unit tests 5 of 5", "browser tests")]
 
 
 def one_line(name: str, code: str) -> Part:
@@ -58,7 +60,6 @@ def checked(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> Checked:
     """A function of parts: the exit status of their check, and what it says."""
-    monkeypatch.setattr(run, "at_last", lambda root: [])
     monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")  # they start sooner
 
     def check_them(todo: list[Part]) -> tuple[int, str]:
@@ -141,7 +142,7 @@ def test_what_never_ends_is_a_failure_and_the_others_go_on(
     assert said.endswith("FAILED: a; b\n")
 
 
-def test_never_more_than_two_beside_the_browser(
+def test_never_more_than_two_beside_what_waits(
     tmp_path: Path, checked: Checked
 ) -> None:
     # Each says how many there were while it ran, itself among them; none is done before
@@ -158,13 +159,38 @@ for _ in range(20):
 mine.unlink(); print("beside", seen)
 """
     todo = [
-        Part(name, ["-c", code, str(tmp_path), name], kind)
-        for name, kind in [("browser", BROWSER), *((f"p{i}", "") for i in range(5))]
+        Part(name, ["-c", code, str(tmp_path), name], beside=name == "browser")
+        for name in ["browser", *(f"p{i}" for i in range(5))]
     ]
     status, said = checked([*todo, found(0)])
     assert status == 0
     assert {int(n) for n in re.findall(r"beside (\d+)$", said, re.M)} <= {1, 2}
     assert said.count("beside") == 6
+
+
+def test_one_that_waits_begins_when_those_it_waits_for_have_ended(
+    tmp_path: Path, checked: Checked
+) -> None:
+    """And not when all have: another ends only if it has begun."""
+    a, latex = tmp_path / "a", tmp_path / "latex"
+    see = "import pathlib as p, time\nwhile not p.Path({}).exists(): time.sleep(0.01)"
+    do = f"import pathlib as p\nprint(p.Path({str(a)!r}).exists())\n"
+    report = Part("LaTeX", ["-c", f"{do}p.Path({str(latex)!r}).touch()"], waits="note")
+    notebook = f"import pathlib as p, time; time.sleep(0.5); p.Path({str(a)!r}).touch()"
+    other = one_line("other", f"{see.format(repr(str(latex)))}\nprint('seen')")
+    todo = [report, Part("a", ["-c", notebook], "note"), other, found(0)]
+    status, said = checked(todo)
+    assert status == 0
+    assert re.search(r"LaTeX +True$", said, re.M)
+    assert re.search(r"other +seen$", said, re.M)
+
+
+def test_what_is_compiled_is_kept(
+    checked: Checked, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")
+    said = checked([one_line("a", "import sys; print(sys.flags)"), found(0)])[1]
+    assert "dont_write_bytecode=0" in said
 
 
 def alive(pid: int) -> bool:

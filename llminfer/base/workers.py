@@ -43,7 +43,7 @@ def as_finished(
     [(0, 9), (1, 16)]
     """
     backend, told = get_active_backend()
-    all_of_them = repr(n_jobs) in ("None", "-1")
+    all_of_them = n_jobs is None or (isinstance(n_jobs, int) and n_jobs == -1)
     n = (told or -1) if all_of_them else whole("n_jobs", n_jobs, 1, 1024)
     if len(jobs) < 2 or n == 1:
         yield from ((i, task(*job, *shared)) for i, job in jobs.items())
