@@ -58,6 +58,7 @@ STATIC = SimulationConfig(
     batch_timeout=0.0,
     prompt_dist_params={"mu": 3, "sigma": 0.8, "max": 256},
     num_requests=180,
+    random_seed=9,
     warmup_requests=10,
 )
 
