@@ -6,11 +6,13 @@ Other tests say why they are right; here is what they are, to seven digits.
 
 from __future__ import annotations
 
+import inspect
 import itertools
 import random
 import warnings
 from collections.abc import Iterator
 from dataclasses import fields
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -23,6 +25,7 @@ from llminfer import (
     MetricsCollector,
     RunRecord,
     SimulationConfig,
+    TraceError,
     Workload,
     goodput,
     simulate,
@@ -34,7 +37,9 @@ from llminfer.laws.prefixes import SharedPrefixes
 from llminfer.policies import POLICIES, Waiting, get_policy
 from llminfer.report import latex
 from llminfer.report.verdict import Verdict
+from llminfer.request import RequestClass
 from llminfer.servers import overload
+from llminfer.servers.batch_control import CONTROLLERS
 from llminfer.servers.token_gaps import token_gaps
 from llminfer.stats import least_squares, paired, pooling
 from llminfer.stats.intervals import Estimate, beside, jackknife, skewed_mean
@@ -564,6 +569,140 @@ def still_more_runs() -> Iterator[str]:
 @KEPT.part
 def the_last_runs() -> Iterator[str]:
     yield from of_runs(5)
+
+
+HOSTILE = [-1, 0, 1, 2, 1.5, 1e9, 1e16, 10**400, -0.0, np.nan, np.inf, True, None]
+HOSTILE += ["x", "fcfs", "SJFF", "static", [], [1, 2], (3.0,), {}, {"mean": 2}]
+HOSTILE += [{"dist": "constant", "value": 3}, {"a": {"share": 1}}, 1e-320, 2**53 + 1]
+
+
+def came_of(give, *values) -> str:
+    """What is said of each value, or made of it."""
+    said = []
+    for value in values:
+        try:
+            said.append(give(value))
+        except (ConfigError, TraceError) as error:
+            said.append(str(error))
+        except Exception as error:  # not in our words
+            said.append(type(error).__name__)
+    return text_of(said)
+
+
+@KEPT.part
+def refusals_of_fields() -> Iterator[str]:
+    bases = {"static": REPORT, "engine": RTX}
+    for name, base in bases.items():
+        for field in fields(SimulationConfig):
+            its = field.name
+            give = lambda x: getattr(base.replace(**{its: x}), its)  # noqa: B023,E731
+            yield f"{name} {its} = {came_of(give, *HOSTILE)}"
+
+
+def mixed(kinds, base) -> Iterator[tuple[str, object]]:
+    """By kind and parameter, how it is made with another value of that."""
+    for name, kind in kinds.items():
+        taken = inspect.signature(kind).parameters
+        usual = {n: 9 if p.default is p.empty else p.default for n, p in taken.items()}
+        usual = {n: base.get(n, its) for n, its in usual.items()}
+        for its in taken:
+            yield f"{name}.{its}", partial(made, kind, usual, its)
+
+
+def made(kind, usual, name, value):
+    return getattr(kind(**usual | {name: value}), name)
+
+
+@KEPT.part
+def refusals_of_parameters() -> Iterator[str]:
+    ends = {"min": 2, "short_min": 2, "short_prob": 0.5, "values": (2, 3)}
+    ends |= {"weights": (1, 2), "laws": (LAWS["constant"],), "shares": (1.0,)}
+    ends |= {"mu": 1.0, "sigma": 1.0, "alpha": 1.0, "step_law": "sum", "random_seed": 1}
+    for kinds in (lengths.LENGTH_LAWS, arrivals.ARRIVAL_PATTERNS, CONTROLLERS):
+        for name, give in mixed(kinds, ends):
+            yield f"{name} = {came_of(give, *HOSTILE)}"
+    others = {"prefixes": SharedPrefixes, "times": StepTime, "slo": SLO}
+    others |= {"class": RequestClass}
+    for name, give in mixed(others, ends):
+        yield f"{name} = {came_of(give, *HOSTILE)}"
+    for name in POLICIES:
+        params = inspect.signature(POLICIES[name]).parameters
+        for its in params:
+            give = lambda x: getattr(get_policy(name, **{its: x}), its)  # noqa: B023,E731
+            yield f"policy {name}.{its} = {came_of(give, *HOSTILE)}"
+    for field in ("think_time", "patience"):
+        give = partial(people.seconds_law, field)
+        yield f"{field} = {came_of(lambda x: give(x)(U), *HOSTILE)}"  # noqa: B023
+
+
+@KEPT.part
+def refusals_of_columns() -> Iterator[str]:
+    right = [[0.0, 1.0, 2.5], [5, 6, 7], [1, 2, 3]]
+    wrong = [[], [1], [1, 2, -3], [0, 1, 2], [2, 1, 0], [1, np.nan, 2], ["a", "b", "c"]]
+    wrong += [
+        ["1", "2", "3"],
+        [True, False, True],
+        None,
+        3,
+        [1.5, 2.0, 3.0],
+        [[1], 2, 3],
+    ]
+    wrong += [[1e16, 1e17, 1e18], [0, 0, 0], pd.Series([1, 2, 3]), np.array([1j, 2, 3])]
+    for i, name in enumerate(("arrival_time", "prompt_length", "output_length")):
+
+        def give(value, at=i):
+            its = Workload.from_arrays(*[*right[:at], value, *right[at + 1 :]])
+            return its.columns
+
+        yield f"{name} = {came_of(give, *wrong)}"
+    config = REPORT.replace(warmup_requests=0)
+    scaled = Workload.from_arrays(*right).scaled
+    yield f"scaled = {came_of(lambda x: scaled(x).arrival_time, *HOSTILE)}"
+    runs = came_of(lambda x: simulate(config, x).latency, *HOSTILE)
+    yield f"workload = {runs}"
+    for make in (stats.intervals.compute_confidence_interval, stats.mser5):
+        yield f"{make.__name__} = {came_of(make, *wrong)}"
+
+
+@KEPT.part
+def what_is_warned_of() -> Iterator[str]:
+    static = SHORT.replace(batch_size=4, batch_timeout=0.0, warmup_requests=0)
+    engine = RTX.replace(server="continuous", warmup_requests=0)
+    tokens = {"output_length_dist": "truncated_normal"}
+    for sigma in (5, 9, 12, 25):
+        law = {"mu": 100, "sigma": sigma, "min": 10, "max": 500}
+        its = engine.replace(**tokens, output_dist_params=law)
+        yield f"may carry more {sigma} = {overload.may_carry_more(its)}"
+    for values in ([20, 60], [21, 60], [7]):
+        law = {
+            "output_length_dist": "empirical",
+            "output_dist_params": {"values": values},
+        }
+        more = overload.may_carry_more(engine.replace(**law))
+        yield f"may carry more {values} = {more}"
+    for policy, size in (("FCFS", 4), ("SJF", 4), ("SJF", 1), ("WFQ", 4)):
+        its = static.replace(scheduling_policy=policy, batch_size=size)
+        yield f"may carry more {policy} {size} = {overload.may_carry_more(its)}"
+    asked = {
+        "static": static,
+        "SJF": static.replace(scheduling_policy="SJF"),
+        "engine": engine,
+        "replicas": engine.replace(replicas=2),
+        "large": engine.replace(batch_size=512, kv_blocks=None),
+        "lost": static.replace(queue_limit=3),
+        "long": static.replace(num_requests=600),
+    }
+    for name, config in asked.items():
+        for load in (0.97, 1.03, 1.6, 4.0):
+            its = config.replace(arrival_rate=load * config.max_stable_rate)
+            with warnings.catch_warnings(record=True) as seen:
+                warnings.simplefilter("always")
+                record = simulate(its)
+                overload.warn_ahead([its, config], Workload.generate(its))
+                overload.warn_of_growth(its, record)
+                overload.warn_of_losses(record)
+            said = [f"{its.category.__name__}: {its.message}" for its in seen]
+            yield f"{name} {load} = {text_of(said)}"
 
 
 @KEPT.part
