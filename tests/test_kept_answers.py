@@ -126,9 +126,6 @@ def fits_of_tables() -> Iterator[str]:
     table = table.assign(output_length=30, mean_ttft=[0.04, np.nan], p99_tpot=0.012)
     found = calibrate.fit_table(table, {"batch_size": 64})
     yield f"rates = {rough(found)}"
-    users = table.assign(concurrency=[2, 9]).drop(columns="rate")
-    found = calibrate.fit_table(users, {"batch_size": 64, "step_law": "sum"})
-    yield f"users = {rough(found)}"
     rng = np.random.default_rng(1)
     p = 9 * rng.integers(0, 99, 60) * (rng.random(60) < 0.3)
     b = rng.integers(1, 64, 60)

@@ -61,7 +61,7 @@ def taken(where: str, its: Any) -> Iterator[str]:
     if said := ", ".join(map(default, given)):
         yield f"{where}() = {said}"
     for name, value in vars(its).items() if isinstance(its, type) else ():
-        its_own = value.__func__ if isinstance(value, staticmethod) else value
+        its_own = getattr(value, "__func__", value)  # of the class, or of none
         if isinstance(its_own, FunctionType) and not name.startswith("__"):
             yield from taken(f"{where}.{name}", its_own)
         elif isinstance(value, PLAIN) and not name.startswith("_"):
