@@ -689,7 +689,7 @@ def what_is_warned_of() -> Iterator[str]:
         "static": static,
         "SJF": static.replace(scheduling_policy="SJF"),
         "engine": engine,
-        "replicas": engine.replace(replicas=2),
+        "replicas": engine.replace(replicas=2, batch_size=32),
         "large": engine.replace(batch_size=512, kv_blocks=None),
         "lost": static.replace(queue_limit=3),
         "long": static.replace(num_requests=600),
