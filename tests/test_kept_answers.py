@@ -23,18 +23,29 @@ from kept_text import Kept, text_of
 from llminfer import (
     SLO,
     ConfigError,
+    ExperimentConfig,
+    ExperimentRunner,
+    RequestGenerator,
     SimulationConfig,
     Workload,
     calibrate,
     capacity,
+    constant_rate,
+    data,
     fewest_replicas,
+    save_results,
     simulate,
+    stats,
+    sweep,
 )
+from llminfer.data import read_log, read_steps
 from llminfer.data.logs import ServedLog
 from llminfer.report import tables
 from llminfer.report.page import Page
 from llminfer.report.verdict import Verdict
 from llminfer.stats.intervals import Estimate
+from llminfer.study.engine_clock import composed
+from llminfer.study.measures import beside_long_runs, misses, observed_memories, tails
 
 KEPT = Kept("answers")
 ENGINE = SimulationConfig.from_preset(
@@ -213,6 +224,44 @@ def fleets() -> Iterator[str]:
         counts = [found.replicas, found.gpus, found.sure]
         yield f"{name} = {text_of([counts, bill, str(found)])}"
         yield f"{name} tried = {text_of(found.evaluated)}"
+
+
+@KEPT.part
+def sweeps() -> Iterator[str]:
+    base = STATIC.replace(num_requests=60)
+    over = {"batch_size": [1, 4], "server": {"usual": {}, "slow": {"gamma": 0.01}}}
+    table = sweep(base, over, replications=3, n_jobs=1)
+    yield f"columns = {text_of(table.columns.tolist())}"
+    yield f"table = {text_of(table.select_dtypes('number'))}"
+    yield f"names = {text_of(table[['server', 'batch_size']].astype(str))}"
+    loads = {x: base.replace(arrival_rate=x * base.max_stable_rate) for x in (0.3, 0.9)}
+    runs = sweep(base, {"load": loads}, 6, 1, 7, measure=tails)
+    yield f"tails = {text_of(runs.select_dtypes('number'))}"
+    yield f"memories = {text_of(observed_memories(runs, ['load'], 'ttft'))}"
+    rows = stats.summarize(runs, "load", "p99_latency").set_index("load")
+    published = {str(x): (loads[x], rows.loc[x]) for x in loads}
+    alone = lambda *its, **how: sweep(*its[:3], 1, *its[4:], **how)  # noqa: E731
+    with mock.patch("llminfer.study.measures.sweep", alone):
+        checked = beside_long_runs(published, "p99_latency", longer=2.0, replications=2)
+    yield f"long runs = {text_of([checked, misses(checked)])}"
+    experiment = ExperimentConfig("a", "b", base, 3, 5)
+    results = ExperimentRunner(experiment, n_jobs=1).run_all()
+    plain = [{k: v for k, v in its.items() if "quantiles" not in k} for its in results]
+    yield f"course = {text_of(ExperimentRunner.aggregate_results(plain))}"
+    work = RequestGenerator(constant_rate(3.0), random_seed=4).generate(30)
+    yield f"generated = {text_of(work.columns)}"
+    folder = Path(os.environ["LLMINFER_CACHE"])
+    for name, its in (("a.csv", table), ("b.json", plain), ("c.json", plain[0])):
+        path = save_results(its, folder / name, base)
+        yield f"{name} = {text_of(path.read_text('utf-8'))}"
+
+
+@KEPT.part
+def clocks_of_engines() -> Iterator[str]:
+    folder = Path(data.__file__).parent / "vllm-h200" / "256x2048-closed-16"
+    steps = read_steps(folder)
+    found = composed(read_log(folder), steps.head(150))
+    yield f"steps = {text_of(found)}"
 
 
 @KEPT.part

@@ -17,13 +17,18 @@ from functools import partial
 import numpy as np
 import pandas as pd
 import pytest
+import simpy
+from cases import serve_by_hand
 from kept_text import Kept, text_of
 
 from llminfer import (
     SLO,
     ConfigError,
+    LLMInferenceServer,
     MetricsCollector,
+    Request,
     RunRecord,
+    ServerByHand,
     SimulationConfig,
     TraceError,
     Workload,
@@ -34,7 +39,7 @@ from llminfer import (
 )
 from llminfer.laws import arrivals, engines, lengths, people
 from llminfer.laws.prefixes import SharedPrefixes
-from llminfer.policies import POLICIES, Waiting, get_policy
+from llminfer.policies import POLICIES, Waiting, get_policy, ranked
 from llminfer.report import latex
 from llminfer.report.verdict import Verdict
 from llminfer.request import RequestClass
@@ -429,6 +434,7 @@ CHOICES: dict[str, list[dict[str, object]]] = {
         {"server": "continuous", "chunked_prefill": False, "kv_blocks": 200},
         {"server": "continuous", "max_batched_tokens": 64, "kv_blocks": 120},
         {"server": "continuous", "prefix_caching": True, "kv_blocks": 150},
+        {"server": "continuous", "prefix_caching": True, "kv_blocks": 60},
         {"server": "continuous", "prefix_caching": True, "async_scheduling": True},
         {"server": "continuous", "replicas": 3, "router": "round_robin"},
         {"server": "continuous", "replicas": 3, "router": "random"},
@@ -664,6 +670,70 @@ def refusals_of_columns() -> Iterator[str]:
     yield f"workload = {runs}"
     for make in (stats.intervals.compute_confidence_interval, stats.mser5):
         yield f"{make.__name__} = {came_of(make, *wrong)}"
+
+
+@KEPT.part
+def runs_by_hand() -> Iterator[str]:
+    works = {"own": Workload.generate(SHORT.replace(num_requests=40, arrival_rate=9.0))}
+    at = [0.0, 0.25, 0.5, 0.5, 0.75, 1.0, 1.0, 1.0, 9.0, 200.0]
+    prompts = [300, 200, 9, 120, 60, 40, 20, 10, 20, 50]
+    works["ties"] = Workload.from_arrays(at, prompts, prompts[::-1])
+    choices = [c for c in CHOICES["control"] if c] + CHOICES["policy"]
+    choices += [{"batch_timeout": 0.4}, {"batch_timeout": 0.0}, {"batch_size": 1}, {}]
+    for changes, (name, work) in itertools.product(choices, works.items()):
+        its = SHORT.replace(**{"batch_size": 4, "batch_timeout": 2.0, **changes})
+        record = serve_by_hand(its, work)
+        columns = {f.name: getattr(record, f.name) for f in fields(record)}
+        yield f"{name} {changes} = {text_of(columns)}"
+    env = simpy.Environment()
+    server = ServerByHand(env, SHORT.replace(batch_size=3, batch_timeout=None))
+    env.process(server.run())
+    for request in works["ties"].requests():
+        server.enqueue_request(request)
+    env.run()
+    told = [server.get_statistics(), env.now]
+    server.close()
+    env.run()
+    told += [server.get_statistics(), env.now, len(server.completed)]
+    yield f"statistics = {text_of(told)}"
+    env = simpy.Environment()
+    other = LLMInferenceServer(env, SHORT.replace(arrival_rate=4.0), works["own"])
+    env.process(other.run())
+    env.run()
+    yield f"statistics of columns = {text_of(other.get_statistics())}"
+
+
+@KEPT.part
+def frames_and_requests() -> Iterator[str]:
+    static = SHORT.replace(num_requests=30, warmup_requests=3, queue_limit=20)
+    engine = RTX.replace(server="continuous", num_requests=30, warmup_requests=3)
+    for name, config in (("static", static), ("engine", engine)):
+        record = simulate(config)
+        frame = record.to_frame()
+        yield f"{name} = {text_of(frame)}"
+        again = RunRecord.from_frame(frame)
+        yield f"{name} again = {text_of([again.latency, again.ttft, again.tpot])}"
+        found = MetricsCollector.compute_metrics(frame, 3)
+        yield f"{name} metrics = {text_of([found, goodput(frame, 1.0, 0.1)])}"
+        work = Workload.generate(config)
+        yield f"{name} workload = {text_of([work.to_frame(), repr(work)])}"
+        back = Workload.from_frame(work.to_frame())
+        yield f"{name} workload again = {text_of(back.columns)}"
+        yield f"{name} preempted = {text_of([record.preemptions, record.waits])}"
+    done = Request(3, 1.0, 40, 5, 1, 1.0, 2.0, 2.5, 4.0, 5)
+    cut = [Request(1, 1.0, 40, 5), Request(2, 0.0, 7, 1, 0, 0.0, 0.5, 0.75, 0.75, 1)]
+    names = "queue_wait_time processing_time total_latency total_tokens ttft tpot"
+    for its in (done, *cut):
+        yield f"request {its.id} = {text_of([getattr(its, n) for n in names.split()])}"
+    orders = []
+    waiting = [
+        Request(i, 0.1 * i, 90 - 7 * (i % 5), 9 + i % 3, i % 2) for i in range(12)
+    ]
+    for name in POLICIES:
+        ordered = get_policy(name).sort_requests(list(waiting), 9.0)
+        orders.append([its.id for its in ordered])
+        orders.append([its.id for its in ranked(get_policy(name), waiting, 3.0)])
+    yield f"orders = {text_of(orders)}"
 
 
 @KEPT.part

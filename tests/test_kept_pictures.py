@@ -57,7 +57,7 @@ def unpainted() -> Iterator[None]:
     blank = lambda canvas: canvas.get_renderer().clear()  # noqa: E731
     with (
         mock.patch.object(FigureCanvasAgg, "draw", blank),
-        mock.patch.object(picture.Picture, "png", lambda its: b""),
+        mock.patch.object(picture.Picture, "png", return_value=b""),
         mock.patch.object(Panel, "memory", {}),
         warnings.catch_warnings(action="ignore"),
         style(),
