@@ -685,17 +685,24 @@ def runs_by_hand() -> Iterator[str]:
         record = serve_by_hand(its, work)
         columns = {f.name: getattr(record, f.name) for f in fields(record)}
         yield f"{name} {changes} = {text_of(columns)}"
-    env = simpy.Environment()
-    server = ServerByHand(env, SHORT.replace(batch_size=3, batch_timeout=None))
-    env.process(server.run())
-    for request in works["ties"].requests():
-        server.enqueue_request(request)
-    env.run()
-    told = [server.get_statistics(), env.now]
-    server.close()
-    env.run()
-    told += [server.get_statistics(), env.now, len(server.completed)]
-    yield f"statistics = {text_of(told)}"
+    control = {"batch_control": "queue", "batch_control_params": {"interval": 3.0}}
+    for changes in (
+        {},
+        {"batch_timeout": 0.4},
+        control,
+        {"batch_timeout": 9.0, **control},
+    ):
+        env = simpy.Environment()
+        server = ServerByHand(env, SHORT.replace(**{"batch_size": 3, **changes}))
+        env.process(server.run())
+        for request in works["ties"].requests():
+            server.enqueue_request(request)
+        env.run()
+        told = [env.now, server.get_statistics()]  # nothing is to come any more
+        server.close()
+        env.run()
+        told += [env.now, server.get_statistics(), len(server.completed)]
+        yield f"open {changes} = {text_of(told)}"
     env = simpy.Environment()
     other = LLMInferenceServer(env, SHORT.replace(arrival_rate=4.0), works["own"])
     env.process(other.run())
