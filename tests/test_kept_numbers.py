@@ -319,7 +319,8 @@ def intervals() -> Iterator[str]:
     by = stats.summarize(runs, ["load", "policy"], ["wait", "p99_wait"])
     yield f"summary = {text_of(by)}"
     yield f"summary of one = {text_of(stats.summarize(runs.head(1), 'load', 'wait'))}"
-    beside_it = beside(by, ["load", "policy"], {"wait": "a wait"})
+    names = {"wait": "a wait", "p99_wait": "its p99"}
+    beside_it = beside(by, ["load", "policy"], names)
     yield f"beside = {text_of(beside_it)}"
     series = table().assign(path=[list(np.exp(row)) for row in NORMALS.reshape(24, 15)])
     found = stats.summarize_series(series, "policy", ["path"])
@@ -361,6 +362,10 @@ def lengths_of_runs() -> Iterator[str]:
         found = stats.replicate_until(sample.__getitem__, target, most)
         told = [found.n, found.estimate, found.reached]
         yield f"until {target} {most} = {text_of(told)}"
+    even = 3.0 + 2.0 * np.random.default_rng(4).standard_normal(900)
+    for target in (0.2, 0.1, 0.07, 0.06, 0.05):
+        found = stats.replicate_until(even.__getitem__, target, 900)
+        yield f"until {target} of even ones = {text_of([found.n, found.estimate])}"
     yield f"robust = {text_of(least_squares.robust(NORMALS[0]))}"
     ordered = np.sort(np.exp(NORMALS[1]))
     yield f"quantiles = {text_of(pooling.quantiles(ordered, U))}"
@@ -708,6 +713,24 @@ def runs_by_hand() -> Iterator[str]:
     env.process(other.run())
     env.run()
     yield f"statistics of columns = {text_of(other.get_statistics())}"
+
+
+@KEPT.part
+def those_who_leave_a_controlled_server() -> Iterator[str]:
+    ends = ({"patience": 1.0}, {"request_timeout": 1.5}, {"request_timeout": 0.0})
+    ends += ({"patience": {"dist": "exponential", "mean": 2.0}, "queue_limit": 9},)
+    servers = ({}, {"server": "continuous"}, {"server": "continuous", "kv_blocks": 60})
+    controls = [c for c in CHOICES["control"] if c]
+    for i, (a, b, c) in enumerate(itertools.product(ends, servers, controls)):
+        its = SHORT.replace(batch_size=6, arrival_rate=9.0, **{**a, **b, **c})
+        try:
+            record = simulate(its)
+        except ConfigError as error:
+            yield f"{i} = {error}"
+            continue
+        columns = {f.name: getattr(record, f.name) for f in fields(record)}
+        columns.pop("steps")
+        yield f"{i} = {text_of(columns)}"
 
 
 @KEPT.part

@@ -589,6 +589,15 @@ def test_what_could_be_read_in_two_ways_is_not_guessed(tmp_path, name):
         quietly(written(tmp_path, text))
 
 
+def test_one_who_waits_for_long_is_no_other_unit(tmp_path):
+    """Who comes 900 s after the first has waited a second."""
+    rows = [{"sent": t, "isl": 9, "osl": 3, "ttft": w} for t, w in ((0, 900), (950, 1))]
+    log, _ = quietly(
+        written(tmp_path, [its | {"e2e": its["ttft"] + 2.0} for its in rows])
+    )
+    assert log.ttft.tolist() == [900.0, 1.0]
+
+
 @pytest.mark.parametrize("wait", [1.0, 890.0, 890.5])
 def test_a_first_token_may_take_890_seconds_and_no_longer(tmp_path, wait):
     rows = [{"sent": i, "isl": 9, "osl": 3, "ttft": wait + i} for i in range(2)]
