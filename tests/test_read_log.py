@@ -781,6 +781,14 @@ def test_a_request_that_was_cut_off_may_lack_its_times():
     assert "2 cut off" in repr(log)
 
 
+def test_of_those_who_complete_at_one_moment_the_first_to_come_count():
+    times = np.arange(300.0) / 100
+    work = Workload.from_arrays(times, np.full(300, 5), np.full(300, 3))
+    ends = np.where(np.arange(300) % 3, 5.0, 4.0)  # every third at once, then the rest
+    first = ServedLog(work, times, times + 0.01, ends).first_completed(0.2)
+    assert np.flatnonzero(first).tolist() == [*range(0, 180, 3)]
+
+
 def test_a_share_of_those_completed_is_counted_exactly():
     times = np.arange(100.0)
     work = Workload.from_arrays(times, [5] * 100, [3] * 100)
