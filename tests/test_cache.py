@@ -16,7 +16,7 @@ import pytest
 import llminfer
 from llminfer import SimulationConfig, sweep
 from llminfer.base import cache
-from llminfer.base.cache import RunStore
+from llminfer.base.cache import RunStore, code_of
 from llminfer.experiment import metrics_of, run_key
 from llminfer.policies import SJFPolicy
 
@@ -184,6 +184,25 @@ def test_a_method_of_a_policy_replaced_by_hand_is_not_remembered(monkeypatch):
     assert run_key(config, metrics_of) is not None
     monkeypatch.setattr(SJFPolicy, "keys", lambda self, *given: given)
     assert run_key(config, metrics_of) is None
+
+
+def made_of(inside):
+    """A function of this package with another one inside."""
+    space = {"__name__": "llminfer.made_up"}
+    exec(
+        f"def outer(x):\n    return [lambda y: {inside}, x in {{1, 'a', None}}]", space
+    )
+    return space["outer"]
+
+
+def test_the_code_inside_code_is_told_by_what_it_does_not_by_where_it_is():
+    one, again = (code_of(made_of("y + 1")) for _ in range(2))
+    assert one == again
+    assert " at 0x" not in one
+    others = [
+        code_of(made_of(inside)) for inside in ("y - 1", "y + 2", "y + x", "id(y)")
+    ]
+    assert len({one, *others}) == 5
 
 
 def test_what_python_gives_a_dataclass_is_no_foreign_code(monkeypatch):

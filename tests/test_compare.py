@@ -371,3 +371,11 @@ def test_a_cost_without_bounds_says_so():
     runs["replication"] = [0, 0, 1, 1, 2, 2]
     found = cost_of_choice(runs, "cost", "kind", "b")
     assert (found["cost_lower"], found["cost_upper"]) == (0.0, np.inf)
+
+
+def test_a_replication_without_a_number_is_one_like_others():
+    table = sweep_table()
+    found = paired_differences(table, "wait", "policy", baseline="FCFS")
+    table.loc[table["replication"] == 3, "replication"] = np.nan
+    again = paired_differences(table, "wait", "policy", baseline="FCFS")
+    pd.testing.assert_frame_equal(found, again)

@@ -473,3 +473,18 @@ def test_the_rate_controller_may_choose_any_limit_from_the_least_to_the_most(
         arrivals = np.arange(10 * rate) / rate + 0.05
         seen = Observed(arrivals.tolist(), float)
         assert law.wanted(10.0, seen, 1.0) == min(max(rate, least), most)
+
+
+@pytest.mark.filterwarnings("ignore:.*were refused or given up")
+@pytest.mark.parametrize("server", ["static", "continuous"])
+@pytest.mark.parametrize("seed", range(3))
+def test_an_answer_that_comes_too_late_is_seen_by_no_controller(server, seed):
+    """All answers are within the target, which is where patience ends: none is late."""
+    limits = {"target": 2.0, "interval": 1.0, "max_size": 8}
+    patient = {"request_timeout": 2.0, "server": server, "random_seed": seed}
+    steps = {"alpha": 1e-4, "beta": 0.01, "gamma": 0.1, "arrival_rate": 6.0}
+    lengths = {"output_length_dist": "geometric", "output_dist_params": {"mean": 8}}
+    its = config("latency", **patient, **steps, **lengths, batch_control_params=limits)
+    record = simulate(its.replace(batch_size=8, num_requests=400))
+    assert np.mean(record.outcome > 0) > 0.05
+    assert set(record.batch_limit.tolist()) == {8}

@@ -20,6 +20,7 @@ from llminfer import (
     SimulationRunner,
     compute_confidence_interval,
 )
+from llminfer.experiment import metrics_of, simulate
 
 compute_metrics = MetricsCollector.compute_metrics
 
@@ -239,3 +240,11 @@ def test_replications_are_aggregated_metric_by_metric():
     aggregated = ExperimentRunner.aggregate_results(results)
     assert aggregated["avg_latency"] == compute_confidence_interval([1.0, 4.0])
     assert aggregated["total_requests"] == {"mean": 5, "ci_lower": 5, "ci_upper": 5}
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_server_that_takes_no_time_has_no_slowdown_and_warns_of_nothing():
+    free = dict.fromkeys(("alpha", "beta", "gamma"), 0.0)
+    config = SimulationConfig(batch_timeout=0.0, num_requests=900, **free)
+    found = metrics_of(config, simulate(config))
+    assert math.isnan(found["avg_slowdown"])

@@ -63,8 +63,10 @@ def test_blocks_can_be_read_as_soon_as_they_are_scheduled():
 
 
 @pytest.mark.parametrize(("prompt", "found"), [(8, 4), (9, 8), (11, 8), (13, 12)])
-def test_the_block_of_the_last_token_is_always_computed(prompt, found):
-    record = run([0.0, 9.0], [prompt] * 2, [1, 1], [[(7, prompt)]] * 2)
+@pytest.mark.parametrize("kv_blocks", [None, 100])
+def test_the_block_of_the_last_token_is_always_computed(prompt, found, kv_blocks):
+    paths = [[(7, prompt)]] * 2
+    record = run([0.0, 9.0], [prompt] * 2, [1, 1], paths, kv_blocks=kv_blocks)
     assert record.steps.cached_tokens.tolist() == [0, found]
 
 

@@ -589,6 +589,15 @@ def test_what_could_be_read_in_two_ways_is_not_guessed(tmp_path, name):
         quietly(written(tmp_path, text))
 
 
+def test_one_who_waits_for_long_is_no_other_unit(tmp_path):
+    """Who comes 900 s after the first has waited a second."""
+    rows = [{"sent": t, "isl": 9, "osl": 3, "ttft": w} for t, w in ((0, 900), (950, 1))]
+    log, _ = quietly(
+        written(tmp_path, [its | {"e2e": its["ttft"] + 2.0} for its in rows])
+    )
+    assert log.ttft.tolist() == [900.0, 1.0]
+
+
 @pytest.mark.parametrize("wait", [1.0, 890.0, 890.5])
 def test_a_first_token_may_take_890_seconds_and_no_longer(tmp_path, wait):
     rows = [{"sent": i, "isl": 9, "osl": 3, "ttft": wait + i} for i in range(2)]
@@ -963,6 +972,14 @@ def test_a_request_that_was_cut_off_may_lack_its_times():
     assert log.latency[0] == 1.0
     assert np.isnan(log.ttft[1:]).all()
     assert "2 cut off" in repr(log)
+
+
+def test_of_those_who_complete_at_one_moment_the_first_to_come_count():
+    times = np.arange(300.0) / 100
+    work = Workload.from_arrays(times, np.full(300, 5), np.full(300, 3))
+    ends = np.where(np.arange(300) % 3, 5.0, 4.0)  # every third at once, then the rest
+    first = ServedLog(work, times, times + 0.01, ends).first_completed(0.2)
+    assert np.flatnonzero(first).tolist() == [*range(0, 180, 3)]
 
 
 def test_a_share_of_those_completed_is_counted_exactly():

@@ -229,3 +229,17 @@ def test_what_it_measures_of_a_picture_is_on_the_button_and_in_the_result(button
     assert button.layout.display == "flex"
     assert button.start.description == "Measure (3 runs)"
     assert button.result.value == ""
+
+
+@pytest.mark.parametrize(
+    ("requests", "middle", "last"),
+    [(1000, 0, 20), (1000, 20, 30), (1000, 100, 150), (100, 0, 8), (100, 4, 8)],
+)
+def test_where_a_queue_is_said_to_grow(requests, middle, last):
+    """Beyond half as many again, one in fifty of all, and those who are served."""
+    its = {"num_requests": requests, "warmup_requests": 0}
+    config = SimulationConfig(arrival_rate=0.5, batch_size=8, **its)
+    assert not module._grows(config, [(middle, last)] * 3)
+    assert not module._grows(config, [(middle, last + 1), (middle, last - 1)])
+    assert module._grows(config, [(middle, last + 1)] * 3)
+    assert module._grows(config, [(middle, last + 4), (middle, last - 1)])
