@@ -40,8 +40,8 @@ from llminfer import (
 )
 from llminfer.data import read_log, read_steps
 from llminfer.data.logs import ServedLog
+from llminfer.plan import Report
 from llminfer.report import tables
-from llminfer.report.page import Page
 from llminfer.report.verdict import Verdict
 from llminfer.stats.intervals import Estimate
 from llminfer.study.engine_clock import composed
@@ -307,13 +307,19 @@ def what_is_saved() -> Iterator[str]:
     yield f"glossary = {text_of(tables.glossary()._repr_html_())}"
 
 
+class WithoutPicture(Report):
+    def picture(self):
+        return ""
+
+
 @KEPT.part
 def pages() -> Iterator[str]:
     frame = pd.DataFrame({"a": ["<b>", "c"], "n": [1, 2]})
     long = (
         "It works & it is a long sentence that does not fit into one line, so wrap it."
     )
-    page = Page(long, {"Why": ["It was <tried>. " * 9, frame], "How": ["So."]})
+    parts = {"Why": ["It was <tried>. " * 9, frame], "How": ["So."]}
+    page = WithoutPicture(long, parts, None, None, None)
     yield f"text = {text_of(repr(page))}"
     yield f"html = {text_of(page._repr_html_())}"
     path = Path(os.environ["LLMINFER_CACHE"], "page.html")
