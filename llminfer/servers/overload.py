@@ -83,7 +83,7 @@ def warn_ahead(
     for config in configs:
         kind("config", config, SimulationConfig, "a SimulationConfig")
     if workload is not None:
-        kind("workload", workload, Workload, "a Workload, as of from_csv(path)")
+        kind("workload", workload, Workload, "a Workload: of from_csv, log.workload")
     configs = list(dict.fromkeys(c.replace(random_seed=None) for c in configs))
     full = [c for c in configs if c.server == "static"]  # the other need not fill them
     if said := _beyond(full, [c.largest_batch for c in full]):
