@@ -137,6 +137,22 @@ def test_what_was_fetched_stays_in_the_users_cache(
     assert place.read_bytes() == b"abc"
 
 
+def test_nobody_waits_longer_than_ten_seconds_for_an_answer(
+    offline, small, monkeypatch
+):
+    asked = []
+    made = pooch.HTTPDownloader.__init__
+
+    def begin(self, **how):
+        asked.append(how)
+        made(self, **how)
+
+    monkeypatch.setattr(pooch.HTTPDownloader, "__init__", begin)
+    with pytest.raises(DataMissing):
+        fetch("small")
+    assert asked == [{"timeout": 10.0}]
+
+
 def test_another_file_than_the_published_one_is_refused(
     offline, small, tmp_path, monkeypatch
 ):

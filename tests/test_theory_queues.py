@@ -14,6 +14,7 @@ from scipy.stats import binom, poisson
 
 from llminfer import ConfigError, SimulationConfig, theory
 from llminfer.laws.lengths import Empirical
+from llminfer.theory import service_time
 from llminfer.theory.random_walk import Circle, circle_for, scaled_counts
 from llminfer.theory.single_server import MG1
 
@@ -505,3 +506,16 @@ def test_a_shared_decoder_has_the_product_forms_latencies():
         runs.append([latency.mean(), latency[output == 2].mean()])
     for values, expected in zip(np.transpose(runs), (mean, short), strict=True):
         assert abs(z_score(values, expected)) < 4.0
+
+
+@pytest.mark.parametrize("turn", [0.1, 3.0, 40.0, 400.0])
+def test_prompts_stretched_by_many_outputs_have_all_digits(turn):
+    """Where they are worked out at some slopes only, against the sum at each."""
+    pmf = np.r_[0.0, np.linspace(1.0, 2.0, 150)]
+    pmf /= pmf.sum()
+    slopes = np.linspace(1e-3, 2e-2, 700)
+    greatest = 2.0 * turn / np.ptp(slopes) / len(pmf)
+    s = greatest * np.array([1j, -0.5j, 0.2 + 0.9j, 0.01])
+    exact = np.exp(-np.multiply.outer(np.outer(slopes, s), np.arange(len(pmf)))) @ pmf
+    found = service_time._stretched(pmf, slopes, s)
+    np.testing.assert_allclose(found, exact, rtol=0.0, atol=1e-10)
