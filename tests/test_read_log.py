@@ -410,7 +410,7 @@ ERRORS = {  # content, how to read it, what is said
     "milliseconds that are called seconds": (
         "sent,isl,osl,ttft,e2e\n0,9,30,50,2500\n",
         {"unit": "s"},
-        "half of the requests take over 84.5 s a token: must be seconds, not ms",
+        "requests take, in the median, 84.5 s a token: must be seconds, not ms",
     ),
 }
 
@@ -853,7 +853,7 @@ def test_what_a_token_takes_tells_the_unit_or_that_it_is_in_doubt(tmp_path, name
 def test_seconds_taken_for_milliseconds_are_refused_too(tmp_path):
     path = written(tmp_path, "sent,isl,osl,ttft,e2e\n0,9,101,0.5,1.5\n")
     assert read_log(path).tpot.tolist() == [0.01]
-    with pytest.raises(TraceError, match="take over 1e-05 s a token: must be seconds"):
+    with pytest.raises(TraceError, match="in the median, 1e-05 s a token: must be seconds"):
         read_log(path, unit="ms")
 
 
