@@ -89,7 +89,7 @@ class ServedLog:
         # seconds that were taken for ms are shorter than any real engine's
         if (pace := pd.Series(self.tpot).median()) > LONGEST["tpot"] or 0 < pace < 2e-5:
             must = f"{pace:.3g} s a token: must be seconds, not ms: unit='...' says it"
-            raise TraceError(f"last_token_time: half of the requests take over {must}")
+            raise TraceError(f"last_token_time: requests take, in the median, {must}")
 
     @classmethod
     def from_record(cls, record: RunRecord) -> Self:
