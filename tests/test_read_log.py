@@ -782,7 +782,7 @@ def test_a_request_that_was_cut_off_may_lack_its_times():
 
 
 def test_an_answer_of_one_token_ends_with_it_whatever_the_pace_of_others(tmp_path):
-    text = "sent,isl,osl,ttft,tpot\n0,9,3,0.5,0.25\n1,9,1,0.5,\n"
+    text = "sent,isl,osl,ttft,tpot\n0,9,3,0.5,0.25\n1,9,1,0.5,0.25\n"
     log, _ = quietly(written(tmp_path, text))
     np.testing.assert_allclose(log.latency, [1.0, 0.5])
 
