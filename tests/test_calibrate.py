@@ -21,6 +21,7 @@ from llminfer import (
 from llminfer.calibrate import (
     MEASURES,
     Fitted,
+    computed,
     errors,
     fit,
     fit_jointly,
@@ -472,3 +473,9 @@ def test_a_law_is_judged_on_what_was_held_back(found):
     ]
     squares = robust(np.concatenate(misses)) ** 2
     assert found.laws["sum"] == pytest.approx(np.sqrt(squares.mean()), rel=1e-9)
+
+
+def test_of_a_prompt_that_was_all_cached_a_token_is_computed():
+    log = made_log(n=20)
+    cached = dataclasses.replace(log, cached_tokens=log.workload.prompt_length)
+    assert computed(cached).prompt_length.tolist() == [1] * 20

@@ -10,6 +10,7 @@ from cases import RUNS, serve_columns
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from llminfer import SimulationConfig, simulate
 from llminfer.servers import token_gaps as module
 from llminfer.servers.token_gaps import Gaps, token_gaps
 
@@ -83,3 +84,28 @@ def test_gaps_far_from_each_other_are_found_too(monkeypatch):
     rows = [(first, 0.001, 20, 1) for first in (1.0, 2.0, 3.0, 500.0, 1000.0)]
     found = Gaps(*map(np.array, zip(*rows, strict=True))).quantiles(SHARES)
     np.testing.assert_allclose(found, np.quantile(listed(rows), SHARES), rtol=1e-12)
+
+
+@pytest.mark.parametrize("kv_blocks", [None, 60])
+@pytest.mark.parametrize("at_once", [1, 2, 7, 100])
+def test_gaps_are_the_same_however_many_steps_are_looked_at_at_once(
+    monkeypatch, at_once, kv_blocks
+):
+    config = SimulationConfig.from_preset(
+        "llama-3.1-8b-rtx4090",
+        server="continuous",
+        arrival_rate=5.0,
+        batch_size=4,
+        prompt_dist_params={"mu": 4, "sigma": 1.0, "max": 256},
+        kv_blocks=kv_blocks,
+        num_requests=60,
+        warmup_requests=0,
+        random_seed=3,
+    )
+    record = simulate(config)
+    whole = token_gaps(record, config.step_time)
+    monkeypatch.setattr(module, "_AT_ONCE", at_once)
+    parts = token_gaps(record, config.step_time)
+    assert parts.number() == whole.number()
+    shares = np.linspace(0.0, 1.0, 40)
+    np.testing.assert_allclose(parts.quantiles(shares), whole.quantiles(shares))

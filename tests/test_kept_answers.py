@@ -297,7 +297,7 @@ def what_is_saved() -> Iterator[str]:
             yield f"{path.name} = {text_of(path.read_text('utf-8'))}"
     runs = pd.DataFrame(
         {
-            "load": [0.5, 0.9] * 9,
+            "load": [0.9, 0.5] * 9,
             "policy": np.repeat(["a", "b", "c"], 6),
             "replication": np.tile(np.repeat([0, 1, 2], 2), 3),
             "wait": np.arange(18.0) ** 1.5,

@@ -179,7 +179,7 @@ def replications() -> Iterator[str]:
 
 
 def gauges() -> Iterator[str]:
-    for load in (0.1, 0.79, 0.81, 0.99, 1.01, 1.49, 1.51, 3.0):
+    for load in (0.1, 0.79, 0.8, 0.81, 0.99, 1.0, 1.01, 1.49, 1.5, 1.51, 3.0):
         rate = load * REPORT.max_stable_rate
         yield f"{load} = {html.gauge(REPORT.replace(arrival_rate=rate), 'a < b')}"
     swing = load_ramp(REPORT, 0.4, 1.2, 500.0, 600.0)

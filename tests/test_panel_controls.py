@@ -119,6 +119,21 @@ def test_an_engine_has_its_presets_name_until_a_hand_moves_a_coefficient(continu
     assert named.value == "llama-3.1-8b-rtx4090"
 
 
+def test_however_many_controls_move_a_picture_is_drawn_once(static, monkeypatch):
+    drawn, update = [], static.picture.update
+    monkeypatch.setattr(
+        static.picture, "update", lambda its: drawn.append(its) or update(its)
+    )
+    static.preset.value = "opt-13b-a100"  # which moves those of its coefficients
+    assert len(drawn) == 1
+    static.controls["arrival_rate"].value = 2.0
+    assert len(drawn) == 2
+    static.reset.click()
+    assert len(drawn) == 3
+    static.keep.click()
+    assert len(drawn) == 4
+
+
 def test_coefficients_of_no_preset_come_back_with_a_reset(of_log):
     assert of_log.preset.value == OWN
     of_log.preset.value = "opt-13b-a100"

@@ -974,6 +974,20 @@ def test_a_request_that_was_cut_off_may_lack_its_times():
     assert "2 cut off" in repr(log)
 
 
+def test_an_answer_of_one_token_ends_with_it_whatever_the_pace_of_others(tmp_path):
+    text = "sent,isl,osl,ttft,tpot\n0,9,3,0.5,0.25\n1,9,1,0.5,0.25\n"
+    log, _ = quietly(written(tmp_path, text))
+    np.testing.assert_allclose(log.latency, [1.0, 0.5])
+
+
+def test_answers_in_chunks_alike_are_not_taken_for_gaps_that_were_cut(tmp_path):
+    """All have five tokens and one gap: the whole answer came after it."""
+    rows = [{"sent": i, "isl": 9, "osl": 5, "ttft": 0.5, "itls": [0.1]} for i in (0, 1)]
+    log, said = quietly(written(tmp_path, rows))
+    np.testing.assert_allclose(log.latency, 0.6)
+    assert not [words for words in said if "gaps between tokens are kept" in words]
+
+
 def test_of_those_who_complete_at_one_moment_the_first_to_come_count():
     times = np.arange(300.0) / 100
     work = Workload.from_arrays(times, np.full(300, 5), np.full(300, 3))

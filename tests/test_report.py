@@ -509,3 +509,9 @@ def test_macros_come_from_a_source_with_a_name(figures, source):
 def test_a_bound_that_was_computed_has_three_digits(bound, said, spared):
     verdict = Verdict.that_below("It is small.", Estimate(1.0, 0.9, 1.1), bound)
     assert (verdict.claimed, verdict.spared) == (said, spared)
+
+
+def test_letters_that_latex_has_end_before_u_0180():
+    assert escape("\u017f") == "\u017f"
+    with pytest.raises(ConfigError, match=r"U\+0180.*must be put in words"):
+        escape("\u0180")

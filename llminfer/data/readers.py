@@ -385,7 +385,7 @@ def _decode(found: Columns, answered: pd.Series, unit: str | None) -> pd.Series:
     made = found["output_length"][answered] - 1
     if "itls" not in found:
         pace = cell.seconds(found["tpot"][answered][made > 0], unit=unit)
-        return (pace * made).reindex(made.index, fill_value=0.0)
+        return pace.reindex(made.index, fill_value=0.0) * made
     gaps = found["itls"][answered]
     refuse(gaps, ~gaps.map(type).isin([list]), "a list of seconds")
     count = gaps.str.len()
