@@ -41,7 +41,6 @@ from llminfer import (
 from llminfer.data import read_log, read_steps
 from llminfer.data.logs import ServedLog
 from llminfer.report import tables
-from llminfer.report.page import Page
 from llminfer.report.verdict import Verdict
 from llminfer.stats.intervals import Estimate
 from llminfer.study.engine_clock import composed
@@ -305,20 +304,6 @@ def what_is_saved() -> Iterator[str]:
     )
     yield f"against = {text_of(tables.against(runs, 'wait', 'policy', 'a', 'load'))}"
     yield f"glossary = {text_of(tables.glossary()._repr_html_())}"
-
-
-@KEPT.part
-def pages() -> Iterator[str]:
-    frame = pd.DataFrame({"a": ["<b>", "c"], "n": [1, 2]})
-    long = (
-        "It works & it is a long sentence that does not fit into one line, so wrap it."
-    )
-    page = Page(long, {"Why": ["It was <tried>. " * 9, frame], "How": ["So."]})
-    yield f"text = {text_of(repr(page))}"
-    yield f"html = {text_of(page._repr_html_())}"
-    path = Path(os.environ["LLMINFER_CACHE"], "page.html")
-    page.to_html(path)
-    yield f"file = {text_of(path.read_text('utf-8'))}"
 
 
 @pytest.mark.parametrize("part", KEPT.parts)
