@@ -49,7 +49,9 @@ def held(name: str) -> Iterator[str]:
             if value.__module__ == module.__name__:
                 yield from taken(called, value)
         elif called in own and (name, called) not in OTHERS:
-            yield f"{called} = {text_of(value)}"
+            text = text_of(value)
+            if not text.isidentifier() or isinstance(value, bool | None):
+                yield f"{called} = {text}"  # and no name of a type
 
 
 def taken(where: str, its: Any) -> Iterator[str]:
