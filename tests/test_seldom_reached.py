@@ -74,7 +74,7 @@ def test_a_block_that_one_token_needs_is_needed():
 
 
 def test_a_queue_by_key_of_more_work_than_time_is_refused():
-    with pytest.raises(ConfigError, match="must be below 2.5 requests"):
+    with pytest.raises(ConfigError, match=r"must be below 2\.5 requests"):
         by_key(3.0, [1, 2], [0.5, 0.5], [0.2, 0.6], second_moment=0.3)
 
 
