@@ -14,8 +14,8 @@ from llminfer.base.errors import ConfigError, fail, nearest, shown
 from llminfer.base.frozen import Params, thawed
 
 _WRITTEN = (str, Number, tuple, Params, type(None))
-_NAMES = Path(__file__).with_name("columns.toml").read_text("utf-8")
-_CALLED: Mapping[str, str] = tomllib.loads(_NAMES)["settings"]  # elsewhere
+_NAMES = Path(__file__).with_name("settings.toml").read_text("utf-8")
+_CALLED: Mapping[str, str] = tomllib.loads(_NAMES)  # elsewhere
 
 
 class Named:
