@@ -543,3 +543,30 @@ def test_a_measured_closed_loop_is_predicted(closed_loop, clients_):
     if "clients" in clients_:  # after the start, without a millisecond on the way
         ttft = log.ttft[16:].mean() - 0.001
         assert record.ttft[16:].mean() == pytest.approx(ttft, rel=0.05)
+
+
+def test_when_the_deadlines_of_the_answered_are_dropped_changes_nothing(monkeypatch):
+    """None that still counts is among them, to the first token or to the last."""
+    limits = {"dist": "exponential", "mean": 4.0}
+    crowd = SimulationConfig(
+        server="continuous",
+        clients=40,
+        think_time=0.5,
+        max_concurrency=30,
+        batch_size=8,
+        patience=limits,
+        request_timeout=limits,
+        num_requests=1500,
+        warmup_requests=0,
+        random_seed=3,
+    )
+    found = []
+    for few in (0, 10**9):
+        monkeypatch.setattr("llminfer.servers.clients._FEW", few)
+        with pytest.warns(UserWarning, match="given up"):
+            record = simulate(crowd)
+        found.append((record.outcome, record.sent_time, record.processing_end_time))
+    begun = found[0][0][~np.isnan(record.first_token_time)]
+    assert set(found[0][0]) == {0, 2}
+    assert set(begun) == {0, 2}
+    assert all(map(np.array_equal, *found))

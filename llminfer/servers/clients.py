@@ -284,7 +284,6 @@ class Clients(Senders):
         n, self._talks = self._n, config.turns is not None
         self.end = array("d", [math.nan]) * n
         self.outcome, self.wasted = array("b", [_UNANSWERED] * n), array("q", [0] * n)
-        self._gated = config.max_concurrency is not None
         self._most = config.max_concurrency or math.inf
         self._unanswered = self._arrived = 0
         # At the gate: who waits there, and a heap of when answers open it
@@ -406,7 +405,7 @@ class Clients(Senders):
                 if first > since + self._soon[i] or end > since + self._late[i]:
                     return False
         self.outcome[i], self.end[i] = outcome, end
-        if self._gated:
+        if self._most < math.inf:
             heappush(self._answers, end)
         if self._users and self._arrived < self._n:
             user = self._users[number := self._user_of[i]]
