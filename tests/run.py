@@ -1,9 +1,9 @@
 """Every check, two programs at a time: ``python tests/run.py``, or ``make test``.
 
 What waits more than it computes, the browser and then the tests that start programs,
-runs beside these. Each test file and
-each notebook is in one part. At the end, what the parts ran is held beside what
-``pytest --collect-only`` finds over everything: a difference is a failure.
+runs beside these. Each test file and each notebook is in one part. At the end, what
+the parts ran is held beside what ``pytest --collect-only`` finds over everything: a
+difference is a failure.
 """
 
 from __future__ import annotations

@@ -557,29 +557,8 @@ def of_runs(first: int) -> Iterator[str]:
         yield from (f"{first} {i} {line}" for line in of_run(*its))
 
 
-@KEPT.part
-def runs() -> Iterator[str]:
-    yield from of_runs(1)
-
-
-@KEPT.part
-def other_runs() -> Iterator[str]:
-    yield from of_runs(2)
-
-
-@KEPT.part
-def more_runs() -> Iterator[str]:
-    yield from of_runs(3)
-
-
-@KEPT.part
-def still_more_runs() -> Iterator[str]:
-    yield from of_runs(4)
-
-
-@KEPT.part
-def the_last_runs() -> Iterator[str]:
-    yield from of_runs(5)
+RUNS = "runs", "other_runs", "more_runs", "still_more_runs", "the_last_runs"
+KEPT.parts |= {name: partial(of_runs, i) for i, name in enumerate(RUNS, 1)}
 
 
 HOSTILE = [-1, 0, 1, 2, 1.5, 1e9, 1e16, 10**400, -0.0, np.nan, np.inf, True, None]
